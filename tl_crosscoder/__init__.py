@@ -1,0 +1,1 @@
+"""Crosscoder model diffing for TransformerLens."""
