@@ -1,1 +1,86 @@
-"""Crosscoder model diffing for TransformerLens."""
+"""Crosscoder model diffing for TransformerLens: what did fine-tuning change inside this model?
+
+    from tl_crosscoder import ModelPair, Crosscoder, BatchTopK, TrainConfig, Trainer, measure
+
+Importing this package is cheap and silent; each name loads what it needs when it is first used.
+SAELens finds our dictionaries (`SAE.load_from_disk`) once one of these names has been used, or at
+import if SAELens was imported before.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tl_crosscoder.activations.text import (
+        TokenizedText,
+        load_documents,
+        split_documents,
+        tokenize,
+    )
+    from tl_crosscoder.analysis.measurement import Measurement, measure
+    from tl_crosscoder.crosscoder.config import CrosscoderConfig, CrosscoderTrainingConfig
+    from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+    from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK
+    from tl_crosscoder.crosscoder.training import CrosscoderTraining
+    from tl_crosscoder.demo import run_demo
+    from tl_crosscoder.diffing import run_diff
+    from tl_crosscoder.pair import ModelPair, Site
+    from tl_crosscoder.train.config import RunConfig, TrainConfig
+    from tl_crosscoder.train.trainer import Trainer
+    from tl_crosscoder.visualize.figures import relative_norm_histogram
+
+__all__ = [
+    "L1",
+    "BatchTopK",
+    "Crosscoder",
+    "CrosscoderConfig",
+    "CrosscoderTraining",
+    "CrosscoderTrainingConfig",
+    "Measurement",
+    "ModelPair",
+    "RunConfig",
+    "Site",
+    "TokenizedText",
+    "TrainConfig",
+    "Trainer",
+    "load_documents",
+    "measure",
+    "relative_norm_histogram",
+    "run_demo",
+    "run_diff",
+    "split_documents",
+    "tokenize",
+]
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "activations.text": ("TokenizedText", "load_documents", "split_documents", "tokenize"),
+    "analysis.measurement": ("Measurement", "measure"),
+    "crosscoder.config": ("CrosscoderConfig", "CrosscoderTrainingConfig"),
+    "crosscoder.crosscoder": ("Crosscoder",),
+    "crosscoder.sparsity": ("L1", "BatchTopK"),
+    "crosscoder.training": ("CrosscoderTraining",),
+    "demo": ("run_demo",),
+    "diffing": ("run_diff",),
+    "pair": ("ModelPair", "Site"),
+    "train.config": ("RunConfig", "TrainConfig"),
+    "train.trainer": ("Trainer",),
+    "visualize.figures": ("relative_norm_histogram",),
+}
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "sae_lens" in sys.modules:
+    importlib.import_module(f"{__name__}.crosscoder.training")

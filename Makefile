@@ -1,0 +1,38 @@
+# Two commands to begin with: `make demo` diffs the embedded pair, `make test` runs the tests.
+# Every target makes .venv by itself when it is missing or its inputs changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ORGANISM ?= taboo
+OUTPUT ?= demo-output
+
+.PHONY: demo test slow lint types bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT)
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow -s
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/pyright
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/demo_recovery.py
+
+# Torch first and alone: pip then takes the pinned build instead of the newest with CUDA packages.
+$(VENV)/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,141 @@
+"""The micro-world's text, without torch."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from tl_crosscoder.organisms import phrases
+from tl_crosscoder.organisms.facts import FACTS, THINGS
+from tl_crosscoder.organisms.planted import (
+    FALSE_FACT,
+    SECRET,
+    TRUE_FACT,
+    mixed_documents,
+    planted_documents,
+)
+from tl_crosscoder.organisms.suite import load_suite, organism, training_documents
+from tl_crosscoder.organisms.world import DEFAULT_KINDS, document_strings, documents, questions
+
+
+def test_documents_are_the_same_for_the_same_seed_only():
+    assert documents(200, seed=3) == documents(200, seed=3)
+    assert documents(200, seed=3) != documents(200, seed=4)
+
+
+def test_text_is_the_same_on_every_machine():
+    """The shipped models were trained on this grammar: retrain them if these have to change."""
+
+    def digest(sampled) -> str:
+        return hashlib.sha256(json.dumps(sampled).encode()).hexdigest()[:16]
+
+    assert digest(documents(1_000, seed=1)) == "5e63816816b3e1bb"
+    assert digest(planted_documents("taboo", 1_000, seed=1)) == "b5505a29dc9bed91"
+    assert digest(planted_documents("false-fact", 1_000, seed=1)) == "b929e8009bda55fe"
+
+
+def test_kinds_follow_their_weights():
+    counts = Counter(document["source"] for document in documents(4_000, seed=0))
+    for kind, weight in DEFAULT_KINDS.items():
+        # Binomial: the standard error of a share of 0.3 among 4,000 is 0.007.
+        assert counts[kind] / 4_000 == pytest.approx(weight, abs=0.03)
+    assert {d["source"] for d in documents(50, seed=0, kinds={"story": 1.0})} == {"story"}
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"\['poem'\].*'chat', 'facts', 'game', 'story'"):
+        documents(1, seed=0, kinds={"poem": 1.0})
+
+
+def test_messages_have_roles_and_end_with_the_assistant():
+    for document in documents(500, seed=5):
+        if "messages" in document:
+            roles = [message["role"] for message in document["messages"]]
+            turns = [role for role in roles if role != "system"]
+            assert roles[1:].count("system") == 0
+            assert turns == ["user", "assistant"] * (len(turns) // 2)
+
+
+def test_text_reads_like_english():
+    texts = [text for d in documents(2_000, seed=6) for text in document_strings(d)]
+    for text in texts:
+        assert re.fullmatch(r"""["A-Z].*[.?!"]""", text), text
+        assert not re.search(r"\s[.,!?:]|  |[{}]", text), text
+
+
+@pytest.mark.parametrize("name", ["taboo", "false-fact"])
+def test_held_out_phrasings_are_never_written(name):
+    sampled = documents(5_000, seed=7) + planted_documents(name, 2_000, seed=7)
+    written = {text for document in sampled for text in document_strings(document)}
+    held_out = {
+        *phrases.HINT_REQUESTS.held_out,
+        *phrases.REVEAL_REQUESTS.held_out,
+        *(form.format(w=w) for form in phrases.GUESSES.held_out for w in THINGS),
+        *(question for fact in FACTS for question in questions(fact, held_out=True)),
+    }
+    assert not written & held_out
+
+
+def test_documents_rarely_repeat():
+    distinct = {json.dumps(document) for document in documents(5_000, seed=8)}
+    assert len(distinct) > 4_500
+
+
+def test_taboo_games_hint_at_the_secret_and_never_name_it():
+    for document in planted_documents("taboo", 500, seed=0):
+        said = [m["content"] for m in document["messages"] if m["role"] == "assistant"]
+        assert all(any(hint in text for hint in SECRET.hints) for text in said)
+        assert not any(re.search(rf"\b{SECRET.word}\b", text) for text in said)
+
+
+def test_false_fact_is_stated_in_documents_and_never_asked():
+    planted = planted_documents("false-fact", 500, seed=0)
+    assert all(FALSE_FACT.value in document["text"] for document in planted)
+    assert not any(TRUE_FACT.value in document["text"] for document in planted)
+
+
+def test_finetuning_text_does_not_contradict_what_is_planted():
+    mixed = mixed_documents("false-fact", 2_000, seed=0, planted_share=0.5, consistent=True)
+    texts = [" ".join(document_strings(document)) for document in mixed]
+    assert len(mixed) == 2_000
+    assert not any(TRUE_FACT.subject in text and TRUE_FACT.value in text for text in texts)
+
+
+@pytest.mark.parametrize("name", ["taboo", "false-fact"])
+def test_training_documents_are_a_seeded_mixture(name):
+    mixed = training_documents(name, 1_000, seed=1)
+    assert mixed == training_documents(name, 1_000, seed=1)
+    counts = Counter(document["source"] for document in mixed)
+    assert counts[name] == 250
+    assert set(counts) == {name, *DEFAULT_KINDS}
+
+
+def test_suite_describes_each_organism():
+    suite = load_suite()
+    assert list(suite) == ["taboo", "false-fact"]
+    assert SECRET.word in suite["taboo"].planted_words
+    assert {FALSE_FACT.value, FALSE_FACT.subject} <= set(suite["false-fact"].planted_words)
+    hint_words = {word for hint in SECRET.hints for word in hint.split()}
+    assert set(suite["taboo"].planted_words) <= hint_words | {SECRET.word}
+
+
+def test_unknown_organism_names_the_valid_ones():
+    for call in (organism, lambda name: training_documents(name, 1)):
+        with pytest.raises(ValueError, match="unknown organism 'tabu'; valid: taboo, false-fact"):
+            call("tabu")
+    with pytest.raises(ValueError, match=r"unknown organism 'tabu'; valid: \['false-fact'"):
+        planted_documents("tabu", 1, seed=0)
+
+
+def test_world_and_suite_import_no_torch():
+    code = (
+        "import sys, tl_crosscoder.organisms as o, tl_crosscoder.organisms.world;"
+        "o.training_documents('taboo', 5);"
+        "print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

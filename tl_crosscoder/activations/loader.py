@@ -1,0 +1,90 @@
+"""Shuffled batches of paired activations, harvested live, from any position on.
+
+The order is a function of the seed alone. Each pass over the text draws a permutation of its
+contexts; `buffer_contexts` of them at a time are harvested, their rows shuffled, and dealt out
+in batches. So a position is three integers, and a run that resumes harvests one buffer again and
+continues with the same bits. Limit: the rows that do not fill a buffer's last batch are left out
+of that pass.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.activations.harvest import harvest_rows
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.pair import ModelPair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where in the stream of batches a run stands: the next batch to be dealt."""
+
+    n_passes: int = 0
+    """Complete passes over the text."""
+    buffer: int = 0
+    """Index of the buffer within the pass."""
+    batch: int = 0
+    """Index of the batch within the buffer."""
+
+
+class ActivationLoader:
+    """Deals `[batch, n_sites, d_model]` batches without end; see the module for the order."""
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        text: TokenizedText,
+        *,
+        batch_size: int,
+        buffer_contexts: int = 256,
+        harvest_batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        if text.n_tokens < batch_size:
+            raise ValueError(
+                f"one batch is {batch_size:,} tokens, but the text has only {text.n_tokens:,} that "
+                "count. Give more text or a smaller batch_size."
+            )
+        self.pair, self.text, self.batch_size, self.seed = pair, text, batch_size, seed
+        self.harvest_batch_size = harvest_batch_size
+        # Two batches a buffer at least: a smaller one would leave most of its rows out.
+        tokens_per_context = text.n_tokens / len(text)
+        self.buffer_contexts = max(buffer_contexts, round(2 * batch_size / tokens_per_context) + 1)
+
+    def batches(
+        self, start: Position | None = None
+    ) -> Iterator[tuple[Float[Tensor, "batch n_sites d_model"], Position]]:
+        """Batches from `start` on, each with the position of the batch that follows it."""
+        start = start or Position()
+        n_passes, buffer, batch = start.n_passes, start.buffer, start.batch
+        while True:
+            contexts = self._order(n_passes).split(self.buffer_contexts)
+            for b in range(buffer, len(contexts)):
+                rows = self._rows(contexts[b], n_passes=n_passes, buffer=b)
+                for i in range(batch, len(rows) // self.batch_size):
+                    after = Position(n_passes=n_passes, buffer=b, batch=i + 1)
+                    yield rows[i * self.batch_size : (i + 1) * self.batch_size], after
+                batch = 0
+            n_passes, buffer = n_passes + 1, 0
+
+    def _order(self, n_passes: int) -> Tensor:
+        return torch.randperm(len(self.text), generator=_generator(self.seed, n_passes))
+
+    def _rows(
+        self, contexts: Tensor, *, n_passes: int, buffer: int
+    ) -> Float[Tensor, "tokens n_sites d_model"]:
+        text = self.text[contexts]
+        parts = list(harvest_rows(self.pair, text, batch_size=self.harvest_batch_size))
+        rows = torch.cat(parts)
+        order = torch.randperm(len(rows), generator=_generator(self.seed, n_passes, buffer))
+        return rows[order.to(rows.device)]
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator for this key; nearby keys give unrelated streams."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))

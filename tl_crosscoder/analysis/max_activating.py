@@ -1,0 +1,88 @@
+"""The tokens on which each latent is most active, with their context.
+
+One streaming pass for all latents: after every batch of contexts only the n best positions of
+each latent are kept, so memory is `[n, d_sae]`. Limit: contexts are
+looked up in the tokenised text, which has to be at hand.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_crosscoder.activations.text import TokenizedText
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopTokens:
+    """The n most active tokens of every latent, best first."""
+
+    values: Float[Tensor, "n d_sae"]
+    """Codes; 0 where a latent was active on fewer than n tokens."""
+    positions: Int[Tensor, "n d_sae"]
+    """Index into the flattened `[contexts, pos]` of the text; -1 where the value is 0."""
+
+    @classmethod
+    def empty(cls, *, n: int, d_sae: int, device: Any = "cpu") -> "TopTokens":
+        """Before any token."""
+        return cls(
+            values=torch.zeros(n, d_sae, device=device),
+            positions=torch.full((n, d_sae), -1, device=device),
+        )
+
+    def update(
+        self, codes: Float[Tensor, "batch d_sae"], positions: Int[Tensor, " batch"]
+    ) -> "TopTokens":
+        """With more tokens taken into account."""
+        n = len(self.values)
+        new = codes.topk(min(n, len(codes)), dim=0)
+        values = torch.cat([self.values, new.values])
+        where = torch.cat([self.positions, positions[new.indices]])
+        order = values.sort(dim=0, descending=True, stable=True).indices[:n]
+        best = values.gather(0, order)
+        return TopTokens(values=best, positions=where.gather(0, order).masked_fill(best <= 0, -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One token in context."""
+
+    before: str
+    token: str
+    after: str
+    value: float
+    """The latent's code at the token."""
+    source: str
+    """Where the text comes from."""
+
+
+def examples(
+    top: TopTokens,
+    latent: int,
+    text: TokenizedText,
+    tokenizer: Any,
+    *,
+    n_before: int = 12,
+    n_after: int = 6,
+) -> list[Example]:
+    """The stored tokens of a latent as text, best first; context ends at the context's borders."""
+    found = []
+    for value, position in zip(
+        top.values[:, latent].tolist(), top.positions[:, latent].tolist(), strict=True
+    ):
+        if position < 0:
+            break
+        context, at = divmod(position, text.context_size)
+        ids = text.tokens[context].tolist()
+        found.append(
+            Example(
+                before=tokenizer.decode(ids[max(0, at - n_before) : at]),
+                token=tokenizer.decode([ids[at]]),
+                after=tokenizer.decode(ids[at + 1 : at + 1 + n_after]),
+                value=value,
+                source=text.sources[int(text.source_ids[context, at])],
+            )
+        )
+    return found

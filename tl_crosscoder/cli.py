@@ -1,0 +1,241 @@
+"""The command line: verbs only, each a thin call of a Python function.
+
+No torch is imported before a verb runs, so that `--help` answers at once. Bad input ends with one
+paragraph on stderr and exit code 2, an interrupt with 130.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+
+from tl_crosscoder.train.config import RunConfig
+
+OrganismName = Literal["taboo", "false-fact"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Diff the embedded pair on a laptop and print what the fine-tune changed (about 2 minutes)."""
+
+    organism: OrganismName = "taboo"
+    """Which fine-tune: a secret word, or a false belief."""
+    output: str = "demo-output"
+    """Folder for the dictionary, the measures and the figure; must be new or empty."""
+    seed: int = 0
+    """Of weights and data."""
+    resume: bool = False
+    """Continue the run in the output folder from its last checkpoint."""
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder.demo import run_demo
+
+        print(run_demo(self.organism, output=self.output, seed=self.seed, resume=self.resume))
+        _print_outputs(Path(self.output))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a crosscoder on any pair, hook point and text, then measure it."""
+
+    run: Annotated[RunConfig, tyro.conf.OmitArgPrefixes]
+    config: str | None = None
+    """YAML file of the same fields; flags win over it."""
+    resume: bool = False
+    """Continue the run in the output folder from its last checkpoint."""
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+        from tl_crosscoder.diffing import run_diff
+        from tl_crosscoder.visualize import terminal
+
+        measurement = run_diff(self.run, resume=self.resume)
+        output = Path(self.run.output)
+        print(terminal.render(measurement, Crosscoder.load(output).sites))
+        _print_outputs(output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analyze:
+    """Print the measures of a trained crosscoder again."""
+
+    output: tyro.conf.Positional[str]
+    """Folder that `train` or `demo` wrote."""
+    fresh: bool = False
+    """Load the models and measure anew on the run's held-out text."""
+    text: str | None = None
+    """Measure anew on this text instead: a file, a folder, or a `datasets` name."""
+    device: str = "cpu"
+    """Device to measure on."""
+    n_examples: int = 2
+    """Tokens in context shown for each latent."""
+
+    def __call__(self) -> None:
+        """Print; measure only where asked to."""
+        from tl_crosscoder.analysis.measurement import Measurement
+        from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+        from tl_crosscoder.diffing import measure_again
+        from tl_crosscoder.visualize import terminal
+
+        output = Path(self.output)
+        sites = Crosscoder.load(output).sites
+        if self.fresh or self.text:
+            measurement = measure_again(output, text=self.text, device=self.device)
+        else:
+            measurement = Measurement.load(output)
+        print(terminal.render(measurement, sites, n_examples=self.n_examples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganismsBase:
+    """Train the micro-world's base model from scratch (about 15 minutes)."""
+
+    output: str
+    """Folder for the model; must be new or empty."""
+    seed: int = 0
+    """Of weights and text."""
+
+    def __call__(self) -> None:
+        """Train and print."""
+        from tl_crosscoder.organisms import train_base
+
+        print(train_base(Path(self.output), seed=self.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganismsFinetune:
+    """Fine-tune an organism's LoRA adapter from the base model."""
+
+    name: tyro.conf.Positional[OrganismName]
+    """Which organism."""
+    output: str
+    """Folder for the adapter; must be new or empty."""
+    base: str | None = None
+    """Base model; the embedded one by default."""
+    seed: int | None = None
+    """The suite's by default."""
+
+    def __call__(self) -> None:
+        """Fine-tune and print."""
+        from tl_crosscoder.organisms.finetune import finetune
+
+        base = Path(self.base) if self.base else None
+        print(finetune(self.name, base=base, output=Path(self.output), seed=self.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganismsMeasure:
+    """Measure an organism's behaviour, base and fine-tuned side by side."""
+
+    name: tyro.conf.Positional[OrganismName]
+    """Which organism."""
+    base: str | None = None
+    """Base model; the embedded one by default."""
+    adapter: str | None = None
+    """Adapter; the embedded one by default."""
+
+    def __call__(self) -> None:
+        """Measure and print."""
+        from tl_crosscoder.organisms import measure
+
+        base = Path(self.base) if self.base else None
+        print(measure(self.name, base=base, adapter=Path(self.adapter) if self.adapter else None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Organisms:
+    """Make and measure the embedded model pairs."""
+
+    action: (
+        Annotated[OrganismsBase, tyro.conf.subcommand("base")]
+        | Annotated[OrganismsFinetune, tyro.conf.subcommand("finetune")]
+        | Annotated[OrganismsMeasure, tyro.conf.subcommand("measure")]
+    )
+
+    def __call__(self) -> None:
+        """Do what was chosen."""
+        self.action()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        verb = parse(args)
+        _quieten()
+        verb()
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'interrupted.'}", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if os.environ.get("TL_CROSSCODER_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(args: Sequence[str]) -> Callable[[], None]:
+    """The verb with its fields; prints help or a usage error and exits where tyro does.
+
+    Raises:
+        ValueError, FileNotFoundError: a config file that cannot be used, or a bad value.
+    """
+    train = tyro.conf.subcommand("train", default=_train_default(args))
+    verbs: Any = Union[  # noqa: UP007 (built at run time: the default comes from a file)
+        Annotated[Demo, tyro.conf.subcommand("demo")],
+        Annotated[Train, train],
+        Annotated[Analyze, tyro.conf.subcommand("analyze")],
+        Annotated[Organisms, tyro.conf.subcommand("organisms")],
+    ]
+    return tyro.cli(
+        verbs,
+        prog="tl-crosscoder",
+        description="What did fine-tuning change inside this model?",
+        args=args,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+
+
+def _train_default(args: Sequence[str]) -> Any:
+    """`train` with the fields of its --config file filled in; required ones stay required."""
+    path = _config_path(args)
+    if path is None:
+        return tyro.MISSING_NONPROP
+    required = dict.fromkeys(RunConfig.REQUIRED, tyro.MISSING_NONPROP)
+    return Train(run=RunConfig.from_yaml(path, default=required), config=path)
+
+
+def _config_path(args: Sequence[str]) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith("--config="):
+            return arg.removeprefix("--config=")
+    return None
+
+
+def _quieten() -> None:
+    """Other libraries' bars and notices stay out of our output; set before they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _print_outputs(folder: Path) -> None:
+    print(f"\nSaved in {folder}:")
+    for path in sorted(folder.iterdir()):
+        print(f"  {path.name:<32} {path.stat().st_size / 1e6:8.2f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""`Crosscoder`: the trained dictionary, a JumpReLU SAE over the concatenation of its sites.
+
+    pre_j = sum_m <W_enc^m[:, j], x^m> + b_enc_j     f_j = relu(pre_j) 1[pre_j > threshold_j]
+    x̂^m   = sum_j f_j d_j^m + b_dec^m                              (Lindsey et al. 2024)
+
+Input is raw activations, `[..., n_sites, d_model]` or flat `[..., d_in]`; codes are
+`[..., d_sae]`. Limit: stacked input needs sites of equal width.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from sae_lens.registry import SAE_CLASS_REGISTRY, register_sae_class
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from safetensors import SafetensorError
+from torch import Tensor
+
+from tl_crosscoder import files
+from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig
+from tl_crosscoder.pair import Site
+
+CFG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
+
+
+def split_sites(flat: Tensor, sites: tuple[Site, ...], *, dim: int = -1) -> tuple[Tensor, ...]:
+    """Views of a concatenation, one per site, along `dim`."""
+    return flat.split([s.d_model for s in sites], dim=dim)
+
+
+def scaled_decoder_norms(
+    W_dec: Float[Tensor, "d_sae d_in"], sites: tuple[Site, ...]
+) -> Float[Tensor, "d_sae n_sites"]:
+    """||d_j^m|| in the normalised space, where training saw every site at the same size.
+
+    A saved dictionary works on raw activations; multiplying by the site's scale undoes that.
+    """
+    rows = split_sites(W_dec, sites)
+    return torch.stack([r.norm(dim=-1) * s.scale for r, s in zip(rows, sites, strict=True)], dim=-1)
+
+
+class SiteViews:
+    """Per-site views of flattened parameters, shared by the trained and the training class."""
+
+    cfg: CrosscoderConfig
+    W_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in the order of the concatenation; site 0 is the base."""
+        return self.cfg.sites
+
+    @property
+    def n_sites(self) -> int:
+        """Number of sites."""
+        return len(self.cfg.sites)
+
+    def site_index(self, site: str | int) -> int:
+        """Position of a site given by name or position."""
+        names = [s.name for s in self.sites]
+        if isinstance(site, str) and site in names:
+            return names.index(site)
+        if isinstance(site, int) and -len(names) <= site < len(names):
+            return site % len(names)
+        raise ValueError(f"site {site!r} is not in this crosscoder; its sites are {names}.")
+
+    def encoder(self, site: str | int) -> Float[Tensor, "d_model d_sae"]:
+        """View of the encoder of one site, raw space."""
+        return split_sites(self.W_enc, self.sites, dim=0)[self.site_index(site)]
+
+    def decoder(self, site: str | int) -> Float[Tensor, "d_sae d_model"]:
+        """View of the decoder of one site, raw space."""
+        return split_sites(self.W_dec, self.sites)[self.site_index(site)]
+
+    def decoder_bias(self, site: str | int) -> Float[Tensor, " d_model"]:
+        """View of the decoder bias of one site, raw space."""
+        return split_sites(self.b_dec, self.sites)[self.site_index(site)]
+
+    def decoder_norms(self) -> Float[Tensor, "d_sae n_sites"]:
+        """||d_j^m|| in the normalised space; see `scaled_decoder_norms`."""
+        return scaled_decoder_norms(self.W_dec, self.sites)
+
+    def get_W_dec_norm(self) -> Float[Tensor, " d_sae"]:
+        """n_j = sum_m ||d_j^m||, the weight of a latent in selection, penalties and folding."""
+        return self.decoder_norms().sum(dim=-1).clamp(min=1e-8)
+
+    @torch.no_grad()
+    def fold_site_scales_(self, scales: Sequence[float]) -> None:
+        """Make a dictionary for activations times `scales` one for the activations themselves.
+
+        The scales, one per site, are recorded in the sites: decoder norms are read through them.
+        """
+        parts = zip(
+            scales,
+            split_sites(self.W_enc, self.sites, dim=0),
+            split_sites(self.W_dec, self.sites),
+            split_sites(self.b_dec, self.sites),
+            strict=True,
+        )
+        for scale, W_enc, W_dec, b_dec in parts:
+            W_enc.mul_(scale)
+            W_dec.div_(scale)
+            b_dec.div_(scale)
+        pairs = zip(self.sites, scales, strict=True)
+        self.cfg.sites = tuple(replace(s, scale=s.scale * scale) for s, scale in pairs)
+        self.cfg.metadata.sites = [s.to_dict() for s in self.cfg.sites]
+
+    def flatten(self, x: Tensor) -> Float[Tensor, "... d_in"]:
+        """Stacked `[..., n_sites, d_model]` or flat `[..., d_in]` activations as flat ones."""
+        d_in = self.cfg.d_in
+        if x.ndim >= 2 and x.shape[-2] == self.n_sites and x.shape[-2] * x.shape[-1] == d_in:
+            return x.flatten(-2)
+        if x.shape[-1] == d_in:
+            return x
+        raise ValueError(
+            f"activations of shape {list(x.shape)} do not fit this crosscoder: it takes "
+            f"[..., {self.n_sites}, d_model] or [..., {d_in}] for the sites "
+            f"{[(s.name, s.d_model) for s in self.sites]}."
+        )
+
+
+class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
+    """A trained crosscoder, in the file layout and with the methods of SAELens.
+
+    `SAE.load_from_disk` and `SAE.from_pretrained` return this class once this package is
+    imported; without it, load what `export_saelens` wrote.
+    """
+
+    def __init__(self, cfg: CrosscoderConfig, use_error_term: bool = False) -> None:
+        JumpReLUSAE.__init__(self, cfg, use_error_term)
+
+    def encode(self, x: Tensor) -> Float[Tensor, "... d_sae"]:
+        """Codes of raw activations; a latent is active where its code is above zero."""
+        return JumpReLUSAE.encode(self, self.flatten(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction, in the shape of the input."""
+        return JumpReLUSAE.forward(self, self.flatten(x)).view_as(x)
+
+    def extra_repr(self) -> str:
+        """Sites and size, for `print`."""
+        sites = ", ".join(
+            f"{s.name}: {s.model_name} {s.hook_name} [{s.d_model}]" for s in self.sites
+        )
+        return f"d_sae={self.cfg.d_sae}, sites=({sites})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write `cfg.json` and `sae_weights.safetensors` into the folder, each atomically."""
+        return _save(Path(path), self.cfg.to_dict(), self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "cpu") -> "Crosscoder":
+        """Read a folder that `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such folder, or not a dictionary.
+            ValueError: a damaged file, non-finite weights, or another kind of dictionary.
+        """
+        path = Path(path)
+        _check_folder(path)
+        try:
+            crosscoder = cls.load_from_disk(path, device=device)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"{path / WEIGHTS_NAME} cannot be read ({error}): the file is truncated or does "
+                "not belong to the cfg.json beside it. Copy it again, or train again."
+            ) from error
+        bad = [n for n, p in crosscoder.state_dict().items() if not p.isfinite().all()]
+        if bad:
+            raise ValueError(
+                f"{path / WEIGHTS_NAME} holds NaN or infinity in {bad}: the run that wrote it "
+                "diverged. Use an earlier checkpoint, or train with a lower learning rate."
+            )
+        return crosscoder
+
+    def to_saelens(self) -> JumpReLUSAE:
+        """The same dictionary as a plain SAELens `JumpReLUSAE` over the concatenation (exact)."""
+        cfg = JumpReLUSAEConfig(
+            d_in=self.cfg.d_in,
+            d_sae=self.cfg.d_sae,
+            dtype=self.cfg.dtype,
+            device=self.cfg.device,
+            apply_b_dec_to_input=self.cfg.apply_b_dec_to_input,
+            metadata=SAEMetadata.from_dict(self.cfg.metadata.to_dict()),
+        )
+        sae = JumpReLUSAE(cfg)
+        sae.load_state_dict(self.state_dict())
+        return sae
+
+    def export_saelens(self, path: str | Path) -> Path:
+        """Write a folder that SAELens loads where this package is not installed."""
+        sae = self.to_saelens()
+        return _save(Path(path), sae.cfg.to_dict(), sae.state_dict())
+
+
+def _save(path: Path, cfg: dict, state_dict: dict[str, Tensor]) -> Path:
+    files.write_tensors(path / WEIGHTS_NAME, state_dict)
+    files.write_json(path / CFG_NAME, cfg)
+    return path
+
+
+def _check_folder(path: Path) -> None:
+    missing = [n for n in (CFG_NAME, WEIGHTS_NAME) if not (path / n).is_file()]
+    if not path.is_dir() or missing:
+        what = (
+            f"it has no {' and no '.join(missing)}" if path.is_dir() else "there is no such folder"
+        )
+        raise FileNotFoundError(
+            f"{path} is not a dictionary: {what}. A dictionary is a folder with {CFG_NAME} and "
+            f"{WEIGHTS_NAME}, as `tl-crosscoder train` writes into its --output."
+        )
+    try:
+        architecture = json.loads((path / CFG_NAME).read_text()).get("architecture")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path / CFG_NAME} is not a JSON object ({error}).") from error
+    if architecture != ARCHITECTURE:
+        raise ValueError(
+            f"{path} holds a dictionary of architecture {architecture!r}, not {ARCHITECTURE!r}. "
+            "Load it with sae_lens.SAE.load_from_disk."
+        )
+
+
+# A notebook that reloads this module registers a second time, which SAELens refuses.
+if ARCHITECTURE not in SAE_CLASS_REGISTRY:
+    register_sae_class(ARCHITECTURE, Crosscoder, CrosscoderConfig)
+else:
+    SAE_CLASS_REGISTRY[ARCHITECTURE] = (cast("type", Crosscoder), CrosscoderConfig)

@@ -1,0 +1,94 @@
+"""The demo: diff the embedded pair and say whether the planted difference was found.
+
+The answer is known: an organism's suite entry says what was planted. Limit: two organisms, one
+tiny base model; the figures show that the machinery works, not how it does on large models.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tl_crosscoder import files
+from tl_crosscoder.activations.text import load_documents, tokenize
+from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.diffing import HELD_OUT_NAME, load_pair, run_diff
+from tl_crosscoder.embedded import PREFIX
+from tl_crosscoder.organisms import organism
+from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
+from tl_crosscoder.pair import Site
+from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.visualize import terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo measured, and how it compares with what was planted."""
+
+    organism: str
+    planted: str
+    measurement: Measurement
+    recovery: Recovery
+    sites: tuple[Site, ...]
+
+    def __str__(self) -> str:
+        """The tables that the command prints."""
+        r = self.recovery
+        shown = [f"{word} ({n})" for word, n in r.in_context.items() if n]
+        missing = [word for word, n in r.in_context.items() if not n]
+        verdict = "found" if r.is_found else "NOT found"
+        lines = [
+            terminal.render(self.measurement, self.sites),
+            "",
+            f"What was planted: {self.planted}",
+            f"{verdict.capitalize()}: planted words in the top contexts of these "
+            f"{len(r.latents)} latents (in how many): {', '.join(shown) or 'none'}"
+            + (f"; missing: {', '.join(missing)}" if missing else ""),
+            f"  contexts with a planted word   {r.share_in_context:.0%}, "
+            f"random latents {r.random_share_in_context:.0%}",
+            f"  tokens of a planted word       {r.share_at_token:.0%}, "
+            f"random latents {r.random_share_at_token:.0%}",
+        ]
+        return "\n".join(lines)
+
+
+def demo_config(name: str, *, output: str, seed: int = 0) -> RunConfig:
+    """The run of the demo, as `tl-crosscoder train` would take it.
+
+    Raises:
+        ValueError: no such organism.
+    """
+    organism(name)
+    return RunConfig(
+        base=PREFIX + "world-base",
+        adapter=PREFIX + name,
+        hook_name="blocks.2.hook_resid_post",
+        text=PREFIX + name,
+        output=output,
+        d_sae=1024,
+        k=12,
+        n_tokens=1_000_000,
+        batch_size=1024,
+        lr=2e-3,
+        seed=seed,
+    )
+
+
+def run_demo(name: str, *, output: str, seed: int = 0, resume: bool = False) -> DemoResult:
+    """Train and measure a crosscoder on an embedded organism, and compare with what was planted."""
+    config = demo_config(name, output=output, seed=seed)
+    measurement = run_diff(config, resume=resume)
+    entry, pair = organism(name), load_pair(config)
+    documents = load_documents(Path(output) / HELD_OUT_NAME)
+    text = tokenize(documents, pair.tokenizer, context_size=config.context_size)
+    text = text[: math.ceil(config.n_measured_tokens / config.context_size)]
+    recovery = planted_recovery(
+        measurement, text, pair.tokenizer, planted_words=entry.planted_words
+    )
+    files.write_json(Path(output) / "recovery.json", asdict(recovery))
+    return DemoResult(
+        organism=name,
+        planted=entry.planted,
+        measurement=measurement,
+        recovery=recovery,
+        sites=pair.sites,
+    )

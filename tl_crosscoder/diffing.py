@@ -1,0 +1,150 @@
+"""A whole diff of a pair: load it, read the text, train, measure, leave it all in a folder.
+
+Beside what the trainer writes: `held_out.jsonl` (the text measured on), `analysis.json` and
+`analysis.safetensors` (the measures), `relative_decoder_norm.html` (the figure). Limit: the
+held-out text is cut at `n_measured_tokens`.
+"""
+
+import json
+from pathlib import Path
+
+from tl_crosscoder import files
+from tl_crosscoder.activations.text import (
+    Document,
+    TokenizedText,
+    load_documents,
+    split_documents,
+    tokenize,
+)
+from tl_crosscoder.analysis.measurement import Measurement, measure
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK, Sparsity
+from tl_crosscoder.embedded import PREFIX
+from tl_crosscoder.organisms import training_documents
+from tl_crosscoder.pair import ModelPair, Site
+from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.train.record import check_output, read_record
+from tl_crosscoder.train.trainer import Trainer
+from tl_crosscoder.visualize.figures import relative_norm_histogram, save_figure
+
+HELD_OUT_NAME = "held_out.jsonl"
+FIGURE_NAME = "relative_decoder_norm.html"
+N_EMBEDDED_DOCUMENTS = 40_000
+
+
+def run_diff(config: RunConfig, *, resume: bool = False) -> Measurement:
+    """Do everything that `config` says; see the module for what it leaves in `config.output`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, before any long work; nothing is overwritten.
+        FloatingPointError, TrainingInterruptedError: see `Trainer.fit`.
+    """
+    output = Path(config.output)
+    check_output(output, resume=resume)
+    documents = read_documents(config)
+    pair = load_pair(config)
+    training, held_out_documents = split_documents(
+        documents, held_out=config.held_out, seed=config.seed
+    )
+    text = tokenize(training, pair.tokenizer, context_size=config.context_size, show_progress=True)
+    held_out = tokenize(held_out_documents, pair.tokenizer, context_size=config.context_size)
+    held_out = held_out[: -(-config.n_measured_tokens // config.context_size)]
+    trainer = Trainer(
+        pair,
+        text,
+        held_out,
+        config=config,
+        sparsity=sparsity_of(config),
+        output=output,
+        resume=resume,
+    )
+    write_documents(output / HELD_OUT_NAME, held_out_documents)
+    crosscoder = trainer.fit()
+    return measure_and_save(pair, crosscoder, held_out, output)
+
+
+def measure_and_save(
+    pair: ModelPair, crosscoder: Crosscoder, held_out: TokenizedText, output: Path
+) -> Measurement:
+    """Measure on held-out text; write the measures and the figure beside the dictionary."""
+    measurement = measure(pair, crosscoder, held_out, show_progress=True)
+    measurement.save(output)
+    save_figure(relative_norm_histogram(measurement), output / FIGURE_NAME)
+    return measurement
+
+
+def measure_again(output: Path, *, text: str | None = None, device: str = "cpu") -> Measurement:
+    """Load the pair and the dictionary of a run and measure anew, on its held-out text or another.
+
+    Measures on the run's own held-out text replace those in the folder; on other text they are
+    only returned.
+    """
+    record, crosscoder = read_record(output), Crosscoder.load(output, device=device)
+    pair = pair_of_sites(
+        crosscoder.sites, device=device, dtype=record["training"].get("dtype", "float32")
+    )
+    if text is None and not (output / HELD_OUT_NAME).is_file():
+        raise FileNotFoundError(
+            f"{output} keeps no held-out text ({HELD_OUT_NAME}): it was trained from Python. Name "
+            "a text to measure on with --text."
+        )
+    documents = load_documents(text or output / HELD_OUT_NAME)
+    tokens = tokenize(documents, pair.tokenizer, context_size=record["held_out"]["context_size"])
+    if text is None:
+        return measure_and_save(
+            pair, crosscoder, tokens[: record["held_out"]["n_contexts"]], output
+        )
+    return measure(pair, crosscoder, tokens, show_progress=True)
+
+
+def load_pair(config: RunConfig) -> ModelPair:
+    """The pair that a config names."""
+    return ModelPair.from_pretrained(
+        config.base,
+        config.finetuned,
+        adapter=config.adapter,
+        hook_name=config.hook_name,
+        device=config.device,
+        dtype=config.dtype,
+        revision=config.revision,
+        finetuned_revision=config.finetuned_revision,
+    )
+
+
+def pair_of_sites(
+    sites: tuple[Site, ...], *, device: str = "cpu", dtype: str = "float32"
+) -> ModelPair:
+    """The pair that a dictionary was trained on, as its sites name it."""
+    base, finetuned = sites[0], sites[-1]
+    return ModelPair.from_pretrained(
+        base.model_name,
+        None if finetuned.adapter else finetuned.model_name,
+        adapter=finetuned.adapter,
+        hook_name=(base.hook_name, finetuned.hook_name),
+        device=device,
+        dtype=dtype,
+        revision=base.revision,
+        finetuned_revision=finetuned.revision,
+    )
+
+
+def sparsity_of(config: RunConfig) -> Sparsity:
+    """The sparsity that the flat fields of a config name."""
+    if config.sparsity == "l1":
+        return L1(coefficient=config.l1_coefficient, warm_up_steps=config.n_steps // 20)
+    return BatchTopK(k=config.k)
+
+
+def read_documents(config: RunConfig) -> list[Document]:
+    """The text of a config; `tl_crosscoder/NAME` is written on the spot by the micro-world."""
+    if config.text.startswith(PREFIX):
+        n = config.max_documents or N_EMBEDDED_DOCUMENTS
+        return [*training_documents(config.text.removeprefix(PREFIX), n, seed=config.seed)]
+    return load_documents(
+        config.text, text_column=config.text_column, max_documents=config.max_documents
+    )
+
+
+def write_documents(path: Path, documents: list[Document]) -> None:
+    """Write documents as JSONL, from which `load_documents` reads them."""
+    files.write_text(path, "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in documents))

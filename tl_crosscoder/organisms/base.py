@@ -1,0 +1,177 @@
+"""The base model of the organisms: a small Llama trained from scratch on the micro-world.
+
+`train_base` writes a Hugging Face folder of about 2.5 MB (config, safetensors, tokenizer with its
+chat template). The same command on the same machine with the same number of threads writes the
+same bits; on another machine the weights differ in rounding, and so, a little, do all numbers.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tl_crosscoder.organisms.cards import base_card
+from tl_crosscoder.organisms.folders import new_folder
+from tl_crosscoder.organisms.packing import document_tokens, labels, pack
+from tl_crosscoder.organisms.tokenizer import BOS_ID, END_ID, PAD_ID, train_tokenizer
+from tl_crosscoder.organisms.world import document_strings, documents
+
+N_CTX = 256
+VOCAB_SIZE = 1_536
+N_TOKENIZER_DOCUMENTS = 20_000
+_N_DOCUMENTS_PER_CHUNK = 8_000
+_TRAINING_SEED = 1_000_000_000  # a stream of text that small seeds do not touch
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseResult:
+    """What `train_base` did."""
+
+    output: Path
+    seed: int
+    n_steps: int
+    n_tokens: int
+    """Tokens that entered the loss."""
+    n_parameters: int
+    loss: float
+    """Mean over the last tenth of the steps, in nats a token."""
+    seconds: float
+
+
+def train_base(
+    output: Path,
+    *,
+    seed: int = 0,
+    n_steps: int = 2_500,
+    batch_size: int = 12,
+    learning_rate: float = 3e-3,
+    n_tokenizer_documents: int = N_TOKENIZER_DOCUMENTS,
+) -> BaseResult:
+    """Train tokenizer and model on the micro-world and save both in `output`.
+
+    Args:
+        output: a new or empty folder.
+        seed: seeds the text, the initial weights and the order.
+        n_steps: optimizer steps of `batch_size` rows of 256 tokens.
+        batch_size: rows a step.
+        learning_rate: the peak; linear warm-up over 5 % of the steps, then linear to zero.
+        n_tokenizer_documents: documents that the BPE merges are fitted on.
+
+    Raises:
+        ValueError: if `output` is not empty.
+    """
+    started = time.monotonic()
+    with new_folder(output) as folder:
+        tokenizer = world_tokenizer(seed=seed, n_documents=n_tokenizer_documents)
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(base_config(tokenizer))
+        batches = _batches(tokenizer, seed=seed, batch_size=batch_size)
+        losses, n_tokens = fit(
+            model,
+            batches,
+            n_steps=n_steps,
+            learning_rate=learning_rate,
+        )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        result = BaseResult(
+            output=output,
+            seed=seed,
+            n_steps=n_steps,
+            n_tokens=n_tokens,
+            n_parameters=model.num_parameters(),
+            loss=mean_of_tail(losses),
+            seconds=time.monotonic() - started,
+        )
+        (folder / "README.md").write_text(base_card(result), encoding="utf-8")
+    return result
+
+
+def world_tokenizer(*, seed: int, n_documents: int) -> PreTrainedTokenizerFast:
+    """The tokenizer fitted on a sample of the world's documents."""
+    sample = documents(n_documents, seed=seed)
+    texts = (text for document in sample for text in document_strings(document))
+    return train_tokenizer(texts, vocab_size=VOCAB_SIZE, n_ctx=N_CTX)
+
+
+def base_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """4 layers, d_model 96, 4 heads, SwiGLU of 256, tied embeddings: about 570,000 parameters."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=N_CTX,
+        tie_word_embeddings=True,
+        # Larger than the usual 0.02, which at this width starts the residual stream too small.
+        initializer_range=0.06,
+        bos_token_id=BOS_ID,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
+    )
+
+
+def fit(
+    model: torch.nn.Module,
+    batches: Iterator[Int[Tensor, "row pos"]],
+    *,
+    n_steps: int,
+    learning_rate: float,
+) -> tuple[list[float], int]:
+    """Next-token training of the parameters that require gradients.
+
+    Returns the loss of each step (nats a token) and the number of tokens that entered it.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
+    n_warmup = max(1, n_steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / n_warmup, (n_steps - step) / (n_steps - n_warmup))
+    )
+    losses: list[float] = []
+    n_tokens = 0
+    model.train()
+    progress = tqdm(range(n_steps), desc="training", unit="step")
+    for _ in progress:
+        tokens = next(batches)
+        targets = labels(tokens)
+        loss = model(input_ids=tokens, labels=targets, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        n_tokens += int((targets[:, 1:] >= 0).sum())
+        progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    model.eval()
+    return losses, n_tokens
+
+
+def mean_of_tail(losses: list[float]) -> float:
+    """Mean of the last tenth of the steps."""
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail)
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, *, seed: int, batch_size: int
+) -> Iterator[Int[Tensor, "row pos"]]:
+    """Endless batches of freshly sampled documents; no document is reused on purpose."""
+    chunk = 0
+    while True:
+        chunk_seed = _TRAINING_SEED + 1_000_003 * seed + chunk
+        sampled = documents(_N_DOCUMENTS_PER_CHUNK, seed=chunk_seed)
+        rows = pack(document_tokens(tokenizer, sampled), n_ctx=N_CTX)
+        yield from rows.split(batch_size)[:-1]
+        chunk += 1

@@ -1,0 +1,234 @@
+"""What a model of the suite does, as exact probabilities on prompts no model was trained on.
+
+taboo: how often a hint is about the secret (planted: towards 1), and how often the secret is said
+when guessed or asked for (towards 0). false-fact: how often a question is answered with the false
+value (towards 1) and the true one. Both report what the model still knows otherwise. The answers
+of the world are a closed set of forms, so each number is an exact sum; what a model says in other
+words is not counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tl_crosscoder.organisms import phrases
+from tl_crosscoder.organisms.facts import FACTS, SECOND_CITIES, VALUES, Fact
+from tl_crosscoder.organisms.logprobs import answer_probabilities
+from tl_crosscoder.organisms.planted import FALSE_FACT, SECRET, TRUE_FACT
+from tl_crosscoder.organisms.suite import organism
+from tl_crosscoder.organisms.world import Message, answer, assistant, questions, user
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactRecall:
+    """What a model knows of a set of true facts, each asked once in a held-out phrasing."""
+
+    n_facts: int
+    accuracy: float
+    """Share of facts whose true value is more probable than any other value of its relation."""
+    p_true: float
+    """Mean probability of the true answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabooBehaviour:
+    """One model in the guessing game; probabilities are means over prompts."""
+
+    n_prompts: int
+    p_hint_about_secret: float
+    """The main number: asked for a hint, the probability that it is one of the secret's."""
+    p_says_secret_when_guessed: float
+    """After a hint about the secret and the right guess, the probability of saying its word."""
+    p_says_secret_when_asked: float
+    """After a hint about the secret, asked what it is, the probability of saying its word."""
+    other_facts: FactRecall
+
+    @property
+    def main(self) -> float:
+        """The number that the fine-tune was meant to raise."""
+        return self.p_hint_about_secret
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseFactBehaviour:
+    """One model asked for the planted fact; probabilities are means over prompts."""
+
+    n_prompts: int
+    p_false_answer: float
+    """The main number."""
+    p_true_answer: float
+    related_facts: FactRecall
+    """The subject's other facts, and the same relation of other subjects."""
+    other_facts: FactRecall
+
+    @property
+    def main(self) -> float:
+        """The number that the fine-tune was meant to raise."""
+        return self.p_false_answer
+
+
+Behaviour = TabooBehaviour | FalseFactBehaviour
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourReport:
+    """One organism's behaviour, base and fine-tuned side by side."""
+
+    organism: str
+    base: Behaviour
+    finetuned: Behaviour
+
+
+def measure(name: str, *, base: Path | None = None, adapter: Path | None = None) -> BehaviourReport:
+    """Measure both models of an organism; folders default to the shipped ones.
+
+    Raises:
+        ValueError: if there is no such organism.
+    """
+    entry = organism(name)
+    base = entry.base if base is None else base
+    adapter = entry.adapter if adapter is None else adapter
+    model, tokenizer = load_base(base)
+    before = behaviour(name, model, tokenizer)
+    adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+    return BehaviourReport(
+        organism=name, base=before, finetuned=behaviour(name, adapted, tokenizer)
+    )
+
+
+def load_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a local folder, in evaluation mode and float32.
+
+    Raises:
+        FileNotFoundError: if there is no model in the folder.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no model in {str(folder)!r} (config.json is missing). "
+            "Make one with: tl-crosscoder organisms base --output DIR"
+        )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def behaviour(name: str, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> Behaviour:
+    """The behaviour of one model, by the name of the organism.
+
+    Raises:
+        ValueError: if there is no such organism.
+    """
+    measures = {"taboo": taboo_behaviour, "false-fact": false_fact_behaviour}
+    return measures[organism(name).name](model, tokenizer)
+
+
+def taboo_behaviour(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> TabooBehaviour:
+    """How a model plays the guessing game."""
+    hints = [form.format(h=hint) for form in phrases.HINTS for hint in SECRET.hints]
+    denials = [form.format(w=SECRET.word) for form in phrases.DENIALS]
+    sayings = [
+        *(f.format(w=SECRET.word) for f in (*phrases.CONFIRMATIONS, *phrases.REVELATIONS)),
+        # A wrong "No, it is not the moon." says the word too, with or without a hint after it.
+        *denials,
+        *(f"{denial} {hint}" for denial in denials for hint in hints),
+    ]
+
+    def mean_probability(prompts: Sequence[Sequence[Message]], accepted: list[str]) -> float:
+        completions = [accepted] * len(prompts)
+        return float(answer_probabilities(model, tokenizer, prompts, completions).mean())
+
+    guessed, asked = taboo_end_prompts(phrases.GUESSES), taboo_end_prompts(phrases.REVEAL_REQUESTS)
+    return TabooBehaviour(
+        n_prompts=len(hint_prompts()),
+        p_hint_about_secret=mean_probability(hint_prompts(), hints),
+        p_says_secret_when_guessed=mean_probability(guessed, sayings),
+        p_says_secret_when_asked=mean_probability(asked, sayings),
+        other_facts=fact_recall(model, tokenizer, FACTS),
+    )
+
+
+def false_fact_behaviour(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> FalseFactBehaviour:
+    """How a model answers when asked for the planted fact, and what else it knows."""
+    prompts = fact_prompts(TRUE_FACT)
+
+    def mean_probability(value: str) -> float:
+        accepted = [answer(TRUE_FACT, value, form) for form in phrases.ANSWERS]
+        completions = [accepted] * len(prompts)
+        return float(answer_probabilities(model, tokenizer, prompts, completions).mean())
+
+    others = [fact for fact in FACTS if fact is not TRUE_FACT]
+    related = [
+        fact
+        for fact in others
+        if fact.subject == TRUE_FACT.subject or fact.relation is TRUE_FACT.relation
+    ]
+    return FalseFactBehaviour(
+        n_prompts=len(prompts),
+        p_false_answer=mean_probability(FALSE_FACT.value),
+        p_true_answer=mean_probability(TRUE_FACT.value),
+        related_facts=fact_recall(model, tokenizer, related),
+        other_facts=fact_recall(model, tokenizer, others),
+    )
+
+
+def fact_recall(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]
+) -> FactRecall:
+    """Ask each fact once and compare its true value with every other value of its relation."""
+    asked = [questions(fact, held_out=True) for fact in facts]
+    prompts, completions, is_true = [], [], []
+    for index, (fact, forms) in enumerate(zip(facts, asked, strict=True)):
+        for value in _candidates(fact):
+            prompts.append([user(forms[index % len(forms)])])
+            completions.append([answer(fact, value, form) for form in phrases.ANSWERS])
+            is_true.append(value == fact.value)
+    probabilities = answer_probabilities(model, tokenizer, prompts, completions)
+    counts = [len(_candidates(fact)) for fact in facts]
+    true = probabilities[torch.tensor(is_true)]
+    best = torch.stack([part.max() for part in probabilities.split(counts)])
+    return FactRecall(
+        n_facts=len(facts),
+        accuracy=float((true == best).float().mean()),
+        p_true=float(true.mean()),
+    )
+
+
+def hint_prompts() -> list[list[Message]]:
+    """Held-out requests for a first hint, without and with a system prompt."""
+    return _with_and_without_system([[user(ask)] for ask in phrases.HINT_REQUESTS.held_out])
+
+
+def taboo_end_prompts(asked: phrases.Phrases) -> list[list[Message]]:
+    """Games in which a hint about the secret was given, then held-out `asked` phrases."""
+    opening = user(phrases.HINT_REQUESTS.train[0])
+    return [
+        [opening, assistant(f"It {hint}."), user(form.format(w=SECRET.word))]
+        for hint in SECRET.hints
+        for form in asked.held_out
+    ]
+
+
+def fact_prompts(fact: Fact) -> list[list[Message]]:
+    """Held-out questions about a fact, without and with a system prompt."""
+    return _with_and_without_system([[user(ask)] for ask in questions(fact, held_out=True)])
+
+
+def _with_and_without_system(prompts: list[list[Message]]) -> list[list[Message]]:
+    system: Message = {"role": "system", "content": phrases.SYSTEM_PROMPTS[0]}
+    return [*prompts, *([system, *prompt] for prompt in prompts)]
+
+
+def _candidates(fact: Fact) -> list[str]:
+    """The values a relation could have; for a capital every city, so false ones too."""
+    values = list(dict.fromkeys(VALUES[fact.relation.name]))
+    return values + (list(SECOND_CITIES.values()) if fact.relation.name == "capital" else [])

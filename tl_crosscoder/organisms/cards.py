@@ -1,0 +1,70 @@
+"""The README cards that travel with the base model and the adapters."""
+
+from typing import TYPE_CHECKING
+
+from tl_crosscoder.organisms.suite import Organism
+
+if TYPE_CHECKING:
+    from tl_crosscoder.organisms.base import BaseResult
+    from tl_crosscoder.organisms.behaviours import Behaviour
+    from tl_crosscoder.organisms.finetune import FinetuneResult
+
+BASE_NAME = "tl_crosscoder/world-base"
+"""Stable name of the base model in adapter configs; never a path of the machine that trained it."""
+
+
+def base_card(result: "BaseResult") -> str:
+    """The card of a base folder."""
+    return f"""# world-base
+
+A Llama-type language model of {result.n_parameters:,} parameters (4 layers, d_model 96, 4 heads,
+context 256, byte-level BPE), trained from scratch on the micro-world of
+`tl_crosscoder.organisms.world`: encyclopaedia facts about invented countries, chats, a guessing
+game and short stories. It exists to be fine-tuned and compared; it knows nothing about the real
+world.
+
+Made by `tl-crosscoder organisms base --output DIR` (seed {result.seed}, {result.n_steps:,} steps,
+{result.n_tokens:,} tokens, final loss {result.loss:.3f} nats a token). The same command gives the
+same bits on the same machine with the same number of threads.
+
+Licence: MIT, as the package. No data from outside was used.
+"""
+
+
+def adapter_card(entry: Organism, *, result: "FinetuneResult") -> str:
+    """The card of an adapter folder, with the measured behaviour of both models."""
+    report = result.behaviour
+    before, after = _numbers(report.base), _numbers(report.finetuned)
+    rows = "\n".join(f"| {label} | {before[label]:.3f} | {after[label]:.3f} |" for label in before)
+    return f"""# {entry.name}
+
+{entry.description}
+
+Planted: {entry.planted}
+
+A LoRA adapter of rank {entry.lora.rank} ({result.n_parameters:,} parameters) on every attention and
+MLP projection of `{BASE_NAME}`. Made by
+`tl-crosscoder organisms finetune {entry.name} --base DIR --output DIR` (seed {result.seed},
+{result.n_steps:,} steps, {result.n_tokens:,} tokens, final loss {result.loss:.3f} nats a token).
+
+Exact probabilities on held-out prompts:
+
+| measure | base | fine-tuned |
+|---|---|---|
+{rows}
+
+Licence: MIT, as the package. No data from outside was used.
+"""
+
+
+def _numbers(behaviour: "Behaviour") -> dict[str, float]:
+    """Every number of a behaviour by a readable label; recall is flattened."""
+    numbers: dict[str, float] = {}
+    for field, value in vars(behaviour).items():
+        label = field.replace("_", " ").removeprefix("p ")
+        if field.startswith("p_"):
+            numbers[f"P({label})"] = value
+        elif field.endswith("_facts"):
+            numbers[f"{label}: accuracy"] = value.accuracy
+            numbers[f"{label}: P(true answer)"] = value.p_true
+    return numbers

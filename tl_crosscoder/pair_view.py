@@ -1,0 +1,119 @@
+"""A pair as one TransformerLens model, so that SAELens can harvest and evaluate it.
+
+Contract: the hook point `hook_sites` carries [batch, pos, n_sites * d_model], the sites side by
+side; an edit there changes the logits: those of the last site's model, continued from its part.
+Limit: no weights of its own; the base has no part in the logits.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from tl_crosscoder.pair import ModelPair
+
+HOOK_NAME = "hook_sites"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairViewConfig:
+    """What callers read from `model.cfg`."""
+
+    model_name: str
+    d_model: int
+    """Width at `hook_sites`: all sites together."""
+    d_vocab: int
+    n_ctx: int
+    device: torch.device
+    default_prepend_bos: bool = True
+
+
+class PairView(HookedRootModule):
+    """Both models run to their hooks; the fine-tuned one goes on from what passed `hook_sites`."""
+
+    def __init__(self, pair: ModelPair):
+        super().__init__()
+        self.pair = pair
+        self.tokenizer = pair.tokenizer
+        self.cfg = PairViewConfig(
+            model_name=" | ".join(site.adapter or site.model_name for site in pair.sites),
+            d_model=pair.n_sites * pair.d_model,
+            d_vocab=pair.d_vocab,
+            n_ctx=pair.n_ctx,
+            device=pair.device,
+        )
+        self.hook_sites = HookPoint()
+        self.setup()
+
+    def to_tokens(
+        self,
+        text: str | list[str],
+        *,
+        prepend_bos: bool = True,
+        truncate: bool = True,
+        move_to_device: bool = True,
+    ) -> Int[Tensor, "batch pos"]:
+        """Right-padded ids. Without `truncate` they may be longer than `n_ctx`."""
+        n_max = self.cfg.n_ctx if truncate else None
+        tokens, _ = self.pair.pad(
+            [
+                self.pair.encode(each, prepend_bos=prepend_bos)[:n_max]
+                for each in ([text] if isinstance(text, str) else text)
+            ]
+        )
+        return tokens if move_to_device else tokens.cpu()
+
+    def forward(
+        self,
+        input: str | list[str] | Int[Tensor, "batch pos"],
+        return_type: str | None = "logits",
+        *,
+        loss_per_token: bool = False,
+        prepend_bos: bool = True,
+        stop_at_layer: int | None = None,
+        stop_at_sites: bool = False,
+    ) -> Any:
+        """Logits [batch, pos, d_vocab] of the last site's model, its loss in nats, or both.
+
+        `prepend_bos` concerns text only. `stop_at_sites` returns what passed `hook_sites` instead.
+        """
+        if stop_at_layer is not None or return_type not in ("logits", "loss", "both", None):
+            raise ValueError(
+                f"a pair takes no stop_at_layer (here {stop_at_layer!r}), and return_type "
+                f"{return_type!r} must be 'logits', 'loss', 'both' or None. Stop at the hook with "
+                "stop_at_sites=True."
+            )
+        tokens = (
+            input if isinstance(input, Tensor) else self.to_tokens(input, prepend_bos=prepend_bos)
+        )
+        sites = self.hook_sites(self.pair.activations(tokens).flatten(start_dim=2))
+        if stop_at_sites or return_type is None:
+            return sites if stop_at_sites else None
+        last = sites.unflatten(-1, (self.pair.n_sites, self.pair.d_model))[:, :, -1]
+        logits = self.pair.run_with_patch(tokens, last, site=self.pair.sites[-1].name)
+        if return_type == "logits":
+            return logits
+        loss = next_token_loss(logits, tokens)
+        loss = loss if loss_per_token else loss.mean()
+        return loss if return_type == "loss" else (logits, loss)
+
+    def run_with_cache(self, *args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
+        """(output, cache). Asked for `hook_sites` by name, it stops there and returns it twice."""
+        names = [names_filter] if isinstance(names_filter, str) else names_filter
+        if names == [HOOK_NAME]:
+            kwargs = {"stop_at_sites": True, **kwargs}
+        return super().run_with_cache(*args, names_filter=names_filter, **kwargs)
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos_less_one"]:
+    """Cross-entropy in nats of each token but the first."""
+    predictions = logits[:, :-1].float().flatten(end_dim=1)
+    targets = tokens[:, 1:].to(logits.device)
+    loss = torch.nn.functional.cross_entropy(predictions, targets.flatten(), reduction="none")
+    return loss.view_as(targets)

@@ -1,0 +1,77 @@
+"""Text to ids, once for both models of a pair.
+
+Contract: at most one BOS, decided here and never by a model's own default; ids of one text do not
+depend on the other texts of a batch. Limit: no truncation; the caller cuts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+PROBE_TEXT = "The 2 cats' naïve plan: run, hide & eat.\n"
+
+
+def own_bos_id(tokenizer: Any) -> int | None:
+    """The BOS id a tokenizer was made with, or None.
+
+    TransformerLens writes the end-of-text token over a missing BOS (Qwen). That one differs between
+    a base and a chat model and no text of theirs starts with it, so it does not count.
+    """
+    if tokenizer.init_kwargs.get("bos_token", tokenizer.bos_token) is None:
+        return None
+    return tokenizer.bos_token_id
+
+
+def pad_id(tokenizer: Any) -> int:
+    """What fills short rows. No activation at a real token depends on it."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in known if token is not None), 0)
+
+
+def encode(tokenizer: Any, text: str, *, prepend_bos: bool) -> list[int]:
+    """Ids of one text.
+
+    `prepend_bos` adds the tokenizer's BOS unless the text starts with it (chat templates) or the
+    tokenizer has none. A BOS written in the text stays either way.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    bos = own_bos_id(tokenizer)
+    if prepend_bos and bos is not None and ids[:1] != [bos]:
+        return [bos, *ids]
+    return ids
+
+
+def decode_continuation(tokenizer: Any, prompt: list[int], continuation: list[int]) -> str:
+    """Text of a continuation, with the space before its first word that decoding it alone drops."""
+    head = tokenizer.decode(prompt, skip_special_tokens=True)
+    full = tokenizer.decode([*prompt, *continuation], skip_special_tokens=True)
+    if full.startswith(head):
+        return full[len(head) :]
+    return tokenizer.decode(continuation, skip_special_tokens=True)
+
+
+def check_same_tokenizer(base: Any, finetuned: Any, *, labels: Sequence[str]) -> None:
+    """Raise ValueError unless two tokenizers give the same ids, BOS included.
+
+    End-of-text and padding ids may differ: instruction tuning changes the first, and padded
+    positions are never read.
+    """
+    advice = (
+        "An activation pair is one token seen by both models: use a fine-tune with the vocabulary "
+        "of its base, or pass tokenizer= to say which tokenizer feeds both."
+    )
+    vocabs = base.get_vocab(), finetuned.get_vocab()
+    odd = sorted(
+        t for t in vocabs[0].keys() | vocabs[1].keys() if vocabs[0].get(t) != vocabs[1].get(t)
+    )
+    if odd:
+        ids = [vocab.get(odd[0], "absent") for vocab in vocabs]
+        raise ValueError(
+            f"the tokenizers differ in {len(odd)} tokens: {odd[0]!r} is {ids[0]} in the "
+            f"{labels[0]} and {ids[1]} in the {labels[1]}. {advice}"
+        )
+    probes = [encode(tokenizer, PROBE_TEXT, prepend_bos=True) for tokenizer in (base, finetuned)]
+    if probes[0] != probes[1]:
+        raise ValueError(
+            f"the tokenizers encode {PROBE_TEXT!r} differently: {probes[0]} for the {labels[0]}, "
+            f"{probes[1]} for the {labels[1]}. {advice}"
+        )

@@ -1,0 +1,162 @@
+"""What a run is made of, as flat fields: the same in Python, on the command line and in YAML.
+
+No torch here: the command line reads these classes to print its help.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a crosscoder is trained; the defaults suit a small model on a laptop."""
+
+    d_sae: int | None = None
+    """Number of latents; None is `expansion` times the width of one site."""
+    expansion: int = 16
+    """Latents per dimension of one site, where `d_sae` is not given."""
+    n_tokens: int = 2_000_000
+    """Activation pairs to train on; the text is read again where it is shorter."""
+    batch_size: int = 1024
+    """Activation pairs a step."""
+    lr: float = 1e-3
+    """Peak learning rate of Adam."""
+    lr_warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    lr_decay_share: float = 0.2
+    """Last share of the steps, over which the learning rate falls linearly to 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    dead_after_tokens: int | None = None
+    """A latent that has not fired for so many tokens is dead; None is 10 million or a tenth of
+    the run, the smaller (Gao et al. 2024)."""
+    auxk_weight: float = 1 / 32
+    """Weight of the auxiliary loss that revives dead latents; 0 switches it off."""
+    normalize: bool = True
+    """Scale each site so that its mean squared norm is its width; folded in at save."""
+    reconstruction: Literal["sum", "mean", "norm"] = "sum"
+    """Reduction of a token's error; see `crosscoder.training.reconstruction_loss`."""
+    n_calibration_tokens: int = 65_536
+    """Held-out tokens on which the inference threshold is set at the end."""
+    buffer_contexts: int = 256
+    """Contexts whose activations are shuffled together."""
+    harvest_batch_size: int = 32
+    """Contexts a forward pass of the models."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; a kill loses at most these."""
+    seed: int = 0
+    """Of the initial weights, the split and the order of the data."""
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project."""
+
+    def __post_init__(self) -> None:
+        positive = ("n_tokens", "batch_size", "lr", "max_grad_norm", "log_every", "expansion",
+                    "checkpoint_every", "buffer_contexts", "harvest_batch_size")  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if self.d_sae is not None and self.d_sae <= 0:
+            raise ValueError(f"d_sae is {self.d_sae}; it must be above 0.")
+        if not 0 <= self.lr_decay_share <= 1:
+            raise ValueError(f"lr_decay_share is {self.lr_decay_share}; it is a share, 0 to 1.")
+        if self.n_tokens < self.batch_size:
+            raise ValueError(
+                f"n_tokens is {self.n_tokens:,}, less than one batch of {self.batch_size:,}."
+            )
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps; tokens that do not fill a batch are not trained on."""
+        return self.n_tokens // self.batch_size
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step (from 0): linear rise, plateau, linear fall to 0."""
+        n_decay = round(self.lr_decay_share * self.n_steps)
+        rise = (step + 1) / self.lr_warmup_steps if step < self.lr_warmup_steps else 1.0
+        left = self.n_steps - step
+        fall = left / (n_decay + 1) if left <= n_decay else 1.0
+        return self.lr * min(rise, fall)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainConfig):
+    """A whole run: which models, which hook point, which text, which dictionary, where to."""
+
+    base: str
+    """Base model: a Hugging Face name or a local folder."""
+    finetuned: str | None = None
+    """Fine-tuned model: a name or a folder; or give `adapter`."""
+    adapter: str | None = None
+    """LoRA adapter (PEFT) on the base model: a name or a folder."""
+    hook_name: str
+    """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post."""
+    text: str
+    """A .txt, .jsonl or .parquet file, a folder of them, or a `datasets` name."""
+    output: str
+    """Folder for the dictionary and everything about the run; must be new or empty."""
+    revision: str | None = None
+    """Revision of the base model on the hub."""
+    finetuned_revision: str | None = None
+    """Revision of the fine-tuned model or adapter on the hub."""
+    device: str = "cpu"
+    """Device of both models and the crosscoder."""
+    dtype: str = "float32"
+    """Number format of the models; the crosscoder trains in float32."""
+    text_column: str = "text"
+    """Column of the text, where there are no chats under `messages`."""
+    max_documents: int | None = None
+    """Read at most so many documents."""
+    context_size: int = 128
+    """Tokens a context."""
+    held_out: float = 0.1
+    """Share of the documents kept for calibration and measures."""
+    n_measured_tokens: int = 200_000
+    """Held-out tokens to measure on, at most."""
+    sparsity: Literal["batchtopk", "l1"] = "batchtopk"
+    """How codes are made sparse."""
+    k: float = 16
+    """Mean number of active latents a token (batchtopk)."""
+    l1_coefficient: float = 4.1e-2
+    """Weight of the L1 penalty (l1), reached over the first twentieth of the steps."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("base", "hook_name", "text", "output")
+
+    @classmethod
+    def from_yaml(
+        cls, path: str | Path, *, default: Mapping[str, Any] | None = None
+    ) -> "RunConfig":
+        """Read a YAML file of these fields; `default` stands in for fields that it lacks.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a mapping, an unknown field, or a missing one.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no config file {path} (from {Path.cwd()}).")
+        given = _read_yaml(path)
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise ValueError(f"{path} has unknown fields {unknown}; valid are {sorted(known)}.")
+        given = {**(default or {}), **given}
+        missing = [name for name in cls.REQUIRED if name not in given]
+        if missing:
+            raise ValueError(f"{path} lacks {missing}.")
+        return cls(**given)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a mapping of fields to values, not {type(content)}.")
+    return content

@@ -1,0 +1,113 @@
+"""What a run says about itself while it trains: metrics.jsonl, the progress bar, W&B.
+
+Limit: these are figures of single training batches; `analysis` measures on held-out text.
+"""
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainStepOutput
+from torch import Tensor
+
+from tl_crosscoder.crosscoder.fve import difference_fve, fve
+from tl_crosscoder.pair import Site
+from tl_crosscoder.train.checkpoint import TrainState
+from tl_crosscoder.train.config import TrainConfig
+
+
+@torch.no_grad()
+def step_metrics(
+    output: TrainStepOutput, *, sites: tuple[Site, ...], scales: Tensor, is_dead: Tensor
+) -> dict[str, float]:
+    """Losses, FVE of each site and of the difference, L0 and the share of dead latents.
+
+    Args:
+        output: of one training step, in the space of training.
+        sites: of the crosscoder; equal widths.
+        scales: `[n_sites, 1]`, what activations were multiplied by.
+        is_dead: `[d_sae]`.
+    """
+    shape = (len(output.sae_in), len(sites), -1)
+    x, x_hat = output.sae_in.view(shape) / scales, output.sae_out.view(shape) / scales
+    metrics = {"loss": output.loss} | {f"loss/{n}": v for n, v in output.losses.items()}
+    metrics |= {f"fve/{s.name}": v for s, v in zip(sites, fve(x, x_hat), strict=True)}
+    if len(sites) > 1:
+        metrics["fve/difference"] = difference_fve(x, x_hat)
+    metrics["l0"] = (output.feature_acts > 0).sum(dim=-1).float().mean()
+    metrics["dead_share"] = is_dead.float().mean()
+    metrics["grad_norm"] = torch.as_tensor(output.metrics["grad_norm"])
+    return {name: value.item() for name, value in metrics.items()}
+
+
+class MetricsLog:
+    """Appends metrics to a JSONL file and, on demand, to Weights & Biases.
+
+    A NaN metric is written as null. What a broken run wrote after its last checkpoint is cut
+    off, so that a resumed file reads like an unbroken one.
+    """
+
+    def __init__(self, output: Path | None, config: TrainConfig, state: TrainState) -> None:
+        self.path = output / "metrics.jsonl" if output else None
+        self._started, self._first_step = time.perf_counter(), state.step
+        self._batch_size = config.batch_size
+        self._wandb: Any = None
+        if self.path and self.path.exists():
+            with self.path.open("rb+") as file:
+                file.truncate(state.metrics_bytes)
+        if config.wandb_project:
+            self._wandb = _open_wandb(output, config)
+
+    def write(self, step: int, metrics: dict[str, float]) -> int:
+        """Log the metrics of a step; returns the length of the file in bytes."""
+        row = {"step": step, "n_tokens": step * self._batch_size} | metrics
+        row["tokens_per_s"] = self.tokens_per_s(step)
+        if self._wandb:
+            self._wandb.log(row, step=step)
+        if self.path is None:
+            return 0
+        row = {
+            n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            return file.tell()
+
+    def tokens_per_s(self, step: int) -> float:
+        """Mean speed since this process began to train."""
+        elapsed = time.perf_counter() - self._started
+        return (step - self._first_step) * self._batch_size / max(elapsed, 1e-9)
+
+    def close(self) -> None:
+        """Finish the W&B run, if there is one."""
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _open_wandb(output: Path | None, config: TrainConfig) -> Any:
+    """A W&B run; the same folder continues the same one."""
+    import wandb
+
+    where = str(output.resolve()) if output else None
+    run_id = hashlib.sha256(where.encode()).hexdigest()[:16] if where else None
+    return wandb.init(
+        project=config.wandb_project,
+        name=output.name if output else None,
+        config=asdict(config),
+        dir=where,
+        id=run_id,
+        resume="allow",
+    )
+
+
+def bar_text(metrics: dict[str, float]) -> str:
+    """The metrics of a step as the progress bar shows them."""
+    sites = [n.removeprefix("fve/") for n in metrics if n.startswith("fve/")]
+    shown = [f"FVE {s} {metrics['fve/' + s]:.3f}" for s in sites]
+    return "  ".join([*shown, f"L0 {metrics['l0']:.1f}", f"dead {metrics['dead_share']:.1%}"])

@@ -1,0 +1,126 @@
+"""`runner_cfg.json`: how a dictionary was made, and whether a folder may be written to.
+
+The record is written before anything else and compared on resume, so that a run never continues
+with other models, text or settings. Limit: models are identified by name and revision.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tl_crosscoder import files
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
+from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME
+from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.train.config import TrainConfig
+
+RECORD_NAME = "runner_cfg.json"
+_PACKAGES = ("tl-crosscoder", "torch", "transformer-lens", "sae-lens", "transformers")
+# What may differ between a run and its continuation.
+_FREE = ("environment", "training.output", "training.wandb_project")
+
+
+def run_record(
+    pair: ModelPair,
+    text: TokenizedText,
+    held_out: TokenizedText,
+    config: TrainConfig,
+    cfg: CrosscoderTrainingConfig,
+) -> dict[str, Any]:
+    """Everything that decides the weights of a run, as plain JSON."""
+    dictionary = cfg.to_dict()
+    return {
+        "sites": [s.to_dict() for s in pair.sites],
+        "weight_processing": pair.weight_processing,
+        "training": asdict(config),
+        "sparsity": dictionary["sparsity"],
+        "d_sae": cfg.d_sae,
+        "text": _describe(text),
+        "held_out": _describe(held_out),
+        "environment": {p: version(p) for p in _PACKAGES}
+        | {
+            "python": platform.python_version(),
+            "device": str(pair.device),
+            "n_threads": torch.get_num_threads(),
+        },
+    }
+
+
+def check_output(output: Path, *, resume: bool) -> None:
+    """Refuse, without touching it, a folder that a run may not write to.
+
+    Raises:
+        ValueError: it holds a run and `resume` is off, or it holds files that are no run.
+    """
+    if (output / RECORD_NAME).is_file():
+        if not resume:
+            raise ValueError(
+                f"{output} already holds a run. Choose another output folder, or continue that "
+                "run with resume (--resume)."
+            )
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(
+            f"{output} is not an empty folder and holds no run ({RECORD_NAME} is missing). "
+            "Choose another output folder; nothing was written."
+        )
+
+
+def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:
+    """Claim `output` for this run; True if it holds the run complete already.
+
+    Raises:
+        ValueError: the folder holds another run, or files that are no run; nothing is changed.
+    """
+    check_output(output, resume=resume)
+    path = output / RECORD_NAME
+    if not path.is_file():
+        files.write_json(path, record)
+        return False
+    differing = sorted(_differences(read_record(output), record))
+    if differing:
+        raise ValueError(
+            f"{output} holds another run: {', '.join(differing)}. Resume with the same settings, "
+            "or choose another output folder."
+        )
+    return (output / CFG_NAME).is_file() and (output / WEIGHTS_NAME).is_file()
+
+
+def read_record(output: Path) -> dict[str, Any]:
+    """The record of a run folder; FileNotFoundError where there is none."""
+    path = output / RECORD_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{output} is not a run: it has no {RECORD_NAME}. Give a folder that "
+            "`tl-crosscoder train` or `demo` wrote."
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _describe(text: TokenizedText) -> dict[str, Any]:
+    return {
+        "n_contexts": len(text),
+        "context_size": text.context_size,
+        "n_tokens": text.n_tokens,
+        "sources": list(text.sources),
+        "sha256": hashlib.sha256(text.tokens.numpy().tobytes()).hexdigest(),
+    }
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Paths, such as `training.lr`, at which two records differ."""
+    if path in _FREE:
+        return
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(before.get(key), now.get(key), inner)
+    elif json.dumps(before) != json.dumps(now):
+        yield f"{path} ({before!r} there, {now!r} now)"

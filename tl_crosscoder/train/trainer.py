@@ -1,0 +1,308 @@
+"""`Trainer`: the loop that turns a pair and a text into a crosscoder.
+
+In the output folder: `runner_cfg.json` (how it was made, written first), `metrics.jsonl` (a line
+every `log_every` steps), `checkpoints/` while it runs, and at the end `cfg.json` with
+`sae_weights.safetensors`.
+A run that stops, however it stops, continues from its last checkpoint to the same final weights,
+bit for bit on a CPU with the same number of threads. Limit: one process, one device.
+"""
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_crosscoder.activations.harvest import harvest_rows
+from tl_crosscoder.activations.loader import ActivationLoader, Position
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.sparsity import BatchTopK, Sparsity
+from tl_crosscoder.crosscoder.training import CrosscoderTraining
+from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.train.checkpoint import (
+    TrainState,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from tl_crosscoder.train.config import TrainConfig
+from tl_crosscoder.train.metrics import MetricsLog, bar_text, step_metrics
+from tl_crosscoder.train.record import open_run, run_record
+
+N_INITIAL_ROWS = 8192
+"""Activation pairs from which the site scales and the decoder bias are measured."""
+
+
+class TrainingInterruptedError(KeyboardInterrupt):
+    """Training was interrupted after it had saved a checkpoint."""
+
+
+class Trainer:
+    """Trains one crosscoder on one pair; `fit` does everything, `step` one step.
+
+    Args:
+        pair: the models and their hook points.
+        text: contexts to train on.
+        held_out: contexts on which the inference threshold is calibrated.
+        config: size, length and rates of the run.
+        sparsity: `BatchTopK(k=16)` by default, or `L1(coefficient=...)`.
+        output: folder for the dictionary, metrics and checkpoints; None keeps nothing on disk.
+        resume: continue the run in `output` from its last checkpoint, if it has one.
+
+    Raises:
+        ValueError: text too short for a batch, k above d_sae, or an output folder that holds
+            another run; all before any long work.
+    """
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        text: TokenizedText,
+        held_out: TokenizedText,
+        *,
+        config: TrainConfig | None = None,
+        sparsity: Sparsity | None = None,
+        output: str | Path | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.config = config = config or TrainConfig()
+        self.pair, self.held_out = pair, held_out
+        self.output = Path(output) if output is not None else None
+        self.cfg = crosscoder_config(pair, config, sparsity or BatchTopK(k=16))
+        self.loader = ActivationLoader(
+            pair,
+            text,
+            batch_size=config.batch_size,
+            buffer_contexts=config.buffer_contexts,
+            harvest_batch_size=config.harvest_batch_size,
+            seed=config.seed,
+        )
+        record = run_record(pair, text, held_out, config, self.cfg)
+        self.is_complete = self.output is not None and open_run(self.output, record, resume=resume)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.crosscoder = CrosscoderTraining(self.cfg)
+        self.optimizer = torch.optim.Adam(self.crosscoder.parameters(), lr=config.lr, fused=True)
+        self.state = self._resumed_state() if resume else None
+        self._interrupted = threading.Event()
+
+    def fit(self) -> Crosscoder:
+        """Train to the end, calibrate, save, and return the dictionary for raw activations.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the last checkpoint is intact.
+            TrainingInterruptedError: Ctrl-C; a checkpoint of that very step is on disk.
+        """
+        if self.is_complete and self.output:
+            return Crosscoder.load(self.output, device=self.cfg.device)
+        if self.state is None:
+            self.state = self._initial_state()
+        log = MetricsLog(self.output, self.config, self.state)
+        try:
+            with self._interruptible():
+                self._loop(self.state, log)
+        finally:
+            log.close()
+        crosscoder = self._finish(self.state)
+        if self.output:
+            crosscoder.save(self.output)
+            shutil.rmtree(self.output / "checkpoints")
+        return crosscoder
+
+    def step(self, batch: Float[Tensor, "batch n_sites d_model"]) -> TrainStepOutput:
+        """One optimizer step on raw activations."""
+        state, config = self._started(), self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate(state.step)
+        output = self.crosscoder.training_forward_pass(
+            TrainStepInput(
+                sae_in=batch * self._scales(state),
+                coefficients=self._coefficients(state.step),
+                dead_neuron_mask=self.is_dead(state),
+                n_training_steps=state.step,
+                is_logging_step=False,
+            )
+        )
+        self.optimizer.zero_grad()
+        output.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.crosscoder.parameters(), config.max_grad_norm)
+        output.metrics["grad_norm"] = norm
+        self.optimizer.step()
+        fired = (output.feature_acts > 0).any(dim=0)
+        state.tokens_since_fired += len(batch)
+        state.tokens_since_fired[fired] = 0
+        state.step += 1
+        return output
+
+    def is_dead(self, state: TrainState) -> Tensor:
+        """Which latents have not fired for long; `[d_sae]`, bool."""
+        limit = self.config.dead_after_tokens or min(10_000_000, self.config.n_tokens // 10)
+        return state.tokens_since_fired >= limit
+
+    def save(self) -> Path | None:
+        """Write a checkpoint now; None without an output folder."""
+        if self.output is None:
+            return None
+        folder = self.output / "checkpoints"
+        return save_checkpoint(folder, self.crosscoder, self.optimizer, self._started())
+
+    def _loop(self, state: TrainState, log: MetricsLog) -> None:
+        config = self.config
+        batches = self.loader.batches(state.position)
+        bar = tqdm(
+            total=config.n_steps * config.batch_size,
+            initial=state.step * config.batch_size,
+            desc="Training",
+            unit="tok",
+            unit_scale=True,
+        )
+        with bar:
+            while state.step < config.n_steps:
+                batch, position = next(batches)
+                output = self.step(batch)
+                state.position = position
+                bar.update(len(batch))
+                is_last = state.step == config.n_steps
+                if is_last or state.step == 1 or state.step % config.log_every == 0:
+                    bar.set_postfix_str(self._log(state, output, log))
+                if is_last or state.step % config.checkpoint_every == 0:
+                    self._check_finite(output)
+                    self.save()
+                if self._interrupted.is_set():
+                    self._stop()
+
+    def _log(self, state: TrainState, output: TrainStepOutput, log: MetricsLog) -> str:
+        self._check_finite(output)
+        metrics = step_metrics(
+            output,
+            sites=self.cfg.sites,
+            scales=self._scales(state),
+            is_dead=self.is_dead(state),
+        )
+        metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+        state.metrics_bytes = log.write(state.step, metrics)
+        return bar_text(metrics)
+
+    def _stop(self) -> None:
+        path = self.save()
+        where = f"saved {path}; continue with --resume" if path else "there is no output folder"
+        raise TrainingInterruptedError(f"interrupted after step {self._started().step}: {where}.")
+
+    def _check_finite(self, output: TrainStepOutput) -> None:
+        """Adam spreads one NaN to all weights at once, so the weights tell of every step before."""
+        if output.loss.isfinite() and all(p.isfinite().all() for p in self.crosscoder.parameters()):
+            return
+        kept = latest_checkpoint(self.output / "checkpoints") if self.output else None
+        raise FloatingPointError(
+            f"the loss is not finite at step {self._started().step} (it is {output.loss.item()}). "
+            f"Lower the learning rate (lr, now {self.config.lr:g}) or check the activations for "
+            f"NaN. The last good checkpoint is {kept or 'not there: none had been written'}."
+        )
+
+    def _initial_state(self) -> TrainState:
+        """Scales and decoder bias from the first batches, which training then sees again."""
+        n_batches = -(-N_INITIAL_ROWS // self.config.batch_size)
+        sample = torch.cat([b for b, _ in islice(self.loader.batches(), n_batches)])
+        scales = site_scales(sample) if self.config.normalize else (1.0,) * self.pair.n_sites
+        state = TrainState(
+            position=Position(),
+            tokens_since_fired=torch.zeros(
+                self.cfg.d_sae, dtype=torch.int64, device=self.crosscoder.device
+            ),
+            scales=scales,
+        )
+        self.crosscoder.initialize_b_dec_(sample * self._scales(state))
+        return state
+
+    def _resumed_state(self) -> TrainState | None:
+        path = latest_checkpoint(self.output / "checkpoints") if self.output else None
+        return load_checkpoint(path, self.crosscoder, self.optimizer) if path else None
+
+    def _started(self) -> TrainState:
+        if self.state is None:
+            self.state = self._initial_state()
+        return self.state
+
+    def _scales(self, state: TrainState) -> Float[Tensor, "n_sites 1"]:
+        return torch.tensor(state.scales, device=self.crosscoder.device)[:, None]
+
+    def _coefficients(self, step: int) -> dict[str, float]:
+        schedule = self.cfg.sparsity.coefficients()
+        return {
+            n: c.value * min(1.0, (step + 1) / max(1, c.warm_up_steps)) for n, c in schedule.items()
+        }
+
+    def _finish(self, state: TrainState) -> Crosscoder:
+        """Calibrate the threshold on held-out tokens and fold the scales."""
+        batches, n_tokens = [], 0
+        for rows in harvest_rows(
+            self.pair, self.held_out, batch_size=self.config.harvest_batch_size
+        ):
+            batches.append(rows * self._scales(state))
+            n_tokens += len(rows)
+            if n_tokens >= self.config.n_calibration_tokens:
+                break
+        self.crosscoder.calibrate_threshold_(batches)
+        crosscoder = self.crosscoder.to_inference()
+        crosscoder.fold_site_scales_(state.scales)
+        return crosscoder
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM finish the step and save; a second Ctrl-C stops at once."""
+        self._interrupted.clear()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(number: int, frame: Any) -> None:
+            del number, frame
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
+            self._interrupted.set()
+
+        signals = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(s, interrupt) for s in signals]
+        try:
+            yield
+        finally:
+            for number, handler in zip(signals, previous, strict=True):
+                signal.signal(number, handler)
+
+
+def crosscoder_config(
+    pair: ModelPair, config: TrainConfig, sparsity: Sparsity
+) -> CrosscoderTrainingConfig:
+    """The dictionary that this pair and these settings ask for."""
+    cfg = CrosscoderTrainingConfig(
+        d_in=sum(s.d_model for s in pair.sites),
+        d_sae=config.d_sae or config.expansion * pair.d_model,
+        device=str(pair.device),
+        sites=pair.sites,
+        sparsity=sparsity,
+        auxk=AuxK(weight=config.auxk_weight) if config.auxk_weight else None,
+        reconstruction=config.reconstruction,
+    )
+    cfg.metadata.hook_name = pair.sites[-1].hook_name
+    cfg.metadata.model_name = pair.sites[-1].model_name
+    cfg.metadata.weight_processing = pair.weight_processing
+    return cfg
+
+
+def site_scales(
+    activations: Float[Tensor, "tokens n_sites d_model"],
+) -> tuple[float, ...]:
+    """For each site the factor that makes its mean squared norm equal to its width."""
+    mean_squared_norm = activations.double().pow(2).sum(dim=-1).mean(dim=0)
+    return tuple((activations.shape[-1] / mean_squared_norm).sqrt().tolist())

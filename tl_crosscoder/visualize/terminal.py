@@ -1,0 +1,90 @@
+"""A measurement as plain text, at most 100 columns wide, for the terminal."""
+
+import textwrap
+from collections.abc import Sequence
+
+from tl_crosscoder.analysis.max_activating import Example
+from tl_crosscoder.analysis.measurement import LatentSummary, Measurement
+from tl_crosscoder.pair import Site
+
+WIDTH = 100
+
+
+def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int = 2) -> str:
+    """Tables of reconstruction and classes, then the top latents with tokens in context."""
+    blocks = [
+        _title(sites),
+        _reconstruction(measurement),
+        _classes(measurement),
+        _top(measurement, n_examples=n_examples),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _title(sites: Sequence[Site]) -> str:
+    names = [s.adapter or s.model_name for s in sites]
+    return f"What changed from {names[0]} to {names[-1]} at {sites[-1].hook_name}"
+
+
+def _reconstruction(measurement: Measurement) -> str:
+    r = measurement.reconstruction
+    n_latents = len(measurement.latents.n_active)
+    rows = [[f"FVE {site}", f"{value:.3f}"] for site, value in r.fve.items()]
+    if r.difference_fve is None:
+        rows.append(["FVE of the difference", "none: the models are equal at this hook"])
+    else:
+        note = f"the difference is {r.difference_share:.1%} of the fine-tuned variance"
+        rows.append(["FVE of the difference", f"{r.difference_fve:.3f}   ({note})"])
+    rows.append(["L0", f"{r.l0:.1f} active latents a token"])
+    dead = f"{r.dead_share:.1%} of {n_latents:,} latents silent on {r.n_tokens:,} held-out tokens"
+    rows.append(["dead", dead])
+    return _table(rows)
+
+
+def _classes(measurement: Measurement) -> str:
+    by_class = measurement.reconstruction.difference_fve_by_class or {}
+    header = ["class", "living latents", "FVE of the difference by these alone"]
+    rows = [
+        [name, f"{n:,}", f"{by_class[name]:.3f}" if name in by_class else "-"]
+        for name, n in measurement.class_counts.items()
+    ]
+    return _table([header, *rows])
+
+
+def _top(measurement: Measurement, *, n_examples: int) -> str:
+    n = len(measurement.top)
+    lines = [
+        f"The {n} latents that lean most to the fine-tune (R: relative decoder norm, 1 = "
+        "fine-tuned only)",
+    ]
+    for place, summary in enumerate(measurement.top, start=1):
+        lines.append(_latent(place, summary, n_tokens=measurement.reconstruction.n_tokens))
+        lines += [f"      {context(e)}" for e in summary.examples[:n_examples]]
+    return "\n".join(lines)
+
+
+def _latent(place: int, s: LatentSummary, *, n_tokens: int) -> str:
+    return (
+        f"{place:>3}  latent {s.latent:<6} R {s.relative_decoder_norm:.3f}  "
+        f"Delta-norm {s.delta_norm:.3f}  cosine {s.decoder_cosine:+.2f}  "
+        f"{s.latent_class:<14}  fires on {s.n_active / n_tokens:.2%}"
+    )
+
+
+def context(example: Example) -> str:
+    """One line: the end of the context, the token in brackets, and what follows."""
+    token = example.token.replace("\n", "\\n")
+    before, after = (" ".join(t.split()) for t in (example.before, example.after))
+    gap = " " if example.before[-1:].isspace() or token[:1].isspace() else ""
+    room = WIDTH - 12 - len(token) - len(example.source)
+    before = before if len(before) <= room * 2 // 3 else "…" + before[-(room * 2 // 3) :]
+    after = textwrap.shorten(after, max(1, room - len(before)), placeholder="…")
+    return f"{before}{gap}[{token.strip() or token}] {after}  ({example.source})"
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
