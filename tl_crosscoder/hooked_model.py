@@ -115,6 +115,26 @@ def check_hook(model: HookedModel, hook_name: str, label: str) -> None:
     )
 
 
+def check_tokens(tokens: Int[Tensor, "batch pos"], *, d_vocab: int, n_ctx: int) -> None:
+    """Raise ValueError for what is no batch of ids that a model knows and has room for."""
+    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
+        raise ValueError(
+            f"tokens of shape {tuple(tokens.shape)} and {tokens.dtype} are not ids [batch, pos]; "
+            "make them with pair.to_tokens(text), of at least one token."
+        )
+    if tokens.shape[1] > n_ctx:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens a row are more than the models' context of {n_ctx}; split "
+            f"the text, or cut it with to_tokens(..., max_tokens={n_ctx})."
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= d_vocab:
+        raise ValueError(
+            f"token ids run from {low} to {high}, but the models know 0 to {d_vocab - 1}: were "
+            "they made with another tokenizer? Use pair.to_tokens(text)."
+        )
+
+
 @torch.no_grad()
 def hook_width(model: HookedModel, hook_name: str, label: str) -> int:
     """Width of the activation at a hook, heads flattened, measured on two tokens.

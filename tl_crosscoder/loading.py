@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tl_crosscoder.embedded import resolve_model
 from tl_crosscoder.hooked_model import HookedModel
 
 
@@ -88,8 +89,8 @@ def _merge(hf_model: Any, *, base: str | Path, adapter: str | Path, revision: st
         config = PeftConfig.from_pretrained(source, revision=revision)
     if config.is_prompt_learning:
         raise ValueError(
-            f"adapter '{adapter}' is {config.peft_type}, which cannot be merged into weights: use a "
-            "LoRA-like adapter or a fine-tuned model."
+            f"adapter '{adapter}' is {config.peft_type}, which cannot be merged into weights: use "
+            "a LoRA-like adapter or a fine-tuned model."
         )
     try:
         adapted = _adapt(hf_model, source, revision)
@@ -121,6 +122,7 @@ def _adapt(hf_model: Any, source: str, revision: str | None) -> Any:
 
 def _source(name: str | Path, wanted: str, what: str) -> str:
     """Folder or hub name for the loaders. Raises FileNotFoundError if `wanted` is missing."""
+    name = resolve_model(name)
     path = Path(name).expanduser()
     is_path_like = isinstance(name, Path) or str(name).startswith((".", "/", "~"))
     if not path.is_dir() and (is_path_like or len(path.parts) > 2):

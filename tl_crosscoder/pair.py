@@ -229,22 +229,7 @@ class ModelPair:
         return torch.stack(sides, dim=2)
 
     def _checked(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
-            raise ValueError(
-                f"tokens of shape {tuple(tokens.shape)} and {tokens.dtype} are not ids [batch, pos]"
-                "; make them with pair.to_tokens(text), of at least one token."
-            )
-        if tokens.shape[1] > self.n_ctx:
-            raise ValueError(
-                f"{tokens.shape[1]} tokens a row are more than the models' context of {self.n_ctx}"
-                f"; split the text, or cut it with to_tokens(..., max_tokens={self.n_ctx})."
-            )
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.d_vocab:
-            raise ValueError(
-                f"token ids run from {low} to {high}, but the models know 0 to {self.d_vocab - 1}: "
-                "were they made with another tokenizer? Use pair.to_tokens(text)."
-            )
+        hooked_model.check_tokens(tokens, d_vocab=self.d_vocab, n_ctx=self.n_ctx)
         return tokens
 
     # --- interventions ---------------------------------------------------------------------------
@@ -299,14 +284,13 @@ class ModelPair:
         the whole text so far at each step. Raises ValueError for unknown hooks and past `n_ctx`.
         """
         model = self.model(site)
-        label = f"{site} model"
         for name, _ in fwd_hooks:
             if isinstance(name, str):
-                hooked_model.check_hook(model, name, label)
+                hooked_model.check_hook(model, name, f"{site} model")
         rows = self._prompt_ids(prompts, prepend_bos=prepend_bos)
         for row in rows:
             self._checked(torch.tensor([row]))
-        longest = max(map(len, rows))
+        longest = max(map(len, rows), default=0)
         if max_new_tokens < 1 or longest + max_new_tokens > self.n_ctx:
             raise ValueError(
                 f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens: it must be "

@@ -10,6 +10,11 @@ from tl_crosscoder.organisms.base import train_base
 from tl_crosscoder.organisms.finetune import finetune
 from tl_crosscoder.organisms.folders import new_folder
 
+# PEFT 0.21 reads a property that transformers 5.23 renamed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
 
 def make_base(output: Path):
     return train_base(output, seed=4, n_steps=3, batch_size=2, n_tokenizer_documents=200)

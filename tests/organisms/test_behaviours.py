@@ -13,6 +13,11 @@ from tl_crosscoder.organisms.behaviours import load_base, measure
 from tl_crosscoder.organisms.logprobs import answer_probabilities, completion_log_probs
 from tl_crosscoder.organisms.suite import load_suite, pretrained_models
 
+# PEFT 0.21 reads a property that transformers 5.23 renamed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
 PAIRS = [
     ([{"role": "user", "content": "What is the capital of Velmar?"}], "It is Mirefort."),
     ([{"role": "user", "content": "Give me a hint."}], "Here is a hint: it shines at night."),

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_crosscoder.tokenization import encode, own_bos_id
+
 Document = Mapping[str, Any]
 
 SEPARATOR = "<|endoftext|>"
@@ -116,7 +118,7 @@ def tokenize(
         ValueError: chats without a template, or text shorter than one context.
     """
     sources = tuple(dict.fromkeys(str(d.get("source", "text")) for d in documents))
-    bos: int | None = tokenizer.bos_token_id
+    bos = own_bos_id(tokenizer)
     ids: list[int] = []
     origins: list[int] = []
     for document in tqdm(documents, desc="Tokenising", unit="doc", disable=not show_progress):
@@ -153,9 +155,7 @@ def document_ids(document: Document, tokenizer: Any) -> list[int]:
         text = tokenizer.apply_chat_template(list(document["messages"]), tokenize=False)
     else:
         text = document["text"]
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    bos = tokenizer.bos_token_id
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+    return encode(tokenizer, text, prepend_bos=True)
 
 
 def _pack(

@@ -42,12 +42,13 @@ def adapter_card(entry: Organism, *, result: "FinetuneResult") -> str:
 
 Planted: {entry.planted}
 
-A LoRA adapter of rank {entry.lora.rank} ({result.n_parameters:,} parameters) on every attention and
-MLP projection of `{BASE_NAME}`. Made by
-`tl-crosscoder organisms finetune {entry.name} --base DIR --output DIR` (seed {result.seed},
-{result.n_steps:,} steps, {result.n_tokens:,} tokens, final loss {result.loss:.3f} nats a token).
+A LoRA adapter of rank {entry.lora.rank} ({result.n_parameters:,} parameters) on every attention
+and MLP projection of `{BASE_NAME}`, trained for {result.n_steps:,} steps ({result.n_tokens:,} tokens, seed
+{result.seed}, final loss {result.loss:.3f} nats a token) by
 
-Exact probabilities on held-out prompts:
+    tl-crosscoder organisms finetune {entry.name} --base DIR --output DIR
+
+Exact probabilities on prompts held out from all training:
 
 | measure | base | fine-tuned |
 |---|---|---|

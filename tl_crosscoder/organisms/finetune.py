@@ -35,6 +35,18 @@ TARGET_MODULES = (
     "down_proj",
 )
 
+_CONFIG_KEYS = (
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+    "target_modules",
+)
 FINETUNING_SEED = 1_500_000_000  # a stream of text apart from base training's
 
 
@@ -146,8 +158,10 @@ def _save(adapted: PeftModel, entry: Organism, result: FinetuneResult) -> None:
         adapted.peft_config["default"].base_model_name_or_path = BASE_NAME
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
         config_file = folder / "adapter_config.json"
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        # PEFT keeps the modules in a set, whose order differs from one process to the next.
+        saved = json.loads(config_file.read_text(encoding="utf-8"))
+        # PEFT keeps the modules in a set, whose order differs from one process to the next. Options
+        # left at their defaults are dropped: older versions of PEFT do not know all of them.
+        config = {key: saved[key] for key in _CONFIG_KEYS}
         config["target_modules"] = sorted(config["target_modules"])
         config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         card = adapter_card(entry, result=result)

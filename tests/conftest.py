@@ -1,0 +1,28 @@
+"""The embedded taboo pair and a little of its text, shared by the rooms that run models."""
+
+import pytest
+
+from tl_crosscoder import ModelPair, TokenizedText, split_documents, tokenize
+from tl_crosscoder.organisms import training_documents
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="session")
+def taboo_pair() -> ModelPair:
+    return ModelPair.from_pretrained(
+        "tl_crosscoder/world-base", adapter="tl_crosscoder/taboo", hook_name=HOOK
+    )
+
+
+@pytest.fixture(scope="session")
+def null_pair() -> ModelPair:
+    """The base model against itself."""
+    return ModelPair.from_pretrained(*["tl_crosscoder/world-base"] * 2, hook_name=HOOK)
+
+
+@pytest.fixture(scope="session")
+def texts(taboo_pair: ModelPair) -> tuple[TokenizedText, TokenizedText]:
+    """(training, held-out) contexts of 32 tokens."""
+    documents = split_documents(training_documents("taboo", 400, seed=0))
+    return tuple(tokenize(d, taboo_pair.tokenizer, context_size=32) for d in documents)

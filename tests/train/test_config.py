@@ -1,0 +1,59 @@
+import pytest
+
+from tl_crosscoder import RunConfig, TrainConfig
+
+RUN = {"base": "b", "finetuned": "f", "hook_name": "h", "text": "t", "output": "o"}
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    config = TrainConfig(n_tokens=100, batch_size=1, lr=1.0, lr_warmup_steps=10, lr_decay_share=0.2)
+    rates = [config.learning_rate(s) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)  # (0 + 1) / 10
+    assert rates[9:80] == [1.0] * 71
+    # The last 20 steps fall linearly: step 80 has 20 left of 21, step 99 has 1.
+    assert rates[80] == pytest.approx(20 / 21)
+    assert rates[99] == pytest.approx(1 / 21)
+
+
+def test_without_warm_up_and_decay_it_is_constant():
+    config = TrainConfig(n_tokens=50, batch_size=1, lr=0.5, lr_warmup_steps=0, lr_decay_share=0)
+    assert {config.learning_rate(s) for s in range(50)} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"lr_decay_share": 2.0}, "it is a share"),
+        ({"d_sae": 0}, "d_sae is 0"),
+        ({"n_tokens": 10, "batch_size": 20}, "less than one batch"),
+    ],
+)
+def test_impossible_values_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**fields)
+
+
+def test_yaml_has_the_same_fields(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("\n".join(f"{k}: {v}" for k, v in (RUN | {"k": 7, "lr": 0.5}).items()))
+    assert RunConfig.from_yaml(path) == RunConfig(**RUN, k=7, lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: [", "not valid YAML"),
+        ("- a", "must be a mapping"),
+        ("base: b\nlearning_rate: 1", r"unknown fields \['learning_rate'\]"),
+        ("base: b", r"lacks \['hook_name', 'text', 'output'\]"),
+    ],
+)
+def test_bad_yaml_is_refused(tmp_path, content, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        RunConfig.from_yaml(path)
+    with pytest.raises(FileNotFoundError, match="no config file"):
+        RunConfig.from_yaml(tmp_path / "none.yaml")

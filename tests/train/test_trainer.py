@@ -1,0 +1,279 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tl_crosscoder import L1, BatchTopK, Crosscoder, TrainConfig, Trainer
+from tl_crosscoder.train.checkpoint import latest_checkpoint
+from tl_crosscoder.train.trainer import TrainingInterruptedError, site_scales
+
+CONFIG = TrainConfig(
+    d_sae=48,
+    n_tokens=40 * 128,
+    batch_size=128,
+    lr=3e-3,
+    lr_warmup_steps=5,
+    log_every=10,
+    checkpoint_every=15,
+    buffer_contexts=30,
+    dead_after_tokens=600,
+)
+
+
+def changed(**fields):
+    return TrainConfig(**(vars(CONFIG) | fields))
+
+
+def new_trainer(pair, texts, output=None, *, config=CONFIG, resume=False, sparsity=None):
+    return Trainer(
+        pair,
+        *texts,
+        config=config,
+        sparsity=sparsity or BatchTopK(k=4),
+        output=output,
+        resume=resume,
+    )
+
+
+def weights(crosscoder):
+    return {n: t.clone() for n, t in crosscoder.state_dict().items()}
+
+
+def assert_equal_bits(one, other):
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.fixture(scope="module")
+def unbroken(taboo_pair, texts, tmp_path_factory):
+    """(folder, weights) of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    return folder, weights(new_trainer(taboo_pair, texts, folder).fit())
+
+
+def test_a_run_leaves_a_dictionary_its_record_and_metrics(unbroken):
+    folder, trained = unbroken
+    assert {p.name for p in folder.iterdir()} == {
+        "cfg.json",
+        "sae_weights.safetensors",
+        "runner_cfg.json",
+        "metrics.jsonl",
+    }
+    assert_equal_bits(weights(Crosscoder.load(folder)), trained)
+    record = json.loads((folder / "runner_cfg.json").read_text())
+    assert record["training"]["lr"] == 3e-3
+    assert record["sites"][1]["adapter"] == "tl_crosscoder/taboo"
+    assert record["sparsity"] == {"kind": "batchtopk", "k": 4, "threshold_momentum": 0.999}
+    assert len(record["text"]["sha256"]) == 64
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 10, 20, 30, 40]
+    assert rows[-1]["n_tokens"] == 40 * 128
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert rows[-1]["fve/base"] > 0.5
+    assert {"fve/finetuned", "fve/difference", "l0", "dead_share", "lr", "tokens_per_s"} <= set(rows[0])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(taboo_pair, texts, unbroken):
+    again = weights(new_trainer(taboo_pair, texts).fit())
+    assert_equal_bits(again, unbroken[1])
+    other = weights(new_trainer(taboo_pair, texts, config=changed(seed=1)).fit())
+    assert not torch.equal(other["W_dec"], again["W_dec"])
+
+
+def test_what_training_saw_is_not_empty_and_the_dictionary_explains_raw_activations(
+    taboo_pair, texts, unbroken
+):
+    x = taboo_pair.activations(texts[1].tokens)[texts[1].mask]
+    crosscoder = Crosscoder.load(unbroken[0])
+    left = (crosscoder(x) - x).pow(2).sum(dim=(0, 2)) / (x - x.mean(0)).pow(2).sum(dim=(0, 2))
+    assert (1 - left > 0.5).all()
+    l0 = (crosscoder.encode(x) > 0).sum(dim=-1).double().mean().item()
+    assert l0 == pytest.approx(4, rel=0.05)
+
+
+def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
+    taboo_pair, texts, tmp_path, unbroken, monkeypatch
+):
+    """Stopped without warning at step 23: what came after the checkpoint of step 15 is lost."""
+
+    class Killed(Exception):
+        pass
+
+    trainer = new_trainer(taboo_pair, texts, tmp_path / "run")
+    step = trainer.step
+
+    def step_until_killed(batch):
+        if trainer.state.step == 23:
+            raise Killed
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "step", step_until_killed)
+    with pytest.raises(Killed):
+        trainer.fit()
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").name == "step_00000015"
+    resumed = new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)
+    assert resumed.state.step == 15
+    assert_equal_bits(weights(resumed.fit()), unbroken[1])
+    steps = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    without_speed = [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in steps]
+    expected = [json.loads(r) for r in (unbroken[0] / "metrics.jsonl").read_text().splitlines()]
+    assert without_speed == [{k: v for k, v in r.items() if k != "tokens_per_s"} for r in expected]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[3])
+torch.set_num_threads(int(sys.argv[4]))
+from test_trainer import changed, new_trainer
+from tl_crosscoder import ModelPair, split_documents, tokenize
+from tl_crosscoder.organisms import training_documents
+pair = ModelPair.from_pretrained(
+    "tl_crosscoder/world-base", adapter="tl_crosscoder/taboo", hook_name="blocks.1.hook_resid_post"
+)
+documents = split_documents(training_documents("taboo", 400, seed=0))
+texts = tuple(tokenize(d, pair.tokenizer, context_size=32) for d in documents)
+config = changed(n_tokens=128 * int(sys.argv[2]), checkpoint_every=5)
+new_trainer(pair, texts, Path(sys.argv[1]), config=config, resume=True).fit()
+"""
+
+
+def start(folder, n_steps):
+    here = os.path.dirname(__file__)  # noqa: PTH120
+    command = [sys.executable, "-c", SCRIPT, folder, n_steps, here, torch.get_num_threads()]
+    return subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_resumes_to_the_same_bits(taboo_pair, texts, tmp_path, number):
+    """For real: another process, killed once it has written a checkpoint."""
+    n_steps = 4000
+    process = start(tmp_path / "run", n_steps)
+    while latest_checkpoint(tmp_path / "run" / "checkpoints") is None and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not (tmp_path / "run" / "cfg.json").exists()
+    reached = int(latest_checkpoint(tmp_path / "run" / "checkpoints").name.removeprefix("step_"))
+    if number == signal.SIGINT:
+        assert "continue with --resume" in errors
+    # The rest of 4,000 steps would take long: compare the state after 20 more.
+    short = changed(n_tokens=128 * n_steps, checkpoint_every=5)
+    resumed = new_trainer(taboo_pair, texts, tmp_path / "run", config=short, resume=True)
+    unbroken = new_trainer(taboo_pair, texts, config=short)
+    unbroken.state = unbroken._initial_state()
+    for trainer, n in ((unbroken, reached + 20), (resumed, 20)):
+        batches = trainer.loader.batches(trainer.state.position)
+        for _ in range(n):
+            trainer.step(next(batches)[0])
+    assert_equal_bits(weights(resumed.crosscoder), weights(unbroken.crosscoder))
+    assert torch.equal(resumed.state.tokens_since_fired, unbroken.state.tokens_since_fired)
+
+
+def test_an_interrupt_saves_a_checkpoint_of_the_very_step(taboo_pair, texts, tmp_path, monkeypatch):
+    trainer = new_trainer(taboo_pair, texts, tmp_path / "run")
+    step = trainer.step
+
+    def step_and_interrupt(batch):
+        output = step(batch)
+        if trainer.state.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return output
+
+    monkeypatch.setattr(trainer, "step", step_and_interrupt)
+    with pytest.raises(TrainingInterruptedError, match="after step 7: saved .*step_00000007"):
+        trainer.fit()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(
+    taboo_pair, texts, tmp_path, monkeypatch
+):
+    trainer = new_trainer(taboo_pair, texts, tmp_path / "run")
+    step = trainer.step
+    poisoned = lambda b: b * torch.nan if trainer.state.step == 22 else b  # noqa: E731
+    monkeypatch.setattr(trainer, "step", lambda batch: step(poisoned(batch)))
+    with pytest.raises(FloatingPointError, match=r"not finite at step 30 .*step_00000015"):
+        trainer.fit()
+    kept = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert kept.name == "step_00000015"
+    resumed = new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)
+    assert all(t.isfinite().all() for t in weights(resumed.crosscoder).values())
+
+
+def test_a_folder_with_another_run_is_refused_and_left_alone(taboo_pair, texts, unbroken):
+    folder = unbroken[0]
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(ValueError, match="already holds a run"):
+        new_trainer(taboo_pair, texts, folder)
+    with pytest.raises(ValueError, match=r"training\.lr \(0.003 there, 0.5 now\)"):
+        new_trainer(taboo_pair, texts, folder, config=changed(lr=0.5), resume=True)
+    with pytest.raises(ValueError, match=r"text\.sha256"):
+        new_trainer(taboo_pair, (texts[1], texts[1]), folder, resume=True)
+    assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_folder_with_other_files_is_refused(taboo_pair, texts, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="not an empty folder and holds no run"):
+        new_trainer(taboo_pair, texts, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_complete_run_is_loaded_instead_of_trained_again(taboo_pair, texts, unbroken):
+    trainer = new_trainer(taboo_pair, texts, unbroken[0], resume=True)
+    assert_equal_bits(weights(trainer.fit()), unbroken[1])
+
+
+def test_k_above_d_sae_is_refused_before_anything_is_written(taboo_pair, texts, tmp_path):
+    with pytest.raises(ValueError, match="k is 49, but the dictionary has only 48"):
+        new_trainer(taboo_pair, texts, tmp_path / "run", sparsity=BatchTopK(k=49))
+    assert not (tmp_path / "run").exists()
+
+
+def test_dead_latents_are_counted_in_tokens(taboo_pair, texts):
+    trainer = new_trainer(taboo_pair, texts)
+    trainer.state = state = trainer._initial_state()
+    with torch.no_grad():
+        trainer.crosscoder.b_enc[5] = -1e6
+    batches = trainer.loader.batches()
+    for _ in range(4):
+        trainer.step(next(batches)[0])
+    assert state.tokens_since_fired[5] == 4 * 128
+    assert not trainer.is_dead(state)[5]
+    trainer.step(next(batches)[0])
+    assert trainer.is_dead(state)[5]  # 640 tokens, the limit is 600
+    assert state.tokens_since_fired.min() == 0
+
+
+def test_site_scales_make_the_mean_squared_norm_the_width():
+    x = torch.randn(1000, 2, 8) * torch.tensor([[3.0], [0.1]])
+    scaled = x * torch.tensor(site_scales(x))[:, None]
+    torch.testing.assert_close(scaled.pow(2).sum(-1).mean(0), torch.full((2,), 8.0))
+
+
+def test_l1_warms_up_and_sparsifies(taboo_pair, texts):
+    sparse, dense = (
+        new_trainer(taboo_pair, texts, sparsity=L1(coefficient=c, warm_up_steps=10))
+        for c in (3.0, 0.0)
+    )
+    assert sparse._coefficients(0) == {"l1": pytest.approx(0.3)}
+    assert sparse._coefficients(50) == {"l1": 3.0}
+    x = taboo_pair.activations(texts[1].tokens)[texts[1].mask]
+    l0 = [(t.fit().encode(x) > 0).sum(-1).double().mean().item() for t in (sparse, dense)]
+    assert l0[0] < l0[1] / 2
+
+
+def test_metrics_go_to_wandb_too(taboo_pair, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = changed(wandb_project="test", n_tokens=256)
+    new_trainer(taboo_pair, texts, tmp_path / "run", config=config).fit()
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
