@@ -111,6 +111,8 @@ def _adapt(hf_model: Any, source: str, revision: str | None) -> Any:
         # PEFT only warns when it leaves layers without their adapter weights, and says nothing of
         # adapter weights for which the model has no place.
         warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        # PEFT on transformers 5.23; nothing that a user of ours can change.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         adapted: Any = PeftModel.from_pretrained(hf_model, source, revision=revision)
     used = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     saved = load_peft_weights(source, device="cpu", revision=revision)

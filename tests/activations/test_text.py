@@ -132,7 +132,9 @@ def test_text_that_cannot_be_tokenised_is_refused(taboo_pair, monkeypatch):
         tokenize([{"text": "Too short."}], taboo_pair.tokenizer, context_size=512)
     monkeypatch.setattr(taboo_pair.tokenizer, "chat_template", None)
     with pytest.raises(ValueError, match="no chat template"):
-        tokenize([{"messages": [{"role": "user", "content": "x"}]}], taboo_pair.tokenizer, context_size=4)
+        tokenize(
+            [{"messages": [{"role": "user", "content": "x"}]}], taboo_pair.tokenizer, context_size=4
+        )
 
 
 def test_indexing_keeps_tokens_masks_and_sources_together(texts):

@@ -42,9 +42,7 @@ def test_l1_penalty_is_the_mean_over_tokens_of_weighted_codes():
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    n=st.integers(1, 20), d_sae=st.integers(2, 20), k=st.floats(0.5, 5), seed=st.integers(0, 99)
-)
+@given(n=st.integers(1, 20), d_sae=st.integers(2, 20), k=st.floats(0.5, 5), seed=st.integers(0, 99))
 def test_permuting_latents_permutes_codes(n, d_sae, k, seed):
     generator = torch.Generator().manual_seed(seed)
     pre = torch.randn(n, d_sae, generator=generator)

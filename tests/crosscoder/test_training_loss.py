@@ -54,10 +54,14 @@ def naive_loss(training, x, *, k=None, mu=None, dead=None):
         keep = torch.zeros_like(weighted)
         keep[weighted.argsort(descending=True)[: round(k * len(x))]] = 1
         f = f * keep.view_as(f)
-    x_hat = torch.stack([sum(f[i, j] * W_dec[j] for j in range(len(n))) + b_dec for i in range(len(x))])
+    x_hat = torch.stack(
+        [sum(f[i, j] * W_dec[j] for j in range(len(n))) + b_dec for i in range(len(x))]
+    )
     loss = sum((x[i] - x_hat[i]).pow(2).sum() for i in range(len(x))) / len(x)
     if mu is not None:
-        loss = loss + mu * sum(f[i, j] * n[j] for i in range(len(x)) for j in range(len(n))) / len(x)
+        loss = loss + mu * sum(f[i, j] * n[j] for i in range(len(x)) for j in range(len(n))) / len(
+            x
+        )
     if dead is not None:
         residual = (x - x_hat).detach()
         live = pre.clamp(min=0) * dead

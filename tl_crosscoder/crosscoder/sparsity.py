@@ -8,7 +8,7 @@ decoder's site norms.
 Shapes: pre-activations and codes `[batch, d_sae]`, norms `[d_sae]`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -71,7 +71,8 @@ class BatchTopK:
     k: float = 100
     """Mean number of active latents a token."""
     threshold_momentum: float = 0.999
-    """Of the running threshold, which starts at its first observation."""
+    """Of the running threshold, which starts at its first observation. It lags in short runs: the
+    trainer here replaces it at the end; for a short run of SAELens's trainer choose 0.9 to 0.99."""
 
     def __post_init__(self) -> None:
         if self.k <= 0:
@@ -138,18 +139,22 @@ def threshold_for_l0(weighted: Float[Tensor, "batch d_sae"], *, k: float) -> Flo
 
 
 def calibrate_threshold(
-    batches: list[Float[Tensor, "batch d_sae"]], *, k: float
+    batches: Iterable[Float[Tensor, "_ d_sae"]], *, k: float
 ) -> Float[Tensor, ""]:
-    """`threshold_for_l0` over several batches, keeping only what can matter of each.
+    """`threshold_for_l0` over several batches of f_j n_j, keeping only what can matter of each.
 
     A batch can hold more than its share of the largest values: three times the share is kept,
     which is exact unless one batch of tokens is three times as active as the mean.
+
+    Raises:
+        ValueError: no batches.
     """
-    n_tokens = sum(len(b) for b in batches)
-    largest = [
-        b.flatten().topk(min(b.numel(), round(3 * k * len(b)) + 1), sorted=False).values
-        for b in batches
-    ]
+    n_tokens, largest = 0, []
+    for batch in batches:
+        n_tokens += len(batch)
+        n_kept = min(batch.numel(), round(3 * k * len(batch)) + 1)
+        largest.append(batch.flatten().topk(n_kept, sorted=False).values)
+    if not largest:
+        raise ValueError("there are no tokens to calibrate the threshold on.")
     pooled = torch.cat(largest)
-    n_kept = min(round(k * n_tokens), len(pooled) - 1)
-    return threshold_for_l0(pooled[None, :], k=n_kept)
+    return threshold_for_l0(pooled[None, :], k=min(round(k * n_tokens), len(pooled) - 1))

@@ -7,6 +7,7 @@ are activations in the space of training (each site scaled), `[batch, n_sites, d
 `[batch, d_in]`. Limit: the `threshold` buffer is in units of f_j n_j until it is folded at save.
 """
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -189,7 +190,7 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         self.threshold.mul_(momentum).add_((1 - momentum) * smallest)
 
     @torch.no_grad()
-    def calibrate_threshold_(self, batches: list[Tensor]) -> None:
+    def calibrate_threshold_(self, batches: Iterable[Tensor]) -> None:
         """Set the threshold so that these held-out batches keep k latents a token.
 
         Does nothing for L1, whose codes are all the positive ones.
@@ -197,10 +198,8 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         if not isinstance(self.cfg.sparsity, BatchTopK):
             return
         norms = self.get_W_dec_norm()
-        weighted = []
-        for x in batches:
-            pre = self.process_sae_in(self.flatten(x)) @ self.W_enc + self.b_enc
-            weighted.append(pre.relu() * norms)
+        flat = (self.process_sae_in(self.flatten(x)) for x in batches)
+        weighted = ((x @ self.W_enc + self.b_enc).relu() * norms for x in flat)
         self.threshold.fill_(calibrate_threshold(weighted, k=self.cfg.sparsity.k))
 
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
@@ -208,8 +207,14 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         self.fold_site_scales_([scaling_factor] * self.n_sites)
         self.cfg.normalize_activations = "none"
 
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Contiguous tensors: safetensors refuses the encoder, whose memory is transposed."""
+        for name, tensor in state_dict.items():
+            state_dict[name] = tensor.contiguous()
+
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Fold n_j into the encoder, so that the threshold applies to pre-activations."""
+        self.process_state_dict_for_saving(state_dict)
         norms = self.get_W_dec_norm().detach()
         state_dict["W_enc"] = state_dict["W_enc"] * norms
         state_dict["b_enc"] = state_dict["b_enc"] * norms

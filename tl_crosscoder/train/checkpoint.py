@@ -93,9 +93,14 @@ def _restore_optimizer(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     state = optimizer.state_dict()
-    names = [name for name, _ in model.named_parameters()]
+    parameters = list(model.named_parameters())
     grouped: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, moment = key.split("/")
-        grouped.setdefault(names.index(name), {})[moment] = tensor
+    for i, (name, parameter) in enumerate(parameters):
+        own = {k.split("/")[1]: t for k, t in tensors.items() if k.startswith(f"{name}/")}
+        # Fused Adam walks through memory: moments need the strides of their parameter, and the
+        # encoder's memory is transposed.
+        grouped[i] = {
+            key: torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
+            for key, t in own.items()
+        }
     optimizer.load_state_dict({**state, "state": grouped})

@@ -7,6 +7,7 @@ A run that stops, however it stops, continues from its last checkpoint to the sa
 bit for bit on a CPU with the same number of threads. Limit: one process, one device.
 """
 
+import math
 import shutil
 import signal
 import threading
@@ -245,15 +246,12 @@ class Trainer:
 
     def _finish(self, state: TrainState) -> Crosscoder:
         """Calibrate the threshold on held-out tokens and fold the scales."""
-        batches, n_tokens = [], 0
-        for rows in harvest_rows(
-            self.pair, self.held_out, batch_size=self.config.harvest_batch_size
-        ):
-            batches.append(rows * self._scales(state))
-            n_tokens += len(rows)
-            if n_tokens >= self.config.n_calibration_tokens:
-                break
-        self.crosscoder.calibrate_threshold_(batches)
+        tokens_per_context = self.held_out.n_tokens / len(self.held_out)
+        n_contexts = math.ceil(self.config.n_calibration_tokens / tokens_per_context)
+        rows = harvest_rows(
+            self.pair, self.held_out[:n_contexts], batch_size=self.config.harvest_batch_size
+        )
+        self.crosscoder.calibrate_threshold_(x * self._scales(state) for x in rows)
         crosscoder = self.crosscoder.to_inference()
         crosscoder.fold_site_scales_(state.scales)
         return crosscoder
