@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ORGANISM ?= taboo
 OUTPUT ?= demo-output
+# Threads that wait do not take the core from those that work.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test slow lint types bench clean
 

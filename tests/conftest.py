@@ -1,6 +1,12 @@
 """The embedded taboo pair and a little of its text, shared by the rooms that run models."""
 
+import os
+from pathlib import Path
+
 import pytest
+
+# No test leaves this machine. Set before any import of the hub's client.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tl_crosscoder import ModelPair, TokenizedText, split_documents, tokenize
 from tl_crosscoder.organisms import training_documents
@@ -26,3 +32,13 @@ def texts(taboo_pair: ModelPair) -> tuple[TokenizedText, TokenizedText]:
     """(training, held-out) contexts of 32 tokens."""
     documents = split_documents(training_documents("taboo", 400, seed=0))
     return tuple(tokenize(d, taboo_pair.tokenizer, context_size=32) for d in documents)
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """Real models made elsewhere; see TL_CROSSCODER_SHARED."""
+    root = Path(__file__).parents[1]
+    folder = Path(os.environ.get("TL_CROSSCODER_SHARED", root.parent / "shared")) / "data/models"
+    if not folder.is_dir():
+        pytest.skip(f"no real models at {folder}: set TL_CROSSCODER_SHARED")
+    return folder

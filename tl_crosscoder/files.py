@@ -1,7 +1,8 @@
 """Atomic writes: a file or folder under its final name is complete, or is not there.
 
 Every artefact of a run goes through these functions, so that a kill at any byte leaves either
-the old content or the new one. Limit: atomic on one file system, as `os.replace` is.
+the old content or the new one. Limits: atomic on one file system, as `os.replace` is; a folder
+that replaces a folder is for an instant not there; a kill leaves its hidden temporary behind.
 """
 
 import json
@@ -24,17 +25,26 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary path and leaves `path` as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary, old = (path.parent / f".{path.name}.{os.getpid()}.{end}" for end in ("tmp", "old"))
+    # A killed process that had the same number (common in containers) may have left its own.
+    _remove(temporary, old)
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
+            path.replace(old)  # deleting it here would take time, and a kill leave half of it
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        _remove(temporary, old)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -50,7 +50,7 @@ def test_lists_and_limits():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda p: ["", "  "], ValueError, "there is no text in the list"),
+        (lambda _: ["", "  "], ValueError, "there is no text in the list"),
         (lambda p: p / "missing.txt", FileNotFoundError, "no text file or folder"),
         (lambda p: p, FileNotFoundError, "holds no .txt"),
         (lambda p: p / "bad.csv", ValueError, "is not one of .txt, .jsonl, .parquet"),
@@ -68,10 +68,7 @@ def test_sources_without_text_are_refused(tmp_path, make, error, message):
         load_documents(source)
 
 
-def test_a_name_that_the_hub_does_not_give_is_refused_with_advice(monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def test_a_name_that_the_hub_does_not_give_is_refused_with_advice():
     with pytest.raises(FileNotFoundError, match="neither a file nor a folder here"):
         load_documents("nobody/no-such-dataset")
 

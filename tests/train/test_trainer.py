@@ -190,7 +190,7 @@ def test_an_interrupt_saves_a_checkpoint_of_the_very_step(taboo_pair, texts, tmp
         return output
 
     monkeypatch.setattr(trainer, "step", step_and_interrupt)
-    with pytest.raises(TrainingInterruptedError, match="after step 7: saved .*step_00000007"):
+    with pytest.raises(TrainingInterruptedError, match=r"after step 7: saved .*step_00000007"):
         trainer.fit()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -45,6 +45,11 @@ class ActivationLoader:
         harvest_batch_size: int = 32,
         seed: int = 0,
     ) -> None:
+        if text.context_size > pair.n_ctx:
+            raise ValueError(
+                f"contexts of {text.context_size} tokens are longer than the {pair.n_ctx} that the "
+                "models take. Choose a smaller context_size."
+            )
         if text.n_tokens < batch_size:
             raise ValueError(
                 f"one batch is {batch_size:,} tokens, but the text has only {text.n_tokens:,} that "

@@ -75,14 +75,30 @@ def examples(
         if position < 0:
             break
         context, at = divmod(position, text.context_size)
-        ids = text.tokens[context].tolist()
+        start = max(0, at - n_before)
+        ids = text.tokens[context, start : at + 1 + n_after].tolist()
+        before, token, after = _decode_parts(tokenizer, ids, at - start)
         found.append(
             Example(
-                before=tokenizer.decode(ids[max(0, at - n_before) : at]),
-                token=tokenizer.decode([ids[at]]),
-                after=tokenizer.decode(ids[at + 1 : at + 1 + n_after]),
+                before=before,
+                token=token,
+                after=after,
                 value=value,
                 source=text.sources[int(text.source_ids[context, at])],
             )
         )
     return found
+
+
+def _decode_parts(tokenizer: Any, ids: list[int], at: int) -> tuple[str, str, str]:
+    """Text before, of and after one token; together the text of all.
+
+    Decoded alone, a part loses the space before its first word in the tokenizers of Llama 2 and
+    its kin, so parts are differences of prefixes. Where a character is split between tokens
+    there is no such difference, and the part stands alone.
+    """
+    ends = (at, at + 1, len(ids))
+    before, through, whole = (tokenizer.decode(ids[:end]) for end in ends)
+    token = through[len(before) :] if through.startswith(before) else tokenizer.decode([ids[at]])
+    after = whole[len(through) :] if whole.startswith(through) else tokenizer.decode(ids[at + 1 :])
+    return before, token, after

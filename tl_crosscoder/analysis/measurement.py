@@ -115,11 +115,16 @@ class Measurement:
                 "again with `tl-crosscoder analyze --fresh`."
             )
         content = json.loads(paths[0].read_text(encoding="utf-8"))
+        reconstruction = content["reconstruction"]
+        reconstruction["fve"] = {
+            site: math.nan if value is None else value
+            for site, value in reconstruction["fve"].items()
+        }
         top = [s | {"examples": [Example(**e) for e in s["examples"]]} for s in content["top"]]
         tensors = load_file(paths[1])
         top_tokens = {k: tensors.pop(f"top_tokens.{k}") for k in ("values", "positions")}
         return cls(
-            reconstruction=Reconstruction(**content["reconstruction"]),
+            reconstruction=Reconstruction(**reconstruction),
             latents=LatentMeasures(**tensors),
             top=[LatentSummary(**s) for s in top],
             top_tokens=TopTokens(**top_tokens),

@@ -94,7 +94,7 @@ class ReconstructionSums:
         variance = self.difference.sum_of_squared_deviations
         by_class = 1 - self.left_by_class.sum_of_squared_deviations / variance
         fve = 1 - self.error.squares / self.x.sum_of_squared_deviations
-        is_same = not bool(self.difference.squares > 0)
+        is_same = not bool(variance > 0)
         return Reconstruction(
             n_tokens=self.x.n,
             fve=dict(zip(site_names, fve.tolist(), strict=True)),
@@ -119,7 +119,8 @@ class Reconstruction:
     fve: dict[str, float]
     """Site -> 1 - sum ||e^m||^2 / sum ||x^m - mean||^2."""
     difference_fve: float | None
-    """1 - sum ||e^1 - e^0||^2 / sum ||(x^1 - x^0) - mean||^2; None where the models are equal."""
+    """1 - sum ||e^1 - e^0||^2 / sum ||(x^1 - x^0) - mean||^2; None where the models are equal (or
+    differ by the same vector at every token)."""
     difference_fve_by_class: dict[str, float] | None
     """Class -> the same with only those latents' f_j (d_j^1 - d_j^0), and the best constant."""
     difference_share: float

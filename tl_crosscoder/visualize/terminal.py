@@ -1,13 +1,16 @@
 """A measurement as plain text, at most 100 columns wide, for the terminal."""
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
+from itertools import accumulate
 
 from tl_crosscoder.analysis.max_activating import Example
 from tl_crosscoder.analysis.measurement import LatentSummary, Measurement
 from tl_crosscoder.pair import Site
 
 WIDTH = 100
+INDENT = " " * 6
 
 
 def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int = 2) -> str:
@@ -23,7 +26,8 @@ def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int =
 
 def _title(sites: Sequence[Site]) -> str:
     names = [s.adapter or s.model_name for s in sites]
-    return f"What changed from {names[0]} to {names[-1]} at {sites[-1].hook_name}"
+    title = f"What changed from {names[0]} to {names[-1]} at {sites[-1].hook_name}"
+    return textwrap.fill(title, WIDTH, break_on_hyphens=False)
 
 
 def _reconstruction(measurement: Measurement) -> str:
@@ -59,7 +63,7 @@ def _top(measurement: Measurement, *, n_examples: int) -> str:
     ]
     for place, summary in enumerate(measurement.top, start=1):
         lines.append(_latent(place, summary, n_tokens=measurement.reconstruction.n_tokens))
-        lines += [f"      {context(e)}" for e in summary.examples[:n_examples]]
+        lines += [f"{INDENT}{context(e)}" for e in summary.examples[:n_examples]]
     return "\n".join(lines)
 
 
@@ -73,13 +77,33 @@ def _latent(place: int, s: LatentSummary, *, n_tokens: int) -> str:
 
 def context(example: Example) -> str:
     """One line: the end of the context, the token in brackets, and what follows."""
-    token = example.token.replace("\n", "\\n")
-    before, after = (" ".join(t.split()) for t in (example.before, example.after))
+    token = _visible(example.token)
+    before, after = (_visible(" ".join(t.split())) for t in (example.before, example.after))
     gap = " " if example.before[-1:].isspace() or token[:1].isspace() else ""
-    room = WIDTH - 12 - len(token) - len(example.source)
-    before = before if len(before) <= room * 2 // 3 else "…" + before[-(room * 2 // 3) :]
-    after = textwrap.shorten(after, max(1, room - len(before)), placeholder="…")
-    return f"{before}{gap}[{token.strip() or token}] {after}  ({example.source})"
+    token, source = _cut(token.strip() or token, 40), _cut(_visible(example.source), 30)
+    room = WIDTH - len(INDENT) - _columns(f"{gap}[{token}]   ({source})")
+    before = _cut(before[::-1], room * 2 // 3)[::-1]
+    after = _cut(after, room - _columns(before))
+    return f"{before}{gap}[{token}] {after}  ({source})"
+
+
+def _visible(text: str) -> str:
+    """Control characters, which would move the cursor, as their escapes."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def _columns(text: str) -> int:
+    """Width in a terminal: two for a CJK character or an emoji, none for a combining mark."""
+    marks = sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+
+
+def _cut(text: str, room: int) -> str:
+    """The start of `text` that fits into `room` columns, with an ellipsis for the rest."""
+    if _columns(text) <= room:
+        return text
+    ends = accumulate(_columns(c) for c in text)
+    return "".join(c for c, end in zip(text, ends, strict=True) if end < room) + "…"
 
 
 def _table(rows: list[list[str]]) -> str:

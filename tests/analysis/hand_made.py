@@ -1,0 +1,87 @@
+"""Crosscoders and measurements of which every number is chosen."""
+
+import torch
+from torch import Tensor
+
+from tl_crosscoder import Crosscoder, CrosscoderConfig, Measurement, Site
+from tl_crosscoder.analysis.decoder_norms import delta_norm, relative_decoder_norm
+from tl_crosscoder.analysis.max_activating import Example, TopTokens
+from tl_crosscoder.analysis.measurement import LatentMeasures, LatentSummary
+from tl_crosscoder.analysis.reconstruction import Reconstruction
+
+
+def sites(d_model: int = 2) -> tuple[Site, Site]:
+    base, finetuned = (
+        Site(name=n, d_model=d_model, hook_name="blocks.1.hook_resid_post", model_name=f"tiny-{n}")
+        for n in ("base", "finetuned")
+    )
+    return base, finetuned
+
+
+def crosscoder(base: Tensor, finetuned: Tensor, *, b_dec: Tensor | None = None) -> Crosscoder:
+    """With these two decoders, `[d_sae, d_model]`; the encoder is nothing."""
+    W_dec = torch.cat([base, finetuned], dim=-1)
+    d_sae, d_in = W_dec.shape
+    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=d_sae, sites=sites(base.shape[1])))
+    weights = {name: torch.zeros_like(t) for name, t in made.state_dict().items()}
+    weights |= {"W_dec": W_dec} | ({} if b_dec is None else {"b_dec": b_dec})
+    made.load_state_dict(weights)
+    return made
+
+
+def latent_measures(base: list[float], finetuned: list[float], n_active: list[int]):
+    """Of latents with these decoder norms, on a text of one source."""
+    norms = torch.tensor(base), torch.tensor(finetuned)
+    counts = torch.tensor(n_active).double()
+    return LatentMeasures(
+        relative_decoder_norm=relative_decoder_norm(*norms),
+        delta_norm=delta_norm(*norms),
+        decoder_cosine=torch.ones(len(base)),
+        n_active=counts,
+        n_active_by_source=counts[None],
+    )
+
+
+RECONSTRUCTION = Reconstruction(
+    n_tokens=12_345,
+    fve={"base": 0.9514, "finetuned": 0.9426},
+    difference_fve=0.6788,
+    difference_fve_by_class={
+        "base-only": 0.0111,
+        "shared": 0.2222,
+        "other": 0.3333,
+        "finetuned-only": 0.4444,
+    },
+    difference_share=0.0567,
+    l0=12.34,
+    dead_share=0.25,
+)
+
+
+def measurement(
+    latents: LatentMeasures,
+    *,
+    examples: dict[int, list[Example]],
+    top_tokens: TopTokens | None = None,
+    reconstruction: Reconstruction = RECONSTRUCTION,
+) -> Measurement:
+    """The latents with examples are the ranked ones."""
+    top = [
+        LatentSummary(
+            latent=j,
+            relative_decoder_norm=latents.relative_decoder_norm[j].item(),
+            delta_norm=latents.delta_norm[j].item(),
+            decoder_cosine=latents.decoder_cosine[j].item(),
+            latent_class="other",
+            n_active=int(latents.n_active[j]),
+            examples=found,
+        )
+        for j, found in examples.items()
+    ]
+    return Measurement(
+        reconstruction=reconstruction,
+        latents=latents,
+        top=top,
+        top_tokens=top_tokens or TopTokens.empty(n=2, d_sae=len(latents.n_active)),
+        sources=("text",),
+    )

@@ -1,0 +1,245 @@
+import copy
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from analysis.hand_made import RECONSTRUCTION, crosscoder, latent_measures, measurement
+
+from tl_crosscoder import BatchTopK, Crosscoder, Measurement, TrainConfig, Trainer, measure
+from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
+from tl_crosscoder.analysis.measurement import MIN_ACTIVE_TOKENS, rank
+
+CONFIG = TrainConfig(
+    d_sae=48,
+    n_tokens=40 * 128,
+    batch_size=128,
+    lr=3e-3,
+    lr_warmup_steps=5,
+    buffer_contexts=30,
+    dead_after_tokens=600,
+)
+
+
+def trained_on(pair, texts) -> Crosscoder:
+    return Trainer(pair, *texts, config=CONFIG, sparsity=BatchTopK(k=4)).fit()
+
+
+@pytest.fixture(scope="module")
+def taboo_crosscoder(taboo_pair, texts) -> Crosscoder:
+    return trained_on(taboo_pair, texts)
+
+
+@pytest.fixture(scope="module")
+def measured(taboo_pair, taboo_crosscoder, texts) -> Measurement:
+    return measure(taboo_pair, taboo_crosscoder, texts[1], n_top=5, n_examples=3)
+
+
+@pytest.fixture(scope="module")
+def rows(taboo_pair, texts):
+    """Activations of the tokens that count, and where those stand in the flattened text."""
+    held_out = texts[1]
+    x = taboo_pair.activations(held_out.tokens)[held_out.mask]
+    return x, held_out.mask.flatten().nonzero().squeeze(-1)
+
+
+def assert_equal(one: Measurement, other: Measurement):
+    """Every field, NaN equal to NaN."""
+    # repr tells NaN from null and keeps every digit of a float.
+    assert repr(one.reconstruction) == repr(other.reconstruction)
+    assert one.top == other.top
+    assert one.sources == other.sources
+    for part in ("latents", "top_tokens"):
+        for name, tensor in vars(getattr(one, part)).items():
+            saved = getattr(getattr(other, part), name)
+            assert saved.dtype == tensor.dtype, name
+            torch.testing.assert_close(saved, tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_saved_measurement_is_loaded_equal(measured, tmp_path):
+    path = measured.save(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "analysis.json"
+    assert_equal(Measurement.load(path.parent), measured)
+
+
+def test_nan_and_none_survive_saving_and_the_file_is_strict_json(tmp_path):
+    latents = latent_measures([0.0, 1.0], [0.0, 1.0], [0, 20])
+    undefined = replace(
+        RECONSTRUCTION,
+        fve={"base": math.nan, "finetuned": 0.5},
+        difference_fve=None,
+        difference_fve_by_class=None,
+    )
+    made = measurement(latents, examples={1: []}, reconstruction=undefined)
+    assert made.latents.relative_decoder_norm[0].isnan()
+    path = made.save(tmp_path)
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert_equal(Measurement.load(tmp_path), made)
+
+
+def test_a_folder_without_measures_is_refused(measured, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no measures .*analyze --fresh"):
+        Measurement.load(tmp_path)
+    measured.save(tmp_path)
+    (tmp_path / "analysis.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no measures"):
+        Measurement.load(tmp_path)
+
+
+def test_firing_is_counted_for_every_source(measured, taboo_crosscoder, texts, rows):
+    is_active = taboo_crosscoder.encode(rows[0]) > 0
+    source_ids = texts[1].source_ids[texts[1].mask]
+    assert measured.sources == texts[1].sources
+    assert len(measured.sources) > 1
+    for i, source in enumerate(measured.sources):
+        counted = is_active[source_ids == i].sum(dim=0)
+        assert torch.equal(measured.latents.n_active_by_source[i].long(), counted), source
+    assert torch.equal(measured.latents.n_active.long(), is_active.sum(dim=0))
+    assert measured.reconstruction.n_tokens == texts[1].n_tokens
+    assert measured.reconstruction.l0 == pytest.approx(is_active.sum() / len(is_active))
+
+
+def test_norms_are_read_in_the_normalised_space(measured, taboo_crosscoder):
+    assert len({s.scale for s in taboo_crosscoder.sites}) == 2
+    base, finetuned = taboo_crosscoder.decoder_norms().T
+    torch.testing.assert_close(
+        measured.latents.relative_decoder_norm, finetuned / (base + finetuned)
+    )
+    larger = torch.maximum(base, finetuned)
+    torch.testing.assert_close(measured.latents.delta_norm, (1 + (finetuned - base) / larger) / 2)
+
+
+def test_top_tokens_are_positions_of_the_text(measured, taboo_crosscoder, rows):
+    codes = torch.zeros(rows[1].max() + 1, CONFIG.d_sae)
+    codes[rows[1]] = taboo_crosscoder.encode(rows[0])
+    top = measured.top_tokens
+    torch.testing.assert_close(top.values, codes.topk(3, dim=0).values)
+    torch.testing.assert_close(codes.gather(0, top.positions.clamp(min=0)), top.values)
+
+
+def test_examples_of_a_ranked_latent_are_its_top_tokens(measured, texts, taboo_pair):
+    first = measured.top[0]
+    position = measured.top_tokens.positions[0, first.latent]
+    assert len(first.examples) == 3
+    assert first.examples[0].token == taboo_pair.tokenizer.decode(
+        [texts[1].tokens.flatten()[position]]
+    )
+    values = [e.value for e in first.examples]
+    assert values == sorted(values, reverse=True)
+
+
+def test_the_size_of_the_batches_does_not_matter(measured, taboo_pair, taboo_crosscoder, texts):
+    again = measure(taboo_pair, taboo_crosscoder, texts[1], n_top=5, n_examples=3, batch_size=7)
+    one, other = asdict(again.reconstruction), asdict(measured.reconstruction)
+    for name, value in one.items():
+        assert value == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+    assert [s.latent for s in again.top] == [s.latent for s in measured.top]
+    torch.testing.assert_close(again.top_tokens.values, measured.top_tokens.values)
+
+
+def test_the_ranking_is_that_of_all_latents_active_often_enough(measured):
+    norms = measured.latents.relative_decoder_norm
+    often = [j for j in range(CONFIG.d_sae) if measured.latents.n_active[j] >= MIN_ACTIVE_TOKENS]
+    expected = sorted(often, key=lambda j: -norms[j].item())[:5]
+    assert [s.latent for s in measured.top] == expected
+    for summary in measured.top:
+        j = summary.latent
+        assert summary.relative_decoder_norm == norms[j].item()
+        assert summary.n_active == measured.latents.n_active[j]
+        assert summary.latent_class == LATENT_CLASSES[measured.latents.class_ids[j]]
+
+
+def test_latents_active_on_too_few_tokens_or_without_norm_are_not_ranked():
+    assert MIN_ACTIVE_TOKENS == 10
+    # R:                        0.9   0.8  0.7   NaN   0 (base-only)
+    latents = latent_measures(
+        [0.1, 0.2, 0.3, 0.0, 1.0], [0.9, 0.8, 0.7, 0.0, 0.0], [9, 10, 99, 50, 50]
+    )
+    assert rank(latents, n=10) == [1, 2, 4]
+    assert rank(latents, n=1) == [1]
+    assert rank(latent_measures([1.0], [1.0], [0]), n=3) == []
+
+
+def test_equal_norms_are_ranked_in_the_order_of_latents():
+    latents = latent_measures([1.0] * 20, [1.0] * 20, [50] * 20)
+    assert rank(latents, n=20) == list(range(20))
+
+
+def test_class_counts_are_those_of_living_latents(measured):
+    # Delta-norms: 0 (base-only), 0.5 (shared) twice, 0.75 (other), 1 twice, NaN (other);
+    # one of the shared and one of the fine-tuned only never fire.
+    latents = latent_measures(
+        [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0],
+        [0.0, 1.0, 1.0, 2.0, 1.0, 1.0, 0.0],
+        [1, 1, 0, 1, 1, 0, 1],
+    )
+    counts = measurement(latents, examples={}).class_counts
+    assert counts == {"base-only": 1, "shared": 1, "other": 2, "finetuned-only": 1}
+    n_living = int((measured.latents.n_active > 0).sum())
+    assert sum(measured.class_counts.values()) == n_living
+
+
+def test_a_latent_that_writes_nothing_is_other_and_not_ranked(
+    taboo_pair, taboo_crosscoder, texts, tmp_path
+):
+    silenced = copy.deepcopy(taboo_crosscoder)
+    with torch.no_grad():
+        silenced.W_dec[:3] = 0
+    made = measure(taboo_pair, silenced, texts[1][:20], n_top=48)
+    assert made.latents.relative_decoder_norm[:3].isnan().all()
+    assert made.latents.delta_norm[3:].isfinite().all()
+    assert {LATENT_CLASSES[i] for i in made.latents.class_ids[:3]} == {"other"}
+    assert not {0, 1, 2} & {s.latent for s in made.top}
+    made.save(tmp_path)
+    assert_equal(Measurement.load(tmp_path), made)
+
+
+def test_a_crosscoder_of_other_sites_is_refused(taboo_pair, texts):
+    other = crosscoder(torch.ones(1, 2), torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"trained on the sites .*cfg\.json names"):
+        measure(taboo_pair, other, texts[1])
+
+
+def test_the_measured_crosscoder_is_left_as_it_was(taboo_pair, taboo_crosscoder, texts):
+    before = {n: t.clone() for n, t in taboo_crosscoder.state_dict().items()}
+    measure(taboo_pair, taboo_crosscoder, texts[1][:2])
+    for name, tensor in taboo_crosscoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.fixture(scope="module")
+def null(null_pair, texts) -> tuple[Crosscoder, Measurement]:
+    """A model against itself: there is nothing to find."""
+    trained = trained_on(null_pair, texts)
+    return trained, measure(null_pair, trained, texts[1])
+
+
+def test_of_a_model_and_itself_both_sites_learn_the_same(null):
+    crosscoder, _ = null
+    assert torch.equal(crosscoder.decoder("base"), crosscoder.decoder("finetuned"))
+    assert torch.equal(crosscoder.encoder("base"), crosscoder.encoder("finetuned"))
+    assert crosscoder.decoder("base").std() > 0
+
+
+def test_between_a_model_and_itself_there_is_no_difference(null):
+    reconstruction = null[1].reconstruction
+    assert reconstruction.difference_fve is None
+    assert reconstruction.difference_fve_by_class is None
+    assert reconstruction.difference_share == 0
+    assert reconstruction.fve["base"] == reconstruction.fve["finetuned"] > 0.3
+
+
+def test_of_a_model_and_itself_every_living_latent_is_shared(null):
+    latents, counts = null[1].latents, null[1].class_counts
+    n_living = int((latents.n_active > 0).sum())
+    assert counts == {"base-only": 0, "shared": n_living, "other": 0, "finetuned-only": 0}
+    assert n_living > 40
+    assert (latents.relative_decoder_norm == 0.5).all()
+    assert (latents.delta_norm == 0.5).all()
+    torch.testing.assert_close(latents.decoder_cosine, torch.ones(48))
+
+
+def test_a_measurement_of_equal_models_is_loaded_equal(null, tmp_path):
+    null[1].save(tmp_path)
+    assert_equal(Measurement.load(tmp_path), null[1])

@@ -1,0 +1,239 @@
+from dataclasses import asdict
+
+import pytest
+import torch
+from analysis.hand_made import crosscoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES, delta_norm, latent_class_ids
+from tl_crosscoder.analysis.reconstruction import Moments, Reconstruction, ReconstructionSums
+from tl_crosscoder.crosscoder.fve import difference_fve, fve
+
+NAMES = ["base", "finetuned"]
+BASE_ONLY, SHARED, OTHER, FINETUNED_ONLY = range(4)
+
+
+def random_case(n_tokens=60, d_sae=12, d_model=5, seed=0):
+    """(activations, codes, crosscoder, class ids) with every class and a dead latent among them."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    made = crosscoder(draw(d_sae, d_model), draw(d_sae, d_model), b_dec=draw(2 * d_model))
+    codes = draw(n_tokens, d_sae).relu()
+    codes[:, 3] = 0
+    x = made.decode(codes).view(n_tokens, 2, d_model).detach() + draw(n_tokens, 2, d_model)
+    return x, codes, made, torch.arange(d_sae) % len(LATENT_CLASSES)
+
+
+def measured(x, codes, made, class_ids) -> Reconstruction:
+    return ReconstructionSums.of(x, codes, made, class_ids).result(NAMES)
+
+
+def naive(x, codes, made, class_ids) -> dict:
+    """Token by token and latent by latent, in float64."""
+    x, codes = x.double(), codes.double()
+    base, finetuned, biases = (
+        t.detach().double() for t in (made.decoder(0), made.decoder(1), made.b_dec.view(2, -1))
+    )
+    n, d_sae = codes.shape
+    squares = lambda rows: sum(r.pow(2).sum().item() for r in rows)  # noqa: E731
+    deviations = lambda rows: squares(r - sum(rows) / n for r in rows)  # noqa: E731
+    x_hat = [
+        [sum(codes[i, j] * rows[j] for j in range(d_sae)) + biases[m] for i in range(n)]
+        for m, rows in enumerate((base, finetuned))
+    ]
+    errors = [[x[i, m] - x_hat[m][i] for i in range(n)] for m in (0, 1)]
+    differences = [x[i, 1] - x[i, 0] for i in range(n)]
+    variance = deviations(differences)
+    by_class = {}
+    for c, name in enumerate(LATENT_CLASSES):
+        own = [j for j in range(d_sae) if class_ids[j] == c]
+        left = [
+            differences[i] - sum(codes[i, j] * (finetuned[j] - base[j]) for j in own)
+            for i in range(n)
+        ]
+        by_class[name] = 1 - deviations(left) / variance
+    of_site = [[x[i, m] for i in range(n)] for m in (0, 1)]
+    error_differences = [e1 - e0 for e0, e1 in zip(*errors, strict=True)]
+    n_active = [sum(codes[i, j].item() > 0 for i in range(n)) for j in range(d_sae)]
+    return {
+        "n_tokens": n,
+        "fve": {s: 1 - squares(errors[m]) / deviations(of_site[m]) for m, s in enumerate(NAMES)},
+        "difference_fve": 1 - squares(error_differences) / variance,
+        "difference_fve_by_class": by_class,
+        "difference_share": variance / deviations(of_site[1]),
+        "l0": sum(n_active) / n,
+        "dead_share": n_active.count(0) / d_sae,
+    }
+
+
+def assert_close(one: dict, other: dict):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert value == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
+
+
+def by_hand() -> Reconstruction:
+    """Three tokens in one dimension.
+
+    x^0 = 0, 2, 4 and x^1 = 0, 3, 6, so x^1 - x^0 = 0, 1, 2 with mean 1 and variance sum 2.
+    Latent 0 writes 1 to both sites; latent 1 only to the fine-tuned; latent 2 never fires.
+    """
+    x = torch.tensor([[0.0, 0.0], [2.0, 3.0], [4.0, 6.0]])[:, :, None]
+    made = crosscoder(torch.tensor([[1.0], [0.0], [9.0]]), torch.tensor([[1.0], [1.0], [0.0]]))
+    codes = torch.tensor([[0.0, 0.0, 0.0], [2.0, 1.0, 0.0], [4.0, 1.0, 0.0]])
+    # x̂^0 = 0, 2, 4 and x̂^1 = 0, 3, 5
+    return measured(x, codes, made, torch.tensor([SHARED, FINETUNED_ONLY, BASE_ONLY]))
+
+
+def test_fve_by_hand():
+    result = by_hand()
+    # Only the third token of the fine-tuned site has an error, of 1; x^1 has mean 3, 9 + 0 + 9.
+    assert result.fve == pytest.approx({"base": 1.0, "finetuned": 1 - 1 / 18})
+    assert result.difference_fve == pytest.approx(1 - 1 / 2)
+    assert result.difference_share == pytest.approx(2 / 18)
+
+
+def test_difference_fve_by_class_by_hand():
+    # Latent 1 says 0, 1, 1 and leaves 0, 0, 1, whose deviations from 1/3 are 1/9 + 1/9 + 4/9 = 2/3.
+    # Latent 0 writes the same to both sites and latent 2 does not fire: they say nothing.
+    assert by_hand().difference_fve_by_class == pytest.approx(
+        {"base-only": 0.0, "shared": 0.0, "other": 0.0, "finetuned-only": 1 - (2 / 3) / 2}
+    )
+
+
+def test_l0_and_dead_share_by_hand():
+    result = by_hand()
+    assert result.n_tokens == 3
+    assert result.l0 == pytest.approx(4 / 3)  # 0, 2 and 2 latents
+    assert result.dead_share == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("bounds", [(60,), (1, 11, 37, 60), (30, 60)])
+def test_sums_over_batches_equal_a_naive_loop_and_the_functions_of_one_batch(bounds):
+    x, codes, made, class_ids = random_case()
+    starts = (0, *bounds[:-1])
+    parts = [
+        ReconstructionSums.of(x[a:b], codes[a:b], made, class_ids)
+        for a, b in zip(starts, bounds, strict=True)
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    result = total.result(NAMES)
+    assert_close(asdict(result), naive(x, codes, made, class_ids))
+    x_hat = made.decode(codes).view_as(x)
+    assert list(result.fve.values()) == pytest.approx(fve(x, x_hat).tolist(), rel=1e-4)
+    assert result.difference_fve == pytest.approx(difference_fve(x, x_hat).item(), rel=1e-4)
+
+
+def test_a_batch_without_tokens_changes_nothing():
+    x, codes, made, class_ids = random_case()
+    sums = ReconstructionSums.of(x, codes, made, class_ids)
+    none = ReconstructionSums.of(x[:0], codes[:0], made, class_ids)
+    assert (sums + none).result(NAMES) == sums.result(NAMES)
+
+
+@pytest.mark.parametrize("c", range(4))
+def test_a_class_that_alone_makes_the_difference_explains_all_of_it_and_the_others_nothing(c):
+    """Only latents of class c write differently to the two sites, and the data are what they say.
+
+    The biases differ too, but by the same vector at every token.
+    """
+    x, codes, made, class_ids = random_case()
+    base, finetuned = made.decoder(0).detach(), made.decoder(1).detach()
+    finetuned = torch.where((class_ids == c)[:, None], finetuned, base)
+    made = crosscoder(base, finetuned, b_dec=made.b_dec.detach())
+    x = made.decode(codes).view_as(x).detach()
+    result = measured(x, codes, made, class_ids)
+    assert result.difference_fve == pytest.approx(1)
+    expected = {name: float(i == c) for i, name in enumerate(LATENT_CLASSES)}
+    assert result.difference_fve_by_class == pytest.approx(expected, abs=1e-6)
+
+
+def test_with_classes_of_its_own_norms_a_finetuned_only_latent_explains_a_new_direction():
+    base = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    finetuned = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    made = crosscoder(base, finetuned)
+    codes = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    x = made.decode(codes).view(50, 2, 2).detach()
+    class_ids = latent_class_ids(delta_norm(base.norm(dim=-1), finetuned.norm(dim=-1)))
+    result = measured(x, codes, made, class_ids)
+    assert result.difference_fve_by_class["finetuned-only"] == pytest.approx(1)
+    assert result.difference_fve_by_class["shared"] == pytest.approx(0)
+
+
+def test_equal_models_have_no_difference_to_explain():
+    x, codes, made, class_ids = random_case()
+    result = measured(x[:, :1].expand(-1, 2, -1), codes, made, class_ids)
+    assert result.difference_fve is None
+    assert result.difference_fve_by_class is None
+    assert result.difference_share == 0
+
+
+def test_a_constant_difference_has_no_variance_to_explain():
+    base = torch.arange(8.0).view(4, 1, 2)
+    x = torch.cat([base, base + 0.5], dim=1)
+    made = crosscoder(torch.eye(2), torch.eye(2))
+    result = measured(x, torch.ones(4, 2), made, torch.tensor([SHARED, SHARED]))
+    assert result.difference_fve is None
+    assert result.difference_fve_by_class is None
+
+
+def test_permuting_latents_changes_nothing():
+    x, codes, made, class_ids = random_case()
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    base, finetuned = made.decoder(0).detach(), made.decoder(1).detach()
+    permuted = crosscoder(base[order], finetuned[order], b_dec=made.b_dec.detach())
+    assert_close(
+        asdict(measured(x, codes[:, order], permuted, class_ids[order])),
+        asdict(measured(x, codes, made, class_ids)),
+    )
+
+
+def test_swapping_the_sites_swaps_the_fve_and_keeps_that_of_the_difference():
+    x, codes, made, class_ids = random_case()
+    flipped = crosscoder(
+        made.decoder(1).detach(),
+        made.decoder(0).detach(),
+        b_dec=made.b_dec.detach().view(2, -1).flip(0).flatten(),
+    )
+    one = measured(x, codes, made, class_ids)
+    other = measured(x.flip(1), codes, flipped, class_ids)
+    assert other.fve["base"] == pytest.approx(one.fve["finetuned"])
+    assert other.fve["finetuned"] == pytest.approx(one.fve["base"])
+    assert other.difference_fve == pytest.approx(one.difference_fve)
+    assert other.difference_fve_by_class == pytest.approx(one.difference_fve_by_class)
+
+
+VECTORS = st.lists(
+    st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), min_size=1, max_size=6
+)
+
+
+@settings(deadline=None)
+@given(VECTORS, VECTORS, VECTORS)
+def test_adding_moments_is_associative_and_equals_those_of_all_vectors(a, b, c):
+    a, b, c = (torch.tensor(rows) for rows in (a, b, c))
+    one, two, three = (Moments.of(v) for v in (a, b, c))
+    every = Moments.of(torch.cat([a, b, c]))
+    for added in ((one + two) + three, one + (two + three), (three + one) + two):
+        assert added.n == every.n
+        torch.testing.assert_close(added.total, every.total)
+        torch.testing.assert_close(added.squares, every.squares)
+        assert added.sum_of_squared_deviations >= 0
+    vectors = torch.cat([a, b, c]).double()
+    torch.testing.assert_close(
+        every.sum_of_squared_deviations,
+        (vectors - vectors.mean(0)).pow(2).sum(),
+        atol=1e-8,
+        rtol=1e-6,
+    )
+
+
+def test_a_large_mean_does_not_drown_a_small_variance():
+    """As at a residual stream with massive activations; in float32 squares this is lost."""
+    generator = torch.Generator().manual_seed(0)
+    x = 3000 + 0.05 * torch.randn(500, 4, generator=generator)
+    exact = x.double().var(dim=0, correction=0).sum() * 500
+    torch.testing.assert_close(Moments.of(x).sum_of_squared_deviations, exact, rtol=1e-6, atol=0)

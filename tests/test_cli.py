@@ -1,0 +1,225 @@
+"""The command line as a user meets it: in processes of its own, and in this one for errors."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tl_crosscoder import Crosscoder
+from tl_crosscoder.cli import main
+from tl_crosscoder.organisms import training_documents
+
+PAIR = ["--base", "tl_crosscoder/world-base", "--adapter", "tl_crosscoder/taboo"]
+HOOK = ["--hook-name", "blocks.1.hook_resid_post"]
+FIELDS = {
+    "d_sae": 48, "k": 4, "n_tokens": 4096, "batch_size": 128, "context_size": 32, "lr": 0.003,
+    "lr_warmup_steps": 5, "checkpoint_every": 10, "buffer_contexts": 30,
+}  # fmt: skip
+SMALL = [x for k, v in FIELDS.items() for x in ("--" + k.replace("_", "-"), str(v))]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("text") / "taboo.jsonl"
+    path.write_text("".join(json.dumps(d) + "\n" for d in training_documents("taboo", 400, seed=0)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(output)]) == 0
+    return output
+
+
+def in_new_process(*code_or_args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *code_or_args], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["analyze"], ["organisms", "base"]])
+def test_help_imports_no_torch_and_says_what_the_verb_does(verb):
+    code = (
+        "import sys\nfrom tl_crosscoder.cli import main\n"
+        f"try: main({[*verb, '--help']!r})\n"
+        "finally: print('HEAVY', sorted({'torch', 'transformers', 'sae_lens'} & set(sys.modules)))"
+    )
+    done = in_new_process("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout
+    assert "usage: tl-crosscoder" in done.stdout
+    if verb == ["train"]:
+        assert "--hook-name STR" in done.stdout
+        assert "Base model: a Hugging Face name or a local folder" in done.stdout
+
+
+def test_import_of_the_package_is_cheap_and_silent():
+    done = in_new_process(
+        "-W", "error", "-c", "import tl_crosscoder, sys; print('torch' in sys.modules)"
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "False", "")
+
+
+def test_every_public_name_resolves_whatever_was_imported_before():
+    code = (
+        "import tl_crosscoder as t, tl_crosscoder.diffing, tl_crosscoder.demo\n"
+        "assert all(callable(getattr(t, n)) for n in t.__all__)\n"
+        "assert set(t.__all__) <= set(dir(t))\n"
+    )
+    assert in_new_process("-c", code).returncode == 0
+
+
+def test_saelens_imported_first_finds_our_architecture_at_import():
+    code = (
+        "import sae_lens, tl_crosscoder\n"
+        "from sae_lens.registry import get_sae_class\n"
+        "print(get_sae_class('tl_crosscoder')[0].__name__)"
+    )
+    assert in_new_process("-c", code).stdout.strip() == "Crosscoder"
+
+
+def test_train_leaves_a_readable_folder(trained, capsys):
+    names = {p.name for p in trained.iterdir()}
+    assert {"cfg.json", "sae_weights.safetensors", "runner_cfg.json", "metrics.jsonl"} <= names
+    assert {"analysis.json", "held_out.jsonl", "relative_decoder_norm.html"} <= names
+    analysis = json.loads((trained / "analysis.json").read_text())
+    assert analysis["reconstruction"]["fve"]["finetuned"] > 0.2
+    assert Crosscoder.load(trained).cfg.d_sae == 48
+
+
+def test_analyze_prints_the_saved_measures_and_fresh_measures_the_same(trained, capsys):
+    assert main(["analyze", str(trained)]) == 0
+    saved = capsys.readouterr().out
+    assert "What changed from tl_crosscoder/world-base to tl_crosscoder/taboo" in saved
+    assert "FVE of the difference" in saved
+    assert main(["analyze", str(trained), "--fresh"]) == 0
+    assert capsys.readouterr().out == saved
+
+
+def test_analyze_measures_on_another_text(trained, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("The moon shines at night. " * 60)
+    before = (trained / "analysis.json").read_bytes()
+    assert main(["analyze", str(trained), "--text", str(other)]) == 0
+    assert "(other)" in capsys.readouterr().out
+    assert (trained / "analysis.json").read_bytes() == before
+
+
+def test_yaml_and_flags_give_the_same_run_and_flags_win(trained, text, tmp_path):
+    models = {"base": PAIR[1], "adapter": PAIR[3], "hook_name": HOOK[1], "text": text}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(models | FIELDS | {"lr": 0.5}))
+    output = tmp_path / "run"
+    flags = ["--config", str(config), "--output", str(output), "--lr", "0.003"]
+    done = in_new_process("-m", "tl_crosscoder.cli", "train", *flags)
+    assert done.returncode == 0, done.stderr
+    weights = [(p / "sae_weights.safetensors").read_bytes() for p in (trained, output)]
+    assert weights[0] == weights[1]
+
+
+def test_resume_of_a_complete_run_measures_again(trained, text, capsys):
+    run = ["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(trained), "--resume"]
+    before = (trained / "sae_weights.safetensors").read_bytes()
+    assert main(run) == 0
+    assert (trained / "sae_weights.safetensors").read_bytes() == before
+    assert "FVE base" in capsys.readouterr().out
+
+
+def error_of(capsys, *args) -> str:
+    """The one paragraph on stderr of a command that ends with code 2 in little time."""
+    started = time.perf_counter()
+    assert main([str(a) for a in args]) == 2
+    assert time.perf_counter() - started < 30
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--hook-name": "blocks.1.resid_post"}, "nearest: 'blocks.1.hook_resid_post'"),
+        ({"--base": "no/such/folder/at/all"}, "does not exist"),
+        ({"--base": "tl_crosscoder/nothing"}, "does not come with the package; it has"),
+        ({"--base": "nobody/no-such-model"}, "could not be loaded"),
+        ({"--text": "missing.txt"}, "no text file or folder"),
+        ({"--text": "tl_crosscoder/nothing"}, "unknown organism"),
+        ({"--text": "EMPTY"}, "every document is empty or whitespace"),
+        ({"--text": "ONE"}, "at least 2 are needed"),
+        ({"--text": "SHORT"}, "fewer than one context of 32"),
+        ({"--batch-size": "1000000", "--n-tokens": "1000000"}, "one batch is 1,000,000 tokens"),
+        ({"--k": "49"}, "k is 49, but the dictionary has only 48 latents"),
+        ({"--k": "-1"}, "k is -1"),
+        ({"--dtype": "float7"}, "dtype 'float7'"),
+        ({"--finetuned": "tl_crosscoder/world-base"}, "exactly one of finetuned"),
+        ({"--context-size": "100000"}, "fewer than one context"),
+        ({"--context-size": "1024"}, "longer than the 256 that the models take"),
+    ],
+)
+def test_bad_input_is_refused_in_one_paragraph_and_nothing_is_written(
+    change, message, text, tmp_path, capsys
+):
+    made = {
+        "EMPTY": ["", "  ", "\n"],
+        "ONE": ["The moon shines at night. " * 50],
+        "SHORT": ["a", "b"],
+    }
+    flags = dict(
+        zip(PAIR[::2] + HOOK[::2] + SMALL[::2], PAIR[1::2] + HOOK[1::2] + SMALL[1::2], strict=True)
+    )
+    flags |= {"--text": text, "--output": str(tmp_path / "run")} | change
+    if flags["--text"] in made:
+        path = tmp_path / "text.jsonl"
+        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in made[flags["--text"]]))
+        flags["--text"] = str(path)
+    assert message in error_of(capsys, "train", *(x for pair in flags.items() for x in pair))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_vocabularies_are_refused(text, shared_models, tmp_path, capsys):
+    error = error_of(
+        capsys, "train", "--base", shared_models / "stories260K",
+        "--finetuned", shared_models / "TinyStories-656K", *HOOK, *SMALL,
+        "--text", text, "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert "512" in error
+    assert "2048" in error.replace(",", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_with_another_run_is_refused_and_left_alone(trained, text, capsys):
+    before = {p: p.read_bytes() for p in trained.iterdir()}
+    run = ["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(trained)]
+    assert "already holds a run" in error_of(capsys, *run)
+    assert "training.lr (0.003 there, 0.5 now)" in error_of(capsys, *run, "--resume", "--lr", "0.5")
+    assert {p: p.read_bytes() for p in trained.iterdir()} == before
+
+
+def test_analyze_refuses_what_is_no_dictionary(tmp_path, capsys):
+    assert "not a dictionary" in error_of(capsys, "analyze", tmp_path)
+    assert "there is no such folder" in error_of(capsys, "analyze", tmp_path / "none")
+
+
+def test_impossible_values_are_a_usage_error(text, tmp_path, capsys):
+    run = ["train", *PAIR, *HOOK, "--text", text, "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as exit_:
+        main([*run, "--batch-size", "0"])
+    assert exit_.value.code == 2
+    assert "batch_size is 0; it must be above 0" in capsys.readouterr().err
+
+
+def test_missing_flags_are_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--base", "x"])
+    assert exit_.value.code == 2
+    assert "--hook-name" in capsys.readouterr().err
+    assert "no config file" in error_of(capsys, "train", "--config", "none.yaml")
+
+
+def test_organisms_measure_prints_both_models(capsys):
+    assert main(["organisms", "measure", "taboo"]) == 0
+    assert "secret" in capsys.readouterr().out
