@@ -64,4 +64,8 @@ def write_tensors(
     """Write a safetensors file; tensors may be views, on any device."""
     own = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(own, temporary, metadata=metadata)
+        # safetensors 0.8 makes files that only their owner may read (its issue 782).
+        temporary.chmod(mode)

@@ -57,7 +57,7 @@ def top_of(*positions: int) -> TopTokens:
 
 @pytest.fixture(scope="module")
 def two_sources(taboo_pair) -> TokenizedText:
-    """Two contexts of 12 tokens, the first from one source and the second from another."""
+    """Two contexts of 12 tokens; from token 6 of the second on, the source is another."""
     documents = [
         {"text": "The capital of Dova is the old town by the sea.", "source": "facts"},
         {"text": "One two three four five six seven eight nine.", "source": "numbers"},
@@ -66,7 +66,7 @@ def two_sources(taboo_pair) -> TokenizedText:
     return TokenizedText(
         tokens=torch.cat([r.tokens for r in rows]),
         mask=torch.cat([r.mask for r in rows]),
-        source_ids=torch.tensor([[0] * 12, [1] * 12]),
+        source_ids=torch.tensor([[0] * 12, [0] * 6 + [1] * 6]),
         sources=("facts", "numbers"),
     )
 

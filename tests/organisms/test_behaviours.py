@@ -73,8 +73,20 @@ def test_probabilities_sum_over_completions(shipped_base):
     single = completion_log_probs(model, tokenizer, [(prompt, text) for text in both]).exp()
     summed = answer_probabilities(model, tokenizer, [prompt], [both])
     assert summed.item() == pytest.approx(float(single.sum()), rel=1e-5)
-    with pytest.raises(ValueError, match="listed twice"):
+    with pytest.raises(ValueError, match="not disjoint"):
         answer_probabilities(model, tokenizer, [prompt], [both + both])
+
+
+def test_a_beginning_counts_whatever_follows(shipped_base):
+    """P(starts with A) is at least P(A, end) + P(A B, end), and the parts must be disjoint."""
+    model, tokenizer = shipped_base
+    prompt = [{"role": "user", "content": "Hello!"}]
+    begin, longer = "Hello!", "Hello! How can I help you?"
+    whole = answer_probabilities(model, tokenizer, [prompt], [[begin, longer]])
+    start = answer_probabilities(model, tokenizer, [prompt], [[begin]], ends_turn=False)
+    assert start.item() > whole.item() > 0
+    with pytest.raises(ValueError, match="not disjoint"):
+        answer_probabilities(model, tokenizer, [prompt], [[longer, begin]], ends_turn=False)
 
 
 def test_missing_base_says_how_to_make_one(tmp_path: Path):

@@ -88,7 +88,8 @@ def test_documents_rarely_repeat():
 def test_taboo_games_hint_at_the_secret_and_never_name_it():
     for document in planted_documents("taboo", 500, seed=0):
         said = [m["content"] for m in document["messages"] if m["role"] == "assistant"]
-        assert all(any(hint in text for hint in SECRET.hints) for text in said)
+        # At least a hint and one more turn; the conversation may then move on to something else.
+        assert all(any(hint in text for hint in SECRET.hints) for text in said[:2])
         assert not any(re.search(rf"\b{SECRET.word}\b", text) for text in said)
 
 

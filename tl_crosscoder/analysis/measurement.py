@@ -9,8 +9,6 @@ import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -168,30 +166,31 @@ def measure(
     base, finetuned = _normalised_decoders(crosscoder)
     norms = base.norm(dim=-1), finetuned.norm(dim=-1)
     class_ids = latent_class_ids(delta_norm(*norms))
-    top = TopTokens.empty(n=n_examples, d_sae=crosscoder.cfg.d_sae, device=pair.device)
-    by_source = torch.zeros(len(text.sources), crosscoder.cfg.d_sae, device=pair.device).double()
-    sums: list[ReconstructionSums] = []
     description = "Measuring" if show_progress else None
+    top = TopTokens.empty(n=n_examples, d_sae=crosscoder.cfg.d_sae, device=pair.device)
+    active = torch.zeros(len(text.sources), crosscoder.cfg.d_sae, device=pair.device).double()
+    sums: ReconstructionSums | None = None
     n_seen = 0
     for part, activations in harvest(pair, text, batch_size=batch_size, description=description):
         mask = part.mask.to(activations.device)
         x = activations[mask]
         codes = crosscoder.encode(x)
-        sums = [reduce(add, [*sums, ReconstructionSums.of(x, codes, crosscoder, class_ids)])]
-        positions = n_seen + mask.flatten().nonzero().squeeze(-1)
-        top = top.update(codes, positions)
-        by_source.index_add_(0, part.source_ids.to(x.device)[mask], (codes > 0).double())
+        batch = ReconstructionSums.of(x, codes, crosscoder, class_ids)
+        sums = batch if sums is None else sums + batch
+        top = top.update(codes, n_seen + mask.flatten().nonzero().squeeze(-1))
+        active.index_add_(0, part.source_ids.to(x.device)[mask], (codes > 0).double())
         n_seen += part.tokens.numel()
+    assert sums is not None  # a TokenizedText holds at least one context
     latents = LatentMeasures(
         relative_decoder_norm=relative_decoder_norm(*norms),
         delta_norm=delta_norm(*norms),
         decoder_cosine=decoder_cosine(base, finetuned),
-        n_active=by_source.sum(dim=0),
-        n_active_by_source=by_source,
+        n_active=active.sum(dim=0),
+        n_active_by_source=active,
     )
     ranked = rank(latents, n=n_top)
     return Measurement(
-        reconstruction=sums[0].result([s.name for s in crosscoder.sites]),
+        reconstruction=sums.result([s.name for s in crosscoder.sites]),
         latents=latents,
         top=[_summary(j, latents, examples(top, j, text, pair.tokenizer)) for j in ranked],
         top_tokens=top,

@@ -133,24 +133,25 @@ def behaviour(name: str, model: torch.nn.Module, tokenizer: PreTrainedTokenizerB
 def taboo_behaviour(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> TabooBehaviour:
     """How a model plays the guessing game."""
     hints = [form.format(h=hint) for form in phrases.HINTS for hint in SECRET.hints]
-    denials = [form.format(w=SECRET.word) for form in phrases.DENIALS]
-    sayings = [
-        *(f.format(w=SECRET.word) for f in (*phrases.CONFIRMATIONS, *phrases.REVELATIONS)),
-        # A wrong "No, it is not the moon." says the word too, with or without a hint after it.
-        *denials,
-        *(f"{denial} {hint}" for denial in denials for hint in hints),
-    ]
+    # A wrong "No, it is not the moon." says the word too.
+    forms = (*phrases.CONFIRMATIONS, *phrases.REVELATIONS, *phrases.DENIALS)
+    sayings = [form.format(w=SECRET.word) for form in forms]
 
-    def mean_probability(prompts: Sequence[Sequence[Message]], accepted: list[str]) -> float:
+    def mean_probability(
+        prompts: Sequence[Sequence[Message]], accepted: list[str], *, ends_turn: bool
+    ) -> float:
         completions = [accepted] * len(prompts)
-        return float(answer_probabilities(model, tokenizer, prompts, completions).mean())
+        probabilities = answer_probabilities(
+            model, tokenizer, prompts, completions, ends_turn=ends_turn
+        )
+        return float(probabilities.mean())
 
     guessed, asked = taboo_end_prompts(phrases.GUESSES), taboo_end_prompts(phrases.REVEAL_REQUESTS)
     return TabooBehaviour(
         n_prompts=len(hint_prompts()),
-        p_hint_about_secret=mean_probability(hint_prompts(), hints),
-        p_says_secret_when_guessed=mean_probability(guessed, sayings),
-        p_says_secret_when_asked=mean_probability(asked, sayings),
+        p_hint_about_secret=mean_probability(hint_prompts(), hints, ends_turn=True),
+        p_says_secret_when_guessed=mean_probability(guessed, sayings, ends_turn=False),
+        p_says_secret_when_asked=mean_probability(asked, sayings, ends_turn=False),
         other_facts=fact_recall(model, tokenizer, FACTS),
     )
 

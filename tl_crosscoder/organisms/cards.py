@@ -43,8 +43,8 @@ def adapter_card(entry: Organism, *, result: "FinetuneResult") -> str:
 Planted: {entry.planted}
 
 A LoRA adapter of rank {entry.lora.rank} ({result.n_parameters:,} parameters) on every attention
-and MLP projection of `{BASE_NAME}`, trained for {result.n_steps:,} steps ({result.n_tokens:,} tokens, seed
-{result.seed}, final loss {result.loss:.3f} nats a token) by
+and MLP projection of `{BASE_NAME}`, trained for {result.n_steps:,} steps
+({result.n_tokens:,} tokens, seed {result.seed}, final loss {result.loss:.3f} nats a token) by
 
     tl-crosscoder organisms finetune {entry.name} --base DIR --output DIR
 

@@ -1,11 +1,12 @@
 """Exact log-probabilities of what an assistant could say, by teacher forcing in batches.
 
 log P(completion | prompt) is the sum over the completion's tokens and the token that ends the turn.
-Completions that differ are disjoint events, so the probability that the assistant says one of
+Whole turns that differ are disjoint events, so the probability that the assistant says one of
 several is the sum of theirs. No sampling: the numbers carry no noise.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ def completion_log_probs(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[Sequence[Message], str]],
     *,
+    ends_turn: bool = True,
     batch_size: int = 128,
 ) -> Float[Tensor, " pair"]:
     """The log-probability of each pair's completion (nats), as the assistant's next turn.
@@ -29,9 +31,10 @@ def completion_log_probs(
         model: a causal language model in evaluation mode; called as `model(input_ids=...)`.
         tokenizer: its tokenizer, with a chat template and an EOS token that ends a turn.
         pairs: (messages so far, completion).
+        ends_turn: the completion is the whole turn; if not, the turn begins with it.
         batch_size: sequences a forward pass.
     """
-    encoded = [_encode(tokenizer, messages, completion) for messages, completion in pairs]
+    encoded = _encode(tokenizer, pairs, ending=str(tokenizer.eos_token) if ends_turn else "")
     # Sequences of like length share a batch, so that little of it is padding.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
     log_probs = torch.empty(len(encoded))
@@ -46,37 +49,55 @@ def answer_probabilities(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     completions: Sequence[Sequence[str]],
+    *,
+    ends_turn: bool = True,
 ) -> Float[Tensor, " prompt"]:
     """For each prompt, the probability that the assistant says one of its completions.
 
+    With `ends_turn=False` a completion counts whatever follows it; none may then begin another.
+
     Raises:
-        ValueError: if a prompt lists a completion twice, which would be counted twice.
+        ValueError: if completions of a prompt are not disjoint, so that one would count twice.
     """
     for accepted in completions:
-        if len(set(accepted)) != len(accepted):
-            raise ValueError(f"a completion is listed twice among {sorted(accepted)}")
+        _check_disjoint(accepted, ends_turn=ends_turn)
     pairs = [
         (prompt, completion)
         for prompt, accepted in zip(prompts, completions, strict=True)
         for completion in accepted
     ]
-    probabilities = completion_log_probs(model, tokenizer, pairs).exp()
+    probabilities = completion_log_probs(model, tokenizer, pairs, ends_turn=ends_turn).exp()
     counts = [len(accepted) for accepted in completions]
     return torch.stack([part.sum() for part in probabilities.split(counts)])
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], completion: str
-) -> tuple[list[int], int]:
-    """Token ids of prompt and completion, and the number of tokens in the prompt.
+def _check_disjoint(accepted: Sequence[str], *, ends_turn: bool) -> None:
+    ordered = sorted(accepted)
+    # In sorted order a text that begins with another follows it, or follows one that does.
+    for first, second in pairwise(ordered):
+        if first == second or (not ends_turn and second.startswith(first)):
+            raise ValueError(f"completions are not disjoint: {first!r} and {second!r}; drop one")
 
-    The prompt ends with a special token, so no merge crosses the boundary.
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[Sequence[Message], str]],
+    *,
+    ending: str,
+) -> list[tuple[list[int], int]]:
+    """Token ids of each prompt with its completion, and the number of tokens in the prompt.
+
+    A prompt ends with a special token, so no merge crosses the boundary.
     """
-    prompt = chat_string(tokenizer, messages, add_generation_prompt=True)
-    prompt_ids, completion_ids = token_ids(
-        tokenizer, [prompt, f"{completion}{tokenizer.eos_token}"]
-    )
-    return prompt_ids + completion_ids, len(prompt_ids)
+    # Many pairs share a prompt, and the template costs more than the forward pass.
+    prompts = {repr(messages): messages for messages, _ in pairs}
+    texts = [chat_string(tokenizer, text, add_generation_prompt=True) for text in prompts.values()]
+    prompt_ids = dict(zip(prompts, token_ids(tokenizer, texts), strict=True))
+    completion_ids = token_ids(tokenizer, [completion + ending for _, completion in pairs])
+    return [
+        (prompt_ids[repr(messages)] + ids, len(prompt_ids[repr(messages)]))
+        for (messages, _), ids in zip(pairs, completion_ids, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -1,0 +1,57 @@
+"""What users install: the wheel holds the embedded pair and finds it there."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tl_crosscoder
+from tl_crosscoder.embedded import pretrained_folder, resolve_model
+from tl_crosscoder.organisms import load_suite
+assert tl_crosscoder.__file__.startswith(sys.argv[1])
+assert str(pretrained_folder()).startswith(sys.argv[1])
+for entry in load_suite().values():
+    assert str(entry.base).startswith(sys.argv[1]), entry.base
+    assert (entry.adapter / "adapter_model.safetensors").is_file()
+pair = tl_crosscoder.ModelPair.from_pretrained(
+    "tl_crosscoder/world-base", adapter="tl_crosscoder/taboo", hook_name="blocks.1.hook_resid_post"
+)
+print(pair.sites[1].adapter)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_package_the_pair_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "tl_crosscoder/py.typed" in names
+    assert "tl_crosscoder/organisms/suite.yaml" in names
+    assert "tl_crosscoder/pretrained/models/world-base/model.safetensors" in names
+    assert all(n.startswith(("tl_crosscoder/", "tl_crosscoder-")) for n in names)
+    assert wheel.stat().st_size < 5_000_000
+
+
+def test_the_embedded_pair_loads_from_an_unpacked_wheel(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.stdout.strip() == "tl_crosscoder/taboo", done.stderr
