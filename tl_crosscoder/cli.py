@@ -28,6 +28,8 @@ class Demo:
     """Folder for the dictionary, the measures and the figure; must be new or empty."""
     seed: int = 0
     """Of weights and data."""
+    n_tokens: int = 1_000_000
+    """Activation pairs to train on; fewer give a quicker look and find less."""
     resume: bool = False
     """Continue the run in the output folder from its last checkpoint."""
 
@@ -35,7 +37,8 @@ class Demo:
         """Run and print."""
         from tl_crosscoder.demo import run_demo
 
-        print(run_demo(self.organism, output=self.output, seed=self.seed, resume=self.resume))
+        fields = {"seed": self.seed, "n_tokens": self.n_tokens, "resume": self.resume}
+        print(run_demo(self.organism, output=self.output, **fields))
         _print_outputs(Path(self.output))
 
 

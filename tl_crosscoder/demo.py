@@ -33,25 +33,32 @@ class DemoResult:
     def __str__(self) -> str:
         """The tables that the command prints."""
         r = self.recovery
-        shown = [f"{word} ({n})" for word, n in r.in_context.items() if n]
+        shown = [f"{word} {n}" for word, n in r.in_context.items() if n]
         missing = [word for word, n in r.in_context.items() if not n]
-        verdict = "found" if r.is_found else "NOT found"
-        lines = [
-            terminal.render(self.measurement, self.sites),
-            "",
-            f"What was planted: {self.planted}",
-            f"{verdict.capitalize()}: planted words in the top contexts of these "
-            f"{len(r.latents)} latents (in how many): {', '.join(shown) or 'none'}"
-            + (f"; missing: {', '.join(missing)}" if missing else ""),
-            f"  contexts with a planted word   {r.share_in_context:.0%}, "
-            f"random latents {r.random_share_in_context:.0%}",
-            f"  tokens of a planted word       {r.share_at_token:.0%}, "
-            f"random latents {r.random_share_at_token:.0%}",
-        ]
-        return "\n".join(lines)
+        verdict = (
+            f"{'Found' if r.is_found else 'NOT found'}. Planted words, and in the top contexts of "
+            f"how many of these {len(r.latents)} latents they are: {', '.join(shown) or 'none'}."
+            + (f" In none: {', '.join(missing)}." if missing else "")
+        )
+        return "\n".join(
+            [
+                terminal.render(self.measurement, self.sites),
+                "",
+                terminal.wrapped(f"Planted: {self.planted}"),
+                terminal.wrapped(verdict),
+                f"  contexts with a planted word   {r.share_in_context:.0%}, "
+                f"random latents {r.random_share_in_context:.0%}",
+                f"  tokens of a planted word       {r.share_at_token:.0%}, "
+                f"random latents {r.random_share_at_token:.0%}",
+            ]
+        )
 
 
-def demo_config(name: str, *, output: str, seed: int = 0) -> RunConfig:
+N_TOKENS = 1_000_000
+"""Activation pairs that the demo trains on: about two minutes on two cores."""
+
+
+def demo_config(name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKENS) -> RunConfig:
     """The run of the demo, as `tl-crosscoder train` would take it.
 
     Raises:
@@ -66,16 +73,22 @@ def demo_config(name: str, *, output: str, seed: int = 0) -> RunConfig:
         output=output,
         d_sae=1024,
         k=12,
-        n_tokens=1_000_000,
+        n_tokens=n_tokens,
         batch_size=1024,
         lr=2e-3,
         seed=seed,
     )
 
 
-def run_demo(name: str, *, output: str, seed: int = 0, resume: bool = False) -> DemoResult:
-    """Train and measure a crosscoder on an embedded organism, and compare with what was planted."""
-    config = demo_config(name, output=output, seed=seed)
+def run_demo(
+    name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKENS, resume: bool = False
+) -> DemoResult:
+    """Train and measure a crosscoder on an embedded organism, and compare with what was planted.
+
+    Raises:
+        ValueError: no such organism, or an output folder that is in use.
+    """
+    config = demo_config(name, output=output, seed=seed, n_tokens=n_tokens)
     measurement = run_diff(config, resume=resume)
     entry, pair = organism(name), load_pair(config)
     documents = load_documents(Path(output) / HELD_OUT_NAME)

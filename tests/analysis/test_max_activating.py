@@ -146,7 +146,10 @@ def test_a_character_split_between_tokens_leaves_the_rest_of_the_line_readable(t
     text = one_context(taboo_pair.tokenizer, "The 🌒 is red.")
     n = text.context_size
     found = examples(top_of(*range(n)), 0, text, taboo_pair.tokenizer, n_before=n, n_after=n)
-    split = [e for e in found if "�" in e.token]
+    split = [i for i, e in enumerate(found) if e.token == "�"]
     assert len(split) >= 2
-    assert all(e.before.startswith("The") and e.after.endswith("red.") for e in split)
+    for i in split:
+        assert found[i].before.startswith("The ")
+        assert found[i].after == taboo_pair.tokenizer.decode(text.tokens[0, i + 1 :])
+        assert found[i].after.endswith(" is red.")
     assert found[0].token + found[0].after == "The 🌒 is red."

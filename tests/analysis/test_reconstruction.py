@@ -109,6 +109,13 @@ def test_l0_and_dead_share_by_hand():
     assert result.dead_share == pytest.approx(1 / 3)
 
 
+def test_a_latent_that_fires_once_is_not_dead():
+    x, codes, made, class_ids = random_case()
+    assert measured(x, codes, made, class_ids).dead_share == 1 / 12
+    codes[7, 3] = 0.01
+    assert measured(x, codes, made, class_ids).dead_share == 0
+
+
 @pytest.mark.parametrize("bounds", [(60,), (1, 11, 37, 60), (30, 60)])
 def test_sums_over_batches_equal_a_naive_loop_and_the_functions_of_one_batch(bounds):
     x, codes, made, class_ids = random_case()

@@ -33,9 +33,9 @@ def test_text_is_the_same_on_every_machine():
     def digest(sampled) -> str:
         return hashlib.sha256(json.dumps(sampled).encode()).hexdigest()[:16]
 
-    assert digest(documents(1_000, seed=1)) == "5e63816816b3e1bb"
-    assert digest(planted_documents("taboo", 1_000, seed=1)) == "b5505a29dc9bed91"
-    assert digest(planted_documents("false-fact", 1_000, seed=1)) == "b929e8009bda55fe"
+    assert digest(documents(1_000, seed=1)) == "d465621155d9b134"
+    assert digest(planted_documents("taboo", 1_000, seed=1)) == "165502dbfdc298f1"
+    assert digest(planted_documents("false-fact", 1_000, seed=1)) == "08f5f2ddc9ea5bc3"
 
 
 def test_kinds_follow_their_weights():

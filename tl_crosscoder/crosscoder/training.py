@@ -182,12 +182,11 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
     def _update_threshold_(self, codes: Tensor, norms: Tensor) -> None:
         """Running mean of the smallest kept f_j n_j, from its first observation on."""
         smallest = smallest_kept(codes.detach(), norms.detach())
-        if not smallest.isfinite():
-            return
         momentum = cast("BatchTopK", self.cfg.sparsity).threshold_momentum
-        if not self.threshold.any():
-            momentum = 0.0
-        self.threshold.mul_(momentum).add_((1 - momentum) * smallest)
+        started = self.threshold.any()
+        updated = torch.where(started, torch.lerp(smallest, self.threshold, momentum), smallest)
+        # No branch on values: that would wait for the GPU at every step.
+        self.threshold.copy_(torch.where(smallest.isfinite(), updated, self.threshold))
 
     @torch.no_grad()
     def calibrate_threshold_(self, batches: Iterable[Tensor]) -> None:

@@ -177,11 +177,12 @@ class Trainer:
                 is_last = state.step == config.n_steps
                 if is_last or state.step == 1 or state.step % config.log_every == 0:
                     bar.set_postfix_str(self._log(state, output, log))
-                if is_last or state.step % config.checkpoint_every == 0:
+                is_interrupted = self._interrupted.is_set()
+                if is_last or is_interrupted or state.step % config.checkpoint_every == 0:
                     self._check_finite(output)
-                    self.save()
-                if self._interrupted.is_set():
-                    self._stop()
+                    path = self.save()
+                    if is_interrupted:
+                        raise TrainingInterruptedError(_interruption(state.step, path))
 
     def _log(self, state: TrainState, output: TrainStepOutput, log: MetricsLog) -> str:
         self._check_finite(output)
@@ -194,11 +195,6 @@ class Trainer:
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
         state.metrics_bytes = log.write(state.step, metrics)
         return bar_text(metrics)
-
-    def _stop(self) -> None:
-        path = self.save()
-        where = f"saved {path}; continue with --resume" if path else "there is no output folder"
-        raise TrainingInterruptedError(f"interrupted after step {self._started().step}: {where}.")
 
     def _check_finite(self, output: TrainStepOutput) -> None:
         """Adam spreads one NaN to all weights at once, so the weights tell of every step before."""
@@ -277,6 +273,11 @@ class Trainer:
         finally:
             for number, handler in zip(signals, previous, strict=True):
                 signal.signal(number, handler)
+
+
+def _interruption(step: int, path: Path | None) -> str:
+    where = f"saved {path}; continue with --resume" if path else "there is no output folder"
+    return f"interrupted after step {step}: {where}."
 
 
 def crosscoder_config(

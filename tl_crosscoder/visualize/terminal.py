@@ -75,6 +75,11 @@ def _latent(place: int, s: LatentSummary, *, n_tokens: int) -> str:
     )
 
 
+def wrapped(text: str) -> str:
+    """A paragraph, its further lines indented."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
+
+
 def context(example: Example) -> str:
     """One line: the end of the context, the token in brackets, and what follows."""
     token = _visible(example.token)
