@@ -117,11 +117,12 @@ def test_a_single_ranked_latent_is_compared_with_single_ones(text, tokenizer):
     assert found.is_found
 
 
-def test_latents_active_on_too_few_tokens_are_not_drawn(text, tokenizer):
+def test_only_latents_active_on_enough_tokens_are_drawn(text, tokenizer):
+    """Ten are enough."""
     first, far = word_positions(text, tokenizer)[0], N_POS + 2
-    made = measured([[first], [first], [far]], text, tokenizer, ranked=[2], n_active=[9, 0, 10])
-    found = recovered(made, text, tokenizer)
-    assert found.random_share_in_context == 0.0
+    for positions, share in (([[first], [first], [far]], 0.0), ([[far], [far], [first]], 1.0)):
+        made = measured(positions, text, tokenizer, ranked=[2], n_active=[9, 0, 10])
+        assert recovered(made, text, tokenizer).random_share_in_context == share
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(text, tokenizer):

@@ -45,8 +45,10 @@ def test_bars_stand_over_their_bins():
 
 
 def test_a_latent_without_norm_is_left_out():
-    latents = latent_measures([0.0, 1.0], [0.0, 1.0], [5, 5])
-    assert sum(counts(relative_norm_histogram(measurement(latents, examples={})))) == 1
+    latents = latent_measures([0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [5, 5, 5])
+    figure = relative_norm_histogram(measurement(latents, examples={}))
+    assert sum(counts(figure)) == 2
+    assert "of 2 living" in figure.layout.title.text
 
 
 def test_no_living_latents_give_an_empty_figure():

@@ -132,6 +132,11 @@ def test_a_following_text_without_spaces_is_cut_and_not_dropped():
     assert "[sea] yyyyyyyyyy" in line
 
 
+def test_combining_marks_take_no_room():
+    accented = "e\u0301" * 40  # 80 characters, 40 columns
+    assert context(in_context(before=accented + " ")).startswith(accented + " [sea]")
+
+
 LONG = "unbelievable" * 30
 
 
