@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -s

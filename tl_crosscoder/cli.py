@@ -242,7 +242,7 @@ def _quieten() -> None:
 def _print_outputs(folder: Path) -> None:
     print(f"\nSaved in {folder}:")
     for path in sorted(folder.iterdir()):
-        print(f"  {path.name:<32} {path.stat().st_size / 1e6:8.2f} MB")
+        print(f"  {path.name:<32} {path.stat().st_size / 1e3:8,.0f} kB")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class DemoResult:
                 terminal.wrapped(f"Planted: {self.planted}"),
                 terminal.wrapped(verdict),
                 f"  contexts with a planted word   {r.share_in_context:.0%}, "
-                f"random latents {r.random_share_in_context:.0%}",
+                f"random latents {r.random_share_in_context:.0%}   (this decides)",
                 f"  tokens of a planted word       {r.share_at_token:.0%}, "
                 f"random latents {r.random_share_at_token:.0%}",
             ]

@@ -73,7 +73,7 @@ def test_a_run_leaves_a_dictionary_its_record_and_metrics(unbroken):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 10, 20, 30, 40]
     assert rows[-1]["n_tokens"] == 40 * 128
-    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     assert rows[-1]["fve/base"] > 0.35
     assert {"fve/finetuned", "fve/difference", "l0", "dead_share", "lr", "tokens_per_s"} <= set(
         rows[0]
@@ -180,6 +180,7 @@ def test_a_killed_process_resumes_to_the_same_bits(taboo_pair, texts, tmp_path, 
 
 
 def test_an_interrupt_saves_a_checkpoint_of_the_very_step(taboo_pair, texts, tmp_path, monkeypatch):
+    handler_before = signal.getsignal(signal.SIGINT)
     trainer = new_trainer(taboo_pair, texts, tmp_path / "run")
     step = trainer.step
 
@@ -192,7 +193,7 @@ def test_an_interrupt_saves_a_checkpoint_of_the_very_step(taboo_pair, texts, tmp
     monkeypatch.setattr(trainer, "step", step_and_interrupt)
     with pytest.raises(TrainingInterruptedError, match=r"after step 7: saved .*step_00000007"):
         trainer.fit()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler_before
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(

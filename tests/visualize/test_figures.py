@@ -31,9 +31,10 @@ def test_every_living_latent_is_in_one_bin():
 
 
 def test_bins_are_those_of_a_count_by_hand():
-    # Bins are 0.02 wide: 0.01 is in the first, 0.5 begins the 26th, 0.99 and 1 are in the last.
+    # 51 bins: 0 and 0.01 < 1/51 are in the first, 0.5 and 0.505 in the middle one (25/51 = 0.490
+    # to 26/51 = 0.510), 0.99 > 50/51 and 1 in the last.
     found = counts(histogram([0.0, 0.01, 0.5, 0.505, 0.99, 1.0]))
-    assert {i: n for i, n in enumerate(found) if n} == {0: 2, 25: 2, 49: 2}
+    assert {i: n for i, n in enumerate(found) if n} == {0: 2, 25: 2, 50: 2}
 
 
 def test_bars_stand_over_their_bins():

@@ -129,7 +129,8 @@ def test_a_long_context_is_cut_at_its_far_ends():
 
 def test_a_following_text_without_spaces_is_cut_and_not_dropped():
     line = context(in_context(before="x" * 100, after="y" * 100))
-    assert "[sea] yyyyyyyyyy" in line
+    assert "x[sea]yyyyyyyyyy" in line
+    assert "[sea] yyyyyyyyyy" in context(in_context(before="x" * 100, after=" " + "y" * 100))
 
 
 def test_combining_marks_take_no_room():

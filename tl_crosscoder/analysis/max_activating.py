@@ -42,7 +42,7 @@ class TopTokens:
         where = torch.cat([self.positions, positions[new.indices]])
         order = values.sort(dim=0, descending=True, stable=True).indices[:n]
         best = values.gather(0, order)
-        return TopTokens(values=best, positions=where.gather(0, order).masked_fill(best <= 0, -1))
+        return TopTokens(values=best, positions=where.gather(0, order))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def measure(
         show_progress: with a progress bar.
 
     Raises:
-        ValueError: the pair's sites are not those of the crosscoder.
+        ValueError: the pair's sites are not those of the crosscoder, or the text is empty.
     """
     check_sites(pair, crosscoder)
     base, finetuned = _normalised_decoders(crosscoder)
@@ -180,7 +180,8 @@ def measure(
         top = top.update(codes, n_seen + mask.flatten().nonzero().squeeze(-1))
         active.index_add_(0, part.source_ids.to(x.device)[mask], (codes > 0).double())
         n_seen += part.tokens.numel()
-    assert sums is not None  # a TokenizedText holds at least one context
+    if sums is None:
+        raise ValueError("there are no contexts to measure on: the text is empty.")
     latents = LatentMeasures(
         relative_decoder_norm=relative_decoder_norm(*norms),
         delta_norm=delta_norm(*norms),

@@ -38,10 +38,8 @@ class Recovery:
 
     @property
     def is_found(self) -> bool:
-        """Some planted word is in a top context, and more often than at random."""
-        return any(self.in_context.values()) and (
-            self.share_in_context > self.random_share_in_context
-        )
+        """Whether planted words are in the top contexts more often than at random."""
+        return self.share_in_context > self.random_share_in_context
 
 
 def planted_recovery(

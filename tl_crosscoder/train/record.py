@@ -66,11 +66,17 @@ def check_output(output: Path, *, resume: bool) -> None:
                 f"{output} already holds a run. Choose another output folder, or continue that "
                 "run with resume (--resume)."
             )
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif output.exists() and not _is_empty_folder(output):
         raise ValueError(
             f"{output} is not an empty folder and holds no run ({RECORD_NAME} is missing). "
             "Choose another output folder; nothing was written."
         )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    """What a killed process left of a file that it was writing does not count."""
+    leftovers = (".tmp", f".{RECORD_NAME}.")
+    return path.is_dir() and all(p.name.startswith(leftovers) for p in path.iterdir())
 
 
 def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:

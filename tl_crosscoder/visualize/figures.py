@@ -3,6 +3,7 @@
 Data are binned before they are drawn, so a figure of 73,728 latents is as small as one of 1,024.
 """
 
+import math
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -11,7 +12,8 @@ import torch
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
 
-N_BINS = 50
+N_BINS = 51
+"""Odd, so that 0.5 is the middle of a bin and not its border."""
 _COLOUR = "#4c78a8"
 _GREY = "rgba(128, 128, 128, 0.35)"
 
@@ -48,7 +50,14 @@ def relative_norm_histogram(measurement: Measurement) -> go.Figure:
             "gridcolor": _GREY,
             "zeroline": False,
         },
-        yaxis={"title": "number of latents", "type": "log", "dtick": 1, "gridcolor": _GREY},
+        yaxis={
+            "title": "number of latents",
+            "type": "log",
+            "dtick": 1,
+            # From 0.5, so that a bar of one latent has a height.
+            "range": [math.log10(0.5), math.log10(max(counts.max().item(), 1)) + 0.2],
+            "gridcolor": _GREY,
+        },
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7f7f7f", "size": 14},

@@ -47,9 +47,9 @@ def _reconstruction(measurement: Measurement) -> str:
 
 def _classes(measurement: Measurement) -> str:
     by_class = measurement.reconstruction.difference_fve_by_class or {}
-    header = ["class", "living latents", "FVE of the difference by these alone"]
+    header = ["class", "living latents", "difference explained by it alone"]
     rows = [
-        [name, f"{n:,}", f"{by_class[name]:.3f}" if name in by_class else "-"]
+        [name, f"{n:,}", f"{by_class[name]:.3f}" if n and name in by_class else "-"]
         for name, n in measurement.class_counts.items()
     ]
     return _table([header, *rows])
@@ -85,11 +85,12 @@ def context(example: Example) -> str:
     token = _visible(example.token)
     before, after = (_visible(" ".join(t.split())) for t in (example.before, example.after))
     gap = " " if example.before[-1:].isspace() or token[:1].isspace() else ""
+    gap_after = " " if example.after[:1].isspace() or example.token[-1:].isspace() else ""
     token, source = _cut(token.strip() or token, 40), _cut(_visible(example.source), 30)
     room = WIDTH - len(INDENT) - _columns(f"{gap}[{token}]   ({source})")
     before = _cut(before[::-1], room * 2 // 3)[::-1]
     after = _cut(after, room - _columns(before))
-    return f"{before}{gap}[{token}] {after}  ({source})"
+    return f"{before}{gap}[{token}]{gap_after}{after}  ({source})"
 
 
 def _visible(text: str) -> str:
