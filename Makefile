@@ -4,14 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ORGANISM ?= taboo
-OUTPUT ?= demo-output
+OUTPUT ?= demo-output/$(ORGANISM)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test slow lint types bench clean
 
 demo: $(VENV)/ready
-	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT)
+	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
@@ -37,4 +37,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) demo-output

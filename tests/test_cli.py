@@ -121,6 +121,16 @@ def test_yaml_and_flags_give_the_same_run_and_flags_win(trained, text, tmp_path)
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize(("name", "value"), [("sparsity", "topk"), ("reconstruction", "l2")])
+def test_a_misspelt_choice_in_yaml_is_refused_and_not_replaced(text, tmp_path, name, value):
+    fields = {"base": PAIR[1], "adapter": PAIR[3], "hook_name": HOOK[1], "text": text}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(fields | {name: value, "output": str(tmp_path / "run")}))
+    done = in_new_process("-m", "tl_crosscoder.cli", "train", "--config", str(config))
+    assert done.returncode == 2
+    assert f"{name} is '{value}'; it is one of" in done.stderr
+
+
 def test_resume_of_a_complete_run_measures_again(trained, text, capsys):
     run = ["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(trained), "--resume"]
     before = (trained / "sae_weights.safetensors").read_bytes()
@@ -154,6 +164,7 @@ def error_of(capsys, *args) -> str:
         ({"--batch-size": "1000000", "--n-tokens": "1000000"}, "one batch is 1,000,000 tokens"),
         ({"--k": "49"}, "k is 49, but the dictionary has only 48 latents"),
         ({"--k": "-1"}, "k is -1"),
+        ({"--device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ({"--dtype": "float7"}, "dtype 'float7'"),
         ({"--finetuned": "tl_crosscoder/world-base"}, "exactly one of finetuned"),
         ({"--context-size": "100000"}, "fewer than one context"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         split_documents,
         tokenize,
     )
+    from tl_crosscoder.analysis.max_activating import examples
     from tl_crosscoder.analysis.measurement import Measurement, measure
     from tl_crosscoder.crosscoder.config import CrosscoderConfig, CrosscoderTrainingConfig
     from tl_crosscoder.crosscoder.crosscoder import Crosscoder
@@ -44,6 +45,7 @@ __all__ = [
     "TokenizedText",
     "TrainConfig",
     "Trainer",
+    "examples",
     "load_documents",
     "measure",
     "relative_norm_histogram",
@@ -57,6 +59,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "activations.text": ("TokenizedText", "load_documents", "split_documents", "tokenize"),
+    "analysis.max_activating": ("examples",),
     "analysis.measurement": ("Measurement", "measure"),
     "crosscoder.config": ("CrosscoderConfig", "CrosscoderTrainingConfig"),
     "crosscoder.crosscoder": ("Crosscoder",),

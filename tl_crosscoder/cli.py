@@ -24,8 +24,9 @@ class Demo:
 
     organism: OrganismName = "taboo"
     """Which fine-tune: a secret word, or a false belief."""
-    output: str = "demo-output"
-    """Folder for the dictionary, the measures and the figure; must be new or empty."""
+    output: str | None = None
+    """Folder for the dictionary, the measures and the figure; must be new or empty. None is
+    demo-output/ORGANISM."""
     seed: int = 0
     """Of weights and data."""
     n_tokens: int = 1_000_000
@@ -38,8 +39,9 @@ class Demo:
         from tl_crosscoder.demo import run_demo
 
         fields = {"seed": self.seed, "n_tokens": self.n_tokens, "resume": self.resume}
-        print(run_demo(self.organism, output=self.output, **fields))
-        _print_outputs(Path(self.output))
+        output = self.output or f"demo-output/{self.organism}"
+        print(run_demo(self.organism, output=output, **fields))
+        _print_outputs(Path(output))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quieten()
         verb()
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted.'}", file=sys.stderr)
+        print(f"\n{str(interrupt) or 'interrupted.'}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if os.environ.get("TL_CROSSCODER_TRACEBACK"):

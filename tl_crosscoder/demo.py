@@ -4,14 +4,13 @@ The answer is known: an organism's suite entry says what was planted. Limit: two
 tiny base model; the figures show that the machinery works, not how it does on large models.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tl_crosscoder import files
-from tl_crosscoder.activations.text import load_documents, tokenize
+from tl_crosscoder.activations.text import load_documents
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.diffing import HELD_OUT_NAME, load_pair, run_diff
+from tl_crosscoder.diffing import HELD_OUT_NAME, held_out_text, load_pair, run_diff
 from tl_crosscoder.embedded import PREFIX
 from tl_crosscoder.organisms import organism
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
@@ -47,7 +46,8 @@ class DemoResult:
                 terminal.wrapped(f"Planted: {self.planted}"),
                 terminal.wrapped(verdict),
                 f"  contexts with a planted word   {r.share_in_context:.0%}, "
-                f"random latents {r.random_share_in_context:.0%}   (this decides)",
+                f"random latents {r.random_share_in_context:.0%}, p = {r.p_value:.2f} "
+                "(this decides)",
                 f"  tokens of a planted word       {r.share_at_token:.0%}, "
                 f"random latents {r.random_share_at_token:.0%}",
             ]
@@ -92,8 +92,7 @@ def run_demo(
     measurement = run_diff(config, resume=resume)
     entry, pair = organism(name), load_pair(config)
     documents = load_documents(Path(output) / HELD_OUT_NAME)
-    text = tokenize(documents, pair.tokenizer, context_size=config.context_size)
-    text = text[: math.ceil(config.n_measured_tokens / config.context_size)]
+    text = held_out_text(config, documents, pair.tokenizer)
     recovery = planted_recovery(
         measurement, text, pair.tokenizer, planted_words=entry.planted_words
     )

@@ -6,7 +6,12 @@ held-out text is cut at `n_measured_tokens`.
 """
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tl_crosscoder import files
 from tl_crosscoder.activations.text import (
@@ -24,7 +29,7 @@ from tl_crosscoder.organisms import training_documents
 from tl_crosscoder.pair import ModelPair, Site
 from tl_crosscoder.train.config import RunConfig
 from tl_crosscoder.train.record import check_output, read_record
-from tl_crosscoder.train.trainer import Trainer
+from tl_crosscoder.train.trainer import Trainer, crosscoder_config
 from tl_crosscoder.visualize.figures import relative_norm_histogram, save_figure
 
 HELD_OUT_NAME = "held_out.jsonl"
@@ -41,14 +46,20 @@ def run_diff(config: RunConfig, *, resume: bool = False) -> Measurement:
     """
     output = Path(config.output)
     check_output(output, resume=resume)
+    _check_device(config.device)
+    if (config.finetuned is None) == (config.adapter is None):
+        raise ValueError(
+            f"give exactly one of finetuned ({config.finetuned!r}) and adapter "
+            f"({config.adapter!r}): the fine-tuned model, or a LoRA adapter on the base."
+        )
     documents = read_documents(config)
     pair = load_pair(config)
+    crosscoder_config(pair, config, sparsity_of(config))  # refuses what cannot be, before long work
     training, held_out_documents = split_documents(
         documents, held_out=config.held_out, seed=config.seed
     )
     text = tokenize(training, pair.tokenizer, context_size=config.context_size, show_progress=True)
-    held_out = tokenize(held_out_documents, pair.tokenizer, context_size=config.context_size)
-    held_out = held_out[: -(-config.n_measured_tokens // config.context_size)]
+    held_out = held_out_text(config, held_out_documents, pair.tokenizer)
     trainer = Trainer(
         pair,
         text,
@@ -60,6 +71,7 @@ def run_diff(config: RunConfig, *, resume: bool = False) -> Measurement:
     )
     write_documents(output / HELD_OUT_NAME, held_out_documents)
     crosscoder = trainer.fit()
+    del trainer  # and with it gradients and optimizer, several times the dictionary
     return measure_and_save(pair, crosscoder, held_out, output)
 
 
@@ -73,12 +85,21 @@ def measure_and_save(
     return measurement
 
 
+def held_out_text(
+    config: RunConfig, documents: Sequence[Document], tokenizer: Any
+) -> TokenizedText:
+    """The held-out contexts that a run is measured on."""
+    tokens = tokenize(documents, tokenizer, context_size=config.context_size)
+    return tokens[: math.ceil(config.n_measured_tokens / config.context_size)]
+
+
 def measure_again(output: Path, *, text: str | None = None, device: str = "cpu") -> Measurement:
     """Load the pair and the dictionary of a run and measure anew, on its held-out text or another.
 
     Measures on the run's own held-out text replace those in the folder; on other text they are
     only returned.
     """
+    _check_device(device)
     record, crosscoder = read_record(output), Crosscoder.load(output, device=device)
     pair = pair_of_sites(
         crosscoder.sites, device=device, dtype=record["training"].get("dtype", "float32")
@@ -95,6 +116,16 @@ def measure_again(output: Path, *, text: str | None = None, device: str = "cpu")
             pair, crosscoder, tokens[: record["held_out"]["n_contexts"]], output
         )
     return measure(pair, crosscoder, tokens, show_progress=True)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}). Use 'cpu', or "
+            "install a torch that supports it."
+        ) from error
 
 
 def load_pair(config: RunConfig) -> ModelPair:
@@ -141,7 +172,11 @@ def read_documents(config: RunConfig) -> list[Document]:
         n = config.max_documents or N_EMBEDDED_DOCUMENTS
         return [*training_documents(config.text.removeprefix(PREFIX), n, seed=config.seed)]
     return load_documents(
-        config.text, text_column=config.text_column, max_documents=config.max_documents
+        config.text,
+        text_column=config.text_column,
+        max_documents=config.max_documents,
+        dataset_config=config.dataset_config,
+        dataset_split=config.dataset_split,
     )
 
 

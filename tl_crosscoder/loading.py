@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tl_crosscoder.embedded import resolve_model
 from tl_crosscoder.hooked_model import HookedModel
@@ -141,8 +142,9 @@ def _source(name: str | Path, wanted: str, what: str) -> str:
 def _explain_hub_errors(name: str | Path, revision: str | None) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
-        # transformers and peft raise either for a name the hub does not know.
+    except (OSError, ValueError, SafetensorError) as error:
+        # transformers and peft raise the first two for a name the hub does not know; the third is
+        # a truncated weights file.
         at = "" if revision is None else f" at revision '{revision}'"
         raise ValueError(
             f"'{name}'{at} could not be loaded: {_first_line(error)} "

@@ -134,6 +134,30 @@ def test_text_that_cannot_be_tokenised_is_refused(taboo_pair, monkeypatch):
         )
 
 
+def test_a_chat_that_the_template_refuses_is_an_error_of_ours(taboo_pair):
+    tokenizer = copy.deepcopy(taboo_pair.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    chat = [{"role": "system", "content": "Be kind."}]
+    with pytest.raises(ValueError, match=r"refuses a chat of 'a' .*not supported.*\['system'\]"):
+        tokenize([{"messages": chat, "source": "a"}], tokenizer, context_size=4)
+
+
+def test_rare_sources_become_one(taboo_pair):
+    text = "The moon shines at night. "
+    documents = [{"text": text, "source": f"url {i // 2}"} for i in range(200)]
+    documents += [{"text": text, "source": "common"}] * 5
+    made = tokenize(documents, taboo_pair.tokenizer, context_size=8)
+    assert len(made.sources) == 64
+    assert made.sources[-1] == "other"
+    assert "common" in made.sources
+    assert made.source_ids.max() == 63
+
+
+def test_contexts_of_one_token_are_refused(taboo_pair):
+    with pytest.raises(ValueError, match="context_size is 1"):
+        tokenize([{"text": "The moon."}], taboo_pair.tokenizer, context_size=1)
+
+
 def test_indexing_keeps_tokens_masks_and_sources_together(texts):
     text, _ = texts
     some = text[torch.tensor([5, 2])]

@@ -114,6 +114,15 @@ def test_a_single_ranked_latent_is_compared_with_single_ones(text, tokenizer):
     assert found.share_in_context == 1.0
     # One in four; 2,000 draws have a standard deviation of 0.01.
     assert found.random_share_in_context == pytest.approx(1 / 4, abs=0.05)
+    assert found.p_value == pytest.approx(1 / 4, abs=0.05)
+    assert not found.is_found
+
+
+def test_what_one_random_latent_in_forty_shows_is_found(text, tokenizer):
+    first, far = word_positions(text, tokenizer)[0], N_POS + 2
+    made = measured([[first], *[[far]] * 39], text, tokenizer, ranked=[0])
+    found = recovered(made, text, tokenizer, n_draws=2000)
+    assert found.p_value == pytest.approx(1 / 40, abs=0.015)
     assert found.is_found
 
 

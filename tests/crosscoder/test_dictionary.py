@@ -48,6 +48,16 @@ def test_stacked_and_flat_input_give_the_same(crosscoder):
         crosscoder.encode(torch.zeros(50, 5))
 
 
+def test_a_single_site_keeps_the_shape_of_its_input():
+    training = new_training(D_MODEL)
+    training.threshold.fill_(0.1)
+    sae = training.to_inference()
+    x = X[:, 0]
+    assert sae.encode(x[:1]).shape == (1, 32)
+    assert sae(x[:, None]).shape == (50, 1, D_MODEL)
+    assert torch.equal(sae.encode(x[:, None])[:, 0], sae.encode(x))
+
+
 def test_the_code_is_the_formula(crosscoder):
     pre = X[:, 0] @ crosscoder.encoder("base") + X[:, 1] @ crosscoder.encoder("finetuned")
     pre = pre + crosscoder.b_enc

@@ -41,11 +41,34 @@ def test_yaml_has_the_same_fields(tmp_path):
     assert RunConfig.from_yaml(path) == RunConfig(**RUN, k=7, lr=0.5)
 
 
+def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("\n".join(f"{k}: {v}" for k, v in (RUN | {"lr": "1e-4"}).items()))
+    assert RunConfig.from_yaml(path).lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_measured_tokens": 0}, "n_measured_tokens is 0"),
+        ({"n_calibration_tokens": 0}, "n_calibration_tokens is 0"),
+        ({"held_out": 1.0}, "held_out is 1.0"),
+        ({"context_size": 1}, "context_size is 1"),
+    ],
+)
+def test_runs_that_would_fail_late_are_refused_at_once(fields, message, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("\n".join(f"{k}: {v}" for k, v in (RUN | fields).items()))
+    with pytest.raises(ValueError, match=message):
+        RunConfig.from_yaml(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("base: [", "not valid YAML"),
         ("- a", "must be a mapping"),
+        ("base: b\nlr: fast", "lr is 'fast', which is no number"),
         ("base: b\nlearning_rate: 1", r"unknown fields \['learning_rate'\]"),
         ("base: b", r"lacks \['hook_name', 'text', 'output'\]"),
     ],

@@ -73,7 +73,9 @@ class ActivationLoader:
                 rows = self._rows(contexts[b], n_passes=n_passes, buffer=b)
                 for i in range(batch, len(rows) // self.batch_size):
                     after = Position(n_passes=n_passes, buffer=b, batch=i + 1)
-                    yield rows[i * self.batch_size : (i + 1) * self.batch_size], after
+                    # A copy: a view would keep the whole buffer while the next one is filled.
+                    yield rows[i * self.batch_size : (i + 1) * self.batch_size].clone(), after
+                del rows
                 batch = 0
             n_passes, buffer = n_passes + 1, 0
 
@@ -83,11 +85,16 @@ class ActivationLoader:
     def _rows(
         self, contexts: Tensor, *, n_passes: int, buffer: int
     ) -> Float[Tensor, "tokens n_sites d_model"]:
+        """Shuffled rows of one buffer, written to their places as they come: one copy in memory."""
         text = self.text[contexts]
-        parts = list(harvest_rows(self.pair, text, batch_size=self.harvest_batch_size))
-        rows = torch.cat(parts)
-        order = torch.randperm(len(rows), generator=_generator(self.seed, n_passes, buffer))
-        return rows[order.to(rows.device)]
+        order = torch.randperm(text.n_tokens, generator=_generator(self.seed, n_passes, buffer))
+        place, start = order.argsort().to(self.pair.device), 0
+        shape = (text.n_tokens, self.pair.n_sites, self.pair.d_model)
+        rows = torch.empty(shape, device=self.pair.device)
+        for part in harvest_rows(self.pair, text, batch_size=self.harvest_batch_size):
+            rows[place[start : start + len(part)]] = part
+            start += len(part)
+        return rows
 
 
 def _generator(*key: int) -> torch.Generator:

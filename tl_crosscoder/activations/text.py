@@ -5,6 +5,7 @@ A document is `{"text": str}` or `{"messages": [{"role", "content"}, ...]}`, wit
 Limit: documents are held in memory.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,6 +23,10 @@ from tl_crosscoder.tokenization import encode, own_bos_id
 Document = Mapping[str, Any]
 
 SEPARATOR = "<|endoftext|>"
+MAX_STREAMED_DOCUMENTS = 100_000
+"""Documents of a `datasets` name that are read where no limit is given: they are held in memory."""
+MAX_SOURCES = 64
+"""Firing is counted for each source and latent, so sources cannot be as many as documents."""
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -64,19 +70,26 @@ def load_documents(
     *,
     text_column: str = "text",
     max_documents: int | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
 ) -> list[Document]:
     """Documents from a file, a folder, a `datasets` name, or a list of strings or documents.
 
     Text files hold documents separated by `<|endoftext|>`, or else by blank lines. JSONL and
     parquet rows have a `messages` column (chats) or `text_column`. A folder is read file by file,
-    in the order of names. Documents without text are left out.
+    in the order of names. Documents without text are left out. Of a `datasets` name, streamed,
+    at most `max_documents` are read, or else `MAX_STREAMED_DOCUMENTS`.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without text in it.
         ValueError: a column that does not exist, or nothing but empty text.
     """
     if isinstance(source, (str, Path)):
-        rows = _read(source, text_column)
+        if _is_hub_name(source):
+            rows = _read_dataset(str(source), dataset_config, dataset_split, text_column)
+            max_documents = max_documents or MAX_STREAMED_DOCUMENTS
+        else:
+            rows = _read(Path(source), text_column)
     else:
         rows = ({"text": d} if isinstance(d, str) else d for d in source)
     rows = (r for r in rows if _has_text(r))
@@ -117,14 +130,17 @@ def tokenize(
     Raises:
         ValueError: chats without a template, or text shorter than one context.
     """
-    sources = tuple(dict.fromkeys(str(d.get("source", "text")) for d in documents))
+    if context_size < 2:
+        raise ValueError(f"context_size is {context_size}; it must be 2 or more.")
+    sources = _source_names(documents)
+    index = {source: i for i, source in enumerate(sources)}
     bos = own_bos_id(tokenizer)
     ids: list[int] = []
     origins: list[int] = []
     for document in tqdm(documents, desc="Tokenising", unit="doc", disable=not show_progress):
         own = document_ids(document, tokenizer)
         ids += own
-        origins += [sources.index(str(document.get("source", "text")))] * len(own)
+        origins += [index.get(_source_of(document), len(sources) - 1)] * len(own)
     rows, origin_rows = _pack(ids, origins, bos=bos, context_size=context_size)
     if not rows:
         raise ValueError(
@@ -152,10 +168,31 @@ def document_ids(document: Document, tokenizer: Any) -> list[int]:
                 "the text holds chats ('messages'), but the tokenizer has no chat template. Set "
                 "tokenizer.chat_template, or give the chats as plain text under 'text'."
             )
-        text = tokenizer.apply_chat_template(list(document["messages"]), tokenize=False)
+        messages = list(document["messages"])
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError as error:
+            raise ValueError(
+                f"the tokenizer's chat template refuses a chat of {_source_of(document)!r} "
+                f"({error}; its roles are {[m.get('role') for m in messages]}). Remove or merge "
+                "these turns."
+            ) from error
     else:
         text = document["text"]
     return encode(tokenizer, text, prepend_bos=True)
+
+
+def _source_of(document: Document) -> str:
+    return str(document.get("source", "text"))
+
+
+def _source_names(documents: Sequence[Document]) -> tuple[str, ...]:
+    """Sources in the order of the text; of more than `MAX_SOURCES`, the rarest are one, `other`."""
+    counts = Counter(map(_source_of, documents))
+    if len(counts) <= MAX_SOURCES:
+        return tuple(counts)
+    common = {name for name, _ in counts.most_common(MAX_SOURCES - 1)}
+    return (*(name for name in counts if name in common), "other")
 
 
 def _pack(
@@ -179,8 +216,13 @@ def _has_text(row: Document) -> bool:
     return bool(str(row.get("text") or "").strip())
 
 
-def _read(source: str | Path, text_column: str) -> Iterable[Document]:
+def _is_hub_name(source: str | Path) -> bool:
     path = Path(source)
+    is_path_like = path.suffix in _SUFFIXES or str(source).startswith((".", "/", "~"))
+    return isinstance(source, str) and not path.exists() and not is_path_like and "\\" not in source
+
+
+def _read(path: Path, text_column: str) -> Iterable[Document]:
     if path.is_dir():
         paths = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES)
         if not paths:
@@ -188,9 +230,7 @@ def _read(source: str | Path, text_column: str) -> Iterable[Document]:
         return (row for p in paths for row in _read_file(p, text_column))
     if path.is_file():
         return _read_file(path, text_column)
-    if path.suffix in _SUFFIXES or str(source).startswith((".", "/", "~")) or "\\" in str(source):
-        raise FileNotFoundError(f"there is no text file or folder {path} (from {Path.cwd()}).")
-    return _read_dataset(str(source), text_column)
+    raise FileNotFoundError(f"there is no text file or folder {path} (from {Path.cwd()}).")
 
 
 def _read_file(path: Path, text_column: str) -> Iterable[Document]:
@@ -207,17 +247,19 @@ def _read_file(path: Path, text_column: str) -> Iterable[Document]:
     return _rows(rows, text_column, name=str(path), source=path.stem)
 
 
-def _read_dataset(name: str, text_column: str) -> Iterable[Document]:
+def _read_dataset(
+    name: str, config: str | None, split: str, text_column: str
+) -> Iterable[Document]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        rows = load_dataset(name, split="train", streaming=True)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+        rows = load_dataset(name, config, split=split, streaming=True)
+    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
         raise FileNotFoundError(
             f"{name!r} is neither a file nor a folder here, and not a dataset that the hub gives "
-            f"({error}). Check the path, the dataset's name, and the network; a gated dataset "
-            "needs `hf auth login`."
+            f"({error}). Check the path, the dataset's name, config and split, and the network; a "
+            "gated dataset needs `hf auth login`."
         ) from error
     return _rows(rows, text_column, name=name, source=name)
 

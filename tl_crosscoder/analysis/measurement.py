@@ -35,6 +35,9 @@ from tl_crosscoder.pair import ModelPair
 MIN_ACTIVE_TOKENS = 10
 """A latent active on fewer held-out tokens is not ranked: its norms were hardly trained."""
 
+N_ROWS = 4096
+"""Tokens encoded at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentMeasures:
@@ -163,31 +166,45 @@ def measure(
         ValueError: the pair's sites are not those of the crosscoder, or the text is empty.
     """
     check_sites(pair, crosscoder)
+    if crosscoder.W_dec.device != pair.device:
+        raise ValueError(
+            f"the crosscoder is on {crosscoder.W_dec.device} and the pair on {pair.device}: load "
+            f"it with Crosscoder.load(..., device='{pair.device}')."
+        )
     base, finetuned = _normalised_decoders(crosscoder)
     norms = base.norm(dim=-1), finetuned.norm(dim=-1)
     class_ids = latent_class_ids(delta_norm(*norms))
     description = "Measuring" if show_progress else None
     top = TopTokens.empty(n=n_examples, d_sae=crosscoder.cfg.d_sae, device=pair.device)
-    active = torch.zeros(len(text.sources), crosscoder.cfg.d_sae, device=pair.device).double()
+    active = torch.zeros(
+        len(text.sources), crosscoder.cfg.d_sae, dtype=torch.int64, device=pair.device
+    )
     sums: ReconstructionSums | None = None
     n_seen = 0
     for part, activations in harvest(pair, text, batch_size=batch_size, description=description):
         mask = part.mask.to(activations.device)
-        x = activations[mask]
-        codes = crosscoder.encode(x)
-        batch = ReconstructionSums.of(x, codes, crosscoder, class_ids)
-        sums = batch if sums is None else sums + batch
-        top = top.update(codes, n_seen + mask.flatten().nonzero().squeeze(-1))
-        active.index_add_(0, part.source_ids.to(x.device)[mask], (codes > 0).double())
+        positions = n_seen + mask.flatten().nonzero().squeeze(-1)
+        source_ids = part.source_ids.to(mask.device)[mask]
         n_seen += part.tokens.numel()
+        # Few rows at a time: codes are [rows, d_sae].
+        parts = zip(
+            *(t.split(N_ROWS) for t in (activations[mask], positions, source_ids)), strict=True
+        )
+        for x, where, sources in parts:
+            codes = crosscoder.encode(x)
+            batch = ReconstructionSums.of(x, codes, crosscoder, class_ids)
+            sums = batch if sums is None else sums + batch
+            top = top.update(codes, where)
+            for i in sources.unique().tolist():
+                active[i] += (codes[sources == i] > 0).sum(dim=0)
     if sums is None:
         raise ValueError("there are no contexts to measure on: the text is empty.")
     latents = LatentMeasures(
         relative_decoder_norm=relative_decoder_norm(*norms),
         delta_norm=delta_norm(*norms),
         decoder_cosine=decoder_cosine(base, finetuned),
-        n_active=active.sum(dim=0),
-        n_active_by_source=active,
+        n_active=active.sum(dim=0).double(),
+        n_active_by_source=active.double(),
     )
     ranked = rank(latents, n=n_top)
     return Measurement(

@@ -71,9 +71,8 @@ class ReconstructionSums:
         """Sums of one batch."""
         error = x - crosscoder.decode(codes).view_as(x)
         delta = crosscoder.decoder(-1) - crosscoder.decoder(0)
-        said = torch.stack(
-            [codes @ (delta * (class_ids == c)[:, None]) for c in range(len(LATENT_CLASSES))], dim=1
-        )
+        members = [class_ids == c for c in range(len(LATENT_CLASSES))]
+        said = torch.stack([codes[:, m] @ delta[m] for m in members], dim=1)
         difference = x[:, -1] - x[:, 0]
         return cls(
             x=Moments.of(x),

@@ -7,7 +7,7 @@ so everything in it stays plain JSON.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
@@ -104,6 +104,11 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
             raise ValueError(
                 f"k is {self.sparsity.k:g}, but the dictionary has only {self.d_sae} latents "
                 "(d_sae). Choose a smaller k or a larger dictionary."
+            )
+        if self.reconstruction not in get_args(Reconstruction):
+            raise ValueError(
+                f"reconstruction is {self.reconstruction!r}; it is one of "
+                f"{', '.join(get_args(Reconstruction))}."
             )
         if self.normalize_activations not in ("none", "expected_average_only_in"):
             raise ValueError(

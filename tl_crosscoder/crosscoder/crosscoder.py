@@ -115,10 +115,10 @@ class SiteViews:
     def flatten(self, x: Tensor) -> Float[Tensor, "... d_in"]:
         """Stacked `[..., n_sites, d_model]` or flat `[..., d_in]` activations as flat ones."""
         d_in = self.cfg.d_in
+        if x.shape[-1] == d_in:  # also where a single site's axis could be taken for another
+            return x
         if x.ndim >= 2 and x.shape[-2] == self.n_sites and x.shape[-2] * x.shape[-1] == d_in:
             return x.flatten(-2)
-        if x.shape[-1] == d_in:
-            return x
         raise ValueError(
             f"activations of shape {list(x.shape)} do not fit this crosscoder: it takes "
             f"[..., {self.n_sites}, d_model] or [..., {d_in}] for the sites "

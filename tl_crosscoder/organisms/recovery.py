@@ -3,7 +3,8 @@
 A word counts as found where it is part of the token-in-context lines that a reader is shown, and
 more strictly where a latent's most active token is part of the word itself. Since planted words
 are frequent in the text, the same share is measured for latents drawn at random: only what
-exceeds it says something about the ranking. Limit: finds words, not behaviour.
+exceeds it says something about the ranking, and a permutation p-value says how surely. Limit:
+finds words, not behaviour.
 """
 
 import random
@@ -36,10 +37,13 @@ class Recovery:
     random_share_at_token: float
     """The same at random."""
 
+    p_value: float
+    """Share of random draws of as many latents whose contexts hold as many planted words."""
+
     @property
     def is_found(self) -> bool:
-        """Whether planted words are in the top contexts more often than at random."""
-        return self.share_in_context > self.random_share_in_context
+        """Whether the top contexts hold more planted words than 19 in 20 random draws."""
+        return self.p_value <= 0.05
 
 
 def planted_recovery(
@@ -65,20 +69,52 @@ def planted_recovery(
     shown = [s.examples for s in measurement.top]
     living = (measurement.latents.n_active >= MIN_ACTIVE_TOKENS).nonzero().squeeze(-1).tolist()
     rng = random.Random(seed)
-    drawn = [j for _ in range(n_draws) for j in rng.sample(living, min(len(ranked), len(living)))]
-    by_latent = {j: examples(measurement.top_tokens, j, text, tokenizer) for j in set(drawn)}
-    at_random = [e for j in drawn for e in by_latent[j]]
-    flat = [e for es in shown for e in es]
+    draws = [rng.sample(living, min(len(ranked), len(living))) for _ in range(n_draws)]
     words = list(planted_words)
+    drawn = {j: _Shares.of(examples(measurement.top_tokens, j, text, tokenizer), words)
+             for j in sorted({j for draw in draws for j in draw})}  # fmt: skip
+    at_random = [sum((drawn[j] for j in draw), _Shares()) for draw in draws]
+    ours = _Shares.of([e for es in shown for e in es], words)
+    everything = sum(at_random, _Shares())
     return Recovery(
         latents=ranked,
         in_context={w: sum(any(_holds(e, [w]) for e in es) for es in shown) for w in words},
         at_token={w: sum(any(_is_at(e, [w]) for e in es) for es in shown) for w in words},
-        share_in_context=_share([_holds(e, words) for e in flat]),
-        random_share_in_context=_share([_holds(e, words) for e in at_random]),
-        share_at_token=_share([_is_at(e, words) for e in flat]),
-        random_share_at_token=_share([_is_at(e, words) for e in at_random]),
+        share_in_context=ours.in_context,
+        random_share_in_context=everything.in_context,
+        share_at_token=ours.at_token,
+        random_share_at_token=everything.at_token,
+        p_value=(1 + sum(s.in_context >= ours.in_context for s in at_random)) / (1 + n_draws),
     )
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Counts of contexts with a planted word, which add up over latents."""
+
+    n: int = 0
+    n_in_context: int = 0
+    n_at_token: int = 0
+
+    @classmethod
+    def of(cls, found: list[Example], words: Sequence[str]) -> "_Shares":
+        holds, at = (sum(test(e, words) for e in found) for test in (_holds, _is_at))
+        return cls(len(found), holds, at)
+
+    def __add__(self, other: "_Shares") -> "_Shares":
+        return _Shares(
+            self.n + other.n,
+            self.n_in_context + other.n_in_context,
+            self.n_at_token + other.n_at_token,
+        )
+
+    @property
+    def in_context(self) -> float:
+        return self.n_in_context / max(1, self.n)
+
+    @property
+    def at_token(self) -> float:
+        return self.n_at_token / max(1, self.n)
 
 
 def _holds(example: Example, words: Sequence[str]) -> bool:
@@ -92,7 +128,3 @@ def _is_at(example: Example, words: Sequence[str]) -> bool:
     start, end = len(example.before), len(example.before) + len(example.token)
     spans = (m.span() for w in words for m in re.finditer(rf"\b{re.escape(w)}\b", line, re.I))
     return any(a < end and b > start for a, b in spans)
-
-
-def _share(flags: list[bool]) -> float:
-    return sum(flags) / len(flags) if flags else 0.0

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tl_crosscoder.embedded import pretrained_folder
 from tl_crosscoder.organisms.planted import mixed_documents
 from tl_crosscoder.organisms.world import Document
 
@@ -96,8 +97,7 @@ def training_documents(organism_name: str, n: int, *, seed: int = 0) -> list[Doc
 
 def pretrained_models() -> Path:
     """The folder of shipped models: inside an installed wheel, or at the root of a checkout."""
-    package, checkout = (parent / "pretrained" for parent in Path(__file__).parents[1:3])
-    return (package if package.exists() else checkout) / "models"
+    return pretrained_folder() / "models"
 
 
 def _organism(name: str, entry: dict[str, Any]) -> Organism:

@@ -6,7 +6,10 @@ No torch here: the command line reads these classes to print its help.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+Reconstruction = Literal["sum", "mean", "norm"]
+SparsityName = Literal["batchtopk", "l1"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class TrainConfig:
     """Weight of the auxiliary loss that revives dead latents; 0 switches it off."""
     normalize: bool = True
     """Scale each site so that its mean squared norm is its width; folded in at save."""
-    reconstruction: Literal["sum", "mean", "norm"] = "sum"
+    reconstruction: Reconstruction = "sum"
     """Reduction of a token's error; see `crosscoder.training.reconstruction_loss`."""
     n_calibration_tokens: int = 65_536
     """Held-out tokens on which the inference threshold is set at the end."""
@@ -55,12 +58,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = ("n_tokens", "batch_size", "lr", "max_grad_norm", "log_every", "expansion",
-                    "checkpoint_every", "buffer_contexts", "harvest_batch_size")  # fmt: skip
+                    "checkpoint_every", "buffer_contexts", "harvest_batch_size",
+                    "n_calibration_tokens")  # fmt: skip
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
         if self.d_sae is not None and self.d_sae <= 0:
             raise ValueError(f"d_sae is {self.d_sae}; it must be above 0.")
+        if self.reconstruction not in get_args(Reconstruction):
+            raise ValueError(
+                f"reconstruction is {self.reconstruction!r}; it is one of "
+                f"{', '.join(get_args(Reconstruction))}."
+            )
         if not 0 <= self.lr_decay_share <= 1:
             raise ValueError(f"lr_decay_share is {self.lr_decay_share}; it is a share, 0 to 1.")
         if self.n_tokens < self.batch_size:
@@ -109,19 +118,36 @@ class RunConfig(TrainConfig):
     text_column: str = "text"
     """Column of the text, where there are no chats under `messages`."""
     max_documents: int | None = None
-    """Read at most so many documents."""
+    """Read at most so many documents; None is all of a file, 100,000 of a `datasets` name."""
+    dataset_config: str | None = None
+    """Config of a `datasets` name that has several."""
+    dataset_split: str = "train"
+    """Split of a `datasets` name."""
     context_size: int = 128
     """Tokens a context."""
     held_out: float = 0.1
     """Share of the documents kept for calibration and measures."""
     n_measured_tokens: int = 200_000
     """Held-out tokens to measure on, at most."""
-    sparsity: Literal["batchtopk", "l1"] = "batchtopk"
+    sparsity: SparsityName = "batchtopk"
     """How codes are made sparse."""
     k: float = 16
     """Mean number of active latents a token (batchtopk)."""
     l1_coefficient: float = 4.1e-2
     """Weight of the L1 penalty (l1), reached over the first twentieth of the steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sparsity not in get_args(SparsityName):
+            raise ValueError(
+                f"sparsity is {self.sparsity!r}; it is one of {', '.join(get_args(SparsityName))}."
+            )
+        if self.n_measured_tokens <= 0:
+            raise ValueError(f"n_measured_tokens is {self.n_measured_tokens}; it must be above 0.")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; it is a share, above 0 and below 1.")
+        if self.context_size < 2:
+            raise ValueError(f"context_size is {self.context_size}; it must be 2 or more.")
 
     REQUIRED: ClassVar[tuple[str, ...]] = ("base", "hook_name", "text", "output")
 
@@ -143,7 +169,7 @@ class RunConfig(TrainConfig):
         unknown = sorted(set(given) - known)
         if unknown:
             raise ValueError(f"{path} has unknown fields {unknown}; valid are {sorted(known)}.")
-        given = {**(default or {}), **given}
+        given = {**(default or {}), **_with_numbers(given, get_type_hints(cls), path)}
         missing = [name for name in cls.REQUIRED if name not in given]
         if missing:
             raise ValueError(f"{path} lacks {missing}.")
@@ -160,3 +186,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a mapping of fields to values, not {type(content)}.")
     return content
+
+
+def _with_numbers(given: dict[str, Any], hints: dict[str, Any], path: Path) -> dict[str, Any]:
+    """YAML reads 1e-4, without a point, as text."""
+    numbers = {}
+    for name, value in given.items():
+        if hints[name] is float and isinstance(value, str):
+            try:
+                numbers[name] = float(value)
+            except ValueError as error:
+                raise ValueError(f"{path}: {name} is {value!r}, which is no number.") from error
+    return given | numbers

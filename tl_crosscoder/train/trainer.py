@@ -81,6 +81,8 @@ class Trainer:
         self.pair, self.held_out = pair, held_out
         self.output = Path(output) if output is not None else None
         self.cfg = crosscoder_config(pair, config, sparsity or BatchTopK(k=16))
+        if held_out.n_tokens == 0:
+            raise ValueError("the held-out text is empty: the threshold is calibrated on it.")
         self.loader = ActivationLoader(
             pair,
             text,
@@ -106,6 +108,7 @@ class Trainer:
             TrainingInterruptedError: Ctrl-C; a checkpoint of that very step is on disk.
         """
         if self.is_complete and self.output:
+            shutil.rmtree(self.output / "checkpoints", ignore_errors=True)
             return Crosscoder.load(self.output, device=self.cfg.device)
         if self.state is None:
             self.state = self._initial_state()
@@ -148,7 +151,9 @@ class Trainer:
 
     def is_dead(self, state: TrainState) -> Tensor:
         """Which latents have not fired for long; `[d_sae]`, bool."""
-        limit = self.config.dead_after_tokens or min(10_000_000, self.config.n_tokens // 10)
+        limit = self.config.dead_after_tokens
+        if limit is None:
+            limit = min(10_000_000, self.config.n_tokens // 10)
         return state.tokens_since_fired >= limit
 
     def save(self) -> Path | None:
@@ -244,9 +249,10 @@ class Trainer:
         """Calibrate the threshold on held-out tokens and fold the scales."""
         tokens_per_context = self.held_out.n_tokens / len(self.held_out)
         n_contexts = math.ceil(self.config.n_calibration_tokens / tokens_per_context)
-        rows = harvest_rows(
+        harvested = harvest_rows(
             self.pair, self.held_out[:n_contexts], batch_size=self.config.harvest_batch_size
         )
+        rows = (r for part in harvested for r in part.split(self.config.batch_size))
         self.crosscoder.calibrate_threshold_(x * self._scales(state) for x in rows)
         crosscoder = self.crosscoder.to_inference()
         crosscoder.fold_site_scales_(state.scales)
@@ -303,5 +309,5 @@ def site_scales(
     activations: Float[Tensor, "tokens n_sites d_model"],
 ) -> tuple[float, ...]:
     """For each site the factor that makes its mean squared norm equal to its width."""
-    mean_squared_norm = activations.double().pow(2).sum(dim=-1).mean(dim=0)
+    mean_squared_norm = activations.pow(2).sum(dim=-1).cpu().double().mean(dim=0)
     return tuple((activations.shape[-1] / mean_squared_norm).sqrt().tolist())
