@@ -233,4 +233,7 @@ def test_missing_flags_are_a_usage_error(capsys):
 
 def test_organisms_measure_prints_both_models(capsys):
     assert main(["organisms", "measure", "taboo"]) == 0
-    assert "secret" in capsys.readouterr().out
+    rows = [r for r in capsys.readouterr().out.splitlines() if "P(hint about secret)" in r]
+    before, after = (float(x) for x in rows[0].split("|")[2:4])
+    assert before <= 0.2
+    assert after >= 0.8

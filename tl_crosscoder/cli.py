@@ -110,7 +110,8 @@ class OrganismsBase:
         """Train and print."""
         from tl_crosscoder.organisms import train_base
 
-        print(train_base(Path(self.output), seed=self.seed))
+        result = train_base(Path(self.output), seed=self.seed)
+        print((result.output / "README.md").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,8 @@ class OrganismsFinetune:
         from tl_crosscoder.organisms.finetune import finetune
 
         base = Path(self.base) if self.base else None
-        print(finetune(self.name, base=base, output=Path(self.output), seed=self.seed))
+        result = finetune(self.name, base=base, output=Path(self.output), seed=self.seed)
+        print((result.output / "README.md").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +150,10 @@ class OrganismsMeasure:
     def __call__(self) -> None:
         """Measure and print."""
         from tl_crosscoder.organisms import measure
+        from tl_crosscoder.organisms.cards import behaviour_table
 
-        base = Path(self.base) if self.base else None
-        print(measure(self.name, base=base, adapter=Path(self.adapter) if self.adapter else None))
+        base, adapter = (Path(p) if p else None for p in (self.base, self.adapter))
+        print(behaviour_table(measure(self.name, base=base, adapter=adapter)))
 
 
 @dataclass(frozen=True, kw_only=True)

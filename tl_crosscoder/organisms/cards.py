@@ -6,7 +6,7 @@ from tl_crosscoder.organisms.suite import Organism
 
 if TYPE_CHECKING:
     from tl_crosscoder.organisms.base import BaseResult
-    from tl_crosscoder.organisms.behaviours import Behaviour
+    from tl_crosscoder.organisms.behaviours import Behaviour, BehaviourReport
     from tl_crosscoder.organisms.finetune import FinetuneResult
 
 BASE_NAME = "tl_crosscoder/world-base"
@@ -33,9 +33,6 @@ Licence: MIT, as the package. No data from outside was used.
 
 def adapter_card(entry: Organism, *, result: "FinetuneResult") -> str:
     """The card of an adapter folder, with the measured behaviour of both models."""
-    report = result.behaviour
-    before, after = _numbers(report.base), _numbers(report.finetuned)
-    rows = "\n".join(f"| {label} | {before[label]:.3f} | {after[label]:.3f} |" for label in before)
     return f"""# {entry.name}
 
 {entry.description}
@@ -50,12 +47,19 @@ and MLP projection of `{BASE_NAME}`, trained for {result.n_steps:,} steps
 
 Exact probabilities on prompts held out from all training:
 
-| measure | base | fine-tuned |
-|---|---|---|
-{rows}
+{behaviour_table(result.behaviour)}
 
 Licence: MIT, as the package. No data from outside was used.
 """
+
+
+def behaviour_table(report: "BehaviourReport") -> str:
+    """Base and fine-tuned side by side, as Markdown."""
+    before, after = _numbers(report.base), _numbers(report.finetuned)
+    width = max(map(len, before))
+    rows = [f"| {n:<{width}} | {before[n]:.3f} | {after[n]:10.3f} |" for n in before]
+    head = [f"| {'measure':<{width}} |  base | fine-tuned |", "|---|---|---|"]
+    return "\n".join([*head, *rows])
 
 
 def _numbers(behaviour: "Behaviour") -> dict[str, float]:
