@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = []
     print("organism    seed  seconds  FVE base  finetuned  difference     L0   dead  "
-          "top R  words found  in context (random)")  # fmt: skip
+          "top R  words found  in context (random)     p")  # fmt: skip
     for organism in ("taboo", "false-fact"):
         for seed in range(arguments.seeds):
             run = one_run(organism, seed)
@@ -65,10 +65,11 @@ def main() -> None:
                 f"{r['fve']['finetuned']:>10.3f} {r['difference_fve']:>11.3f} {r['l0']:>6.1f} "
                 f"{r['dead_share']:>6.1%} {run['top_relative_norms'][0]:>6.2f} "
                 f"{n_found:>6} of {len(found['in_context'])} "
-                f"{found['share_in_context']:>10.0%} ({found['random_share_in_context']:.0%})",
+                f"{found['share_in_context']:>10.0%} ({found['random_share_in_context']:.0%})"
+                f"{found['p_value']:>12.2f}",
                 flush=True,
             )
-    machine = {"platform": platform.platform(), "n_threads": torch.get_num_threads()}
+    machine = {"machine": platform.machine(), "n_threads": torch.get_num_threads()}
     files.write_json(arguments.output, {"machine": machine, "runs": runs})
 
 
