@@ -85,3 +85,5 @@ def test_another_end_of_text_or_padding_is_the_same_tokenizer(tmp_path):
     save_tokenizer(tmp_path / "b", bos_token="<s>", pad_token="</s>", eos_token="<pad>")
     pair = [AutoTokenizer.from_pretrained(tmp_path / name) for name in "ab"]
     tokenization.check_same_tokenizer(*pair, labels=["A", "B"])
+    encoded = [tokenization.encode(t, tokenization.PROBE_TEXT, prepend_bos=True) for t in pair]
+    assert encoded[0] == encoded[1]

@@ -8,6 +8,7 @@ it, and loads without the models. Limit: ranks latents by norm and firing alone;
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -174,14 +175,52 @@ def measure(
     base, finetuned = _normalised_decoders(crosscoder)
     norms = base.norm(dim=-1), finetuned.norm(dim=-1)
     class_ids = latent_class_ids(delta_norm(*norms))
-    description = "Measuring" if show_progress else None
-    top = TopTokens.empty(n=n_examples, d_sae=crosscoder.cfg.d_sae, device=pair.device)
-    active = torch.zeros(
-        len(text.sources), crosscoder.cfg.d_sae, dtype=torch.int64, device=pair.device
+    sums, top, active = _one_pass(
+        pair,
+        crosscoder,
+        harvest(
+            pair,
+            text,
+            batch_size=batch_size,
+            description="Measuring" if show_progress else None,
+        ),
+        class_ids=class_ids,
+        n_examples=n_examples,
+        n_sources=len(text.sources),
     )
+    latents = LatentMeasures(
+        relative_decoder_norm=relative_decoder_norm(*norms),
+        delta_norm=delta_norm(*norms),
+        decoder_cosine=decoder_cosine(base, finetuned),
+        n_active=active.sum(dim=0).double(),
+        n_active_by_source=active.double(),
+    )
+    ranked = rank(latents, n=n_top)
+    return Measurement(
+        reconstruction=sums.result([s.name for s in crosscoder.sites]),
+        latents=latents,
+        top=[_summary(j, latents, examples(top, j, text, pair.tokenizer)) for j in ranked],
+        top_tokens=top,
+        sources=text.sources,
+    )
+
+
+def _one_pass(
+    pair: ModelPair,
+    crosscoder: Crosscoder,
+    harvested: Iterable[tuple[TokenizedText, Tensor]],
+    *,
+    class_ids: Int[Tensor, " d_sae"],
+    n_examples: int,
+    n_sources: int,
+) -> tuple[ReconstructionSums, TopTokens, Int[Tensor, "n_sources d_sae"]]:
+    """Sums, top tokens, and tokens on which each latent is active, by source."""
+    d_sae = crosscoder.cfg.d_sae
+    top = TopTokens.empty(n=n_examples, d_sae=d_sae, device=pair.device)
+    active = torch.zeros(n_sources, d_sae, dtype=torch.int64, device=pair.device)
     sums: ReconstructionSums | None = None
     n_seen = 0
-    for part, activations in harvest(pair, text, batch_size=batch_size, description=description):
+    for part, activations in harvested:
         mask = part.mask.to(activations.device)
         positions = n_seen + mask.flatten().nonzero().squeeze(-1)
         source_ids = part.source_ids.to(mask.device)[mask]
@@ -199,21 +238,7 @@ def measure(
                 active[i] += (codes[sources == i] > 0).sum(dim=0)
     if sums is None:
         raise ValueError("there are no contexts to measure on: the text is empty.")
-    latents = LatentMeasures(
-        relative_decoder_norm=relative_decoder_norm(*norms),
-        delta_norm=delta_norm(*norms),
-        decoder_cosine=decoder_cosine(base, finetuned),
-        n_active=active.sum(dim=0).double(),
-        n_active_by_source=active.double(),
-    )
-    ranked = rank(latents, n=n_top)
-    return Measurement(
-        reconstruction=sums.result([s.name for s in crosscoder.sites]),
-        latents=latents,
-        top=[_summary(j, latents, examples(top, j, text, pair.tokenizer)) for j in ranked],
-        top_tokens=top,
-        sources=text.sources,
-    )
+    return sums, top, active
 
 
 def check_sites(pair: ModelPair, crosscoder: Crosscoder) -> None:
