@@ -156,7 +156,7 @@ def measure(
 
     Args:
         pair: the models that the crosscoder was trained on.
-        crosscoder: for raw activations, as `train` and `Crosscoder.load` give it.
+        crosscoder: for raw activations, as `Trainer.fit` and `Crosscoder.load` give it.
         text: text that training has not seen.
         n_top: latents to rank.
         n_examples: tokens in context for each of them.
@@ -175,15 +175,11 @@ def measure(
     base, finetuned = _normalised_decoders(crosscoder)
     norms = base.norm(dim=-1), finetuned.norm(dim=-1)
     class_ids = latent_class_ids(delta_norm(*norms))
+    description = "Measuring" if show_progress else None
     sums, top, active = _one_pass(
         pair,
         crosscoder,
-        harvest(
-            pair,
-            text,
-            batch_size=batch_size,
-            description="Measuring" if show_progress else None,
-        ),
+        harvest(pair, text, batch_size=batch_size, description=description),
         class_ids=class_ids,
         n_examples=n_examples,
         n_sources=len(text.sources),
