@@ -8,7 +8,7 @@ OUTPUT ?= demo-output/$(ORGANISM)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint types bench clean
+.PHONY: demo test slow lint types bench bench-step bench-demo clean
 
 demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
@@ -26,7 +26,12 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/pyright
 
-bench: $(VENV)/ready
+bench: bench-step bench-demo
+
+bench-step: $(VENV)/ready-bench
+	$(BIN)/python benchmarks/training_step.py
+
+bench-demo: $(VENV)/ready
 	$(BIN)/python benchmarks/demo_recovery.py
 
 # Torch first and alone: pip then takes the pinned build instead of the newest with CUDA packages.
@@ -34,6 +39,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/ready-bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	touch $@
 
 clean:

@@ -121,7 +121,7 @@ def test_yaml_and_flags_give_the_same_run_and_flags_win(trained, text, tmp_path)
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize(("name", "value"), [("sparsity", "topk"), ("reconstruction", "l2")])
+@pytest.mark.parametrize(("name", "value"), [("preset", "top-k"), ("reconstruction", "l2")])
 def test_a_misspelt_choice_in_yaml_is_refused_and_not_replaced(text, tmp_path, name, value):
     fields = {"base": PAIR[1], "adapter": PAIR[3], "hook_name": HOOK[1], "text": text}
     config = tmp_path / "run.yaml"

@@ -16,7 +16,7 @@ IN_PLACE = {
     "context_size=256": "context_size=64",
     "expansion=16, n_tokens=50_000_000": "expansion=1, n_tokens=9_000",
     "batch_size=4096": "batch_size=99",
-    "BatchTopK(k=100)": "BatchTopK(k=10)",
+    '"delta", k=100': '"delta", k=9',
 }
 
 

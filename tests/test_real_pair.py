@@ -13,13 +13,13 @@ from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tl_crosscoder import (
-    BatchTopK,
     Crosscoder,
     ModelPair,
     TrainConfig,
     Trainer,
     load_documents,
     measure,
+    presets,
     split_documents,
     tokenize,
 )
@@ -90,7 +90,7 @@ def texts(shared_models, chats, stories) -> tuple[TokenizedText, TokenizedText]:
 
 def trained(pair, texts, output, *, n_tokens):
     config = TrainConfig(d_sae=1024, n_tokens=n_tokens, batch_size=1024, lr=2e-3)
-    return Trainer(pair, *texts, config=config, sparsity=BatchTopK(k=16), output=output).fit()
+    return Trainer(pair, *texts, config=config, recipe=presets.batchtopk(k=16), output=output).fit()
 
 
 def firing_share_on_game(measurement, text: TokenizedText) -> torch.Tensor:

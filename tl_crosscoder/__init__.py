@@ -20,34 +20,53 @@ if TYPE_CHECKING:
     )
     from tl_crosscoder.analysis.max_activating import examples
     from tl_crosscoder.analysis.measurement import Measurement, measure
-    from tl_crosscoder.crosscoder.config import CrosscoderConfig, CrosscoderTrainingConfig
+    from tl_crosscoder.crosscoder.config import (
+        AuxK,
+        CrosscoderConfig,
+        CrosscoderTrainingConfig,
+        DeltaLoss,
+    )
     from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-    from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK
+    from tl_crosscoder.crosscoder.parts import Part
+    from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK, JumpReLU, TopK
     from tl_crosscoder.crosscoder.training import CrosscoderTraining
     from tl_crosscoder.demo import run_demo
     from tl_crosscoder.diffing import run_diff
-    from tl_crosscoder.pair import ModelPair, Site
+    from tl_crosscoder.model_sites import ModelSites
+    from tl_crosscoder.pair import ModelPair
+    from tl_crosscoder.presets import Recipe, preset
+    from tl_crosscoder.site import Site
+    from tl_crosscoder.site_difference import SiteDifference
     from tl_crosscoder.train.config import RunConfig, TrainConfig
     from tl_crosscoder.train.trainer import Trainer
     from tl_crosscoder.visualize.figures import relative_norm_histogram
 
 __all__ = [
     "L1",
+    "AuxK",
     "BatchTopK",
     "Crosscoder",
     "CrosscoderConfig",
     "CrosscoderTraining",
     "CrosscoderTrainingConfig",
+    "DeltaLoss",
+    "JumpReLU",
     "Measurement",
     "ModelPair",
+    "ModelSites",
+    "Part",
+    "Recipe",
     "RunConfig",
     "Site",
+    "SiteDifference",
     "TokenizedText",
+    "TopK",
     "TrainConfig",
     "Trainer",
     "examples",
     "load_documents",
     "measure",
+    "preset",
     "relative_norm_histogram",
     "run_demo",
     "run_diff",
@@ -61,13 +80,18 @@ _MODULES = {
     "activations.text": ("TokenizedText", "load_documents", "split_documents", "tokenize"),
     "analysis.max_activating": ("examples",),
     "analysis.measurement": ("Measurement", "measure"),
-    "crosscoder.config": ("CrosscoderConfig", "CrosscoderTrainingConfig"),
+    "crosscoder.config": ("AuxK", "CrosscoderConfig", "CrosscoderTrainingConfig", "DeltaLoss"),
     "crosscoder.crosscoder": ("Crosscoder",),
-    "crosscoder.sparsity": ("L1", "BatchTopK"),
+    "crosscoder.parts": ("Part",),
+    "crosscoder.sparsity": ("L1", "BatchTopK", "JumpReLU", "TopK"),
     "crosscoder.training": ("CrosscoderTraining",),
     "demo": ("run_demo",),
     "diffing": ("run_diff",),
-    "pair": ("ModelPair", "Site"),
+    "model_sites": ("ModelSites",),
+    "pair": ("ModelPair",),
+    "presets": ("Recipe", "preset"),
+    "site": ("Site",),
+    "site_difference": ("SiteDifference",),
     "train.config": ("RunConfig", "TrainConfig"),
     "train.trainer": ("Trainer",),
     "visualize.figures": ("relative_norm_histogram",),

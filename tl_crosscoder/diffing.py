@@ -1,8 +1,8 @@
-"""A whole diff of a pair: load it, read the text, train, measure, leave it all in a folder.
+"""A whole diff: load the models, read the text, train, measure, leave it all in a folder.
 
 Beside what the trainer writes: `held_out.jsonl` (the text measured on), `analysis.json` and
-`analysis.safetensors` (the measures), `relative_decoder_norm.html` (the figure). Limit: the
-held-out text is cut at `n_measured_tokens`.
+`analysis.safetensors` (the measures), `relative_decoder_norm.html` (the figure; not of a single
+site). Limit: the held-out text is cut at `n_measured_tokens`.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tl_crosscoder import files
+from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.text import (
     Document,
     TokenizedText,
@@ -23,10 +24,11 @@ from tl_crosscoder.activations.text import (
 )
 from tl_crosscoder.analysis.measurement import Measurement, measure
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK, Sparsity
 from tl_crosscoder.embedded import PREFIX
 from tl_crosscoder.organisms import training_documents
-from tl_crosscoder.pair import ModelPair, Site
+from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.presets import recipe_of
+from tl_crosscoder.sources import load_source, sites_of, source_of_sites
 from tl_crosscoder.train.config import RunConfig
 from tl_crosscoder.train.record import check_output, read_record
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config
@@ -47,14 +49,11 @@ def run_diff(config: RunConfig, *, resume: bool = False) -> Measurement:
     output = Path(config.output)
     check_output(output, resume=resume)
     _check_device(config.device)
-    if (config.finetuned is None) == (config.adapter is None):
-        raise ValueError(
-            f"give exactly one of finetuned ({config.finetuned!r}) and adapter "
-            f"({config.adapter!r}): the fine-tuned model, or a LoRA adapter on the base."
-        )
+    sites_of(config)  # refuses models that do not go together, before reading and loading
     documents = read_documents(config)
-    pair = load_pair(config)
-    crosscoder_config(pair, config, sparsity_of(config))  # refuses what cannot be, before long work
+    pair = load_source(config)
+    recipe = recipe_of(config)
+    crosscoder_config(pair, config, recipe)  # refuses what cannot be, before long work
     training, held_out_documents = split_documents(
         documents, held_out=config.held_out, seed=config.seed
     )
@@ -65,7 +64,7 @@ def run_diff(config: RunConfig, *, resume: bool = False) -> Measurement:
         text,
         held_out,
         config=config,
-        sparsity=sparsity_of(config),
+        recipe=recipe,
         output=output,
         resume=resume,
     )
@@ -76,12 +75,13 @@ def run_diff(config: RunConfig, *, resume: bool = False) -> Measurement:
 
 
 def measure_and_save(
-    pair: ModelPair, crosscoder: Crosscoder, held_out: TokenizedText, output: Path
+    source: ActivationSource, crosscoder: Crosscoder, held_out: TokenizedText, output: Path
 ) -> Measurement:
     """Measure on held-out text; write the measures and the figure beside the dictionary."""
-    measurement = measure(pair, crosscoder, held_out, show_progress=True)
+    measurement = measure(source, crosscoder, held_out, show_progress=True)
     measurement.save(output)
-    save_figure(relative_norm_histogram(measurement), output / FIGURE_NAME)
+    if measurement.compared:
+        save_figure(relative_norm_histogram(measurement), output / FIGURE_NAME)
     return measurement
 
 
@@ -94,14 +94,14 @@ def held_out_text(
 
 
 def measure_again(output: Path, *, text: str | None = None, device: str = "cpu") -> Measurement:
-    """Load the pair and the dictionary of a run and measure anew, on its held-out text or another.
+    """Load models and dictionary of a run and measure anew, on its held-out text or another.
 
     Measures on the run's own held-out text replace those in the folder; on other text they are
     only returned.
     """
     _check_device(device)
     record, crosscoder = read_record(output), Crosscoder.load(output, device=device)
-    pair = pair_of_sites(
+    source = source_of_sites(
         crosscoder.sites, device=device, dtype=record["training"].get("dtype", "float32")
     )
     if text is None and not (output / HELD_OUT_NAME).is_file():
@@ -110,12 +110,12 @@ def measure_again(output: Path, *, text: str | None = None, device: str = "cpu")
             "a text to measure on with --text."
         )
     documents = load_documents(text or output / HELD_OUT_NAME)
-    tokens = tokenize(documents, pair.tokenizer, context_size=record["held_out"]["context_size"])
+    tokens = tokenize(documents, source.tokenizer, context_size=record["held_out"]["context_size"])
     if text is None:
         return measure_and_save(
-            pair, crosscoder, tokens[: record["held_out"]["n_contexts"]], output
+            source, crosscoder, tokens[: record["held_out"]["n_contexts"]], output
         )
-    return measure(pair, crosscoder, tokens, show_progress=True)
+    return measure(source, crosscoder, tokens, show_progress=True)
 
 
 def _check_device(device: str) -> None:
@@ -129,7 +129,7 @@ def _check_device(device: str) -> None:
 
 
 def load_pair(config: RunConfig) -> ModelPair:
-    """The pair that a config names."""
+    """The pair that a config of one fine-tuned model and one hook point names."""
     return ModelPair.from_pretrained(
         config.base,
         config.finetuned,
@@ -140,30 +140,6 @@ def load_pair(config: RunConfig) -> ModelPair:
         revision=config.revision,
         finetuned_revision=config.finetuned_revision,
     )
-
-
-def pair_of_sites(
-    sites: tuple[Site, ...], *, device: str = "cpu", dtype: str = "float32"
-) -> ModelPair:
-    """The pair that a dictionary was trained on, as its sites name it."""
-    base, finetuned = sites[0], sites[-1]
-    return ModelPair.from_pretrained(
-        base.model_name,
-        None if finetuned.adapter else finetuned.model_name,
-        adapter=finetuned.adapter,
-        hook_name=(base.hook_name, finetuned.hook_name),
-        device=device,
-        dtype=dtype,
-        revision=base.revision,
-        finetuned_revision=finetuned.revision,
-    )
-
-
-def sparsity_of(config: RunConfig) -> Sparsity:
-    """The sparsity that the flat fields of a config name."""
-    if config.sparsity == "l1":
-        return L1(coefficient=config.l1_coefficient, warm_up_steps=config.n_steps // 20)
-    return BatchTopK(k=config.k)
 
 
 def read_documents(config: RunConfig) -> list[Document]:

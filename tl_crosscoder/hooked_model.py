@@ -1,6 +1,6 @@
 """One TransformerLens model, of either kind, through what both kinds share.
 
-Contract: `run_to_hook` gives the activation at a hook as [batch, pos, d_model], heads flattened;
+Contract: `run_to_hooks` gives the activation at hooks as [batch, pos, d_model], heads flattened;
 `generate_ids` gives continuations as lists of ids; neither leaves a hook behind.
 Limit: decoder-only models on right-padded or unpadded tokens.
 """
@@ -104,6 +104,13 @@ def stop_layer(hook_name: str) -> int | None:
     return None if found is None else int(found.group(1)) + 1
 
 
+def last_stop_layer(hook_names: Sequence[str]) -> int | None:
+    """The same for several hooks; None where one of them is outside the blocks."""
+    stops = [stop_layer(name) for name in hook_names]
+    known = [stop for stop in stops if stop is not None]
+    return max(known) if len(known) == len(stops) else None
+
+
 def check_hook(model: HookedModel, hook_name: str, label: str) -> None:
     """Raise ValueError if there is no such hook: a bridge silently ignores unknown names."""
     if hook_name in model.hook_dict:
@@ -154,24 +161,38 @@ def hook_width(model: HookedModel, hook_name: str, label: str) -> int:
 def run_to_hook(
     model: HookedModel, hook_name: str, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Run a model just far enough for one hook to fire, and return what passed there.
+    """`run_to_hooks` for one hook."""
+    return run_to_hooks(model, [hook_name], tokens)[0]
 
-    Raises ValueError if the hook did not fire exactly once, or gave no vector for each token.
+
+def run_to_hooks(
+    model: HookedModel, hook_names: Sequence[str], tokens: Int[Tensor, "batch pos"]
+) -> list[Float[Tensor, "batch pos d_model"]]:
+    """Run a model once, just far enough for these hooks to fire; what passed at each of them.
+
+    Raises ValueError if a hook did not fire exactly once, or gave no vector for each token.
     """
-    seen: list[Tensor] = []
+    seen: dict[str, list[Tensor]] = {name: [] for name in hook_names}
 
-    def keep(activation: Tensor, hook: Any) -> None:  # noqa: ARG001
-        seen.append(activation)
+    def keeping(name: str) -> Hook:
+        # By the name asked for: a bridge calls a hook by its canonical name.
+        return name, lambda activation, hook: seen[name].append(activation)  # noqa: ARG005
 
     model.run_with_hooks(
         tokens.to(device_of(model)),
-        fwd_hooks=[(hook_name, keep)],
-        stop_at_layer=stop_layer(hook_name),
+        fwd_hooks=[keeping(name) for name in seen],
+        stop_at_layer=last_stop_layer(hook_names),
         return_type=None,
         # Where the tokenizer pads left, HookedTransformer would mask leading tokens that look like
         # padding; the bridge would not.
         padding_side="right",
     )
+    return [_one_vector_a_token(seen[name], tokens) for name in hook_names]
+
+
+def _one_vector_a_token(
+    seen: list[Tensor], tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos d_model"]:
     if len(seen) != 1:
         raise ValueError(f"it fired {len(seen)} times in one forward pass.")
     if seen[0].ndim < 3 or seen[0].shape[:2] != tokens.shape:

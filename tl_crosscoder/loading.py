@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from tl_crosscoder.embedded import resolve_model
 from tl_crosscoder.hooked_model import HookedModel
+from tl_crosscoder.site import Site
 
 
 def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -24,6 +25,20 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype {dtype!r} is not one: use 'float32', 'bfloat16' or 'float16'.")
     return found
+
+
+def load_site(site: Site, *, device: str, dtype: torch.dtype, tokenizer: Any = None) -> HookedModel:
+    """The model of a site, with its adapter merged where it has one. Raises like `load`."""
+    how = {"device": device, "dtype": dtype, "tokenizer": tokenizer}
+    if site.adapter is None:
+        return load(site.model_name, revision=site.revision, **how)
+    return load_adapted(
+        site.model_name,
+        site.adapter,
+        revision=site.base_revision,
+        adapter_revision=site.revision,
+        **how,
+    )
 
 
 def load(

@@ -1,10 +1,11 @@
-"""Can these two models be compared? Asked before any long work.
+"""Can these models be compared? Asked before any long work.
 
 Contract: every check returns what it measured, or raises a one-paragraph ValueError with both
-values and the next step. `labels` name the two models in messages.
+values and the next step. `labels` name the models in messages, one for each.
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from tl_crosscoder import hooked_model, tokenization
@@ -12,39 +13,48 @@ from tl_crosscoder.hooked_model import HookedModel
 
 
 def check_equal(values: Sequence[Any], what: str, labels: Sequence[str], advice: str) -> None:
-    """Raise ValueError if the two values differ."""
-    if values[0] != values[1]:
-        raise ValueError(
-            f"the two models differ in {what}: the {labels[0]} has {values[0]}, the {labels[1]} "
-            f"has {values[1]}. {advice}"
-        )
+    """Raise ValueError if one of the values differs from the first."""
+    for value, label in zip(values[1:], labels[1:], strict=True):
+        if value != values[0]:
+            raise ValueError(
+                f"the models differ in {what}: the {labels[0]} has {values[0]}, the {label} "
+                f"has {value}. {advice}"
+            )
 
 
-def common_tokenizer(models: Sequence[HookedModel], given: Any, labels: Sequence[str]) -> Any:
-    """The tokenizer for both: the one given, else the fine-tune's, which has the chat template."""
+def check_vocabulary(models: Sequence[HookedModel], labels: Sequence[str]) -> None:
+    """Raise ValueError unless logits of these models stand side by side."""
     check_equal(
         [model.cfg.d_vocab for model in models],
         "d_vocab",
         labels,
-        "Give both one vocabulary (resize_token_embeddings in transformers).",
+        "Give both one vocabulary (resize_token_embeddings in transformers); ModelSites takes "
+        "models that share a tokenizer and differ in padding.",
     )
+
+
+def common_tokenizer(models: Sequence[HookedModel], given: Any, labels: Sequence[str]) -> Any:
+    """The tokenizer for all: the one given, else the last model's, which has the chat template."""
     if given is not None:
         return given
     for model, label in zip(models, labels, strict=True):
         if model.tokenizer is None:
-            raise ValueError(f"the {label} carries no tokenizer; pass tokenizer= for both.")
-    tokenization.check_same_tokenizer(models[0].tokenizer, models[1].tokenizer, labels=labels)
-    return models[1].tokenizer
+            raise ValueError(f"the {label} carries no tokenizer; pass tokenizer= for all.")
+        tokenization.check_same_tokenizer(
+            models[0].tokenizer, model.tokenizer, labels=(labels[0], label)
+        )
+    return models[-1].tokenizer
 
 
 def check_same_kind(models: Sequence[HookedModel], labels: Sequence[str]) -> str:
     """`raw` or `processed`. Raises ValueError unless the models' numbers can be subtracted."""
-    inner = [getattr(model, "original_model", None) for model in models]
-    if inner[0] is inner[1] is not None and models[0] is not models[1]:
-        raise ValueError(
-            f"the {labels[0]} and the {labels[1]} are two bridges over one Hugging Face module, "
-            "and each rewires it: load the module once for each bridge."
-        )
+    for (one, its_label), (other, label) in combinations(zip(models, labels, strict=True), 2):
+        inner = [getattr(model, "original_model", None) for model in (one, other)]
+        if inner[0] is inner[1] is not None and one is not other:
+            raise ValueError(
+                f"the {its_label} and the {label} are two bridges over one Hugging Face module, "
+                "and each rewires it: load the module once for each bridge."
+            )
     weights = [next(iter(model.parameters())) for model in models]
     check_equal([w.device.type for w in weights], "device", labels, "Move one with .to(device).")
     check_equal(
@@ -58,13 +68,3 @@ def check_same_kind(models: Sequence[HookedModel], labels: Sequence[str]) -> str
         how, "weight processing", labels, "Load both raw (from_pretrained does), or process both."
     )
     return how[0].name
-
-
-def check_widths(
-    models: Sequence[HookedModel], hook_names: Sequence[str], labels: Sequence[str]
-) -> list[int]:
-    """Widths at the hooks. Raises ValueError if they differ or a hook gives no vector a token."""
-    sides = zip(models, hook_names, labels, strict=True)
-    widths = [hooked_model.hook_width(*side) for side in sides]
-    check_equal(widths, "width at the hook", labels, "Choose hooks of one width.")
-    return widths

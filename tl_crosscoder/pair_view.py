@@ -1,8 +1,8 @@
 """A pair as one TransformerLens model, so that SAELens can harvest and evaluate it.
 
-Contract: the hook point `hook_sites` carries [batch, pos, n_sites * d_model], the sites side by
-side; an edit there changes the logits: those of the last site's model, continued from its part.
-Limit: no weights of its own; the base has no part in the logits.
+Contract: the hook point `hook_sites` carries [batch, pos, d_in], the sites side by side, of a pair
+or of any list of sites; an edit there changes the logits: those of the last site's model,
+continued from its part. Limit: no weights of its own; the base has no part in the logits.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.compared_models import ComparedModels
 
 HOOK_NAME = "hook_sites"
 
@@ -33,15 +33,15 @@ class PairViewConfig:
 
 
 class PairView(HookedRootModule):
-    """Both models run to their hooks; the fine-tuned one goes on from what passed `hook_sites`."""
+    """All models run to their hooks; the last site's goes on from what passed `hook_sites`."""
 
-    def __init__(self, pair: ModelPair):
+    def __init__(self, pair: ComparedModels):
         super().__init__()
         self.pair = pair
         self.tokenizer = pair.tokenizer
         self.cfg = PairViewConfig(
-            model_name=" | ".join(site.adapter or site.model_name for site in pair.sites),
-            d_model=pair.n_sites * pair.d_model,
+            model_name=" | ".join(site.label for site in pair.sites),
+            d_model=pair.d_in,
             d_vocab=pair.d_vocab,
             n_ctx=pair.n_ctx,
             device=pair.device,
@@ -93,8 +93,9 @@ class PairView(HookedRootModule):
         sites = self.hook_sites(self.pair.activations(tokens).flatten(start_dim=2))
         if stop_at_sites or return_type is None:
             return sites if stop_at_sites else None
-        last = sites.unflatten(-1, (self.pair.n_sites, self.pair.d_model))[:, :, -1]
-        logits = self.pair.run_with_patch(tokens, last, site=self.pair.sites[-1].name)
+        last = self.pair.sites[-1]
+        patch = sites[..., -last.d_model :]
+        logits = self.pair.run_with_patch(tokens, patch, site=last.name)
         if return_type == "logits":
             return logits
         loss = next_token_loss(logits, tokens)

@@ -1,4 +1,4 @@
-"""Text to ids, once for both models of a pair.
+"""Text to ids, once for all models that are compared.
 
 Contract: at most one BOS, decided here and never by a model's own default; ids of one text do not
 depend on the other texts of a batch. Limit: no truncation; the caller cuts.
@@ -6,6 +6,10 @@ depend on the other texts of a batch. Limit: no truncation; the caller cuts.
 
 from collections.abc import Sequence
 from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 PROBE_TEXT = "The 2 cats' naïve plan: run, hide & eat.\n"
 
@@ -25,6 +29,18 @@ def pad_id(tokenizer: Any) -> int:
     """What fills short rows. No activation at a real token depends on it."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((token for token in known if token is not None), 0)
+
+
+def pad(
+    rows: Sequence[list[int]], *, filler: int, device: torch.device
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """Ids of several texts as one right-padded tensor, and which positions hold real tokens."""
+    width = max(map(len, rows), default=0)
+    padded = [row + [filler] * (width - len(row)) for row in rows]
+    n_tokens = torch.tensor([len(row) for row in rows], device=device)
+    tokens = torch.tensor(padded, dtype=torch.long, device=device)
+    mask = torch.arange(width, device=device) < n_tokens[:, None]
+    return tokens.reshape(mask.shape), mask
 
 
 def encode(tokenizer: Any, text: str, *, prepend_bos: bool) -> list[int]:
@@ -56,8 +72,8 @@ def check_same_tokenizer(base: Any, finetuned: Any, *, labels: Sequence[str]) ->
     positions are never read.
     """
     advice = (
-        "An activation pair is one token seen by both models: use a fine-tune with the vocabulary "
-        "of its base, or pass tokenizer= to say which tokenizer feeds both."
+        "An activation pair is one token seen by both models: use models with one vocabulary, such "
+        "as a base and its fine-tune, or pass tokenizer= to say which tokenizer feeds both."
     )
     vocabs = base.get_vocab(), finetuned.get_vocab()
     odd = sorted(
@@ -67,7 +83,8 @@ def check_same_tokenizer(base: Any, finetuned: Any, *, labels: Sequence[str]) ->
         ids = [vocab.get(odd[0], "absent") for vocab in vocabs]
         raise ValueError(
             f"the tokenizers differ in {len(odd)} tokens: {odd[0]!r} is {ids[0]} in the "
-            f"{labels[0]} and {ids[1]} in the {labels[1]}. {advice}"
+            f"{labels[0]} and {ids[1]} in the {labels[1]}, of {len(vocabs[0])} and "
+            f"{len(vocabs[1])} tokens. {advice}"
         )
     probes = [encode(tokenizer, PROBE_TEXT, prepend_bos=True) for tokenizer in (base, finetuned)]
     if probes[0] != probes[1]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from analysis.hand_made import RECONSTRUCTION, crosscoder, latent_measures, measurement
 
-from tl_crosscoder import BatchTopK, Crosscoder, Measurement, TrainConfig, Trainer, measure
+from tl_crosscoder import Crosscoder, Measurement, TrainConfig, Trainer, measure, presets
 from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
 from tl_crosscoder.analysis.measurement import MIN_ACTIVE_TOKENS, rank
 
@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
 
 
 def trained_on(pair, texts) -> Crosscoder:
-    return Trainer(pair, *texts, config=CONFIG, sparsity=BatchTopK(k=4)).fit()
+    return Trainer(pair, *texts, config=CONFIG, recipe=presets.batchtopk(k=4)).fit()
 
 
 @pytest.fixture(scope="module")

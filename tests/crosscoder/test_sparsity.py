@@ -2,62 +2,118 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sae_lens.saes.jumprelu_sae import JumpReLU as SAELensJumpReLU
 
+from tl_crosscoder.crosscoder.codes import DenseCodes, Pattern, SparseCodes
 from tl_crosscoder.crosscoder.sparsity import (
     L1,
     BatchTopK,
+    JumpReLU,
+    TopK,
     calibrate_threshold,
-    smallest_kept,
+    largest_weighted,
     sparsity_from_dict,
     sparsity_to_dict,
     threshold_for_l0,
 )
 
 
-def test_batchtopk_keeps_the_largest_weighted_codes_of_the_batch_unscaled():
-    pre = torch.tensor([[3.0, 1.0, -5.0], [2.0, 4.0, 0.5]])
+def test_batchtopk_keeps_the_largest_weighted_codes_of_the_batch():
+    positive = torch.tensor([[3.0, 1.0, 0.0], [2.0, 4.0, 0.5]])
     norms = torch.tensor([1.0, 0.1, 10.0])
     # f n = [[3, 0.1, 0], [2, 0.4, 5]]; k * batch = 3 largest are 5, 3, 2: two of them in row 1.
-    kept = BatchTopK(k=1.5).codes(pre, norms)
-    assert torch.equal(kept, torch.tensor([[3.0, 0.0, 0.0], [2.0, 0.0, 0.5]]))
+    kept = BatchTopK(k=1.5).keep(positive * norms, 1.5)
+    assert kept.tolist() == [[True, False, False], [True, False, True]]
 
 
-def test_batchtopk_keeps_fewer_where_fewer_are_positive():
-    pre = -torch.ones(4, 3)
-    pre[0, 0] = 1.0
-    assert BatchTopK(k=2).codes(pre, torch.ones(3)).count_nonzero() == 1
+def test_topk_keeps_the_largest_of_each_token():
+    weighted = torch.tensor([[3.0, 0.1, 0.0], [2.0, 0.4, 5.0]])
+    kept = TopK(k=2).keep(weighted, 2)
+    assert kept.tolist() == [[True, True, False], [True, False, True]]
+    # Only one is positive: one is kept.
+    assert TopK(k=2).keep(torch.tensor([[0.0, 1.0, 0.0]]), 2).tolist() == [[False, True, False]]
 
 
-def test_batchtopk_gradient_reaches_kept_codes_only():
-    pre = torch.tensor([[3.0, 1.0], [0.5, 2.0]], requires_grad=True)
-    BatchTopK(k=1).codes(pre, torch.ones(2)).sum().backward()
-    assert torch.equal(pre.grad, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+def test_of_equal_codes_the_first_are_kept():
+    weighted = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 0.0]])
+    # BatchTopK keeps 3 of {2, 1, 1, 1, 1}: the 2 and the first two ones in reading order.
+    assert BatchTopK(k=1.5).keep(weighted, 1.5).tolist() == [[True, True, True], [False] * 3]
+    assert TopK(k=1).keep(weighted, 1).tolist() == [[False, True, False], [True, False, False]]
 
 
-def test_l1_penalty_is_the_mean_over_tokens_of_weighted_codes():
-    codes = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
-    norms = torch.tensor([10.0, 1.0])
-    # (1*10 + 2*1 + 0*10 + 3*1) / 2 tokens = 7.5
-    assert L1(coefficient=0.1).penalties(codes, norms)["l1"].item() == pytest.approx(7.5)
+@pytest.mark.parametrize("sparsity", [TopK(k=2), BatchTopK(k=2)])
+def test_fewer_are_kept_where_fewer_are_positive(sparsity):
+    weighted = torch.zeros(4, 3)
+    weighted[0, 0] = 1.0
+    assert sparsity.keep(weighted, 2).sum() == 1
+
+
+def test_k_falls_linearly_and_stays():
+    sparsity = BatchTopK(k=10, k_initial=30, k_anneal_steps=4)
+    # 30, 25, 20, 15, then 10: three, 2.5, 2, 1.5 times k.
+    assert [10 * sparsity.at(step) for step in range(6)] == [30, 25, 20, 15, 10, 10]
+    assert BatchTopK(k=10).at(0) == 1.0
+
+
+def test_jumprelu_and_its_gradients_equal_saelens():
+    generator = torch.Generator().manual_seed(0)
+    pre = 0.2 * torch.randn(50, 8, generator=generator)
+    for ste_to_input in (False, True):
+        grads = []
+        for ours in (True, False):
+            u = pre.clone().requires_grad_()
+            theta = torch.full((8,), 0.05).requires_grad_()
+            if ours:
+                sparsity = JumpReLU(bandwidth=0.1, ste_to_input=ste_to_input)
+                codes = sparsity.codes(u, theta.expand_as(u))
+            else:
+                codes = SAELensJumpReLU.apply(u, theta, 0.1, ste_to_input)
+            (codes * torch.arange(8)).sum().backward()
+            grads.append((codes.detach(), u.grad, theta.grad))
+        for own, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(own, theirs)
+        assert grads[0][2].abs().sum() > 0
+
+
+def test_penalties_by_hand_for_dense_and_sparse_codes():
+    dense = DenseCodes(values=torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+    pattern = Pattern.at(torch.tensor([0, 1, 3]), shape=(2, 2))
+    sparse = SparseCodes(pattern=pattern, values=torch.tensor([1.0, 2.0, 3.0]))
+    norms, scale = torch.tensor([10.0, 1.0]), torch.tensor([0.5, 1.0])
+    for codes in (dense, sparse):
+        # 1*10 + 2*1 + 0*10 + 3*1 = 15; with the first latent at half: 5 + 2 + 3 = 10.
+        assert L1().penalty(codes, norms, None).item() == 15
+        assert L1().penalty(codes, norms, scale).item() == 10
+        expected = torch.tanh(torch.tensor([5.0, 1.0, 1.5]))
+        penalty = JumpReLU(tanh_scale=0.5).penalty(codes, norms, None)
+        torch.testing.assert_close(penalty, expected.sum())
+        scaled = JumpReLU(tanh_scale=0.5).penalty(codes, norms, scale)
+        torch.testing.assert_close(scaled, (expected * torch.tensor([0.5, 1.0, 1.0])).sum())
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 20), d_sae=st.integers(2, 20), k=st.floats(0.5, 5), seed=st.integers(0, 99))
-def test_permuting_latents_permutes_codes(n, d_sae, k, seed):
+@given(n=st.integers(1, 20), d_sae=st.integers(2, 20), k=st.integers(1, 5), seed=st.integers(0, 99))
+def test_permuting_latents_permutes_what_is_kept(n, d_sae, k, seed):
     generator = torch.Generator().manual_seed(seed)
-    pre = torch.randn(n, d_sae, generator=generator)
-    norms = torch.rand(d_sae, generator=generator) + 0.1
+    weighted = torch.randn(n, d_sae, generator=generator).relu()
     order = torch.randperm(d_sae, generator=generator)
-    sparsity = BatchTopK(k=k)
-    permuted = sparsity.codes(pre[:, order], norms[order])
-    assert torch.equal(permuted, sparsity.codes(pre, norms)[:, order])
+    for sparsity in (BatchTopK(k=k), TopK(k=k)):
+        permuted = sparsity.keep(weighted[:, order], k)
+        assert torch.equal(permuted, sparsity.keep(weighted, k)[:, order])
 
 
-def test_smallest_kept_and_threshold_by_hand():
-    codes = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+def test_smallest_code_of_a_part_by_hand():
+    codes = DenseCodes(values=torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
+    pattern = Pattern.at(torch.tensor([1, 2]), shape=(2, 2))
+    sparse = SparseCodes(pattern=pattern, values=torch.tensor([2.0, 1.0]))
     norms = torch.tensor([3.0, 1.0])
-    assert smallest_kept(codes, norms).item() == 2.0  # 1 * 3 = 3 and 2 * 1 = 2
-    assert smallest_kept(codes * 0, norms).item() == torch.inf
+    for own in (codes, sparse):
+        assert own.smallest(norms, slice(0, 2)).item() == 2.0  # 1 * 3 = 3 and 2 * 1 = 2
+        assert own.smallest(norms, slice(0, 1)).item() == 3.0
+        assert own.smallest(norms * 0, slice(0, 2)).item() == torch.inf
+
+
+def test_threshold_by_hand():
     weighted = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
     # k = 1 over two tokens keeps 4 and 3; the threshold lies midway to 2.
     assert threshold_for_l0(weighted, k=1).item() == 2.5
@@ -67,21 +123,42 @@ def test_smallest_kept_and_threshold_by_hand():
 def test_calibrated_threshold_gives_the_asked_l0_over_batches_of_different_activity(k):
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(500, 40, generator=generator).relu() * s for s in (0.5, 1.0, 1.5)]
-    threshold = calibrate_threshold(batches, k=k)
+    values = [largest_weighted(b, k=k) for b in batches]
+    threshold = calibrate_threshold(values, n_tokens=1500, k=k)
     l0 = torch.cat(batches).gt(threshold).sum(dim=-1).double().mean().item()
     assert l0 == pytest.approx(k, rel=0.01)
 
 
 def test_threshold_is_zero_where_fewer_than_k_are_positive():
-    assert calibrate_threshold([torch.eye(4)], k=3).item() == 0.0
+    values = [largest_weighted(torch.eye(4), k=3)]
+    assert calibrate_threshold(values, n_tokens=4, k=3).item() == 0.0
 
 
-def test_sparsities_survive_json_and_refuse_nonsense():
-    for sparsity in (L1(coefficient=0.3, warm_up_steps=5), BatchTopK(k=7)):
-        assert sparsity_from_dict(sparsity_to_dict(sparsity)) == sparsity
-    with pytest.raises(ValueError, match="not known"):
-        sparsity_from_dict({"kind": "l7"})
-    with pytest.raises(ValueError, match="above 0"):
-        BatchTopK(k=0)
-    with pytest.raises(ValueError, match="0 or more"):
-        L1(coefficient=-1)
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        L1(coefficient=0.3, warm_up_steps=5),
+        TopK(k=7),
+        BatchTopK(k=7, k_initial=9, k_anneal_steps=3),
+        JumpReLU(coefficient=2, bandwidth=0.1),
+    ],
+)
+def test_sparsities_survive_json(sparsity):
+    assert sparsity_from_dict(sparsity_to_dict(sparsity)) == sparsity
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sparsity_from_dict({"kind": "l7"}), "not known"),
+        (lambda: BatchTopK(k=0), "above 0"),
+        (lambda: BatchTopK(k=5, k_initial=4, k_anneal_steps=1), "k only falls"),
+        (lambda: BatchTopK(k=5, k_anneal_steps=1), "needs k_initial"),
+        (lambda: TopK(k=1.5), "whole number"),
+        (lambda: L1(coefficient=-1), "0 or more"),
+        (lambda: JumpReLU(bandwidth=0), "above 0"),
+    ],
+)
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 
-from tl_crosscoder import L1, BatchTopK, Crosscoder, TrainConfig, Trainer
+from tl_crosscoder import Crosscoder, TrainConfig, Trainer, presets
 from tl_crosscoder.train.checkpoint import latest_checkpoint
-from tl_crosscoder.train.trainer import TrainingInterruptedError, site_scales
+from tl_crosscoder.train.scales import site_scales
+from tl_crosscoder.train.trainer import TrainingInterruptedError
 
 CONFIG = TrainConfig(
     d_sae=48,
@@ -29,12 +30,12 @@ def changed(**fields):
     return TrainConfig(**(vars(CONFIG) | fields))
 
 
-def new_trainer(pair, texts, output=None, *, config=CONFIG, resume=False, sparsity=None):
+def new_trainer(pair, texts, output=None, *, config=CONFIG, resume=False, recipe=None):
     return Trainer(
         pair,
         *texts,
         config=config,
-        sparsity=sparsity or BatchTopK(k=4),
+        recipe=recipe or presets.batchtopk(k=4),
         output=output,
         resume=resume,
     )
@@ -68,7 +69,8 @@ def test_a_run_leaves_a_dictionary_its_record_and_metrics(unbroken):
     record = json.loads((folder / "runner_cfg.json").read_text())
     assert record["training"]["lr"] == 3e-3
     assert record["sites"][1]["adapter"] == "tl_crosscoder/taboo"
-    assert record["sparsity"] == {"kind": "batchtopk", "k": 4, "threshold_momentum": 0.999}
+    assert record["sparsity"]["kind"] == "batchtopk"
+    assert record["sparsity"]["k"] == 4
     assert len(record["text"]["sha256"]) == 64
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 10, 20, 30, 40]
@@ -237,7 +239,7 @@ def test_a_complete_run_is_loaded_instead_of_trained_again(taboo_pair, texts, un
 
 def test_k_above_d_sae_is_refused_before_anything_is_written(taboo_pair, texts, tmp_path):
     with pytest.raises(ValueError, match="k is 49, but the dictionary has only 48"):
-        new_trainer(taboo_pair, texts, tmp_path / "run", sparsity=BatchTopK(k=49))
+        new_trainer(taboo_pair, texts, tmp_path / "run", recipe=presets.batchtopk(k=49))
     assert not (tmp_path / "run").exists()
 
 
@@ -264,7 +266,7 @@ def test_site_scales_make_the_mean_squared_norm_the_width():
 
 def test_l1_warms_up_and_sparsifies(taboo_pair, texts):
     sparse, dense = (
-        new_trainer(taboo_pair, texts, sparsity=L1(coefficient=c, warm_up_steps=10))
+        new_trainer(taboo_pair, texts, recipe=presets.l1(l1_coefficient=c, warm_up_steps=10))
         for c in (3.0, 0.0)
     )
     assert sparse._coefficients(0) == {"l1": pytest.approx(0.3)}

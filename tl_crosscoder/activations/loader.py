@@ -1,4 +1,4 @@
-"""Shuffled batches of paired activations, harvested live, from any position on.
+"""Shuffled batches of activations, harvested live, from any position on.
 
 The order is a function of the seed alone. Each pass over the text draws a permutation of its
 contexts; `buffer_contexts` of them at a time are harvested, their rows shuffled, and dealt out
@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.harvest import harvest_rows
 from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.site import row_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,14 @@ class Position:
 
 
 class ActivationLoader:
-    """Deals `[batch, n_sites, d_model]` batches without end; see the module for the order."""
+    """Deals batches of rows without end, shaped as `row_shape` says; see the module for the order.
+
+    Raises ValueError for contexts longer than the models take, and text too short for one batch.
+    """
 
     def __init__(
         self,
-        pair: ModelPair,
+        source: ActivationSource,
         text: TokenizedText,
         *,
         batch_size: int,
@@ -45,17 +49,17 @@ class ActivationLoader:
         harvest_batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        if text.context_size > pair.n_ctx:
+        if text.context_size > source.n_ctx:
             raise ValueError(
-                f"contexts of {text.context_size} tokens are longer than the {pair.n_ctx} that the "
-                "models take. Choose a smaller context_size."
+                f"contexts of {text.context_size} tokens are longer than the {source.n_ctx} that "
+                "the models take. Choose a smaller context_size."
             )
         if text.n_tokens < batch_size:
             raise ValueError(
                 f"one batch is {batch_size:,} tokens, but the text has only {text.n_tokens:,} that "
                 "count. Give more text or a smaller batch_size."
             )
-        self.pair, self.text, self.batch_size, self.seed = pair, text, batch_size, seed
+        self.source, self.text, self.batch_size, self.seed = source, text, batch_size, seed
         self.harvest_batch_size = harvest_batch_size
         # Two batches a buffer at least: a smaller one would leave most of its rows out.
         tokens_per_context = text.n_tokens / len(text)
@@ -63,7 +67,7 @@ class ActivationLoader:
 
     def batches(
         self, start: Position | None = None
-    ) -> Iterator[tuple[Float[Tensor, "batch n_sites d_model"], Position]]:
+    ) -> Iterator[tuple[Float[Tensor, "batch *row"], Position]]:
         """Batches from `start` on, each with the position of the batch that follows it."""
         start = start or Position()
         n_passes, buffer, batch = start.n_passes, start.buffer, start.batch
@@ -84,14 +88,14 @@ class ActivationLoader:
 
     def _rows(
         self, contexts: Tensor, *, n_passes: int, buffer: int
-    ) -> Float[Tensor, "tokens n_sites d_model"]:
+    ) -> Float[Tensor, "tokens *row"]:
         """Shuffled rows of one buffer, written to their places as they come: one copy in memory."""
         text = self.text[contexts]
         order = torch.randperm(text.n_tokens, generator=_generator(self.seed, n_passes, buffer))
-        place, start = order.argsort().to(self.pair.device), 0
-        shape = (text.n_tokens, self.pair.n_sites, self.pair.d_model)
-        rows = torch.empty(shape, device=self.pair.device)
-        for part in harvest_rows(self.pair, text, batch_size=self.harvest_batch_size):
+        place, start = order.argsort().to(self.source.device), 0
+        shape = (text.n_tokens, *row_shape(self.source.sites))
+        rows = torch.empty(shape, device=self.source.device)
+        for part in harvest_rows(self.source, text, batch_size=self.harvest_batch_size):
             rows[place[start : start + len(part)]] = part
             start += len(part)
         return rows

@@ -2,17 +2,37 @@
 
 All functions take the two decoders of a pair, `[d_sae, d_model]`, in the normalised space (each
 row times its site's scale), or their norms. One orientation throughout: 1 is the fine-tuned
-model, 0 the base. Limit: norms alone say nothing about causes; see Latent Scaling for that.
+model, 0 the base. Of several sites two are compared, see `site.compared_sites`. Limit: norms
+alone say nothing about causes; see Latent Scaling for that.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_crosscoder.site import Site, compared_sites
+
 LatentClass = Literal["base-only", "shared", "other", "finetuned-only"]
 LATENT_CLASSES: tuple[LatentClass, ...] = get_args(LatentClass)
+
+
+def normalised_decoders(
+    W_dec: Float[Tensor, "d_sae d_in"], sites: Sequence[Site]
+) -> tuple[Float[Tensor, "d_sae _"], Float[Tensor, "d_sae _"]] | None:
+    """The decoders of the two compared sites in the normalised space; None for a single site.
+
+    There the mean squared norm of a site is its width, so a wider site has longer rows: they are
+    brought to the base's width, by a factor that is 1 where widths are equal.
+    """
+    pair = compared_sites(sites)
+    if pair is None:
+        return None
+    rows = W_dec.detach().split([s.d_model for s in sites], dim=-1)
+    base, finetuned = (rows[i] * sites[i].scale for i in pair)
+    return base, finetuned * (base.shape[1] / finetuned.shape[1]) ** 0.5
 
 
 def relative_decoder_norm(
@@ -50,7 +70,12 @@ def latent_class_ids(delta_norms: Float[Tensor, " d_sae"]) -> Int[Tensor, " d_sa
 
 
 def decoder_cosine(
-    base: Float[Tensor, "d_sae d_model"], finetuned: Float[Tensor, "d_sae d_model"]
+    base: Float[Tensor, "d_sae _"], finetuned: Float[Tensor, "d_sae _"]
 ) -> Float[Tensor, " d_sae"]:
-    """Cosine of each latent's two decoder rows; 0 where one of them is zero."""
+    """Cosine of each latent's two decoder rows; 0 where one of them is zero.
+
+    NaN for sites of unequal width, whose rows make no angle.
+    """
+    if base.shape != finetuned.shape:
+        return base.new_full((len(base),), torch.nan)
     return torch.nn.functional.cosine_similarity(base, finetuned, dim=-1)

@@ -1,8 +1,9 @@
-"""`measure`: everything that one pass over a text tells about a crosscoder and its pair.
+"""`measure`: everything that one pass over a text tells about a crosscoder and its models.
 
-The result holds one number per latent and measure, the classes, the reconstruction of both sites
-and of their difference, and the top tokens. It is saved as JSON with one safetensors file beside
-it, and loads without the models. Limit: ranks latents by norm and firing alone; nothing causal.
+The result holds one number per latent and measure, the classes, the reconstruction of all sites
+and of the difference, and the top tokens. It is saved as JSON with one safetensors file beside
+it, and loads without the models. Of several sites two are compared, see `site.compared_sites`.
+Limit: ranks latents by norm and firing alone; nothing causal.
 """
 
 import json
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_crosscoder import files
+from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.harvest import harvest
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.decoder_norms import (
@@ -26,12 +28,13 @@ from tl_crosscoder.analysis.decoder_norms import (
     decoder_cosine,
     delta_norm,
     latent_class_ids,
+    normalised_decoders,
     relative_decoder_norm,
 )
 from tl_crosscoder.analysis.max_activating import Example, TopTokens, examples
 from tl_crosscoder.analysis.reconstruction import Reconstruction, ReconstructionSums
-from tl_crosscoder.crosscoder.crosscoder import Crosscoder, split_sites
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.site import Site, compared_sites
 
 MIN_ACTIVE_TOKENS = 10
 """A latent active on fewer held-out tokens is not ranked: its norms were hardly trained."""
@@ -42,7 +45,10 @@ N_ROWS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class LatentMeasures:
-    """One value per latent, `[d_sae]`."""
+    """One value per latent, `[d_sae]`; norms, cosine and class compare two sites.
+
+    NaN where there is only one, and the cosine also where they are not of one width.
+    """
 
     relative_decoder_norm: Float[Tensor, " d_sae"]
     delta_norm: Float[Tensor, " d_sae"]
@@ -70,18 +76,28 @@ class LatentSummary:
     n_active: int
     examples: list[Example]
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LatentSummary":
+        """From JSON, where NaN is null."""
+        fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
+        fields["examples"] = [Example(**e) for e in values["examples"]]
+        return cls(**fields)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a crosscoder says about its pair on a text."""
+    """What a crosscoder says about its models on a text."""
 
     reconstruction: Reconstruction
     latents: LatentMeasures
     top: list[LatentSummary]
-    """The latents that lean most to the fine-tune, most first; see `rank`."""
+    """The latents that lean most to the fine-tune, most first; see `rank`. Of a single site those
+    that are active most often."""
     top_tokens: TopTokens
     """Most active tokens of every latent, as positions in the measured text."""
     sources: tuple[str, ...]
+    compared: tuple[str, str] | None = ("base", "finetuned")
+    """Names of the sites that norms, classes and the difference compare; None of a single site."""
 
     @property
     def class_counts(self) -> dict[str, int]:
@@ -101,6 +117,7 @@ class Measurement:
             "reconstruction": asdict(self.reconstruction),
             "latents_per_class": self.class_counts,
             "sources": list(self.sources),
+            "compared": self.compared and list(self.compared),
             "top": [asdict(s) for s in self.top],
         }
         files.write_json(folder / "analysis.json", _without_nan(content))
@@ -122,15 +139,16 @@ class Measurement:
             site: math.nan if value is None else value
             for site, value in reconstruction["fve"].items()
         }
-        top = [s | {"examples": [Example(**e) for e in s["examples"]]} for s in content["top"]]
+        compared = content.get("compared", ["base", "finetuned"])
         tensors = load_file(paths[1])
         top_tokens = {k: tensors.pop(f"top_tokens.{k}") for k in ("values", "positions")}
         return cls(
             reconstruction=Reconstruction(**reconstruction),
             latents=LatentMeasures(**tensors),
-            top=[LatentSummary(**s) for s in top],
+            top=[LatentSummary.from_dict(s) for s in content["top"]],
             top_tokens=TopTokens(**top_tokens),
             sources=tuple(content["sources"]),
+            compared=compared and tuple(compared),
         )
 
 
@@ -141,9 +159,15 @@ def rank(latents: LatentMeasures, *, n: int) -> list[int]:
     return [i for i in order if norms[i] >= 0]
 
 
+def most_active(latents: LatentMeasures, *, n: int) -> list[int]:
+    """The n latents that are active on most tokens, of those active often enough."""
+    order = latents.n_active.sort(descending=True, stable=True).indices[:n].tolist()
+    return [i for i in order if latents.n_active[i] >= MIN_ACTIVE_TOKENS]
+
+
 @torch.no_grad()
 def measure(
-    pair: ModelPair,
+    source: ActivationSource,
     crosscoder: Crosscoder,
     text: TokenizedText,
     *,
@@ -152,10 +176,10 @@ def measure(
     batch_size: int = 32,
     show_progress: bool = False,
 ) -> Measurement:
-    """Run the pair over a held-out text once and measure everything.
+    """Run the models over a held-out text once and measure everything.
 
     Args:
-        pair: the models that the crosscoder was trained on.
+        source: the models that the crosscoder was trained on, as a pair or any other source.
         crosscoder: for raw activations, as `Trainer.fit` and `Crosscoder.load` give it.
         text: text that training has not seen.
         n_top: latents to rank.
@@ -164,45 +188,40 @@ def measure(
         show_progress: with a progress bar.
 
     Raises:
-        ValueError: the pair's sites are not those of the crosscoder, or the text is empty.
+        ValueError: the source's sites are not those of the crosscoder, or the text is empty.
     """
-    check_sites(pair, crosscoder)
-    if crosscoder.W_dec.device != pair.device:
+    check_sites(source, crosscoder)
+    if crosscoder.W_dec.device != source.device:
         raise ValueError(
-            f"the crosscoder is on {crosscoder.W_dec.device} and the pair on {pair.device}: load "
-            f"it with Crosscoder.load(..., device='{pair.device}')."
+            f"the crosscoder is on {crosscoder.W_dec.device} and the models on {source.device}: "
+            f"load it with Crosscoder.load(..., device='{source.device}')."
         )
-    base, finetuned = _normalised_decoders(crosscoder)
-    norms = base.norm(dim=-1), finetuned.norm(dim=-1)
-    class_ids = latent_class_ids(delta_norm(*norms))
+    norms = _norm_measures(crosscoder)
     description = "Measuring" if show_progress else None
     sums, top, active = _one_pass(
-        pair,
         crosscoder,
-        harvest(pair, text, batch_size=batch_size, description=description),
-        class_ids=class_ids,
+        harvest(source, text, batch_size=batch_size, description=description),
+        class_ids=latent_class_ids(norms["delta_norm"]),
         n_examples=n_examples,
         n_sources=len(text.sources),
     )
     latents = LatentMeasures(
-        relative_decoder_norm=relative_decoder_norm(*norms),
-        delta_norm=delta_norm(*norms),
-        decoder_cosine=decoder_cosine(base, finetuned),
-        n_active=active.sum(dim=0).double(),
-        n_active_by_source=active.double(),
+        n_active=active.sum(dim=0).double(), n_active_by_source=active.double(), **norms
     )
-    ranked = rank(latents, n=n_top)
+    names = [s.name for s in crosscoder.sites]
+    pair = compared_sites(crosscoder.sites)
+    ranked = rank(latents, n=n_top) if pair else most_active(latents, n=n_top)
     return Measurement(
-        reconstruction=sums.result([s.name for s in crosscoder.sites]),
+        reconstruction=sums.result(names),
         latents=latents,
-        top=[_summary(j, latents, examples(top, j, text, pair.tokenizer)) for j in ranked],
+        top=[_summary(j, latents, examples(top, j, text, source.tokenizer)) for j in ranked],
         top_tokens=top,
         sources=text.sources,
+        compared=pair and (names[pair[0]], names[pair[1]]),
     )
 
 
 def _one_pass(
-    pair: ModelPair,
     crosscoder: Crosscoder,
     harvested: Iterable[tuple[TokenizedText, Tensor]],
     *,
@@ -211,9 +230,9 @@ def _one_pass(
     n_sources: int,
 ) -> tuple[ReconstructionSums, TopTokens, Int[Tensor, "n_sources d_sae"]]:
     """Sums, top tokens, and tokens on which each latent is active, by source."""
-    d_sae = crosscoder.cfg.d_sae
-    top = TopTokens.empty(n=n_examples, d_sae=d_sae, device=pair.device)
-    active = torch.zeros(n_sources, d_sae, dtype=torch.int64, device=pair.device)
+    d_sae, device = crosscoder.cfg.d_sae, crosscoder.W_dec.device
+    top = TopTokens.empty(n=n_examples, d_sae=d_sae, device=device)
+    active = torch.zeros(n_sources, d_sae, dtype=torch.int64, device=device)
     sums: ReconstructionSums | None = None
     n_seen = 0
     for part, activations in harvested:
@@ -237,21 +256,35 @@ def _one_pass(
     return sums, top, active
 
 
-def check_sites(pair: ModelPair, crosscoder: Crosscoder) -> None:
-    """Refuse a pair whose hook points or widths are not those of the crosscoder."""
-    theirs = [(s.name, s.hook_name, s.d_model) for s in crosscoder.sites]
-    ours = [(s.name, s.hook_name, s.d_model) for s in pair.sites]
+def check_sites(source: ActivationSource, crosscoder: Crosscoder) -> None:
+    """Refuse models whose hook points or widths are not those of the crosscoder."""
+    theirs, ours = ([_where(s) for s in of.sites] for of in (crosscoder, source))
     if theirs != ours:
+        is_difference = any(s.minus for s in crosscoder.sites)
         raise ValueError(
-            f"the crosscoder was trained on the sites {theirs}, but the pair has {ours}. Load the "
-            "models with the hook point that the dictionary's cfg.json names."
+            f"the crosscoder was trained on the sites {theirs}, but the models have {ours}. Load "
+            "the models with the hook point that the dictionary's cfg.json names"
+            + (", and take their pair.difference()." if is_difference else ".")
         )
 
 
-def _normalised_decoders(crosscoder: Crosscoder) -> tuple[Tensor, Tensor]:
-    """First and last site's decoder in the normalised space; see `scaled_decoder_norms`."""
-    rows = split_sites(crosscoder.W_dec.detach(), crosscoder.sites)
-    return rows[0] * crosscoder.sites[0].scale, rows[-1] * crosscoder.sites[-1].scale
+def _where(site: Site) -> tuple[Any, ...]:
+    minus = ("minus", _where(site.minus)) if site.minus else ()
+    return site.name, site.hook_name, site.d_model, *minus
+
+
+def _norm_measures(crosscoder: Crosscoder) -> dict[str, Float[Tensor, " d_sae"]]:
+    """The measures of `LatentMeasures` that compare two decoders."""
+    decoders = normalised_decoders(crosscoder.W_dec, crosscoder.sites)
+    if decoders is None:
+        none = crosscoder.W_dec.new_full((crosscoder.cfg.d_sae,), torch.nan)
+        return dict.fromkeys(("relative_decoder_norm", "delta_norm", "decoder_cosine"), none)
+    base, finetuned = (d.norm(dim=-1) for d in decoders)
+    return {
+        "relative_decoder_norm": relative_decoder_norm(base, finetuned),
+        "delta_norm": delta_norm(base, finetuned),
+        "decoder_cosine": decoder_cosine(*decoders),
+    }
 
 
 def _summary(latent: int, latents: LatentMeasures, found: list[Example]) -> LatentSummary:

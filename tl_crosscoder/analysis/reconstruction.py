@@ -1,11 +1,12 @@
 """How much of the activations, and of their difference, a crosscoder explains on a whole text.
 
 Streaming: every batch becomes sums and counts, which add up, and are divided once at the end.
-Shapes: activations `[batch, n_sites, d_model]` and codes `[batch, d_sae]`, raw space. Limit: the
-difference is the last site minus the first.
+Shapes: activations are rows, `[batch, n_sites, d_model]` or `[batch, d_in]`, and codes
+`[batch, d_sae]`, raw space. Limit: one difference, that of the compared sites.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.site import site_parts, subtracted_sites
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,69 +46,129 @@ class Moments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionSums:
-    """What a batch contributes to `Reconstruction`; adds up over batches."""
+class DifferenceSums:
+    """What a batch contributes to the measures of x^1 - x^0; adds up over batches."""
 
-    x: Moments
-    """Activations, per site."""
-    error: Moments
-    """x^m - x̂^m, per site."""
+    finetuned: Moments
+    """x^1."""
     difference: Moments
     """x^1 - x^0."""
-    difference_error: Moments
+    error: Moments
     """e^1 - e^0."""
     left_by_class: Moments
     """Per class, x^1 - x^0 less what the latents of that class say about it."""
+
+    @classmethod
+    def of(
+        cls,
+        x: tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_model"]],
+        error: tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_model"]],
+        said_by_class: Float[Tensor, "batch n_classes d_model"],
+    ) -> "DifferenceSums":
+        """Sums of one batch, from base and fine-tuned."""
+        difference = x[1] - x[0]
+        return cls(
+            finetuned=Moments.of(x[1]),
+            difference=Moments.of(difference),
+            error=Moments.of(error[1] - error[0]),
+            left_by_class=Moments.of(difference[:, None] - said_by_class),
+        )
+
+    def __add__(self, other: "DifferenceSums") -> "DifferenceSums":
+        """Sums of both."""
+        return DifferenceSums(**_added(self, other))
+
+    def result(self) -> dict[str, Any]:
+        """The fields of `Reconstruction` that concern the difference."""
+        variance = self.difference.sum_of_squared_deviations
+        share = (variance / self.finetuned.sum_of_squared_deviations).item()
+        if not bool(variance > 0):
+            return {
+                "difference_fve": None,
+                "difference_fve_by_class": None,
+                "difference_share": share,
+            }
+        by_class = 1 - self.left_by_class.sum_of_squared_deviations / variance
+        return {
+            "difference_fve": (1 - self.error.squares / variance).item(),
+            "difference_fve_by_class": dict(zip(LATENT_CLASSES, by_class.tolist(), strict=True)),
+            "difference_share": share,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionSums:
+    """What a batch contributes to `Reconstruction`; adds up over batches."""
+
+    x: tuple[Moments, ...]
+    """Activations, of each site."""
+    error: tuple[Moments, ...]
+    """x^m - x̂^m, of each site."""
+    difference: DifferenceSums | None
+    """Of the compared sites; None for a single site, and for unequal widths."""
     n_active: Float[Tensor, " d_sae"]
     """Tokens on which each latent is active."""
 
     @classmethod
     def of(
         cls,
-        x: Float[Tensor, "batch n_sites d_model"],
+        x: Float[Tensor, "batch *row"],
         codes: Float[Tensor, "batch d_sae"],
         crosscoder: Crosscoder,
         class_ids: Int[Tensor, " d_sae"],
     ) -> "ReconstructionSums":
         """Sums of one batch."""
-        error = x - crosscoder.decode(codes).view_as(x)
-        delta = crosscoder.decoder(-1) - crosscoder.decoder(0)
-        members = [class_ids == c for c in range(len(LATENT_CLASSES))]
-        said = torch.stack([codes[:, m] @ delta[m] for m in members], dim=1)
-        difference = x[:, -1] - x[:, 0]
+        parts = site_parts(x, crosscoder.sites)
+        said = site_parts(crosscoder.decode(codes), crosscoder.sites)
+        errors = [part - x_hat for part, x_hat in zip(parts, said, strict=True)]
+        pair = subtracted_sites(crosscoder.sites)
+        difference = None
+        if pair is not None:
+            base, finetuned = pair
+            delta = crosscoder.decoder(finetuned) - crosscoder.decoder(base)
+            members = [class_ids == c for c in range(len(LATENT_CLASSES))]
+            difference = DifferenceSums.of(
+                (parts[base], parts[finetuned]),
+                (errors[base], errors[finetuned]),
+                torch.stack([codes[:, m] @ delta[m] for m in members], dim=1),
+            )
         return cls(
-            x=Moments.of(x),
-            error=Moments.of(error),
-            difference=Moments.of(difference),
-            difference_error=Moments.of(error[:, -1] - error[:, 0]),
-            left_by_class=Moments.of(difference[:, None] - said),
+            x=tuple(Moments.of(part) for part in parts),
+            error=tuple(Moments.of(error) for error in errors),
+            difference=difference,
             n_active=(codes > 0).sum(dim=0).double(),
         )
 
     def __add__(self, other: "ReconstructionSums") -> "ReconstructionSums":
         """Sums of both."""
-        added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        return ReconstructionSums(**added)
+        return ReconstructionSums(**_added(self, other))
 
     def result(self, site_names: list[str]) -> "Reconstruction":
         """Divide, once."""
-        variance = self.difference.sum_of_squared_deviations
-        by_class = 1 - self.left_by_class.sum_of_squared_deviations / variance
-        fve = 1 - self.error.squares / self.x.sum_of_squared_deviations
-        is_same = not bool(variance > 0)
+        n_tokens = self.x[0].n
+        fve = [
+            (1 - error.squares / x.sum_of_squared_deviations).item()
+            for x, error in zip(self.x, self.error, strict=True)
+        ]
         return Reconstruction(
-            n_tokens=self.x.n,
-            fve=dict(zip(site_names, fve.tolist(), strict=True)),
-            difference_fve=None
-            if is_same
-            else (1 - self.difference_error.squares / variance).item(),
-            difference_fve_by_class=None
-            if is_same
-            else dict(zip(LATENT_CLASSES, by_class.tolist(), strict=True)),
-            difference_share=(variance / self.x.sum_of_squared_deviations[-1]).item(),
-            l0=(self.n_active.sum() / self.x.n).item(),
+            n_tokens=n_tokens,
+            fve=dict(zip(site_names, fve, strict=True)),
+            l0=(self.n_active.sum() / n_tokens).item(),
             dead_share=(self.n_active == 0).double().mean().item(),
+            **(self.difference.result() if self.difference else {}),
         )
+
+
+def _added(one: Any, other: Any) -> dict[str, Any]:
+    """The sums of all fields of two dataclasses; tuples add up part by part, None stays None."""
+    added = {}
+    for name in (f.name for f in fields(one)):
+        a, b = getattr(one, name), getattr(other, name)
+        if isinstance(a, tuple):
+            added[name] = tuple(x + y for x, y in zip(a, b, strict=True))
+        else:
+            added[name] = None if a is None else a + b
+    return added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +179,14 @@ class Reconstruction:
     """Tokens measured on."""
     fve: dict[str, float]
     """Site -> 1 - sum ||e^m||^2 / sum ||x^m - mean||^2."""
-    difference_fve: float | None
+    difference_fve: float | None = None
     """1 - sum ||e^1 - e^0||^2 / sum ||(x^1 - x^0) - mean||^2; None where the models are equal (or
-    differ by the same vector at every token)."""
-    difference_fve_by_class: dict[str, float] | None
+    differ by the same vector at every token), and where there is no difference to take."""
+    difference_fve_by_class: dict[str, float] | None = None
     """Class -> the same with only those latents' f_j (d_j^1 - d_j^0), and the best constant."""
-    difference_share: float
-    """Variance of x^1 - x^0 over that of x^1: how much there is to explain."""
+    difference_share: float | None = None
+    """Variance of x^1 - x^0 over that of x^1: how much there is to explain. None where there is no
+    difference to take: of a single site, or of sites of unequal width."""
     l0: float
     """Mean number of active latents a token."""
     dead_share: float

@@ -10,19 +10,32 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
-from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
+from sae_lens.saes.sae import (
+    SAEConfig,
+    SAEMetadata,
+    TrainCoefficientConfig,
+    TrainingSAEConfig,
+)
 
+from tl_crosscoder.crosscoder import parts as part_rules
+from tl_crosscoder.crosscoder.parts import Part, Range
 from tl_crosscoder.crosscoder.sparsity import (
+    L1,
     BatchTopK,
+    JumpReLU,
     Sparsity,
+    TopK,
     sparsity_from_dict,
     sparsity_to_dict,
 )
-from tl_crosscoder.pair import Site
+from tl_crosscoder.site import Site, subtracted_sites
 
 ARCHITECTURE = "tl_crosscoder"
 
 Reconstruction = Literal["sum", "mean", "norm"]
+DeltaScale = Literal["absolute", "relative"]
+Kernels = Literal["auto", "dense"]
+ComputeDtype = Literal["bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +46,30 @@ class AuxK:
     """Of the loss, which is the squared error of the residual over the residual's variance."""
     k: int | None = None
     """Dead latents a token; None is half of d_in, and never more than are dead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaLoss:
+    """|| (x^1 - x^0) - sum_{j in part} f_j (d_j^1 - d_j^0) ||^2, of base and fine-tuned site.
+
+    Source: Kassem et al. 2026, whose masked form sums over the delta latents alone. Over all
+    latents and with the bias it is ||e^1 - e^0||^2: the error of the difference.
+    """
+
+    weight: float = 0.005
+    part: str | None = "delta"
+    """Latents that must explain the difference; None is all of them (unmasked)."""
+    scale: DeltaScale = "absolute"
+    """`relative` divides by a running mean of ||x^1 - x^0||^2, so that the weight does not depend
+    on how large the difference is."""
+    with_bias: bool = False
+    """Whether b_dec^1 - b_dec^0 helps to explain the difference."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"the weight of the delta loss is {self.weight}; it is 0 or more.")
+        if self.scale not in get_args(DeltaScale):
+            raise ValueError(f"scale is {self.scale!r}; it is one of {get_args(DeltaScale)}.")
 
 
 def _as_sites(sites: object, d_in: int) -> tuple[Site, ...]:
@@ -90,6 +127,23 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
     sparsity: Sparsity = field(default_factory=BatchTopK)
     auxk: AuxK | None = field(default_factory=AuxK)
     """Helps dead latents; None switches it off. L1 never uses it."""
+    parts: tuple[Part, ...] = ()
+    """Ranges of latents with rules of their own; none: all latents are alike."""
+    delta_loss: DeltaLoss | None = None
+    """A term for the difference of fine-tuned and base site; None is none."""
+    matryoshka: tuple[float, ...] = ()
+    """Shares of the latents that must reconstruct by themselves, rising, below 1: each such prefix
+    adds its own reconstruction loss (Bussmann et al. 2025, arXiv 2503.17547)."""
+    kernels: Kernels = "auto"
+    """`auto` takes the sparse step where it exists and codes are sparse enough; `dense` its slow
+    twin, plain autograd over the codes of all latents."""
+    compute_dtype: ComputeDtype | None = None
+    """`bfloat16` rounds activations and weights before they are multiplied and adds up in float32;
+    weights, codes, gradients and Adam's moments stay as they are. For GPUs: half the memory to
+    read. None rounds nothing."""
+    compile: bool = False
+    """Whether the terms of the loss go through torch.compile. For GPUs: on a CPU a step was 15 %
+    slower with it."""
     reconstruction: Reconstruction = "sum"
     """Reduction of the squared error of a token: its sum over dimensions, its mean, or the norm
     (unsquared) that some public crosscoders train with. Sites are summed in every case."""
@@ -100,11 +154,12 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
             self.sparsity = sparsity_from_dict(self.sparsity)
         if isinstance(self.auxk, Mapping):
             self.auxk = AuxK(**self.auxk)
-        if isinstance(self.sparsity, BatchTopK) and self.sparsity.k > self.d_sae:
-            raise ValueError(
-                f"k is {self.sparsity.k:g}, but the dictionary has only {self.d_sae} latents "
-                "(d_sae). Choose a smaller k or a larger dictionary."
-            )
+        if isinstance(self.delta_loss, Mapping):
+            self.delta_loss = DeltaLoss(**self.delta_loss)
+        self.parts = part_rules.parts_from(self.parts)
+        self.matryoshka = tuple(self.matryoshka)
+        self._check_sparsity()
+        self._check_losses()
         if self.reconstruction not in get_args(Reconstruction):
             raise ValueError(
                 f"reconstruction is {self.reconstruction!r}; it is one of "
@@ -118,6 +173,59 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
             )
         super().__post_init__()
         self.metadata.sites = [s.to_dict() for s in self.sites]
+
+    def part_ranges(self) -> tuple[Range, ...]:
+        """Where the parts lie; empty without parts."""
+        return part_rules.ranges(self.parts, self.d_sae) if self.parts else ()
+
+    def selection_groups(self) -> list[tuple[slice, float]]:
+        """Ranges of latents that compete with one another for a k; empty where none selects."""
+        if not isinstance(self.sparsity, (TopK, BatchTopK)):
+            return []
+        return part_rules.selection_groups(self.part_ranges(), self.sparsity.k, self.d_sae)
+
+    def sparsity_coefficients(self) -> dict[str, TrainCoefficientConfig]:
+        """Weights of the penalties with their warm-up; empty where there is none."""
+        return self.sparsity.coefficients() if isinstance(self.sparsity, (L1, JumpReLU)) else {}
+
+    def _check_sparsity(self) -> None:
+        part_rules.check_sites(self.parts, self.sites)
+        groups = self.selection_groups()
+        for latents, k in groups:
+            if k > latents.stop - latents.start:
+                raise ValueError(
+                    f"k is {k:g}, but the dictionary has only {latents.stop - latents.start} "
+                    f"latents to choose from{' (d_sae)' if not self.parts else ''}. Choose a "
+                    "smaller k or a larger dictionary."
+                )
+            if isinstance(self.sparsity, TopK) and k != round(k):
+                raise ValueError(f"a part has k = {k:g}; TopK takes whole numbers.")
+        if not groups and any(p.k is not None for p in self.parts):
+            raise ValueError(
+                f"parts have a k of their own, but {self.sparsity.kind} selects nothing. Use "
+                "BatchTopK or TopK, or leave k out of the parts."
+            )
+
+    def _check_losses(self) -> None:
+        names = [p.name for p in self.parts]
+        if self.delta_loss is not None:
+            if self.delta_loss.part is not None and self.delta_loss.part not in names:
+                raise ValueError(
+                    f"the delta loss is over the part {self.delta_loss.part!r}, but the parts are "
+                    f"{names}. Add it to `parts`, or use part=None for all latents."
+                )
+            if subtracted_sites(self.sites) is None:
+                raise ValueError(
+                    "the delta loss needs two sites of one width; the sites are "
+                    f"{[(s.name, s.d_model) for s in self.sites]}."
+                )
+        shares = self.matryoshka
+        if list(shares) != sorted(set(shares)) or any(not 0 < s < 1 for s in shares):
+            raise ValueError(f"matryoshka shares rise and lie between 0 and 1, got {shares}.")
+        if self.compute_dtype not in (None, "bfloat16"):
+            raise ValueError(f"compute_dtype is {self.compute_dtype!r}; it is 'bfloat16' or None.")
+        if self.kernels not in get_args(Kernels):
+            raise ValueError(f"kernels is {self.kernels!r}; it is one of {get_args(Kernels)}.")
 
     @classmethod
     def architecture(cls) -> str:
@@ -133,6 +241,9 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
             "sites": [s.to_dict() for s in self.sites],
             "sparsity": sparsity_to_dict(self.sparsity),
             "auxk": asdict(self.auxk) if self.auxk else None,
+            "parts": part_rules.parts_to_dicts(self.parts),
+            "delta_loss": asdict(self.delta_loss) if self.delta_loss else None,
+            "matryoshka": list(self.matryoshka),
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tl_crosscoder import files
 from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig
-from tl_crosscoder.pair import Site
+from tl_crosscoder.site import Site
 
 CFG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
 

@@ -1,14 +1,18 @@
 """`CrosscoderTraining`: the crosscoder while it learns, and its one loss.
 
-    loss = mean_tokens sum_m ||x^m - x̂^m||^2 + sum of penalties + AuxK
+    loss = mean_tokens sum_m ||x^m - x̂^m||^2 + prefixes + delta + penalties + AuxK
 
-SAELens's `SAETrainer` and the trainer of this package both call `training_forward_pass`. Inputs
-are activations in the space of training (each site scaled), `[batch, n_sites, d_model]` or
-`[batch, d_in]`. Limit: the `threshold` buffer is in units of f_j n_j until it is folded at save.
+The trainer of this package calls `step_loss`; SAELens's `SAETrainer` gets the same loss through
+`training_forward_pass`. Inputs are activations in the space of training (each site scaled),
+`[batch, n_sites, d_model]` or `[batch, d_in]`. Limit: the `threshold` buffer is in units of f_j n_j
+until it is folded at save.
 """
 
-from collections.abc import Iterable
-from typing import Any, cast
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,61 +25,45 @@ from sae_lens.saes.sae import (
 )
 from torch import Tensor, nn
 
+from tl_crosscoder.crosscoder.codes import Codes
 from tl_crosscoder.crosscoder.config import (
     ARCHITECTURE,
-    AuxK,
     CrosscoderConfig,
     CrosscoderTrainingConfig,
-    Reconstruction,
 )
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, SiteViews, split_sites
 from tl_crosscoder.crosscoder.geometry import geometric_median
-from tl_crosscoder.crosscoder.sparsity import BatchTopK, calibrate_threshold, smallest_kept
-from tl_crosscoder.pair import Site
+from tl_crosscoder.crosscoder.losses import auxk_codes, site_difference
+from tl_crosscoder.crosscoder.objective import Objective
+from tl_crosscoder.crosscoder.parts import is_constrained, project_decoder_, project_encoder_
+from tl_crosscoder.crosscoder.sparsity import (
+    BatchTopK,
+    JumpReLU,
+    TopK,
+    calibrate_threshold,
+    largest_weighted,
+)
+from tl_crosscoder.crosscoder.step import (
+    Request,
+    SparseStep,
+    dense_codes,
+    dense_pre,
+    dense_step,
+)
+
+_LAST_STEP = 2**62
 
 
-def reconstruction_loss(
-    errors: Float[Tensor, "batch d_in"], sites: tuple[Site, ...], *, reduction: Reconstruction
-) -> Float[Tensor, ""]:
-    """Mean over tokens of the summed error of the sites.
+@dataclass(frozen=True, kw_only=True)
+class StepLoss:
+    """The loss of one batch and what it was made of."""
 
-    `sum` is sum_m ||e^m||^2 (Lindsey et al. 2024), `mean` divides each site by its width, and
-    `norm` is sum_m ||e^m||.
-    """
-    per_site = split_sites(errors, sites)
-    if reduction == "sum":
-        return errors.pow(2).sum(dim=-1).mean()
-    if reduction == "mean":
-        return torch.stack([e.pow(2).mean(dim=-1) for e in per_site]).sum(dim=0).mean()
-    return torch.stack([e.norm(dim=-1) for e in per_site]).sum(dim=0).mean()
-
-
-def auxk_loss(
-    *,
-    residual: Float[Tensor, "batch d_in"],
-    pre: Float[Tensor, "batch d_sae"],
-    norms: Float[Tensor, " d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    is_dead: Bool[Tensor, " d_sae"],
-    auxk: AuxK,
-) -> Float[Tensor, ""]:
-    """Squared error of the residual as the dead latents reconstruct it, over its variance.
-
-    The dead with the k_aux largest weighted codes of a token take part; the decoder bias does
-    not, since it is in the residual already. Source: Gao et al. 2024, appendix A.2.
-    """
-    dead = is_dead.nonzero().squeeze(-1)
-    if len(dead) == 0:
-        return residual.new_zeros(())
-    residual = residual.detach()
-    codes = pre[:, dead].relu()
-    k = min(auxk.k or residual.shape[-1] // 2, len(dead))
-    if k < len(dead):
-        top = (codes.detach() * norms.detach()[dead]).topk(k, dim=-1).indices
-        codes = codes * torch.zeros_like(codes).scatter_(-1, top, 1.0)
-    error = (residual - codes @ W_dec[dead]).pow(2).sum(dim=-1).mean()
-    variance = (residual - residual.mean(dim=0)).pow(2).sum(dim=-1).mean()
-    return auxk.weight * error / variance.clamp(min=1e-12)
+    loss: Float[Tensor, ""]
+    losses: dict[str, Float[Tensor, ""]]
+    """The terms, weighted as they are added."""
+    x: Float[Tensor, "batch d_in"]
+    x_hat: Float[Tensor, "batch d_in"]
+    codes: Codes
 
 
 class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
@@ -88,6 +76,8 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
     cfg: CrosscoderTrainingConfig  # type: ignore[assignment]
     b_enc: nn.Parameter
     threshold: Tensor
+    log_threshold: nn.Parameter
+    mean_squared_difference: Tensor
 
     def initialize_weights(self) -> None:
         """One draw for all sites of a width; the encoder is the decoder transposed.
@@ -102,12 +92,34 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
                 rows = torch.randn(self.cfg.d_sae, width, dtype=self.dtype, device=self.device)
                 draws[width] = norm * rows / rows.norm(dim=-1, keepdim=True)
         decoder = torch.cat([draws[s.d_model] for s in self.cfg.sites], dim=-1)
-        zeros = {"dtype": self.dtype, "device": self.device}
+        kind = {"dtype": self.dtype, "device": self.device}
+        self.W_enc = nn.Parameter(decoder.T.clone())  # in memory still a row a latent
         self.W_dec = nn.Parameter(decoder)
-        self.W_enc = nn.Parameter(decoder.T.clone())
-        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, **zeros))
-        self.b_dec = nn.Parameter(torch.zeros(self.cfg.d_in, **zeros))
-        self.register_buffer("threshold", torch.zeros(self.cfg.d_sae, **zeros))
+        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, **kind))
+        self.b_dec = nn.Parameter(torch.zeros(self.cfg.d_in, **kind))
+        self.register_buffer("threshold", torch.zeros(self.cfg.d_sae, **kind))
+        if isinstance(self.cfg.sparsity, JumpReLU):
+            start = math.log(self.cfg.sparsity.init_threshold)
+            self.log_threshold = nn.Parameter(torch.full((self.cfg.d_sae,), start, **kind))
+        if self.cfg.delta_loss is not None and self.cfg.delta_loss.scale == "relative":
+            self.register_buffer("mean_squared_difference", torch.zeros((), **kind))
+        self._objective = Objective(self.cfg)
+        self._terms = (
+            torch.compile(self._objective.terms) if self.cfg.compile else self._objective.terms
+        )
+        self._sparse_step = SparseStep()
+        self._obey_parts()
+
+    def _obey_parts(self) -> None:
+        """Keep weights and gradients within the rules of the parts; see `parts`."""
+        rules = [r for r in self.cfg.part_ranges() if is_constrained(r.part)]
+        if not rules:
+            return
+        for parameter, project in ((self.W_enc, project_encoder_), (self.W_dec, project_decoder_)):
+            project(parameter.data, rules, self.sites)
+            parameter.register_post_accumulate_grad_hook(
+                lambda p, project=project: project(p.grad, rules, self.sites)
+            )
 
     @torch.no_grad()
     def initialize_b_dec_(self, activations: Tensor) -> None:
@@ -117,89 +129,170 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
 
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
         """Weights of the penalties, with their warm-up, as SAELens schedules them."""
-        return dict(self.cfg.sparsity.coefficients())
+        return dict(self.cfg.sparsity_coefficients())
+
+    def process_sae_in(self, sae_in: Tensor) -> Float[Tensor, "... d_in"]:
+        """SAELens's, without a gradient for the input where no bias is subtracted from it."""
+        if self.cfg.apply_b_dec_to_input:
+            return super().process_sae_in(sae_in)
+        sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        return self.run_time_activation_norm_fn_in(sae_in)
 
     def encode_with_hidden_pre(
         self, x: Tensor
     ) -> tuple[Float[Tensor, "... d_sae"], Float[Tensor, "... d_sae"]]:
         """Codes and pre-activations; see the class for what `train()` and `eval()` change."""
-        sae_in = self.process_sae_in(self.flatten(x))
-        pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
-        norms = self.get_W_dec_norm()
-        if self.training:
-            flat = pre.reshape(-1, pre.shape[-1])
-            codes = self.cfg.sparsity.codes(flat, norms).view_as(pre)
+        x = self.flatten(x)
+        rows = x.flatten(0, -2) if x.ndim > 1 else x[None]
+        request = self._request(rows, is_dead=None, step=_LAST_STEP)
+        pre = self.hook_sae_acts_pre(dense_pre(request))
+        if self.training or isinstance(self.cfg.sparsity, JumpReLU):
+            codes = dense_codes(request, pre)
         else:
-            codes = pre.relu() * (pre * norms > self.threshold)
-        return self.hook_sae_acts_post(codes), pre
+            codes = pre.relu() * (pre * request.norms > self.threshold)
+        shape = (*x.shape[:-1], self.cfg.d_sae)
+        return self.hook_sae_acts_post(codes.view(shape)), pre.view(shape)
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """The loss of one batch, with its parts; updates the running threshold."""
-        x = self.flatten(step_input.sae_in).flatten(0, -2)
-        codes, pre = self.encode_with_hidden_pre(x)
-        out = self.decode(codes)
-        errors = x - out
-        losses = {
-            "reconstruction": reconstruction_loss(
-                errors, self.sites, reduction=self.cfg.reconstruction
-            )
-        }
-        norms = self.get_W_dec_norm()
-        for name, penalty in self.cfg.sparsity.penalties(codes, norms).items():
-            losses[name] = step_input.coefficients[name] * penalty
-        losses |= self.calculate_aux_loss(step_input, codes, pre, out)
-        if isinstance(self.cfg.sparsity, BatchTopK):
-            self._update_threshold_(codes, norms)
+        """`step_loss` for SAELens's trainer, which wants the codes of all latents.
+
+        `hidden_pre` is given where codes are above zero.
+        """
+        output = self.step_loss(
+            step_input.sae_in,
+            coefficients=step_input.coefficients,
+            is_dead=step_input.dead_neuron_mask,
+            step=step_input.n_training_steps,
+        )
+        codes = output.codes.to_dense()
         return TrainStepOutput(
-            sae_in=x,
-            sae_out=out,
+            sae_in=output.x,
+            sae_out=output.x_hat,
             feature_acts=codes,
-            hidden_pre=pre,
-            loss=torch.stack(list(losses.values())).sum(),
-            losses=losses,
+            hidden_pre=codes,
+            loss=output.loss,
+            losses=output.losses,
         )
 
     def calculate_aux_loss(
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
-        """AuxK where the sparsity selects and latents are dead; nothing otherwise."""
-        del feature_acts
-        is_dead, auxk = step_input.dead_neuron_mask, self.cfg.auxk
-        if auxk is None or is_dead is None or not isinstance(self.cfg.sparsity, BatchTopK):
-            return {}
-        x = self.flatten(step_input.sae_in).flatten(0, -2)
-        loss = auxk_loss(
-            residual=x - sae_out,
-            pre=hidden_pre,
-            norms=self.get_W_dec_norm(),
+        """The terms beside the reconstruction, as SAELens names them; `step_loss` has them all."""
+        del feature_acts, hidden_pre, sae_out
+        losses = self.training_forward_pass(step_input).losses
+        return {name: loss for name, loss in losses.items() if name != "reconstruction"}
+
+    def step_loss(
+        self,
+        x: Tensor,
+        *,
+        coefficients: Mapping[str, float] | None = None,
+        is_dead: Bool[Tensor, " d_sae"] | None = None,
+        step: int = 0,
+    ) -> StepLoss:
+        """The loss of one batch, with its terms; updates the running threshold.
+
+        Args:
+            x: `[batch, n_sites, d_model]` or `[batch, d_in]`, in the space of training.
+            coefficients: weights of the penalties; by default those of the sparsity.
+            is_dead: latents that AuxK helps.
+            step: of the run, from 0, for k annealing.
+        """
+        x = self.flatten(x).flatten(0, -2)
+        request = self._request(x, is_dead=is_dead, step=step)
+        done = self._sparse_step(request) if self._takes_the_sparse_step() else None
+        if done is None:
+            pre = self.hook_sae_acts_pre(dense_pre(request))
+            done = dense_step(request, pre)
+        out = torch.stack(done.decoded).sum(dim=0) if len(done.decoded) > 1 else done.decoded[0]
+        x_hat = self.hook_sae_recons(out + self.b_dec)
+        difference = self._mean_squared_difference_(x)
+        losses = self._terms(x, x_hat, done, self.b_dec, difference)
+        losses |= self._objective.penalties(done.codes, request.norms, coefficients)
+        self._update_threshold_(done.codes, request.norms.detach())
+        total = torch.stack(list(losses.values())).sum()
+        return StepLoss(loss=total, losses=losses, x=x, x_hat=x_hat, codes=done.codes)
+
+    def _request(self, x: Tensor, *, is_dead: Tensor | None, step: int) -> Request:
+        sparsity, auxk = self.cfg.sparsity, self._objective.auxk
+        block = torch.zeros(0, dtype=torch.int64, device=x.device)
+        if auxk is not None and is_dead is not None:
+            block = is_dead.nonzero().squeeze(-1)
+        factor = sparsity.at(step) if isinstance(sparsity, (TopK, BatchTopK)) else 1.0
+        k_aux = (auxk.k if auxk else None) or max(1, self.cfg.d_in // 2)
+        return Request(
+            x=self.process_sae_in(x),
+            W_enc=self.W_enc,
+            b_enc=self.b_enc,
             W_dec=self.W_dec,
-            is_dead=is_dead,
-            auxk=auxk,
+            norms=self.get_W_dec_norm(),
+            sparsity=sparsity,
+            groups=[
+                (part, min(k * factor, part.stop - part.start))
+                for part, k in self.cfg.selection_groups()
+            ],
+            threshold=self._jump_threshold(),
+            compute_dtype=None if self.cfg.compute_dtype is None else torch.bfloat16,
+            bounds=self._objective.bounds,
+            block=block,
+            block_codes=partial(auxk_codes, k=k_aux),
         )
-        return {"auxk": loss}
+
+    def _takes_the_sparse_step(self) -> bool:
+        """Not where the dense step was asked for, or where someone's hook wants all codes."""
+        hooks = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
+        return (
+            self.cfg.kernels == "auto"
+            and self.W_enc.device.type in ("cpu", "cuda")
+            and not any(h.has_hooks() for h in hooks)
+        )
 
     @torch.no_grad()
-    def _update_threshold_(self, codes: Tensor, norms: Tensor) -> None:
+    def _mean_squared_difference_(self, x: Tensor) -> Tensor | None:
+        """Running mean of ||x^1 - x^0||^2, begun with its first observation; None if unused."""
+        if self.cfg.delta_loss is None or self.cfg.delta_loss.scale == "absolute":
+            return None
+        now = site_difference(x, self.sites).pow(2).sum(dim=-1).mean()
+        mean = self.mean_squared_difference
+        mean.copy_(torch.where(mean > 0, torch.lerp(now, mean, 0.99), now))
+        return mean.clamp(min=1e-12).clone()
+
+    def _jump_threshold(self) -> Tensor | None:
+        return self.log_threshold.exp() if isinstance(self.cfg.sparsity, JumpReLU) else None
+
+    @torch.no_grad()
+    def _update_threshold_(self, codes: Codes, norms: Tensor) -> None:
         """Running mean of the smallest kept f_j n_j, from its first observation on."""
-        smallest = smallest_kept(codes.detach(), norms.detach())
-        momentum = cast("BatchTopK", self.cfg.sparsity).threshold_momentum
-        started = self.threshold.any()
-        updated = torch.where(started, torch.lerp(smallest, self.threshold, momentum), smallest)
-        # No branch on values: that would wait for the GPU at every step.
-        self.threshold.copy_(torch.where(smallest.isfinite(), updated, self.threshold))
+        sparsity = self.cfg.sparsity
+        if not isinstance(sparsity, (TopK, BatchTopK)):
+            return
+        for part, _ in self.cfg.selection_groups():
+            smallest, own = codes.smallest(norms, part), self.threshold[part]
+            updated = torch.lerp(smallest, own, sparsity.threshold_momentum)
+            updated = torch.where(own > 0, updated, smallest)
+            # No branch on values: that would wait for the GPU at every step.
+            own.copy_(torch.where(smallest.isfinite(), updated, own))
 
     @torch.no_grad()
     def calibrate_threshold_(self, batches: Iterable[Tensor]) -> None:
         """Set the threshold so that these held-out batches keep k latents a token.
 
-        Does nothing for L1, whose codes are all the positive ones.
+        Parts with a k of their own get their own threshold. Does nothing for L1, whose codes are
+        all the positive ones, and for JumpReLU, which learns its thresholds.
         """
-        if not isinstance(self.cfg.sparsity, BatchTopK):
+        groups = self.cfg.selection_groups()
+        if not groups:
             return
-        norms = self.get_W_dec_norm()
-        flat = (self.process_sae_in(self.flatten(x)) for x in batches)
-        weighted = ((x @ self.W_enc + self.b_enc).relu() * norms for x in flat)
-        self.threshold.fill_(calibrate_threshold(weighted, k=self.cfg.sparsity.k))
+        norms, kept = self.get_W_dec_norm(), [[] for _ in groups]
+        n_tokens = 0
+        for batch in batches:
+            x = self.process_sae_in(self.flatten(batch))
+            n_tokens += len(x)
+            for (part, k), own in zip(groups, kept, strict=True):
+                pre = torch.addmm(self.b_enc[part], x, self.W_enc[:, part])
+                own.append(largest_weighted(pre.relu() * norms[part], k=k))
+        for (part, k), own in zip(groups, kept, strict=True):
+            self.threshold[part] = calibrate_threshold(own, n_tokens=n_tokens, k=k)
 
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """SAELens's one scale for all sites; the threshold, in normalised space, stays."""
@@ -218,6 +311,9 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         state_dict["W_enc"] = state_dict["W_enc"] * norms
         state_dict["b_enc"] = state_dict["b_enc"] * norms
         state_dict["W_dec"] = state_dict["W_dec"] / norms[:, None]
+        if "log_threshold" in state_dict:
+            state_dict["threshold"] = state_dict.pop("log_threshold").exp() * norms
+        state_dict.pop("mean_squared_difference", None)
 
     @torch.no_grad()
     def to_inference(self) -> Crosscoder:

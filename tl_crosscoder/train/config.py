@@ -8,8 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
+from tl_crosscoder.train.recipe_config import RecipeConfig
+
 Reconstruction = Literal["sum", "mean", "norm"]
-SparsityName = Literal["batchtopk", "l1"]
+Kernels = Literal["auto", "dense"]
+ComputeDtype = Literal["bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +20,9 @@ class TrainConfig:
     """How a crosscoder is trained; the defaults suit a small model on a laptop."""
 
     d_sae: int | None = None
-    """Number of latents; None is `expansion` times the width of one site."""
+    """Number of latents; None is `expansion` times the width of the widest site."""
     expansion: int = 16
-    """Latents per dimension of one site, where `d_sae` is not given."""
+    """Latents per dimension of the widest site, where `d_sae` is not given."""
     n_tokens: int = 2_000_000
     """Activation pairs to train on; the text is read again where it is shorter."""
     batch_size: int = 1024
@@ -41,6 +44,16 @@ class TrainConfig:
     """Scale each site so that its mean squared norm is its width; folded in at save."""
     reconstruction: Reconstruction = "sum"
     """Reduction of a token's error; see `crosscoder.training.reconstruction_loss`."""
+    kernels: Kernels = "auto"
+    """`auto` takes the sparse training step where codes are sparse; `dense` its slow twin."""
+    compute_dtype: ComputeDtype | None = None
+    """bfloat16 rounds activations and weights before they are multiplied, with float32 master
+    weights, gradients and moments: faster on a GPU. None rounds nothing."""
+    compile: bool = False
+    """Put the terms of the loss through torch.compile: for GPUs; on a CPU it is slower."""
+    n_accumulated: int = 1
+    """Parts of a batch that go through one after the other before the optimizer's step; a
+    BatchTopK selects within each part. More need less memory."""
     n_calibration_tokens: int = 65_536
     """Held-out tokens on which the inference threshold is set at the end."""
     buffer_contexts: int = 256
@@ -59,7 +72,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = ("n_tokens", "batch_size", "lr", "max_grad_norm", "log_every", "expansion",
                     "checkpoint_every", "buffer_contexts", "harvest_batch_size",
-                    "n_calibration_tokens")  # fmt: skip
+                    "n_calibration_tokens", "n_accumulated")  # fmt: skip
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
@@ -69,6 +82,15 @@ class TrainConfig:
             raise ValueError(
                 f"reconstruction is {self.reconstruction!r}; it is one of "
                 f"{', '.join(get_args(Reconstruction))}."
+            )
+        if self.kernels not in get_args(Kernels):
+            raise ValueError(f"kernels is {self.kernels!r}; it is 'auto' or 'dense'.")
+        if self.compute_dtype not in (None, *get_args(ComputeDtype)):
+            raise ValueError(f"compute_dtype is {self.compute_dtype!r}; it is bfloat16 or None.")
+        if self.batch_size % self.n_accumulated:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {self.n_accumulated} equal "
+                "parts (n_accumulated)."
             )
         if not 0 <= self.lr_decay_share <= 1:
             raise ValueError(f"lr_decay_share is {self.lr_decay_share}; it is a share, 0 to 1.")
@@ -92,17 +114,21 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(TrainConfig):
+class RunConfig(TrainConfig, RecipeConfig):
     """A whole run: which models, which hook point, which text, which dictionary, where to."""
 
     base: str
     """Base model: a Hugging Face name or a local folder."""
     finetuned: str | None = None
-    """Fine-tuned model: a name or a folder; or give `adapter`."""
+    """Fine-tuned model: a name or a folder; or give `adapter`. Several, such as SFT and RL, with
+    commas between them."""
     adapter: str | None = None
-    """LoRA adapter (PEFT) on the base model: a name or a folder."""
+    """LoRA adapter (PEFT) on the base model: a name or a folder; several with commas between."""
     hook_name: str
-    """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post."""
+    """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post.
+    Several, with commas between them, are read in every model; then the base alone is enough."""
+    difference: bool = False
+    """Train on the difference of the two sites alone; the preset diff-sae implies it."""
     text: str
     """A .txt, .jsonl or .parquet file, a folder of them, or a `datasets` name."""
     output: str
@@ -110,7 +136,7 @@ class RunConfig(TrainConfig):
     revision: str | None = None
     """Revision of the base model on the hub."""
     finetuned_revision: str | None = None
-    """Revision of the fine-tuned model or adapter on the hub."""
+    """Revision of the fine-tuned model or adapter on the hub; of several, as many with commas."""
     device: str = "cpu"
     """Device of both models and the crosscoder."""
     dtype: str = "float32"
@@ -129,19 +155,12 @@ class RunConfig(TrainConfig):
     """Share of the documents kept for calibration and measures."""
     n_measured_tokens: int = 200_000
     """Held-out tokens to measure on, at most."""
-    sparsity: SparsityName = "batchtopk"
-    """How codes are made sparse."""
-    k: float = 16
-    """Mean number of active latents a token (batchtopk)."""
-    l1_coefficient: float = 4.1e-2
-    """Weight of the L1 penalty (l1), reached over the first twentieth of the steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sparsity not in get_args(SparsityName):
-            raise ValueError(
-                f"sparsity is {self.sparsity!r}; it is one of {', '.join(get_args(SparsityName))}."
-            )
+        self._check_recipe()
+        if self.preset == "diff-sae":
+            object.__setattr__(self, "difference", True)
         if self.n_measured_tokens <= 0:
             raise ValueError(f"n_measured_tokens is {self.n_measured_tokens}; it must be above 0.")
         if not 0 < self.held_out < 1:

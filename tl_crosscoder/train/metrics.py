@@ -12,36 +12,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainStepOutput
 from torch import Tensor
 
 from tl_crosscoder.crosscoder.fve import difference_fve, fve
-from tl_crosscoder.pair import Site
+from tl_crosscoder.crosscoder.training import StepLoss
+from tl_crosscoder.site import Site, row_shape, site_parts, subtracted_sites
 from tl_crosscoder.train.checkpoint import TrainState
 from tl_crosscoder.train.config import TrainConfig
 
 
 @torch.no_grad()
 def step_metrics(
-    output: TrainStepOutput, *, sites: tuple[Site, ...], scales: Tensor, is_dead: Tensor
+    output: StepLoss, *, sites: tuple[Site, ...], scales: Tensor, is_dead: Tensor
 ) -> dict[str, float]:
-    """Losses, FVE of each site and of the difference, L0 and the share of dead latents.
+    """Losses, FVE of each site, L0 and the share of dead latents.
+
+    And the FVE of the difference of the compared sites, where one can be subtracted from the other.
 
     Args:
         output: of one training step, in the space of training.
-        sites: of the crosscoder; equal widths.
-        scales: `[n_sites, 1]`, what activations were multiplied by.
+        sites: of the crosscoder.
+        scales: what rows were multiplied by, see `row_factors`.
         is_dead: `[d_sae]`.
     """
-    shape = (len(output.sae_in), len(sites), -1)
-    x, x_hat = output.sae_in.view(shape) / scales, output.sae_out.view(shape) / scales
+    shape = (len(output.x), *row_shape(sites))
+    x = site_parts(output.x.view(shape) / scales, sites)
+    x_hat = site_parts(output.x_hat.view(shape) / scales, sites)
     metrics = {"loss": output.loss} | {f"loss/{n}": v for n, v in output.losses.items()}
-    metrics |= {f"fve/{s.name}": v for s, v in zip(sites, fve(x, x_hat), strict=True)}
-    if len(sites) > 1:
-        metrics["fve/difference"] = difference_fve(x, x_hat)
-    metrics["l0"] = (output.feature_acts > 0).sum(dim=-1).float().mean()
+    for site, part, part_hat in zip(sites, x, x_hat, strict=True):
+        metrics[f"fve/{site.name}"] = fve(part[:, None], part_hat[:, None]).squeeze()
+    pair = subtracted_sites(sites)
+    if pair is not None:
+        both = (torch.stack([parts[i] for i in pair], dim=1) for parts in (x, x_hat))
+        metrics["fve/difference"] = difference_fve(*both)
+    metrics["l0"] = output.codes.l0()
     metrics["dead_share"] = is_dead.float().mean()
-    metrics["grad_norm"] = torch.as_tensor(output.metrics["grad_norm"])
     return {name: value.item() for name, value in metrics.items()}
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from tl_crosscoder import files
+from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME
-from tl_crosscoder.pair import ModelPair
 from tl_crosscoder.train.config import TrainConfig
 
 RECORD_NAME = "runner_cfg.json"
@@ -29,7 +29,7 @@ _FREE = ("environment", "training.output", "training.wandb_project")
 
 
 def run_record(
-    pair: ModelPair,
+    pair: ActivationSource,
     text: TokenizedText,
     held_out: TokenizedText,
     config: TrainConfig,
@@ -41,7 +41,7 @@ def run_record(
         "sites": [s.to_dict() for s in pair.sites],
         "weight_processing": pair.weight_processing,
         "training": asdict(config),
-        "sparsity": dictionary["sparsity"],
+        **{n: dictionary[n] for n in ("sparsity", "parts", "delta_loss", "matryoshka", "auxk")},
         "d_sae": cfg.d_sae,
         "text": _describe(text),
         "held_out": _describe(held_out),

@@ -1,4 +1,4 @@
-"""`Trainer`: the loop that turns a pair and a text into a crosscoder.
+"""`Trainer`: the loop that turns a pair, or any other sites, and a text into a crosscoder.
 
 In the output folder: `runner_cfg.json` (how it was made, written first), `metrics.jsonl` (a line
 every `log_every` steps), `checkpoints/` while it runs, and at the end `cfg.json` with
@@ -19,18 +19,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.harvest import harvest_rows
 from tl_crosscoder.activations.loader import ActivationLoader, Position
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.crosscoder.sparsity import BatchTopK, Sparsity
-from tl_crosscoder.crosscoder.training import CrosscoderTraining
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.crosscoder.training import CrosscoderTraining, StepLoss
+from tl_crosscoder.presets import Recipe, batchtopk
 from tl_crosscoder.train.checkpoint import (
     TrainState,
     latest_checkpoint,
@@ -40,6 +39,7 @@ from tl_crosscoder.train.checkpoint import (
 from tl_crosscoder.train.config import TrainConfig
 from tl_crosscoder.train.metrics import MetricsLog, bar_text, step_metrics
 from tl_crosscoder.train.record import open_run, run_record
+from tl_crosscoder.train.scales import row_factors, scales_of_rows
 
 N_INITIAL_ROWS = 8192
 """Activation pairs from which the site scales and the decoder bias are measured."""
@@ -50,14 +50,15 @@ class TrainingInterruptedError(KeyboardInterrupt):
 
 
 class Trainer:
-    """Trains one crosscoder on one pair; `fit` does everything, `step` one step.
+    """Trains one crosscoder; `fit` does everything, `step` one step.
 
     Args:
-        pair: the models and their hook points.
+        pair: the models and their hook points: a `ModelPair`, `ModelSites` or `SiteDifference`.
         text: contexts to train on.
         held_out: contexts on which the inference threshold is calibrated.
         config: size, length and rates of the run.
-        sparsity: `BatchTopK(k=16)` by default, or `L1(coefficient=...)`.
+        recipe: what the dictionary is made of, such as `presets.delta(k=16)`; `presets.batchtopk()`
+            by default.
         output: folder for the dictionary, metrics and checkpoints; None keeps nothing on disk.
         resume: continue the run in `output` from its last checkpoint, if it has one.
 
@@ -68,19 +69,19 @@ class Trainer:
 
     def __init__(
         self,
-        pair: ModelPair,
+        pair: ActivationSource,
         text: TokenizedText,
         held_out: TokenizedText,
         *,
         config: TrainConfig | None = None,
-        sparsity: Sparsity | None = None,
+        recipe: Recipe | None = None,
         output: str | Path | None = None,
         resume: bool = False,
     ) -> None:
         self.config = config = config or TrainConfig()
         self.pair, self.held_out = pair, held_out
         self.output = Path(output) if output is not None else None
-        self.cfg = crosscoder_config(pair, config, sparsity or BatchTopK(k=16))
+        self.cfg = crosscoder_config(pair, config, recipe or batchtopk())
         if held_out.n_tokens == 0:
             raise ValueError("the held-out text is empty: the threshold is calibrated on it.")
         self.loader = ActivationLoader(
@@ -99,6 +100,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.crosscoder.parameters(), lr=config.lr, fused=True)
         self.state = self._resumed_state() if resume else None
         self._interrupted = threading.Event()
+        self._grad_norm = torch.zeros(())
 
     def fit(self) -> Crosscoder:
         """Train to the end, calibrate, save, and return the dictionary for raw activations.
@@ -124,29 +126,31 @@ class Trainer:
             shutil.rmtree(self.output / "checkpoints")
         return crosscoder
 
-    def step(self, batch: Float[Tensor, "batch n_sites d_model"]) -> TrainStepOutput:
-        """One optimizer step on raw activations."""
+    def step(self, batch: Tensor) -> StepLoss:
+        """One optimizer step on raw activations; returns the loss of the last accumulated part."""
         state, config = self._started(), self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(state.step)
-        output = self.crosscoder.training_forward_pass(
-            TrainStepInput(
-                sae_in=batch * self._scales(state),
-                coefficients=self._coefficients(state.step),
-                dead_neuron_mask=self.is_dead(state),
-                n_training_steps=state.step,
-                is_logging_step=False,
-            )
-        )
         self.optimizer.zero_grad()
-        output.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.crosscoder.parameters(), config.max_grad_norm)
-        output.metrics["grad_norm"] = norm
+        output = self._accumulate(batch * self._scales(state), state)
+        parameters = self.crosscoder.parameters()
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         self.optimizer.step()
-        fired = (output.feature_acts > 0).any(dim=0)
-        state.tokens_since_fired += len(batch)
-        state.tokens_since_fired[fired] = 0
         state.step += 1
+        return output
+
+    def _accumulate(self, batch: Tensor, state: TrainState) -> StepLoss:
+        """Gradients of a batch, part by part; counts the tokens since each latent fired."""
+        is_dead, coefficients = self.is_dead(state), self._coefficients(state.step)
+        state.tokens_since_fired += len(batch)
+        n, output = self.config.n_accumulated, None
+        for part in batch.split(len(batch) // n):
+            output = self.crosscoder.step_loss(
+                part, coefficients=coefficients, is_dead=is_dead, step=state.step
+            )
+            (output.loss / n).backward()
+            state.tokens_since_fired[output.codes.fired()] = 0
+        assert output is not None
         return output
 
     def is_dead(self, state: TrainState) -> Tensor:
@@ -189,7 +193,7 @@ class Trainer:
                     if is_interrupted:
                         raise TrainingInterruptedError(_interruption(state.step, path))
 
-    def _log(self, state: TrainState, output: TrainStepOutput, log: MetricsLog) -> str:
+    def _log(self, state: TrainState, output: StepLoss, log: MetricsLog) -> str:
         self._check_finite(output)
         metrics = step_metrics(
             output,
@@ -197,11 +201,12 @@ class Trainer:
             scales=self._scales(state),
             is_dead=self.is_dead(state),
         )
+        metrics["grad_norm"] = self._grad_norm.item()
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
         state.metrics_bytes = log.write(state.step, metrics)
         return bar_text(metrics)
 
-    def _check_finite(self, output: TrainStepOutput) -> None:
+    def _check_finite(self, output: StepLoss) -> None:
         """Adam spreads one NaN to all weights at once, so the weights tell of every step before."""
         if output.loss.isfinite() and all(p.isfinite().all() for p in self.crosscoder.parameters()):
             return
@@ -216,7 +221,8 @@ class Trainer:
         """Scales and decoder bias from the first batches, which training then sees again."""
         n_batches = -(-N_INITIAL_ROWS // self.config.batch_size)
         sample = torch.cat([b for b, _ in islice(self.loader.batches(), n_batches)])
-        scales = site_scales(sample) if self.config.normalize else (1.0,) * self.pair.n_sites
+        sites = self.pair.sites
+        scales = scales_of_rows(sample, sites) if self.config.normalize else (1.0,) * len(sites)
         state = TrainState(
             position=Position(),
             tokens_since_fired=torch.zeros(
@@ -236,11 +242,11 @@ class Trainer:
             self.state = self._initial_state()
         return self.state
 
-    def _scales(self, state: TrainState) -> Float[Tensor, "n_sites 1"]:
-        return torch.tensor(state.scales, device=self.crosscoder.device)[:, None]
+    def _scales(self, state: TrainState) -> Float[Tensor, "..."]:
+        return row_factors(state.scales, self.pair.sites).to(self.crosscoder.device)
 
     def _coefficients(self, step: int) -> dict[str, float]:
-        schedule = self.cfg.sparsity.coefficients()
+        schedule = self.cfg.sparsity_coefficients()
         return {
             n: c.value * min(1.0, (step + 1) / max(1, c.warm_up_steps)) for n, c in schedule.items()
         }
@@ -287,7 +293,7 @@ def _interruption(step: int, path: Path | None) -> str:
 
 
 def crosscoder_config(
-    pair: ModelPair, config: TrainConfig, sparsity: Sparsity
+    pair: ActivationSource, config: TrainConfig, recipe: Recipe
 ) -> CrosscoderTrainingConfig:
     """The dictionary that this pair and these settings ask for."""
     cfg = CrosscoderTrainingConfig(
@@ -295,7 +301,13 @@ def crosscoder_config(
         d_sae=config.d_sae or config.expansion * pair.d_model,
         device=str(pair.device),
         sites=pair.sites,
-        sparsity=sparsity,
+        sparsity=recipe.sparsity,
+        parts=recipe.parts,
+        delta_loss=recipe.delta_loss,
+        matryoshka=recipe.matryoshka,
+        kernels=config.kernels,
+        compute_dtype=config.compute_dtype,
+        compile=config.compile,
         auxk=AuxK(weight=config.auxk_weight) if config.auxk_weight else None,
         reconstruction=config.reconstruction,
     )
@@ -303,11 +315,3 @@ def crosscoder_config(
     cfg.metadata.model_name = pair.sites[-1].model_name
     cfg.metadata.weight_processing = pair.weight_processing
     return cfg
-
-
-def site_scales(
-    activations: Float[Tensor, "tokens n_sites d_model"],
-) -> tuple[float, ...]:
-    """For each site the factor that makes its mean squared norm equal to its width."""
-    mean_squared_norm = activations.pow(2).sum(dim=-1).cpu().double().mean(dim=0)
-    return tuple((activations.shape[-1] / mean_squared_norm).sqrt().tolist())

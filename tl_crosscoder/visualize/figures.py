@@ -11,6 +11,7 @@ import torch
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.visualize.terminal import spoken
 
 N_BINS = 51
 """Odd, so that 0.5 is the middle of a bin and not its border."""
@@ -21,8 +22,12 @@ _GREY = "rgba(128, 128, 128, 0.35)"
 def relative_norm_histogram(measurement: Measurement) -> go.Figure:
     """How many living latents lean to which model; 1 is finetuned-only, 0 base-only.
 
-    The y axis is logarithmic: the latents of interest are few.
+    The y axis is logarithmic: the latents of interest are few. Raises ValueError for a measurement
+    of a single site, whose latents have no relative norm.
     """
+    if measurement.compared is None:
+        raise ValueError("a single site has no relative decoder norms: there is nothing to draw.")
+    base, finetuned = (spoken(name) for name in measurement.compared)
     latents = measurement.latents
     norms = latents.relative_decoder_norm[latents.n_active > 0]
     norms = norms[norms.isfinite()].double().cpu()
@@ -36,7 +41,7 @@ def relative_norm_histogram(measurement: Measurement) -> go.Figure:
         hovertemplate="relative norm %{x:.2f}: %{y:.0f} latents<extra></extra>",
     )
     figure = go.Figure(bars)
-    for x, label in ((0.0, "base only"), (0.5, "shared"), (1.0, "fine-tuned only")):
+    for x, label in ((0.0, f"{base} only"), (0.5, "shared"), (1.0, f"{finetuned} only")):
         anchor = "left" if x == 0 else "right" if x == 1 else "center"
         figure.add_vline(x=x, line={"color": "grey", "dash": "dot", "width": 1})
         figure.add_annotation(

@@ -1,5 +1,6 @@
 """A measurement as plain text, at most 100 columns wide, for the terminal."""
 
+import math
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -7,10 +8,11 @@ from itertools import accumulate
 
 from tl_crosscoder.analysis.max_activating import Example
 from tl_crosscoder.analysis.measurement import LatentSummary, Measurement
-from tl_crosscoder.pair import Site
+from tl_crosscoder.site import Site
 
 WIDTH = 100
 INDENT = " " * 6
+_USUAL = ("base", "finetuned")
 
 
 def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int = 2) -> str:
@@ -18,31 +20,64 @@ def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int =
     blocks = [
         _title(sites),
         _reconstruction(measurement),
-        _classes(measurement),
+        *_comparison(measurement),
         _top(measurement, n_examples=n_examples),
     ]
     return "\n\n".join(blocks)
 
 
 def _title(sites: Sequence[Site]) -> str:
-    names = [s.adapter or s.model_name for s in sites]
-    title = f"What changed from {names[0]} to {names[-1]} at {sites[-1].hook_name}"
-    return textwrap.fill(title, WIDTH, break_on_hyphens=False)
+    return textwrap.fill(_subject(sites), WIDTH, break_on_hyphens=False)
+
+
+def _subject(sites: Sequence[Site]) -> str:
+    """What is compared: models at hook points, hook points of one model, or a difference."""
+    sites = [*(s.minus for s in sites if s.minus), *sites]
+    hooks = list(dict.fromkeys(s.hook_name for s in sites))
+    # A model against itself, at one hook, is named twice.
+    models = [s.label for s in sites]
+    models = models if len(hooks) == 1 else list(dict.fromkeys(models))
+    if len(sites) == 1:
+        return f"What there is in {models[0]} at {hooks[0]}"
+    if len(models) == 1:
+        return f"What changed from {' to '.join(hooks)} in {models[0]}"
+    return f"What changed from {' to '.join(models)} at {', '.join(hooks)}"
+
+
+def spoken(site: str) -> str:
+    """A site's name as a reader says it."""
+    return {"finetuned": "fine-tuned"}.get(site, site)
 
 
 def _reconstruction(measurement: Measurement) -> str:
     r = measurement.reconstruction
     n_latents = len(measurement.latents.n_active)
     rows = [[f"FVE {site}", f"{value:.3f}"] for site, value in r.fve.items()]
-    if r.difference_fve is None:
-        rows.append(["FVE of the difference", "none: the models are equal at this hook"])
-    else:
-        note = f"the difference is {r.difference_share:.1%} of the fine-tuned variance"
-        rows.append(["FVE of the difference", f"{r.difference_fve:.3f}   ({note})"])
+    if measurement.compared:
+        rows.append(["FVE of the difference", _difference(measurement)])
     rows.append(["L0", f"{r.l0:.1f} active latents a token"])
     dead = f"{r.dead_share:.1%} of {n_latents:,} latents silent on {r.n_tokens:,} held-out tokens"
     rows.append(["dead", dead])
     return _table(rows)
+
+
+def _difference(measurement: Measurement) -> str:
+    r = measurement.reconstruction
+    if r.difference_share is None:
+        return "none: the sites differ in width"
+    if r.difference_fve is None:
+        return "none: the models are equal at this hook"
+    of = "fine-tuned variance" if measurement.compared == _USUAL else "variance"
+    return f"{r.difference_fve:.3f}   (the difference is {r.difference_share:.1%} of the {of})"
+
+
+def _comparison(measurement: Measurement) -> list[str]:
+    """The table of classes, and first which sites are meant where names do not say it."""
+    if measurement.compared is None:
+        return []
+    base, finetuned = measurement.compared
+    said = f"Difference, R and classes compare {finetuned} (as finetuned) with {base} (as base)."
+    return [*([] if measurement.compared == _USUAL else [wrapped(said)]), _classes(measurement)]
 
 
 def _classes(measurement: Measurement) -> str:
@@ -56,22 +91,35 @@ def _classes(measurement: Measurement) -> str:
 
 
 def _top(measurement: Measurement, *, n_examples: int) -> str:
-    n = len(measurement.top)
-    lines = [
-        f"The {n} latents that lean most to the fine-tune (R: relative decoder norm, 1 = "
-        "fine-tuned only)",
-    ]
+    lines = [wrapped(_ranking(measurement))]
     for place, summary in enumerate(measurement.top, start=1):
         lines.append(_latent(place, summary, n_tokens=measurement.reconstruction.n_tokens))
         lines += [f"{INDENT}{context(e)}" for e in summary.examples[:n_examples]]
     return "\n".join(lines)
 
 
+def _ranking(measurement: Measurement) -> str:
+    n = len(measurement.top)
+    if measurement.compared is None:
+        return f"The {n} latents that are active on most tokens"
+    finetuned = measurement.compared[1]
+    to = "the fine-tune" if measurement.compared == _USUAL else finetuned
+    return (
+        f"The {n} latents that lean most to {to} (R: relative decoder norm, 1 = "
+        f"{spoken(finetuned)} only)"
+    )
+
+
 def _latent(place: int, s: LatentSummary, *, n_tokens: int) -> str:
+    fires = f"fires on {s.n_active / n_tokens:.2%}"
+    if math.isnan(s.relative_decoder_norm):
+        return f"{place:>3}  latent {s.latent:<6} {fires}"
+    # Rows of unequal width make no angle.
+    cosine = "    -" if math.isnan(s.decoder_cosine) else f"{s.decoder_cosine:+.2f}"
     return (
         f"{place:>3}  latent {s.latent:<6} R {s.relative_decoder_norm:.3f}  "
-        f"Delta-norm {s.delta_norm:.3f}  cosine {s.decoder_cosine:+.2f}  "
-        f"{s.latent_class:<14}  fires on {s.n_active / n_tokens:.2%}"
+        f"Delta-norm {s.delta_norm:.3f}  cosine {cosine}  "
+        f"{s.latent_class:<14}  {fires}"
     )
 
 

@@ -1,0 +1,292 @@
+"""Which planted features does each recipe recover, and what does it claim where nothing changed?
+
+    python benchmarks/planted_features.py                      # all variants, three seeds
+    python benchmarks/planted_features.py --variants batchtopk "delta, unmasked" --worlds planted
+    python benchmarks/planted_features.py --resume             # go on after a kill
+
+The worlds are those of `planted_world.py`, the rows of the table those of `variants.py`. k is the
+number of features that a token truly has, 4 (of the difference, where a diff-SAE is trained on it);
+coefficients are searched until L0 is within 5 % of it. Trained as `Trainer` trains, without models:
+sites scaled, fused Adam, gradients clipped, AuxK, the threshold calibrated on fresh rows. A row
+depends on its seed alone; batches of a seed are the same for all variants. Limit: one thread.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import reduce
+from itertools import product
+from operator import add
+from typing import Any
+
+import torch
+from difference_parts import difference_parts
+from planted_recovery import claimed_finetuned_only, class_ids, planted_recovery
+from planted_world import D_MODEL, SETTINGS, WORLDS, PlantedWorld, planted_world
+from result_file import Column, ResultFile, collect
+from torch import Tensor
+from variants import PENALISED, VARIANTS, add_arguments, configured, output_path
+
+from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
+from tl_crosscoder.analysis.reconstruction import Reconstruction, ReconstructionSums
+from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.training import CrosscoderTraining
+from tl_crosscoder.presets import recipe_of
+from tl_crosscoder.site import Site
+from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.train.scales import row_factors, scales_of_rows
+
+K = 4.0
+BRACKET = (1e-2, 1e2)
+"""Between these lies the coefficient, in the space where sites have a mean squared norm of 64."""
+N_SEARCH = 10
+N_INITIAL_ROWS = 8192
+TRAINING, CALIBRATION, MEASURING = range(3)
+"""Streams of rows that have nothing in common."""
+
+COLUMNS = (
+    Column(heading="variant", path="variant", spec="", align="<"),
+    Column(heading="seed", path="seed", spec=".0f"),
+    Column(heading="s", path="seconds", spec=".0f"),
+    Column(heading="FVE b", path="reconstruction.fve.base"),
+    Column(heading="ft", path="reconstruction.fve.finetuned"),
+    Column(heading="diff", path="difference_fve"),
+    Column(heading="by ft-only", path="reconstruction.difference_fve_by_class.finetuned-only"),
+    Column(heading="shared", path="reconstruction.difference_fve_by_class.shared"),
+    Column(heading="delta", path="difference_fve_by_part.delta"),
+    Column(heading="L0", path="reconstruction.l0", spec=".2f"),
+    Column(heading="dead", path="reconstruction.dead_share", spec=".0%"),
+    Column(heading="ft-only /6", path="recovery.finetuned-only.recovered", spec=".3g"),
+    Column(heading="(dir)", path="recovery.finetuned-only.found", spec=".3g"),
+    Column(heading="base-only /6", path="recovery.base-only.recovered", spec=".3g"),
+    Column(heading="(dir)", path="recovery.base-only.found", spec=".3g"),
+    Column(heading="shared /22", path="recovery.shared.recovered", spec=".3g"),
+    Column(heading="rotated /6", path="recovery.rotated.recovered", spec=".3g"),
+    Column(heading="rare ft", path="recovery.rare finetuned-only.recovered", spec=".3g"),
+    Column(heading="false ft", path="claimed.n_false", spec=".3g"),
+)
+NULL_COLUMNS = (
+    *(c for c in COLUMNS if c.heading in ("variant", "seed", "s", "FVE b", "ft", "L0", "dead")),
+    Column(heading="delta of L0", path="activations_by_part.delta", spec=".1%"),
+    Column(heading="ft part of L0", path="activations_by_part.finetuned_only", spec=".1%"),
+    Column(heading="ft-only latents", path="claimed.n", spec=".3g"),
+    Column(heading="base-only", path="latents_per_class.base-only", spec=".3g"),
+    Column(heading="claimed diff", path="claimed_difference_share", spec=".2%"),
+    Column(heading="shared /40", path="recovery.shared.recovered", spec=".3g"),
+)
+"""`claimed diff` is the variance of x̂^1 - x̂^0 over that of x^1."""
+
+
+def sites_of(is_difference: bool) -> tuple[Site, ...]:
+    names = ("difference",) if is_difference else ("base", "finetuned")
+    return tuple(Site(name=n, d_model=D_MODEL, hook_name="", model_name="planted") for n in names)
+
+
+def rows_of(
+    world: PlantedWorld, n: int, *, sites: tuple[Site, ...], stream: int, index: int = 0
+) -> Tensor:
+    """Rows as these sites have them: `[n, 2, d_model]`, or the difference, `[n, d_model]`."""
+    rows = world.rows(n, stream=stream, index=index)
+    return rows if len(sites) > 1 else rows[:, 1] - rows[:, 0]
+
+
+def new_crosscoder(config: RunConfig, sites: tuple[Site, ...]) -> CrosscoderTraining:
+    recipe = recipe_of(config)
+    cfg = CrosscoderTrainingConfig(
+        d_in=sum(s.d_model for s in sites),
+        d_sae=config.d_sae,
+        sites=sites,
+        sparsity=recipe.sparsity,
+        parts=recipe.parts,
+        delta_loss=recipe.delta_loss,
+        matryoshka=recipe.matryoshka,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return CrosscoderTraining(cfg)
+
+
+def train(crosscoder: CrosscoderTraining, batches: Iterator[Tensor], config: RunConfig) -> None:
+    """`Trainer.step` over scaled batches."""
+    optimizer = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, fused=True)
+    tokens_since_fired = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.int64)
+    schedule = crosscoder.cfg.sparsity_coefficients()
+    for step, batch in zip(range(config.n_steps), batches, strict=False):
+        optimizer.param_groups[0]["lr"] = config.learning_rate(step)
+        output = crosscoder.step_loss(
+            batch,
+            coefficients={
+                name: c.value * min(1.0, (step + 1) / max(1, c.warm_up_steps))
+                for name, c in schedule.items()
+            },
+            is_dead=tokens_since_fired >= config.n_tokens // 10,
+            step=step,
+        )
+        optimizer.zero_grad()
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), config.max_grad_norm)
+        optimizer.step()
+        tokens_since_fired += len(batch)
+        tokens_since_fired[output.codes.fired()] = 0
+
+
+def fit(config: RunConfig, world: PlantedWorld) -> Crosscoder:
+    """A trained dictionary for raw rows of this world."""
+    sites = sites_of(config.difference)
+    crosscoder = new_crosscoder(config, sites)
+    first = rows_of(world, N_INITIAL_ROWS, sites=sites, stream=TRAINING)
+    scales = scales_of_rows(first, sites)
+    factors = row_factors(scales, sites)
+    crosscoder.initialize_b_dec_(first * factors)
+    size = config.batch_size
+    train(
+        crosscoder,
+        (
+            factors * rows_of(world, size, sites=sites, stream=TRAINING, index=1 + step)
+            for step in range(config.n_steps)
+        ),
+        config,
+    )
+    held_out = rows_of(world, config.n_calibration_tokens, sites=sites, stream=CALIBRATION)
+    crosscoder.calibrate_threshold_((factors * held_out).split(N_INITIAL_ROWS))
+    trained = crosscoder.to_inference()
+    trained.fold_site_scales_(scales)
+    return trained
+
+
+@torch.no_grad()
+def reconstruction_of(crosscoder: Crosscoder, rows: Tensor) -> tuple[Reconstruction, Tensor]:
+    """What the package measures, and which latents live."""
+    classes = class_ids(crosscoder)
+    if classes is None:
+        classes = torch.full((crosscoder.cfg.d_sae,), LATENT_CLASSES.index("other"))
+    sums = reduce(
+        add,
+        (
+            ReconstructionSums.of(x, crosscoder.encode(x), crosscoder, classes)
+            for x in rows.split(N_INITIAL_ROWS)
+        ),
+    )
+    return sums.result([s.name for s in crosscoder.sites]), sums.n_active > 0
+
+
+def measured(crosscoder: Crosscoder, world: PlantedWorld, config: RunConfig) -> dict[str, Any]:
+    """All numbers of one dictionary, on fresh rows."""
+    rows = rows_of(world, config.n_measured_tokens, sites=crosscoder.sites, stream=MEASURING)
+    reconstruction, is_living = reconstruction_of(crosscoder, rows)
+    parts = new_crosscoder(config, crosscoder.sites).cfg.part_ranges()
+    classes = class_ids(crosscoder)
+    is_pair = classes is not None
+    return {
+        "reconstruction": asdict(reconstruction),
+        "difference_fve": reconstruction.difference_fve
+        if is_pair
+        else reconstruction.fve["difference"],
+        **difference_parts(crosscoder, [rows], parts).result(parts),
+        "latents_per_class": {
+            name: int((is_living & (classes == i)).sum()) for i, name in enumerate(LATENT_CLASSES)
+        }
+        if is_pair
+        else None,
+        "recovery": planted_recovery(world, crosscoder, is_living),
+        "claimed": claimed_finetuned_only(world, crosscoder, is_living),
+    }
+
+
+def one_run(
+    variant: str, world_name: str, *, config: RunConfig, coefficient: float | None
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    world = planted_world(world_name, config.seed)
+    is_difference = VARIANTS[variant]["preset"] == "diff-sae"
+    k = round(world.difference_l0, 3) if is_difference else K
+    config = configured(config, variant, k=k, coefficient=coefficient)
+    crosscoder = fit(config, world)
+    return {
+        "options": config.preset_options(),
+        "seconds": round(time.perf_counter() - started, 1),
+        **measured(crosscoder, world, config),
+    }
+
+
+def searched_coefficient(preset: str, config: RunConfig, *, n_runs: int) -> dict[str, float]:
+    """The coefficient at which this preset has an L0 of K in the planted world, by bisection."""
+    low, high = BRACKET
+    found: dict[str, float] = {}
+    for _ in range(n_runs):
+        middle = (low * high) ** 0.5
+        row = one_run(preset, "planted", config=config, coefficient=middle)
+        l0 = row["reconstruction"]["l0"]
+        if not found or abs(l0 - K) < abs(found["l0"] - K):
+            found = {"coefficient": middle, "l0": l0}
+        if abs(l0 - K) <= 0.05 * K:
+            break
+        low, high = (middle, high) if l0 > K else (low, middle)
+    return found
+
+
+def base_config(arguments: argparse.Namespace) -> RunConfig:
+    """Size, length and rates; the names of models and text stand for nothing here."""
+    names = dict.fromkeys(("base", "hook_name", "text", "output"), "planted")
+    size = {"d_sae": 128, "lr": 3e-3}
+    if arguments.quick:
+        small = {"batch_size": 256, "n_tokens": 20 * 256, "n_calibration_tokens": 2048}
+        return RunConfig(**names, **size, **small, n_measured_tokens=4096)
+    n_tokens = 1024 * arguments.steps
+    return RunConfig(**names, **size, n_tokens=n_tokens, n_measured_tokens=131_072)
+
+
+def search_coefficients(results: ResultFile, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of the penalised presets that are asked for; those that the file has are kept."""
+    found = results.content.setdefault("coefficients", {})
+    presets = {VARIANTS[v]["preset"] for v in arguments.variants}
+    for preset in sorted((presets & set(PENALISED)) - set(found)):
+        n_runs = 1 if arguments.quick else N_SEARCH
+        found[preset] = searched_coefficient(preset, base_config(arguments), n_runs=n_runs)
+        print(f"{preset}: {found[preset]}", flush=True)
+        results.save()
+    return found
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=WORLDS)
+    parser.add_argument("--steps", type=int, default=4000, help="of 1,024 rows")
+    add_arguments(parser, seeds=[0, 1, 2])
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
+    torch.set_num_threads(1)
+    config = base_config(arguments)
+    names = ("d_sae", "n_tokens", "batch_size", "lr", "n_measured_tokens")
+    settings = {n: getattr(config, n) for n in names} | {"k": K, "world": SETTINGS}
+    results = ResultFile(
+        output_path(arguments, "planted_features.json"), settings, resume=arguments.resume
+    )
+    coefficients = search_coefficients(results, arguments)
+
+    def run(world: str, variant: str, seed: int) -> dict[str, Any]:
+        found = coefficients.get(VARIANTS[variant]["preset"], {})
+        return one_run(
+            variant,
+            world,
+            config=replace(config, seed=seed),
+            coefficient=found.get("coefficient"),
+        )
+
+    for world in arguments.worlds:
+        variants = [v for v in arguments.variants if world == "planted" or v != "diff-sae"]
+        print(f"\n{world}")
+        pairs = product(variants, arguments.seeds)
+        keys = ({"world": world, "variant": v, "seed": seed} for v, seed in pairs)
+        collect(results, COLUMNS if world == "planted" else NULL_COLUMNS, keys, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Every recipe on the two embedded organisms: what it explains, and whether it finds the plant.
+
+    python benchmarks/presets_on_organisms.py                    # both organisms, seed 0
+    python benchmarks/presets_on_organisms.py --seeds 0 1 2 --n-tokens 1000000
+    python benchmarks/presets_on_organisms.py --resume           # go on after a kill
+
+Rows are those of `variants.py`, settings those of `tl-crosscoder demo` but for the recipe. What
+`run_diff` does, with the models run once for all variants of an organism and seed (540 MB at half a
+million tokens): seconds are those of training alone. Planted words are looked for twice, in the
+latents that the package ranks first, and in those that add most to the difference: a recipe whose
+delta latents write to the fine-tuned model alone has many of relative norm 1, which the first
+ranking does not tell apart. A diff-SAE has one site, and its FVE is that of the difference.
+Limit: one tiny base model.
+"""
+
+import argparse
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from difference_parts import difference_parts
+from result_file import Column, ResultFile, collect
+from torch import Tensor
+from variants import VARIANTS, add_arguments, configured, output_path
+
+from tl_crosscoder.activation_source import ActivationSource
+from tl_crosscoder.activations.harvest import harvest_rows
+from tl_crosscoder.activations.loader import ActivationLoader
+from tl_crosscoder.activations.text import TokenizedText, split_documents, tokenize
+from tl_crosscoder.analysis.max_activating import examples
+from tl_crosscoder.analysis.measurement import (
+    MIN_ACTIVE_TOKENS,
+    LatentSummary,
+    Measurement,
+    measure,
+)
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.demo import demo_config
+from tl_crosscoder.diffing import held_out_text, read_documents
+from tl_crosscoder.model_sites import ModelSites
+from tl_crosscoder.organisms import organism
+from tl_crosscoder.organisms.recovery import planted_recovery
+from tl_crosscoder.presets import recipe_of
+from tl_crosscoder.sources import load_source
+from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.train.trainer import Trainer, crosscoder_config
+
+RESULTS = Path(__file__).parent / "results"
+ORGANISMS = ("taboo", "false-fact")
+K = 12
+COEFFICIENTS = {"l1": 1.0, "jumprelu": 1.0, "dsf": 1.0}
+N_TOP = 10
+
+COLUMNS = (
+    Column(heading="variant", path="variant", spec="", align="<"),
+    Column(heading="seed", path="seed", spec=".3g"),
+    Column(heading="s", path="seconds", spec=".0f"),
+    Column(heading="FVE b", path="reconstruction.fve.base"),
+    Column(heading="ft", path="reconstruction.fve.finetuned"),
+    Column(heading="diff", path="difference_fve"),
+    Column(heading="ft-only", path="reconstruction.difference_fve_by_class.finetuned-only"),
+    Column(heading="other", path="reconstruction.difference_fve_by_class.other"),
+    Column(heading="shared", path="reconstruction.difference_fve_by_class.shared"),
+    Column(heading="delta part", path="difference_fve_by_part.delta"),
+    Column(heading="L0", path="reconstruction.l0", spec=".1f"),
+    Column(heading="dead", path="reconstruction.dead_share", spec=".0%"),
+    Column(heading="n ft-only", path="latents_per_class.finetuned-only", spec=".4g"),
+    Column(heading="top R", path="top_relative_norm", spec=".2f"),
+    Column(heading="words", path="recovery.n_words_found", spec=".3g"),
+    Column(heading="in ctx", path="recovery.share_in_context", spec=".0%"),
+    Column(heading="random", path="recovery.random_share_in_context", spec=".0%"),
+    Column(heading="p", path="recovery.p_value", spec=".2f"),
+    Column(heading="by diff", path="recovery_by_contribution.share_in_context", spec=".0%"),
+    Column(heading="p", path="recovery_by_contribution.p_value", spec=".2f"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What all variants of an organism and seed have in common."""
+
+    models: ModelSites
+    text: TokenizedText
+    held_out: TokenizedText
+
+    def source(self, config: RunConfig) -> ActivationSource:
+        """What a variant is trained on."""
+        return self.models.difference() if config.difference else self.models
+
+
+def remember_activations_(models: ModelSites) -> None:
+    """From now on the models run once for the same batch of contexts; all is kept in memory."""
+    run, kept = models.site_activations, {}
+
+    def site_activations(tokens: Tensor, sites: Any, *, dtype: torch.dtype = torch.float32) -> list:
+        key = tokens.numpy().tobytes()
+        if key not in kept:
+            kept[key] = run(tokens, range(models.n_sites), dtype=dtype)
+        return [kept[key][i] for i in sites]
+
+    models.site_activations = site_activations
+
+
+@lru_cache(maxsize=1)
+def prepared(config: RunConfig) -> Prepared:
+    """As `run_diff` does it, with all activations of the run harvested."""
+    training, held_out = split_documents(
+        read_documents(config), held_out=config.held_out, seed=config.seed
+    )
+    models = load_source(config)
+    remember_activations_(models)
+    text = tokenize(training, models.tokenizer, context_size=config.context_size)
+    ready = Prepared(
+        models=models, text=text, held_out=held_out_text(config, held_out, models.tokenizer)
+    )
+    loader = ActivationLoader(
+        models,
+        text,
+        batch_size=config.batch_size,
+        buffer_contexts=config.buffer_contexts,
+        harvest_batch_size=config.harvest_batch_size,
+        seed=config.seed,
+    )
+    for _ in islice(loader.batches(), config.n_steps):
+        pass
+    return ready
+
+
+def top_by_contribution(
+    measurement: Measurement, contribution: Tensor, ready: Prepared
+) -> Measurement:
+    """The same measurement, its top latents those that add most to the difference."""
+    latents = measurement.latents
+    added = contribution.masked_fill(latents.n_active < MIN_ACTIVE_TOKENS, -1)
+    order = added.sort(descending=True, stable=True).indices[:N_TOP].tolist()
+    top = [
+        LatentSummary(
+            latent=j,
+            relative_decoder_norm=latents.relative_decoder_norm[j].item(),
+            delta_norm=latents.delta_norm[j].item(),
+            decoder_cosine=latents.decoder_cosine[j].item(),
+            latent_class="",
+            n_active=int(latents.n_active[j]),
+            examples=examples(measurement.top_tokens, j, ready.held_out, ready.models.tokenizer),
+        )
+        for j in order
+        if added[j] >= 0
+    ]
+    return replace(measurement, top=top)
+
+
+def recovery_of(measurement: Measurement, ready: Prepared, name: str) -> dict[str, Any]:
+    """Planted words in the contexts of the top latents, as in the demo."""
+    recovery = planted_recovery(
+        measurement,
+        ready.held_out,
+        ready.models.tokenizer,
+        planted_words=organism(name).planted_words,
+    )
+    return asdict(recovery) | {"n_words_found": sum(n > 0 for n in recovery.in_context.values())}
+
+
+def measured(
+    crosscoder: Crosscoder, config: RunConfig, ready: Prepared, name: str
+) -> dict[str, Any]:
+    """All numbers of one dictionary, on held-out text."""
+    source = ready.source(config)
+    measurement = measure(source, crosscoder, ready.held_out, n_top=N_TOP)
+    parts = crosscoder_config(source, config, recipe_of(config)).part_ranges()
+    rows = harvest_rows(source, ready.held_out, batch_size=config.harvest_batch_size)
+    by_part = difference_parts(crosscoder, rows, parts)
+    by_contribution = top_by_contribution(measurement, by_part.contribution(crosscoder), ready)
+    reconstruction, is_pair = measurement.reconstruction, measurement.compared is not None
+    fve = reconstruction.difference_fve if is_pair else reconstruction.fve["difference"]
+    top_norm = measurement.top[0].relative_decoder_norm if is_pair and measurement.top else None
+    return {
+        "reconstruction": asdict(reconstruction),
+        "difference_fve": fve,
+        **by_part.result(parts),
+        "latents_per_class": measurement.class_counts if is_pair else None,
+        "top_relative_norm": top_norm,
+        "recovery": recovery_of(measurement, ready, name),
+        "recovery_by_contribution": recovery_of(by_contribution, ready, name),
+    }
+
+
+def one_run(name: str, variant: str, base: RunConfig) -> dict[str, Any]:
+    """Train and measure one variant."""
+    ready = prepared(base)
+    config = configured(
+        base, variant, k=K, coefficient=COEFFICIENTS.get(VARIANTS[variant]["preset"])
+    )
+    started = time.perf_counter()
+    crosscoder = Trainer(
+        ready.source(config), ready.text, ready.held_out, config=config, recipe=recipe_of(config)
+    ).fit()
+    return {
+        "options": config.preset_options(),
+        "seconds": round(time.perf_counter() - started, 1),
+        **measured(crosscoder, config, ready, name),
+    }
+
+
+def base_config(name: str, seed: int, arguments: argparse.Namespace) -> RunConfig:
+    """The demo's run; `--quick` makes it tiny."""
+    config = demo_config(name, output="unused", seed=seed, n_tokens=arguments.n_tokens)
+    if not arguments.quick:
+        return config
+    small = {"d_sae": 64, "batch_size": 256, "n_tokens": 2048, "buffer_contexts": 16}
+    return replace(
+        config, **small, max_documents=300, n_measured_tokens=2048, n_calibration_tokens=2048
+    )
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--organisms", nargs="+", choices=ORGANISMS, default=ORGANISMS)
+    parser.add_argument("--n-tokens", type=int, default=500_000, help="activation pairs a run")
+    add_arguments(parser, seeds=[0])
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
+    config = base_config(ORGANISMS[0], 0, arguments)
+    names = ("hook_name", "d_sae", "n_tokens", "batch_size", "lr", "n_measured_tokens")
+    settings = {n: getattr(config, n) for n in names} | {"k": K, "coefficients": COEFFICIENTS}
+    results = ResultFile(
+        output_path(arguments, "presets_on_organisms.json"), settings, resume=arguments.resume
+    )
+
+    def run(organism: str, seed: int, variant: str) -> dict[str, Any]:
+        return one_run(organism, variant, base_config(organism, seed, arguments))
+
+    for name in arguments.organisms:
+        print(f"\n{name}: {organism(name).planted}")
+        pairs = product(arguments.seeds, arguments.variants)
+        keys = ({"organism": name, "seed": seed, "variant": v} for seed, v in pairs)
+        collect(results, COLUMNS, keys, run)
+
+
+if __name__ == "__main__":
+    main()
