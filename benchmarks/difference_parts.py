@@ -65,7 +65,10 @@ class DifferenceParts:
         return DifferenceParts(**{n: getattr(self, n) + getattr(other, n) for n in names})
 
     def result(self, parts: Sequence[Range]) -> dict[str, Any]:
-        """Plain numbers: the FVE is None where there is no difference, all without parts too."""
+        """Plain numbers; None where there are no parts, and the FVE where there is no difference.
+
+        `claimed_difference_share` is the variance of x̂^1 - x̂^0 over that of x^1.
+        """
         names = [r.part.name for r in parts]
         variance = self.difference.sum_of_squared_deviations
         fve = 1 - self.left_by_part.sum_of_squared_deviations / variance

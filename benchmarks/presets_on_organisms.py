@@ -1,7 +1,7 @@
 """Every recipe on the two embedded organisms: what it explains, and whether it finds the plant.
 
-    python benchmarks/presets_on_organisms.py                    # both organisms, seed 0
-    python benchmarks/presets_on_organisms.py --seeds 0 1 2 --n-tokens 1000000
+    TQDM_DISABLE=1 python benchmarks/presets_on_organisms.py     # both organisms, seed 0
+    python benchmarks/presets_on_organisms.py --seeds 0 1 2 --organisms taboo
     python benchmarks/presets_on_organisms.py --resume           # go on after a kill
 
 Rows are those of `variants.py`, settings those of `tl-crosscoder demo` but for the recipe. What
@@ -18,14 +18,13 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import islice, product
-from pathlib import Path
 from typing import Any
 
 import torch
 from difference_parts import difference_parts
 from result_file import Column, ResultFile, collect
 from torch import Tensor
-from variants import VARIANTS, add_arguments, configured, output_path
+from variants import add_arguments, configured, output_path, seeds
 
 from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.harvest import harvest_rows
@@ -49,10 +48,14 @@ from tl_crosscoder.sources import load_source
 from tl_crosscoder.train.config import RunConfig
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config
 
-RESULTS = Path(__file__).parent / "results"
 ORGANISMS = ("taboo", "false-fact")
 K = 12
-COEFFICIENTS = {"l1": 1.0, "jumprelu": 1.0, "dsf": 1.0}
+COEFFICIENTS = {
+    "taboo": {"l1": 7.5, "l1-twice-l0": 1.0, "jumprelu": 2.2, "dsf": 6.8},
+    "false-fact": {"l1": 2.2, "l1-twice-l0": 0.95, "jumprelu": 2.35, "dsf": 7.0},
+}
+"""At which L0 is within 1 of 12 (of 24), read off runs of half a million tokens with seed 0. It is
+higher in shorter runs: L1 at 7.5 has an L0 of 13 at 150,000 tokens on taboo, dsf at 8 one of 24."""
 N_TOP = 10
 
 COLUMNS = (
@@ -191,9 +194,7 @@ def measured(
 def one_run(name: str, variant: str, base: RunConfig) -> dict[str, Any]:
     """Train and measure one variant."""
     ready = prepared(base)
-    config = configured(
-        base, variant, k=K, coefficient=COEFFICIENTS.get(VARIANTS[variant]["preset"])
-    )
+    config = configured(base, variant, k=K, coefficient=COEFFICIENTS[name].get(variant))
     started = time.perf_counter()
     crosscoder = Trainer(
         ready.source(config), ready.text, ready.held_out, config=config, recipe=recipe_of(config)
@@ -222,7 +223,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--organisms", nargs="+", choices=ORGANISMS, default=ORGANISMS)
     parser.add_argument("--n-tokens", type=int, default=500_000, help="activation pairs a run")
-    add_arguments(parser, seeds=[0])
+    add_arguments(parser, n_seeds=1)
     return parser.parse_args()
 
 
@@ -240,7 +241,7 @@ def main() -> None:
 
     for name in arguments.organisms:
         print(f"\n{name}: {organism(name).planted}")
-        pairs = product(arguments.seeds, arguments.variants)
+        pairs = product(seeds(arguments), arguments.variants)
         keys = ({"organism": name, "seed": seed, "variant": v} for seed, v in pairs)
         collect(results, COLUMNS, keys, run)
 

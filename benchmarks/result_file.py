@@ -24,24 +24,30 @@ class ResultFile:
     Args:
         path: the JSON file; None keeps nothing.
         settings: what all rows share, as JSON.
-        resume: keep the rows that the file already has; without, they are replaced.
+        resume: go on with the rows that the file already has.
 
     Raises:
-        ValueError: the rows to keep were made at other settings.
+        ValueError: there are rows and `resume` is off, or they were made at other settings.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
         machine = {"machine": platform.machine(), "n_threads": torch.get_num_threads()}
         self.content: dict[str, Any] = {"machine": machine, "settings": dict(settings), "rows": []}
-        if resume and path is not None and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["settings"] != self.content["settings"]:
-                raise ValueError(
-                    f"{path} has rows made with {found['settings']}, not {dict(settings)}. Choose "
-                    "another --output, or leave --resume out to replace them."
-                )
-            self.content = found
+        if path is None or not path.is_file():
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not resume:
+            raise ValueError(
+                f"{path} already has {len(found['rows'])} rows. Go on with --resume, choose "
+                "another --output, or remove it."
+            )
+        if found["settings"] != json.loads(json.dumps(self.content["settings"])):
+            raise ValueError(
+                f"{path} has rows made with {found['settings']}, not {dict(settings)}. Choose "
+                "another --output."
+            )
+        self.content = found
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 A variant is a choice of the fields of `RunConfig` that say what a dictionary is made of. Delta's
 components, each alone: `dual-k` is `delta` at weight 0, `delta-competing` is `delta` without
 Dual-K. Under the relative scale 0.005 is far weaker than under the absolute one, so that 0.5
-stands beside it; `delta, weight 1` is as strong as Structured. Limit: one choice of k.
+stands beside it; `delta-weight-1` is as strong as Structured. L1 shrinks its codes the more the
+fewer it has: `l1-twice-l0` is a second point of it. Limit: one choice of k.
 """
 
 import argparse
@@ -17,40 +18,53 @@ from tl_crosscoder.train.config import RunConfig
 PENALISED = {"l1": "l1_coefficient", "jumprelu": "jumprelu_coefficient", "dsf": "l1_coefficient"}
 """Presets whose L0 follows from a coefficient instead of a k, with its field."""
 
-RESULTS = Path(__file__).parent / "results"
+L0_MULTIPLES = {"l1-twice-l0": 2}
+"""Of the k that all other variants have."""
 
+RESULTS = Path(__file__).parent / "results"
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"preset": name} for name in PRESETS},
-    "delta, unmasked": {"preset": "delta", "delta_loss_masked": False},
-    "delta, relative": {"preset": "delta", "delta_loss_scale": "relative"},
-    "delta, relative 0.5": {
+    "l1-twice-l0": {"preset": "l1"},
+    "delta-unmasked": {"preset": "delta", "delta_loss_masked": False},
+    "delta-relative": {"preset": "delta", "delta_loss_scale": "relative"},
+    "delta-relative-0.5": {
         "preset": "delta",
         "delta_loss_scale": "relative",
         "delta_loss_weight": 0.5,
     },
-    "delta, weight 1": {"preset": "delta", "delta_loss_weight": 1.0},
-    "structured, competing": {"preset": "structured", "dual_k": False},
-    "structured, weight 0": {"preset": "structured", "delta_loss_weight": 0.0},
+    "delta-weight-1": {"preset": "delta", "delta_loss_weight": 1.0},
+    "structured-competing": {"preset": "structured", "dual_k": False},
+    "structured-weight-0": {"preset": "structured", "delta_loss_weight": 0.0},
 }
 
 
+def is_penalised(variant: str) -> bool:
+    """Whether the variant needs a coefficient."""
+    return VARIANTS[variant]["preset"] in PENALISED
+
+
 def configured(
-    config: RunConfig, variant: str, *, k: float, coefficient: float | None = None
+    config: RunConfig, variant: str, *, k: float, coefficient: float | None
 ) -> RunConfig:
-    """The run with this variant's dictionary; `coefficient` is for the penalised presets."""
+    """The run with this variant's dictionary; `coefficient` is for the penalised ones."""
     fields = VARIANTS[variant]
     field = PENALISED.get(fields["preset"])
-    sparsity = {field: coefficient} if field else {"k": k}
-    return replace(config, **({"k": None} | sparsity | fields))
+    sparsity = {"k": None, field: coefficient} if field else {"k": k}
+    return replace(config, **sparsity, **fields)
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, seeds: list[int]) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, n_seeds: int) -> None:
     """The options that the benchmarks of variants have in common."""
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*range(n_seeds)])
     parser.add_argument("--output", type=Path, help="JSON; by default a file in results/")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
-    parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny and the first seed only")
+
+
+def seeds(arguments: argparse.Namespace) -> list[int]:
+    """Seeds to run."""
+    return arguments.seeds[:1] if arguments.quick else arguments.seeds
 
 
 def output_path(arguments: argparse.Namespace, name: str) -> Path | None:

@@ -32,8 +32,8 @@ def batchtopk(
     *, k: float = DEFAULT_K, k_initial: float | None = None, k_anneal_steps: int = 0
 ) -> Recipe:
     """K latents a token on average, chosen over the batch (Minder et al. 2025; k = 100 there)."""
-    annealing = {"k_initial": k_initial, "k_anneal_steps": k_anneal_steps}
-    return Recipe(sparsity=BatchTopK(k=k, **annealing if k_initial else {}))
+    sparsity = BatchTopK(k=k, k_initial=k_initial, k_anneal_steps=k_anneal_steps)
+    return Recipe(sparsity=sparsity)
 
 
 def topk(*, k: float = DEFAULT_K) -> Recipe:
@@ -148,18 +148,20 @@ def dsf(
     )
 
 
-def dfc(*, k: float = DEFAULT_K, exclusive_share: float = 0.05) -> Recipe:
+def dfc(
+    *,
+    k: float = DEFAULT_K,
+    exclusive_share: float = 0.05,
+    sites: tuple[str, ...] = ("base", "finetuned"),
+) -> Recipe:
     """Dedicated feature crosscoder: some latents belong to one site only (arXiv 2602.11729).
 
     `exclusive_share` of the latents read and write only the base, as many only the fine-tuned
-    model; one BatchTopK over all.
+    model, and so on for each of `sites`; one BatchTopK over all.
     """
-    own = {
-        s: Part(name=f"{s}_only", share=exclusive_share, reads=(s,), writes=(s,))
-        for s in ("base", "finetuned")
-    }
-    shared = Part(name="shared", share=1 - 2 * exclusive_share)
-    return Recipe(sparsity=BatchTopK(k=k), parts=(shared, own["base"], own["finetuned"]))
+    own = (Part(name=f"{s}_only", share=exclusive_share, reads=(s,), writes=(s,)) for s in sites)
+    shared = Part(name="shared", share=1 - len(sites) * exclusive_share)
+    return Recipe(sparsity=BatchTopK(k=k), parts=(shared, *own))
 
 
 def diff_sae(*, k: float = DEFAULT_K) -> Recipe:
@@ -178,18 +180,19 @@ def structured(
     k_shared_multiple: float = 2.0,
     dual_k: bool = True,
     delta_loss_weight: float = 1.0,
+    finetuned: str = "finetuned",
 ) -> Recipe:
     """Shared latents write the same to both sites; delta latents only to the fine-tuned (ours).
 
     x̂^1 = x̂^0 + sum_{delta} f_j d_j^1 + b^1 - b^0, and the error of the difference is weighted up:
-    whatever differs must be said by delta latents.
+    whatever differs must be said by delta latents. `finetuned` is the site that they write to.
     """
     shared, own = _shared_and_delta(shared_share, k if dual_k else None, k_shared_multiple)
     return Recipe(
         sparsity=BatchTopK(k=k),
         parts=(
             Part(name="shared", share=shared.share, k=shared.k, tied=True),
-            Part(name="delta", share=own.share, k=own.k, writes=("finetuned",)),
+            Part(name="delta", share=own.share, k=own.k, writes=(finetuned,)),
         ),
         delta_loss=DeltaLoss(weight=delta_loss_weight, part=None, with_bias=True),
     )
@@ -254,5 +257,6 @@ def recipe_of(config: RunConfig) -> Recipe:
         learned = config.preset == "jumprelu"
         options["warm_up_steps"] = config.n_steps if learned else config.n_steps // 20
     if "k_initial" in options:
-        options["k_anneal_steps"] = round(config.k_anneal_share * config.n_steps)
+        share = 0.1 if config.k_anneal_share is None else config.k_anneal_share
+        options["k_anneal_steps"] = max(1, round(share * config.n_steps))
     return preset(config.preset, **options)

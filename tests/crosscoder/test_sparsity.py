@@ -153,7 +153,7 @@ def test_sparsities_survive_json(sparsity):
         (lambda: sparsity_from_dict({"kind": "l7"}), "not known"),
         (lambda: BatchTopK(k=0), "above 0"),
         (lambda: BatchTopK(k=5, k_initial=4, k_anneal_steps=1), "k only falls"),
-        (lambda: BatchTopK(k=5, k_anneal_steps=1), "needs k_initial"),
+        (lambda: BatchTopK(k=5, k_anneal_steps=1), "needs both k_initial"),
         (lambda: TopK(k=1.5), "whole number"),
         (lambda: L1(coefficient=-1), "0 or more"),
         (lambda: JumpReLU(bandwidth=0), "above 0"),

@@ -130,13 +130,15 @@ def drawn_weights(cfg: CrosscoderTrainingConfig, case: Case, draw: Draw) -> Naiv
     )
 
 
-def training_with(case: Case, *, kernels: str = "auto") -> CrosscoderTraining:
+def training_with(
+    case: Case, *, kernels: str = "auto", dtype: str = "float64"
+) -> CrosscoderTraining:
     """A model of the case. Of equal dead latents AuxK takes any: on the grid it takes them all."""
     names = [s.name for s in sites(*case.widths)]
     training = new_training(
         *case.widths,
         d_sae=case.d_sae,
-        dtype="float64",
+        dtype=dtype,
         kernels=kernels,
         reconstruction=case.reconstruction,
         auxk=AuxK(k=case.d_sae if case.is_exact else None),
@@ -253,8 +255,8 @@ def test_k_is_annealed_to_the_step(step, kernels):
 
 @both_twins
 def test_a_relative_delta_loss_is_divided_by_the_running_mean(kernels):
-    case, draw = (c := Case(name="delta-relative", widths=(3, 3))), Draw(c)
-    training = training_with(case, kernels=kernels)
+    case = Case(name="delta-relative", widths=(3, 3))
+    training, draw = training_with(case, kernels=kernels), Draw(case)
     weights = drawn_weights(training.cfg, case, draw)
     write_(training, weights)
     mean = None
@@ -266,6 +268,22 @@ def test_a_relative_delta_loss_is_divided_by_the_running_mean(kernels):
         now = (x[1] - x[0]).pow(2).sum(dim=-1).mean().item()
         # Begun with the first observation, and moved by a hundredth of each of the others.
         mean = now if mean is None else 0.99 * mean + 0.01 * now
+
+
+@pytest.mark.parametrize("prefilter", [True, False], ids=["bounds", "float32"])
+@every_member
+def test_in_float32_it_is_the_same_loss_up_to_rounding(name, prefilter):
+    case = Case(name=name, widths=(6, 6), batch=12, d_sae=32)
+    training, draw = training_with(case, dtype="float32"), Draw(case)
+    training._sparse_step.prefilter = prefilter
+    weights = drawn_weights(training.cfg, case, draw)
+    write_(training, weights)
+    # Activations that float32 holds exactly, so that nothing but the arithmetic differs.
+    x = [draw.numbers(case.batch, width).float() for width in case.widths]
+    expected = sum(naive_losses(training.cfg, weights, [x_m.double() for x_m in x]).values())
+    output = training.step_loss(torch.cat(x, dim=-1))
+    assert type(output.codes) is SparseCodes
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["batchtopk", "topk", "l1", "jumprelu"])

@@ -153,10 +153,14 @@ class Measurement:
 
 
 def rank(latents: LatentMeasures, *, n: int) -> list[int]:
-    """The n latents with the largest relative decoder norm, of those active often enough."""
+    """The n latents with the largest relative decoder norm, of those active often enough.
+
+    Of equal norms (latents that write to one site alone) the most active come first.
+    """
     norms = latents.relative_decoder_norm.masked_fill(latents.n_active < MIN_ACTIVE_TOKENS, -1)
-    order = norms.nan_to_num(-1).sort(descending=True, stable=True).indices[:n].tolist()
-    return [i for i in order if norms[i] >= 0]
+    by_activity = latents.n_active.sort(descending=True, stable=True).indices
+    by_norm = norms.nan_to_num(-1)[by_activity].sort(descending=True, stable=True).indices
+    return [i for i in by_activity[by_norm][:n].tolist() if norms[i] >= 0]
 
 
 def most_active(latents: LatentMeasures, *, n: int) -> list[int]:

@@ -219,6 +219,7 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
                     "the delta loss needs two sites of one width; the sites are "
                     f"{[(s.name, s.d_model) for s in self.sites]}."
                 )
+            self._check_difference_can_be_explained(self.delta_loss)
         shares = self.matryoshka
         if list(shares) != sorted(set(shares)) or any(not 0 < s < 1 for s in shares):
             raise ValueError(f"matryoshka shares rise and lie between 0 and 1, got {shares}.")
@@ -226,6 +227,19 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
             raise ValueError(f"compute_dtype is {self.compute_dtype!r}; it is 'bfloat16' or None.")
         if self.kernels not in get_args(Kernels):
             raise ValueError(f"kernels is {self.kernels!r}; it is one of {get_args(Kernels)}.")
+
+    def _check_difference_can_be_explained(self, delta: DeltaLoss) -> None:
+        compared = subtracted_sites(self.sites)
+        asked = [p for p in self.parts if delta.part in (None, p.name)]
+        if compared is None or not asked:
+            return
+        names = {self.sites[i].name for i in compared}
+        if not any(not p.tied and (p.writes is None or names & {*p.writes}) for p in asked):
+            raise ValueError(
+                f"the delta loss compares the sites {sorted(names)}, but the parts "
+                f"{[p.name for p in asked]} write the same to both: nothing can explain the "
+                "difference. Let one of them write to one of these sites."
+            )
 
     @classmethod
     def architecture(cls) -> str:

@@ -32,9 +32,9 @@ class Part:
     None: the part competes for the k of the sparsity with all others that have none."""
     tied: bool = False
     """Whether each latent has one decoder row, written to every site (designated shared)."""
-    reads: tuple[str, ...] | None = None
+    reads: Sequence[str] | None = None
     """Sites that the encoder reads; None is all, others have zero weights throughout."""
-    writes: tuple[str, ...] | None = None
+    writes: Sequence[str] | None = None
     """Sites that the decoder writes; None is all, others have zero weights throughout."""
     penalty_scale: float = 1.0
     """Of the sparsity's penalty on these latents."""

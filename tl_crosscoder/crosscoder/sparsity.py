@@ -178,8 +178,11 @@ class BatchTopK:
             raise ValueError(f"k is {self.k}; it must be above 0.")
         if self.k_initial is not None and self.k_initial < self.k:
             raise ValueError(f"k_initial is {self.k_initial}, below k = {self.k}: k only falls.")
-        if self.k_anneal_steps < 0 or (self.k_anneal_steps > 0 and self.k_initial is None):
-            raise ValueError("annealing k needs k_initial and a number of steps above 0.")
+        if self.k_anneal_steps < 0 or (self.k_anneal_steps > 0) != (self.k_initial is not None):
+            raise ValueError(
+                "annealing k needs both k_initial and k_anneal_steps above 0, got "
+                f"{self.k_initial} and {self.k_anneal_steps}."
+            )
 
     def keep(self, weighted: Float[Tensor, "batch n"], k: float) -> Bool[Tensor, "batch n"]:
         """Which of these weighted codes stay; of equal ones the first."""

@@ -159,7 +159,7 @@ class SparseStep:
         scores = self._scores(r, factors)
         if not r.groups:
             everything = slice(0, r.d_sae)
-            density = (scores.sample(64, everything) >= 0).float().mean()
+            density = (scores.sample(16, everything) >= 0).float().mean()
             if density > self.max_density:
                 return None
             return scores.reaching(0.0, everything)[0]

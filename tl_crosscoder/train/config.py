@@ -43,7 +43,7 @@ class TrainConfig:
     normalize: bool = True
     """Scale each site so that its mean squared norm is its width; folded in at save."""
     reconstruction: Reconstruction = "sum"
-    """Reduction of a token's error; see `crosscoder.training.reconstruction_loss`."""
+    """Reduction of a token's error; see `crosscoder.losses.reconstruction_loss`."""
     kernels: Kernels = "auto"
     """`auto` takes the sparse training step where codes are sparse; `dense` its slow twin."""
     compute_dtype: ComputeDtype | None = None

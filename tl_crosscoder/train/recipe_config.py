@@ -26,8 +26,8 @@ class RecipeConfig:
     """Mean number of active latents a token, all parts together; None is 16."""
     k_initial: float | None = None
     """k of the first step, from which k falls linearly over `k_anneal_share` of the steps."""
-    k_anneal_share: float = 0.1
-    """Share of the steps over which k falls, where `k_initial` is given."""
+    k_anneal_share: float | None = None
+    """Share of the steps over which k falls, where `k_initial` is given; None is 0.1."""
     l1_coefficient: float | None = None
     """Weight of the L1 penalty, reached over the first twentieth of the steps; None is 0.041."""
     jumprelu_coefficient: float | None = None
@@ -68,5 +68,8 @@ class RecipeConfig:
             raise ValueError(
                 f"preset is {self.preset!r}; it is one of {', '.join(get_args(PresetName))}."
             )
-        if not 0 <= self.k_anneal_share <= 1:
-            raise ValueError(f"k_anneal_share is {self.k_anneal_share}; it is a share, 0 to 1.")
+        share = self.k_anneal_share
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"k_anneal_share is {share}; it is a share, 0 to 1.")
+        if share is not None and self.k_initial is None:
+            raise ValueError("k_anneal_share needs k_initial, from which k falls.")

@@ -1,0 +1,102 @@
+"""Training on a planted world: what `Trainer` does, from rows instead of models and text.
+
+Each site is scaled by its measured size, Adam is fused, gradients are clipped, dead latents get
+AuxK, the threshold is calibrated on fresh rows. Batches of a seed are the same for all recipes.
+Limit: nothing is logged or saved.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from planted_world import D_MODEL, PlantedWorld
+from torch import Tensor
+
+from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.training import CrosscoderTraining
+from tl_crosscoder.presets import recipe_of
+from tl_crosscoder.site import Site
+from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.train.scales import row_factors, scales_of_rows
+
+N_INITIAL_ROWS = 8192
+"""Rows from which scales and decoder bias are measured, as in `Trainer`."""
+TRAINING, CALIBRATION, MEASURING = range(3)
+"""Streams of rows that have nothing in common."""
+
+
+def sites_of(is_difference: bool) -> tuple[Site, ...]:
+    names = ("difference",) if is_difference else ("base", "finetuned")
+    return tuple(Site(name=n, d_model=D_MODEL, hook_name="", model_name="planted") for n in names)
+
+
+def rows_of(
+    world: PlantedWorld, n: int, *, sites: tuple[Site, ...], stream: int, index: int = 0
+) -> Tensor:
+    """Rows as these sites have them: `[n, 2, d_model]`, or the difference, `[n, d_model]`."""
+    rows = world.rows(n, stream=stream, index=index)
+    return rows if len(sites) > 1 else rows[:, 1] - rows[:, 0]
+
+
+def new_crosscoder(config: RunConfig, sites: tuple[Site, ...]) -> CrosscoderTraining:
+    recipe = recipe_of(config)
+    cfg = CrosscoderTrainingConfig(
+        d_in=sum(s.d_model for s in sites),
+        d_sae=config.d_sae,
+        sites=sites,
+        sparsity=recipe.sparsity,
+        parts=recipe.parts,
+        delta_loss=recipe.delta_loss,
+        matryoshka=recipe.matryoshka,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return CrosscoderTraining(cfg)
+
+
+def train(crosscoder: CrosscoderTraining, batches: Iterator[Tensor], config: RunConfig) -> None:
+    """`Trainer.step` over scaled batches."""
+    optimizer = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, fused=True)
+    tokens_since_fired = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.int64)
+    schedule = crosscoder.cfg.sparsity_coefficients()
+    for step, batch in zip(range(config.n_steps), batches, strict=False):
+        optimizer.param_groups[0]["lr"] = config.learning_rate(step)
+        output = crosscoder.step_loss(
+            batch,
+            coefficients={
+                name: c.value * min(1.0, (step + 1) / max(1, c.warm_up_steps))
+                for name, c in schedule.items()
+            },
+            is_dead=tokens_since_fired >= config.n_tokens // 10,
+            step=step,
+        )
+        optimizer.zero_grad()
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), config.max_grad_norm)
+        optimizer.step()
+        tokens_since_fired += len(batch)
+        tokens_since_fired[output.codes.fired()] = 0
+
+
+def fit(config: RunConfig, world: PlantedWorld) -> Crosscoder:
+    """A trained dictionary for raw rows of this world."""
+    sites = sites_of(config.difference)
+    crosscoder = new_crosscoder(config, sites)
+    first = rows_of(world, N_INITIAL_ROWS, sites=sites, stream=TRAINING)
+    scales = scales_of_rows(first, sites)
+    factors = row_factors(scales, sites)
+    crosscoder.initialize_b_dec_(first * factors)
+    size = config.batch_size
+    train(
+        crosscoder,
+        (
+            factors * rows_of(world, size, sites=sites, stream=TRAINING, index=1 + step)
+            for step in range(config.n_steps)
+        ),
+        config,
+    )
+    held_out = rows_of(world, config.n_calibration_tokens, sites=sites, stream=CALIBRATION)
+    crosscoder.calibrate_threshold_((factors * held_out).split(N_INITIAL_ROWS))
+    trained = crosscoder.to_inference()
+    trained.fold_site_scales_(scales)
+    return trained

@@ -1,0 +1,290 @@
+"""Parts of the dictionary: where they lie, what is refused, and that their rules hold for good."""
+
+import pytest
+import torch
+from dictionaries import D_MODEL, D_SAE, new_training, planted, randomised, sites
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from members import MEMBERS
+from torch import Tensor
+
+from tl_crosscoder import L1, BatchTopK, CrosscoderTraining, CrosscoderTrainingConfig, TopK
+from tl_crosscoder.crosscoder.config import DeltaLoss
+from tl_crosscoder.crosscoder.parts import (
+    Part,
+    parts_from,
+    parts_to_dicts,
+    project_decoder_,
+    project_encoder_,
+    ranges,
+    selection_groups,
+)
+
+BOTH = ("base", "finetuned")
+N_STEPS = 30
+
+
+def shares(*values: float, **fields) -> tuple[Part, ...]:
+    return tuple(Part(name=f"p{i}", share=v, **fields) for i, v in enumerate(values))
+
+
+def stops(parts: tuple[Part, ...], d_sae: int) -> list[int]:
+    return [r.latents.stop for r in ranges(parts, d_sae)]
+
+
+def test_ranges_by_hand():
+    # 0.05 and 0.1 of 40 end at 2 and at 6; 0.05 of 41 is 2.05 and 0.15 of 41 is 6.15: the same.
+    assert stops(shares(0.05, 0.1, 0.85), 40) == [2, 6, 40]
+    assert stops(shares(0.05, 0.1, 0.85), 41) == [2, 6, 41]
+    # Thirds of 32: 10.67 and 21.33. They are 11, 10 and 11 latents.
+    assert [r.n for r in ranges(shares(1 / 3, 1 / 3, 1 / 3), 32)] == [11, 10, 11]
+    # Ten tenths add up to 0.9999999999999999; the last part still ends at the last latent.
+    assert stops(shares(*[0.1] * 10), 1000) == [*range(100, 1001, 100)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    weights=st.lists(st.integers(1, 20), min_size=1, max_size=6), d_sae=st.integers(200, 100_000)
+)
+def test_ranges_cover_all_latents_once_and_no_share_is_off_by_more_than_one(weights, d_sae):
+    parts = shares(*[w / sum(weights) for w in weights])
+    found = ranges(parts, d_sae)
+    edges = [0, *(r.latents.stop for r in found)]
+    assert [r.latents.start for r in found] == edges[:-1]
+    assert edges[-1] == d_sae
+    assert all(abs(r.n - r.part.share * d_sae) <= 1 for r in found)
+
+
+def test_selection_groups_by_hand():
+    own = (Part(name="a", share=0.25, k=3), Part(name="b", share=0.25), Part(name="c", share=0.5))
+    # b and c share the k of the sparsity; without parts all latents do.
+    assert selection_groups(ranges(own, 40), 5, 40) == [(slice(0, 10), 3), (slice(10, 40), 5)]
+    assert selection_groups(ranges(own[1:2] + own[:1] + own[2:], 40)[:2], 5, 40) == [
+        (slice(0, 10), 5),
+        (slice(10, 20), 3),
+    ]
+    assert selection_groups((), 5, 40) == [(slice(0, 40), 5)]
+    assert selection_groups(ranges(own, 40)[:1], 5, 40) == [(slice(0, 10), 3)]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_parts_survive_json(name):
+    parts = MEMBERS[name](2, BOTH).get("parts", ())
+    assert parts_from(parts_to_dicts(parts)) == tuple(parts)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Part(name="a", share=0), "share of part 'a' is 0; it is above 0"),
+        (lambda: Part(name="a", share=1, k=0), "k of part 'a' is 0; it must be above 0"),
+        (lambda: Part(name="a", share=1, penalty_scale=-1), "penalty_scale of part 'a'"),
+        (lambda: Part(name="a", share=1, tied=True, writes=("base",)), "leave `writes` out"),
+        (lambda: ranges(shares(0.5, 0.4), 40), r"\('p1', 0.4\)\] add up to 0.9; they must"),
+        (lambda: ranges((Part(name="a", share=0.5),) * 2, 40), "names must differ"),
+        (lambda: ranges(shares(0.01, 0.99), 10), "'p0' has a share of 0.01 of 10 latents, which"),
+        (lambda: ranges(shares(0.1, 0.9, k=2), 10), "'p0' has k = 2, but only 1 latents"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+A, B = Part(name="a", share=0.5), Part(name="b", share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"parts": (Part(name="a", share=1, reads=("other",)),)}, r"\['other'\]; there are"),
+        ({"parts": (Part(name="a", share=1, reads=()),)}, "reads or writes no site at all"),
+        ({"parts": (Part(name="a", share=1, writes=()),)}, "reads or writes no site at all"),
+        (
+            {"parts": (Part(name="a", share=1, tied=True),), "sites": sites(10, 14)},
+            r"different widths: \[\('base', 10\), \('finetuned', 14\)\]",
+        ),
+        ({"parts": (Part(name="a", share=1, k=2),), "sparsity": L1()}, "l1 selects nothing"),
+        ({"parts": (Part(name="a", share=1, k=1.5),), "sparsity": TopK(k=2)}, "whole numbers"),
+        ({"parts": (A, B), "sparsity": BatchTopK(k=33)}, "has only 32"),
+        (
+            {"parts": (A, Part(name="c", share=0.25, k=1), Part(name="b", share=0.25))},
+            "must lie side by side",
+        ),
+        ({"parts": (A, B), "delta_loss": DeltaLoss()}, r"'delta', but the parts are \['a', 'b'\]"),
+        ({"delta_loss": DeltaLoss(part=None), "sites": sites(24)}, "needs two sites of one width"),
+        (
+            {"delta_loss": DeltaLoss(part=None), "sites": sites(10, 14)},
+            r"one width; the sites are \[\('base', 10\)",
+        ),
+        ({"matryoshka": (0.5, 0.2)}, "rise and lie between 0 and 1"),
+        ({"matryoshka": (0.5, 1.0)}, "rise and lie between 0 and 1"),
+        ({"kernels": "fast"}, "kernels is 'fast'"),
+        ({"reconstruction": "l2"}, "reconstruction is 'l2'"),
+    ],
+)
+def test_configs_whose_parts_and_terms_do_not_fit_are_refused(fields, message):
+    default = {"d_in": 24, "d_sae": 32, "sites": sites(12, 12), "sparsity": BatchTopK(k=2)}
+    with pytest.raises(ValueError, match=message):
+        CrosscoderTrainingConfig(**(default | fields))
+
+
+def test_projections_by_hand():
+    parts = ranges(
+        (
+            Part(name="tied", share=0.5, tied=True),
+            Part(name="base", share=0.5, reads=("base",), writes=("base",)),
+        ),
+        2,
+    )
+    W_dec = torch.tensor([[1.0, 2.0, 3.0, 6.0], [5.0, 6.0, 7.0, 8.0]])
+    project_decoder_(W_dec, parts, sites(2, 2))
+    # The mean of [1, 2] and [3, 6], twice; what the second would write to the second site is gone.
+    assert W_dec.tolist() == [[2, 4, 2, 4], [5, 6, 0, 0]]
+    W_enc = torch.ones(4, 2)
+    project_encoder_(W_enc, parts, sites(2, 2))
+    assert W_enc.T.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def exclusive(first: str, last: str) -> tuple[Part, ...]:
+    return (
+        Part(name="tied", share=0.25, tied=True),
+        Part(name="first", share=0.25, reads=(first,), writes=(first,)),
+        Part(name="last", share=0.25, writes=(last,)),
+        Part(name="free", share=0.25),
+    )
+
+
+def forbidden(training: CrosscoderTraining, name: str) -> Tensor:
+    """Entries of a parameter that the parts `first` and `last` above silence."""
+    mask = torch.zeros(D_SAE, 2, D_MODEL, dtype=torch.bool)
+    mask[8:16, 1] = True
+    if name == "W_dec":
+        mask[16:24, 0] = True
+    return mask.flatten(1) if name == "W_dec" else mask.flatten(1).T
+
+
+@pytest.mark.parametrize("kernels", ["auto", "dense"])
+@pytest.mark.parametrize("n_backwards", [1, 2])
+def test_rules_hold_in_values_gradients_and_moments(kernels, n_backwards):
+    """AuxK is on, so that dead latents of every part have gradients too."""
+    training = new_training(parts=exclusive(*BOTH), kernels=kernels)
+    training._sparse_step.max_density = float("inf")
+    optimizer = torch.optim.Adam(training.parameters(), lr=1e-2)
+    start = training.W_dec.detach().clone()
+    for step in range(N_STEPS):
+        optimizer.zero_grad()
+        for half in range(n_backwards):
+            x = planted(32, seed=step + half)
+            training.step_loss(x, is_dead=torch.arange(D_SAE) % 2 == 0).loss.backward()
+        optimizer.step()
+        assert_rules_hold(training, optimizer)
+    # Every row has moved.
+    assert ((training.W_dec - start).abs().amax(dim=-1) > 1e-3).all()
+
+
+def assert_rules_hold(training: CrosscoderTraining, optimizer: torch.optim.Optimizer) -> None:
+    for name in ("W_enc", "W_dec"):
+        parameter = getattr(training, name)
+        moments = optimizer.state[parameter]
+        for tensor in (parameter, parameter.grad, moments["exp_avg"], moments["exp_avg_sq"]):
+            assert tensor[forbidden(training, name)].count_nonzero() == 0
+            if name == "W_dec":
+                assert torch.equal(tensor[:8, :D_MODEL], tensor[:8, D_MODEL:])
+    assert not torch.equal(training.decoder(0)[24:], training.decoder(1)[24:])
+
+
+def test_the_gradient_of_two_backwards_is_the_sum_of_the_two():
+    batches, grads = [planted(16, seed=s) for s in (0, 1)], []
+    for own in ([batches[0]], [batches[1]], batches):
+        training = randomised(new_training(parts=exclusive(*BOTH), dtype="float64", auxk=None))
+        for x in own:
+            training.step_loss(x.double()).loss.backward()
+        grads.append(training.W_dec.grad)
+    torch.testing.assert_close(grads[0] + grads[1], grads[2])
+
+
+def test_weights_obey_from_the_start_and_n_j_counts_written_sites_alone():
+    training = new_training(parts=exclusive(*BOTH))
+    # Rows of norm 1 at each site: tied and free latents write to two, the others to one.
+    expected = torch.tensor([2.0, 1.0, 1.0, 2.0]).repeat_interleave(8)
+    torch.testing.assert_close(training.get_W_dec_norm().detach(), expected)
+
+
+def twin_of(name: str, kernels: str, *, names: tuple[str, str] = BOTH) -> CrosscoderTraining:
+    training = new_training(dtype="float64", kernels=kernels, **MEMBERS[name](2, names))
+    training._sparse_step.max_density = float("inf")
+    return training
+
+
+def obeying(name: str, kernels: str) -> CrosscoderTraining:
+    """Weights as after training, within the rules."""
+    training = randomised(twin_of(name, kernels))
+    rules = training.cfg.part_ranges()
+    project_decoder_(training.W_dec.data, rules, training.sites)
+    project_encoder_(training.W_enc.data, rules, training.sites)
+    return training
+
+
+def by_latent(name: str, values: Tensor, order: Tensor) -> Tensor:
+    """A parameter with its latents in another order."""
+    if name == "b_dec":
+        return values
+    return values[:, order] if name == "W_enc" else values[order]
+
+
+def by_site(name: str, values: Tensor) -> Tensor:
+    """A parameter with its two sites swapped."""
+    axis = {"W_enc": 0, "W_dec": 1, "b_dec": 0}.get(name)
+    if axis is None:
+        return values
+    base, finetuned = values.split(D_MODEL, dim=axis)
+    return torch.cat([finetuned, base], dim=axis)
+
+
+@torch.no_grad()
+def copied_(model: CrosscoderTraining, other: CrosscoderTraining, change) -> CrosscoderTraining:
+    for name, own in model.named_parameters():
+        own.copy_(change(name, other.get_parameter(name)))
+    return model
+
+
+def assert_same_step(
+    model: CrosscoderTraining, other: CrosscoderTraining, batches: tuple[Tensor, Tensor], change
+) -> None:
+    """The same loss, and gradients that are changed as the weights were."""
+    losses = [m.step_loss(x).loss for m, x in zip((model, other), batches, strict=True)]
+    torch.testing.assert_close(*losses)
+    sum(losses).backward()
+    for name, parameter in model.named_parameters():
+        expected = change(name, other.get_parameter(name).grad)
+        torch.testing.assert_close(parameter.grad, expected, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("kernels", ["auto", "dense"])
+@pytest.mark.parametrize("name", [n for n in MEMBERS if "matryoshka" not in n])
+def test_permuting_latents_within_their_parts_permutes(name, kernels):
+    training = obeying(name, kernels)
+    edges = [(r.latents.start, r.n) for r in training.cfg.part_ranges()] or [(0, D_SAE)]
+    generator = torch.Generator().manual_seed(4)
+    order = torch.cat([a + torch.randperm(n, generator=generator) for a, n in edges])
+
+    def change(parameter: str, values: Tensor) -> Tensor:
+        return by_latent(parameter, values, order)
+
+    x, permuted = planted(16).double(), copied_(twin_of(name, kernels), training, change)
+    codes = permuted.step_loss(x).codes.to_dense()
+    torch.testing.assert_close(codes, training.step_loss(x).codes.to_dense()[:, order])
+    assert_same_step(permuted, training, (x, x), change)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "dense"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_swapping_sites_and_their_names_mirrors(name, kernels):
+    """The parts keep their places: the one that was the base's alone is the fine-tune's alone."""
+    training = obeying(name, kernels)
+    swapped = copied_(twin_of(name, kernels, names=BOTH[::-1]), training, by_site)
+    x = planted(16).double()
+    codes = swapped.step_loss(x.flip(1)).codes.to_dense()
+    torch.testing.assert_close(codes, training.step_loss(x).codes.to_dense())
+    assert_same_step(swapped, training, (x.flip(1), x), by_site)
