@@ -64,10 +64,10 @@ class DifferenceParts:
         names = [f.name for f in fields(self)]
         return DifferenceParts(**{n: getattr(self, n) + getattr(other, n) for n in names})
 
-    def result(self, parts: Sequence[Range]) -> dict[str, Any]:
+    def result(self, crosscoder: Crosscoder, parts: Sequence[Range]) -> dict[str, Any]:
         """Plain numbers; None where there are no parts, and the FVE where there is no difference.
 
-        `claimed_difference_share` is the variance of x̂^1 - x̂^0 over that of x^1.
+        `claimed_difference_share` is the variance of x̂^1 - x̂^0 over that of x^1, of two sites.
         """
         names = [r.part.name for r in parts]
         variance = self.difference.sum_of_squared_deviations
@@ -82,7 +82,7 @@ class DifferenceParts:
             "activations_by_part": dict(zip(names, (active / total).tolist(), strict=True))
             if active is not None
             else None,
-            "claimed_difference_share": claimed.item(),
+            "claimed_difference_share": claimed.item() if crosscoder.n_sites > 1 else None,
         }
 
     def contribution(self, crosscoder: Crosscoder) -> Float[Tensor, " d_sae"]:

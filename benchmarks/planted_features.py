@@ -68,6 +68,9 @@ COLUMNS = (
     Column(heading="false ft", path="claimed.n_false", spec=".3g"),
     Column(heading="(diff)", path="claimed.n_along_a_difference", spec=".3g"),
 )
+"""FVE of both sites and of the difference, the latter also by the classes ft-only and shared and by
+the part delta; planted features recovered, and (dir) found by direction whatever their class; false
+latents of the class ft-only, and how many of them lie along another difference."""
 NULL_COLUMNS = (
     *(c for c in COLUMNS if c.heading in ("variant", "seed", "s", "FVE b", "ft", "L0", "dead")),
     Column(heading="delta of L0", path="activations_by_part.delta", spec=".1%"),
@@ -108,7 +111,7 @@ def measured(crosscoder: Crosscoder, world: PlantedWorld, config: RunConfig) -> 
         "difference_fve": reconstruction.difference_fve
         if is_pair
         else reconstruction.fve["difference"],
-        **difference_parts(crosscoder, [rows], parts).result(parts),
+        **difference_parts(crosscoder, [rows], parts).result(crosscoder, parts),
         "latents_per_class": {
             name: int((is_living & (classes == i)).sum()) for i, name in enumerate(LATENT_CLASSES)
         }

@@ -9,7 +9,7 @@ Rows are those of `variants.py`, settings those of `tl-crosscoder demo` but for 
 million tokens): seconds are those of training alone. Planted words are looked for twice, in the
 latents that the package ranks first, and in those that add most to the difference: a recipe whose
 delta latents write to the fine-tuned model alone has many of relative norm 1, which the first
-ranking does not tell apart. A diff-SAE has one site, and its FVE is that of the difference.
+ranking orders by activity alone. A diff-SAE has one site; its FVE is that of the difference.
 Limit: one tiny base model.
 """
 
@@ -80,6 +80,9 @@ COLUMNS = (
     Column(heading="by diff", path="recovery_by_contribution.share_in_context", spec=".0%"),
     Column(heading="p", path="recovery_by_contribution.p_value", spec=".2f"),
 )
+"""FVE of both sites and of the difference, the latter also by class and by the part delta; planted
+words found, top contexts with one against random latents, and the same for the latents that add
+most to the difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +186,7 @@ def measured(
     return {
         "reconstruction": asdict(reconstruction),
         "difference_fve": fve,
-        **by_part.result(parts),
+        **by_part.result(crosscoder, parts),
         "latents_per_class": measurement.class_counts if is_pair else None,
         "top_relative_norm": top_norm,
         "recovery": recovery_of(measurement, ready, name),

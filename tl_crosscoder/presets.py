@@ -41,8 +41,8 @@ def topk(*, k: float = DEFAULT_K) -> Recipe:
     return Recipe(sparsity=TopK(k=k))
 
 
-def l1(*, l1_coefficient: float = 4.1e-2, warm_up_steps: int = 0) -> Recipe:
-    """ReLU codes and an L1 penalty (Lindsey et al. 2024; the coefficient is Minder et al. 2025)."""
+def l1(*, l1_coefficient: float = 1.0, warm_up_steps: int = 0) -> Recipe:
+    """ReLU codes and an L1 penalty (Lindsey et al. 2024); its L0 follows from the coefficient."""
     return Recipe(sparsity=L1(coefficient=l1_coefficient, warm_up_steps=warm_up_steps))
 
 
@@ -132,7 +132,7 @@ def delta_competing(
 
 def dsf(
     *,
-    l1_coefficient: float = 4.1e-2,
+    l1_coefficient: float = 1.0,
     warm_up_steps: int = 0,
     shared_share: float = 0.2,
     shared_penalty_scale: float = 0.15,

@@ -1,4 +1,4 @@
-"""Every member of the family, small: the fields of its config, from k and the names of its sites."""
+"""Every member of the family, small: fields of its config from k and the names of its sites."""
 
 from collections.abc import Callable, Sequence
 
@@ -126,9 +126,14 @@ def delta_with_bias(k: float, names: Sequence[str]) -> Fields:
 
 @member
 def delta_matryoshka(k: float, names: Sequence[str]) -> Fields:
-    """Prefixes that end inside the part which explains the difference, and before it."""
-    fields = delta_masked(k, names)
-    return fields | {"matryoshka": (0.2, 0.7)}
+    """Prefixes that end before, inside and behind the part that explains the difference."""
+    parts = (
+        Part(name="shared", share=0.4),
+        Part(name="delta", share=0.4, k=k / 2),
+        Part(name="rest", share=0.2, k=1),
+    )
+    fields = {"sparsity": BatchTopK(k=k), "parts": parts, "delta_loss": DeltaLoss(weight=0.5)}
+    return fields | {"matryoshka": (0.2, 0.5, 0.9)}
 
 
 @member

@@ -1,12 +1,13 @@
-"""The loss of every member once more: float64, the formulas as written, loops where latents compete.
+"""The loss of every member once more: float64, formulas as written, loops where latents compete.
 
-Independent of the package's code: of it, only the fields of the config are read. A parameter that a
-rule takes away does not exist here: a tied part has one decoder row a latent, and a site that a part
-does not read or write has no weights for it.
+Independent of the package's code: of it, only the fields of the config are read. A parameter that
+a rule takes away does not exist here: a tied part has one decoder row a latent, and a site that a
+part does not read or write has no weights for it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def part_latents(cfg: CrosscoderTrainingConfig) -> list[range]:
     for part in the_parts(cfg):
         total += part.share
         edges.append(round(total * cfg.d_sae))
-    return [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [range(a, b) for a, b in pairwise(edges)]
 
 
 def site_matrices(
@@ -144,9 +145,9 @@ def encoded(
     cfg: CrosscoderTrainingConfig, weights: NaiveWeights, x: Sequence[Tensor], step: int
 ) -> NaiveBatch:
     encoders, decoders = site_matrices(cfg, weights)
-    seen = [x_m - b * cfg.apply_b_dec_to_input for x_m, b in zip(x, weights.b_dec, strict=True)]
-    factors = [(multiplied(cfg, s), multiplied(cfg, W)) for s, W in zip(seen, encoders, strict=True)]
-    pre = sum(s @ W for s, W in factors) + weights.b_enc
+    pre = weights.b_enc
+    for x_m, W, b in zip(x, encoders, weights.b_dec, strict=True):
+        pre = pre + multiplied(cfg, x_m - b * cfg.apply_b_dec_to_input) @ multiplied(cfg, W)
     # The package divides by n_j when it folds, so it keeps n_j above 0.
     norms = sum(W.norm(dim=-1) for W in decoders).clamp(min=1e-8)
     decoders = [multiplied(cfg, W) for W in decoders]

@@ -71,7 +71,7 @@ def test_inference_thresholds_as_training_does_in_eval_mode(saved):
 
 
 def test_rules_of_the_parts_are_in_the_saved_weights(saved):
-    training, made, folder = saved
+    training, _, folder = saved
     loaded = Crosscoder.load(folder)
     for r in training.cfg.part_ranges():
         for m, site in enumerate(BOTH):

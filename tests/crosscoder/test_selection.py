@@ -4,6 +4,7 @@ Most problems here are exact: float32 makes no rounding error in them, bfloat16 
 So the same entries are asked for, ties included, and not nearly the same.
 """
 
+from itertools import pairwise
 from unittest.mock import patch
 
 import pytest
@@ -95,7 +96,7 @@ def column_parts(draw, d_sae: int) -> list[slice]:
     """One to three ranges of latents, one after the other."""
     inner = draw(st.lists(st.integers(1, d_sae - 1), max_size=2, unique=True))
     edges = [0, *sorted(inner), d_sae]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def scores_of(problem: dict[str, Tensor], dtype: torch.dtype, prefilter: bool) -> Scores:
@@ -193,10 +194,10 @@ ROUNDED = [spread, nearly_cancelling, midpoints]
 @few
 @given(problem=problems(EXACT + ROUNDED), part_of=st.data())
 def test_what_reaches_a_limit_is_found_by_bounds(problem, part_of):
-    """Every exact score of a few tokens in turn is the limit, which it reaches by nothing at all."""
+    """The exact scores of a few tokens are the limit in turn: reached, and by nothing at all."""
     scores = scores_of(problem, torch.float32, True)
     everything = torch.arange(len(scores.x) * scores.d_sae)
-    exact = scores.of(selection.Found(everything, scores.pre_at(everything)))
+    exact = scores.of(found_at(scores, everything))
     part = part_of.draw(st.sampled_from(part_of.draw(column_parts(scores.d_sae))))
     own = exact.view(-1, scores.d_sae)[:, part]
     for limit in own[::11].unique().clamp(min=0).tolist():
@@ -204,6 +205,63 @@ def test_what_reaches_a_limit_is_found_by_bounds(problem, part_of):
         expected = positions_of(own >= limit, part, scores.d_sae)
         assert set(expected) <= set(found.positions.tolist())
         assert torch.equal(found.pre, scores.pre_at(found.positions))
+
+
+@few
+@given(
+    problem=problems(EXACT + ROUNDED),
+    prefilter=st.booleans(),
+    limit=st.sampled_from([0.0, 1e-30, 0.3, 5.0, 1e30, float("inf")]),
+    per_token=st.sampled_from([0.0, 0.3, 2.0, 50.0]),
+)
+def test_a_limit_is_lowered_while_scores_are_at_hand_and_what_holds_for_all_is_told(
+    problem, prefilter, limit, per_token
+):
+    scores = scores_of(problem, torch.float32, prefilter)
+    part = slice(0, scores.d_sae)
+    with patch.object(selection, "CHUNK", 7):
+        found, holds = scores.reaching(limit, part, per_token=per_token)
+    everything = torch.arange(len(scores.x) * scores.d_sae)
+    # Scores as the search has them: of a product of matrices where there are no bounds.
+    every, _ = scores.reaching(0.0, part)
+    positions = every.positions if not prefilter else everything
+    exact = scores.of(every) if not prefilter else scores.of(found_at(scores, everything))
+    expected = positions[exact >= holds].tolist()
+    assert set(expected) <= set(found.positions.tolist())
+    assert holds <= limit
+    assert holds == limit or per_token > 0
+
+
+def found_at(scores: Scores, positions: Tensor) -> selection.Found:
+    return selection.Found(positions, scores.pre_at(positions))
+
+
+@pytest.mark.parametrize("heavy", range(4))
+def test_bounds_cover_what_float32_rounds_in_a_sum(heavy):
+    """9/8 * 29/32 = 261/256 lies midway between two numbers of bfloat16, the even one below.
+
+    The other terms are below half a unit of float32: whether they count depends on the order of
+    the sum, and so does which of the two the bound and the score are rounded to.
+    """
+    tails = torch.randint(1, 4, (200, 4), generator=torch.Generator().manual_seed(heavy))
+    x, W = torch.ones(1, 4), tails * 2.0**-25
+    x[:, heavy], W[:, heavy] = 9 / 8, 29 / 32
+    scores = Scores(x=x, W=W, bias=torch.zeros(200), scale=torch.ones(200), prefilter=True)
+    exact = scores.of(found_at(scores, torch.arange(200)))
+    for latent, limit in enumerate(exact.tolist()):
+        assert latent in scores.reaching(limit, slice(0, 200))[0].positions
+
+
+@pytest.mark.parametrize("prefilter", [True, False])
+def test_tokens_that_are_done_again_keep_scores_above_a_floor_below_zero(prefilter):
+    """All pre-activations are below 0 and above the floor, and the first limit is infinite."""
+    problem = grid(Numbers(0), 6, 4, 32)
+    problem |= {"bias": torch.full((32,), -5.0).double(), "floor": torch.full((32,), -9.0).double()}
+    scores = scores_of(problem, torch.float32, prefilter)
+    with patch.object(Scores, "_kth_limits", lambda _, scores, *__: scores[:, :1] * 0 + 2.0**20):
+        found = token_topk(scores, 3, slice(0, 32))
+    expected = positions_of(TopK(k=3).keep(dense_scores(problem), 3), slice(0, 32), 32)
+    assert_found(found, expected, problem)
 
 
 def assert_largest_up_to_rounding(

@@ -1,6 +1,6 @@
 """Loss and gradients of both twins of the step against `naive_step`, for every member.
 
-The sparse twin declines where codes are dense, as in all small dictionaries: here it is made to run.
+The sparse twin declines where codes are dense, as in small dictionaries: here it is made to run.
 """
 
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class Draw:
         return (bias - 100 * (self.case.kind == "negative")).requires_grad_()
 
     def log_threshold(self, n: int) -> Tensor:
-        """On the grid theta is 1: codes stand exactly on the edges of the straight-through window."""
+        """On the grid theta is 1: codes stand exactly on the edges of the window around it."""
         return (0 * self.numbers(n) if self.case.is_exact else self.numbers(n)).requires_grad_()
 
 
@@ -296,6 +296,6 @@ def test_dense_codes_and_hooks_get_the_dense_step(name):
     assert type(training.step_loss(x).codes) is DenseCodes  # 2 of 24 latents is one in 12.
     training._sparse_step.max_density = float("inf")
     seen = []
-    training.hook_sae_acts_pre.add_hook(lambda pre, hook: seen.append(pre.shape))
+    training.hook_sae_acts_pre.add_hook(lambda pre, hook: seen.append((hook.name, pre.shape)))
     assert type(training.step_loss(x).codes) is DenseCodes
-    assert seen == [(8, 24)]
+    assert seen == [("hook_sae_acts_pre", (8, 24))]

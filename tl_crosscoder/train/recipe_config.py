@@ -29,7 +29,7 @@ class RecipeConfig:
     k_anneal_share: float | None = None
     """Share of the steps over which k falls, where `k_initial` is given; None is 0.1."""
     l1_coefficient: float | None = None
-    """Weight of the L1 penalty, reached over the first twentieth of the steps; None is 0.041."""
+    """Weight of the L1 penalty, reached over the first twentieth of the steps; None is 1."""
     jumprelu_coefficient: float | None = None
     """Weight of the tanh penalty, reached at the last step; None is 1."""
     jumprelu_bandwidth: float | None = None
