@@ -87,10 +87,14 @@ def activations(shape: Shape) -> list[Tensor]:
 
 
 def adam_step(
-    module: nn.Module, loss: Callable[[Tensor], Tensor], *, before_update: Callable = lambda: None
+    module: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    before_update: Callable = lambda: None,
+    lr: float = LR,
 ) -> Step:
     """Loss, backward, fused Adam, gradients dropped."""
-    optimizer = torch.optim.Adam(module.parameters(), lr=LR, fused=True)
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr, fused=True)
 
     def step(batch: Tensor) -> None:
         loss(batch).backward()
@@ -114,7 +118,7 @@ def our_crosscoder(shape: Shape, sparsity: Sparsity, **fields: Any) -> Crosscode
     )
 
 
-def our_step(crosscoder: CrosscoderTraining) -> Step:
+def our_step(crosscoder: CrosscoderTraining, *, lr: float = LR) -> Step:
     """As in `Trainer.step`."""
     tokens_since_fired = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.int64)
 
@@ -124,7 +128,7 @@ def our_step(crosscoder: CrosscoderTraining) -> Step:
         tokens_since_fired[output.codes.fired()] = 0
         return output.loss
 
-    return adam_step(crosscoder, loss)
+    return adam_step(crosscoder, loss, lr=lr)
 
 
 def ours(

@@ -177,14 +177,17 @@ def set_density_(crosscoder: CrosscoderTraining, x: Tensor, density: float) -> f
 
 
 def measure_density(shape: Shape, kind: str, density: float, *, n_rounds: int) -> dict:
-    """Our step and its dense twin with this share of latents active."""
+    """Our step and its dense twin with this share of latents active.
+
+    The learning rate is 0: it would move the density, and costs the same.
+    """
     batches = activations(shape)
     pair = {
         kernels: our_crosscoder(shape, getattr(sparsities, kind)(), kernels=kernels)
         for kernels in ("auto", "dense")
     }
     active = [set_density_(c, batches[0][:256], density) for c in pair.values()]
-    steps = {kernels: our_step(c) for kernels, c in pair.items()}
+    steps = {kernels: our_step(c, lr=0.0) for kernels, c in pair.items()}
     medians = {
         kernels: statistics.median(ms)
         for kernels, ms in interleaved(steps, batches, n_rounds=n_rounds).items()

@@ -221,12 +221,8 @@ def test_a_limit_is_lowered_while_scores_are_at_hand_and_what_holds_for_all_is_t
     part = slice(0, scores.d_sae)
     with patch.object(selection, "CHUNK", 7):
         found, holds = scores.reaching(limit, part, per_token=per_token)
-    everything = torch.arange(len(scores.x) * scores.d_sae)
-    # Scores as the search has them: of a product of matrices where there are no bounds.
-    every, _ = scores.reaching(0.0, part)
-    positions = every.positions if not prefilter else everything
-    exact = scores.of(every) if not prefilter else scores.of(found_at(scores, everything))
-    expected = positions[exact >= holds].tolist()
+        every, _ = scores.reaching(0.0, part)
+    expected = every.positions[scores.of(every) >= holds].tolist()
     assert set(expected) <= set(found.positions.tolist())
     assert holds <= limit
     assert holds == limit or per_token > 0
