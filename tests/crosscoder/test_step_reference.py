@@ -15,7 +15,7 @@ from naive_step import NaiveWeights, naive_losses, part_latents, site_matrices, 
 from torch import Tensor
 
 from tl_crosscoder import CrosscoderTraining, CrosscoderTrainingConfig
-from tl_crosscoder.crosscoder.codes import DenseCodes, SparseCodes
+from tl_crosscoder.crosscoder.codes import Codes, DenseCodes, SparseCodes
 from tl_crosscoder.crosscoder.config import AuxK
 
 KERNELS = {"auto": SparseCodes, "dense": DenseCodes}
@@ -192,6 +192,17 @@ def assert_equal_gradients(training: CrosscoderTraining, weights: NaiveWeights) 
         assert_equal(training.log_threshold.grad, theta, "log_threshold", size=size)
 
 
+def assert_counts_as_the_matrix(codes: Codes) -> None:
+    """What is told of activity is that of the matrix of codes; entries may be 0 in a JumpReLU."""
+    dense = codes.to_dense().detach()
+    assert codes.l0().item() == pytest.approx((dense > 0).sum().item() / len(dense))
+    assert torch.equal(codes.fired(), (dense > 0).any(dim=0))
+    weights = torch.arange(1.0, dense.shape[1] + 1).to(dense)
+    for part in (slice(0, 5), slice(5, dense.shape[1])):
+        positive = (dense * weights)[:, part][dense[:, part] > 0].tolist()
+        assert codes.smallest(weights, part).item() == min(positive, default=float("inf"))
+
+
 def compare(case: Case, kernels: str, *, step: int = 3, **options) -> None:
     training, draw = training_with(case, kernels=kernels), Draw(case)
     weights = drawn_weights(training.cfg, case, draw)
@@ -203,6 +214,7 @@ def compare(case: Case, kernels: str, *, step: int = 3, **options) -> None:
     expected = naive_losses(training.cfg, weights, x, dead=dead.tolist(), step=step, **options)
     output = training.step_loss(torch.cat(x, dim=-1), is_dead=mask, step=step, **options)
     assert type(output.codes) is KERNELS[kernels]
+    assert_counts_as_the_matrix(output.codes)
     assert set(output.losses) == set(expected)
     for name, loss in expected.items():
         assert_equal(output.losses[name], loss, name)
