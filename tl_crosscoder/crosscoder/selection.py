@@ -93,7 +93,7 @@ class Scores:
             rows = slice(start, start + CHUNK)
             if self.prefilter:
                 left, right = self._bounds
-                yield start, left[rows] @ right[part].T, None
+                yield start, _summed_in_float32(left[rows], right[part].T), None
             else:
                 pre = self.pre(rows, part)
                 shifted = pre if self.floor is None else pre - self.floor[part]
@@ -196,6 +196,19 @@ def _rounded(
         norms[own] = torch.linalg.vector_norm(exact, dim=-1)
         errors[own] = torch.linalg.vector_norm(exact.sub_(out[own, : d + 1]), dim=-1)
     return out, norms, errors
+
+
+def _summed_in_float32(left: Tensor, right: Tensor) -> Tensor:
+    """A bfloat16 product; on CUDA partial sums could be rounded too, which the bound forbids."""
+    if not left.is_cuda:
+        return left @ right
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        return left @ right
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 def batch_topk(
