@@ -59,6 +59,11 @@ class SiteDifference:
         self.sites: tuple[Site, ...] = (replace(one, name=NAME, minus=other),)
 
     @property
+    def positions(self) -> tuple[int, int]:
+        """Positions of x^0 and x^1 among the source's sites."""
+        return self._positions[1], self._positions[0]
+
+    @property
     def n_sites(self) -> int:
         """One."""
         return 1

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, Measurement, Site
 from tl_crosscoder.analysis.decoder_norms import delta_norm, relative_decoder_norm
+from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.max_activating import Example, TopTokens
 from tl_crosscoder.analysis.measurement import LatentMeasures, LatentSummary
 from tl_crosscoder.analysis.reconstruction import Reconstruction
@@ -37,8 +38,28 @@ def latent_measures(base: list[float], finetuned: list[float], n_active: list[in
         relative_decoder_norm=relative_decoder_norm(*norms),
         delta_norm=delta_norm(*norms),
         decoder_cosine=torch.ones(len(base)),
+        encoder_cosine=torch.ones(len(base)),
+        firing=firing(counts),
+    )
+
+
+def firing(counts: Tensor) -> Firing:
+    """On a text of one source, where every token is one of plain text."""
+    n_tokens = int(counts.max())
+    by_role, by_position = (torch.zeros(n, len(counts)).double() for n in (6, 9))
+    by_role[0] = by_position[0] = counts
+    return Firing(
+        n_tokens=n_tokens,
+        sources=("text",),
+        tokens_by_source=(n_tokens,),
+        tokens_by_role=(n_tokens, 0, 0, 0, 0, 0),
+        tokens_by_position=(n_tokens, 0, 0, 0, 0, 0, 0, 0, 0),
         n_active=counts,
         n_active_by_source=counts[None],
+        n_active_by_role=by_role,
+        n_active_by_position=by_position,
+        sum_of_codes=counts,
+        max_code=counts.clamp(max=1),
     )
 
 

@@ -50,11 +50,17 @@ def assert_equal(one: Measurement, other: Measurement):
     assert repr(one.reconstruction) == repr(other.reconstruction)
     assert one.top == other.top
     assert one.sources == other.sources
-    for part in ("latents", "top_tokens"):
-        for name, tensor in vars(getattr(one, part)).items():
-            saved = getattr(getattr(other, part), name)
-            assert saved.dtype == tensor.dtype, name
-            torch.testing.assert_close(saved, tensor, rtol=0, atol=0, equal_nan=True)
+    tables = [dict(m.latents.parts()) for m in (one, other)]
+    assert tables[0].keys() == tables[1].keys()
+    assert all(table.facts() == tables[1][name].facts() for name, table in tables[0].items())
+    for of, saved in (
+        (one.latents.norms(), other.latents.norms()),
+        (vars(one.top_tokens), vars(other.top_tokens)),
+        *((table.tensors(), tables[1][name].tensors()) for name, table in tables[0].items()),
+    ):
+        for name, tensor in of.items():
+            assert saved[name].dtype == tensor.dtype, name
+            torch.testing.assert_close(saved[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_saved_measurement_is_loaded_equal(measured, tmp_path):

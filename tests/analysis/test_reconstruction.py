@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES, delta_norm, latent_class_ids
 from tl_crosscoder.analysis.reconstruction import Moments, Reconstruction, ReconstructionSums
+from tl_crosscoder.crosscoder.codes import SparseCodes
 from tl_crosscoder.crosscoder.fve import difference_fve, fve
 
 NAMES = ["base", "finetuned"]
@@ -26,7 +27,7 @@ def random_case(n_tokens=60, d_sae=12, d_model=5, seed=0):
 
 
 def measured(x, codes, made, class_ids) -> Reconstruction:
-    return ReconstructionSums.of(x, codes, made, class_ids).result(NAMES)
+    return ReconstructionSums.of(x, SparseCodes.of_dense(codes), made, class_ids).result(NAMES)
 
 
 def naive(x, codes, made, class_ids) -> dict:
@@ -121,7 +122,7 @@ def test_sums_over_batches_equal_a_naive_loop_and_the_functions_of_one_batch(bou
     x, codes, made, class_ids = random_case()
     starts = (0, *bounds[:-1])
     parts = [
-        ReconstructionSums.of(x[a:b], codes[a:b], made, class_ids)
+        ReconstructionSums.of(x[a:b], SparseCodes.of_dense(codes[a:b]), made, class_ids)
         for a, b in zip(starts, bounds, strict=True)
     ]
     total = parts[0]
@@ -136,8 +137,8 @@ def test_sums_over_batches_equal_a_naive_loop_and_the_functions_of_one_batch(bou
 
 def test_a_batch_without_tokens_changes_nothing():
     x, codes, made, class_ids = random_case()
-    sums = ReconstructionSums.of(x, codes, made, class_ids)
-    none = ReconstructionSums.of(x[:0], codes[:0], made, class_ids)
+    sums = ReconstructionSums.of(x, SparseCodes.of_dense(codes), made, class_ids)
+    none = ReconstructionSums.of(x[:0], SparseCodes.of_dense(codes[:0]), made, class_ids)
     assert (sums + none).result(NAMES) == sums.result(NAMES)
 
 

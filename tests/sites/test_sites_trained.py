@@ -18,7 +18,7 @@ from tl_crosscoder import (
     measure,
     relative_norm_histogram,
 )
-from tl_crosscoder.analysis.measuring import check_sites
+from tl_crosscoder.crosscoder.checks import check_sites
 from tl_crosscoder.sources import source_of_sites
 from tl_crosscoder.visualize.terminal import WIDTH, render
 

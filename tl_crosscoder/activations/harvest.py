@@ -36,6 +36,18 @@ class Harvested:
         starts = self.index[:, None] * context_size
         return (starts + torch.arange(self.text.context_size))[self.text.mask]
 
+    def split(self, n_rows: int) -> Iterator["Harvested"]:
+        """Whole contexts in pieces of about so many rows, and of at least one context."""
+        n = max(1, n_rows // self.text.context_size)
+        counts = self.text.mask.sum(dim=1)
+        parts = zip(self.index.split(n), counts.split(n), strict=True)
+        done = rows = 0
+        for index, own in parts:
+            n_own = int(own.sum())
+            text = self.text[slice(done, done + len(index))]
+            yield Harvested(index=index, text=text, rows=self.rows[rows : rows + n_own])
+            done, rows = done + len(index), rows + n_own
+
 
 def harvest(
     source: ActivationSource,

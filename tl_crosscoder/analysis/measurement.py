@@ -9,21 +9,26 @@ latents by norm and firing alone; nothing causal.
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.analysis.decoder_norms import (
-    LATENT_CLASSES,
-    latent_class_ids,
-)
+from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES, latent_class_ids
+from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent, LatentScaling
 from tl_crosscoder.analysis.max_activating import Example, TopTokens
 from tl_crosscoder.analysis.reconstruction import Reconstruction
+from tl_crosscoder.tables import TableOfColumns, without_nan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NORMS = ("relative_decoder_norm", "delta_norm", "decoder_cosine", "encoder_cosine")
 
 MIN_ACTIVE_TOKENS = 10
 """A latent active on fewer held-out tokens is not ranked: its norms were hardly trained."""
@@ -31,23 +36,62 @@ MIN_ACTIVE_TOKENS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class LatentMeasures:
-    """One value per latent, `[d_sae]`; norms, cosine and class compare two sites.
+    """One value per latent, `[d_sae]`; norms, cosines and class compare two sites.
 
-    NaN where there is only one, and the cosine also where they are not of one width.
+    NaN where there is only one, and cosines also where they are not of one width.
     """
 
     relative_decoder_norm: Float[Tensor, " d_sae"]
     delta_norm: Float[Tensor, " d_sae"]
     decoder_cosine: Float[Tensor, " d_sae"]
-    n_active: Float[Tensor, " d_sae"]
-    """Tokens of the measured text on which the latent is active."""
-    n_active_by_source: Float[Tensor, "n_sources d_sae"]
-    """The same for each source of the text."""
+    encoder_cosine: Float[Tensor, " d_sae"]
+    firing: Firing
+    scaling: dict[str, LatentScaling] = field(default_factory=dict)
+    """By direction: `finetuned`, `base` and the controls; empty where sites differ in width."""
+    difference: DifferenceByLatent | None = None
+    """What each latent says of x^1 - x^0; None where there is none."""
 
     @property
     def class_ids(self) -> Int[Tensor, " d_sae"]:
         """Index into `LATENT_CLASSES`."""
         return latent_class_ids(self.delta_norm)
+
+    @property
+    def n_active(self) -> Float[Tensor, " d_sae"]:
+        """Tokens of the measured text on which the latent is active."""
+        return self.firing.n_active
+
+    @property
+    def n_active_by_source(self) -> Float[Tensor, "n_sources d_sae"]:
+        """The same for each source of the text."""
+        return self.firing.n_active_by_source
+
+    def parts(self) -> dict[str, TableOfColumns]:
+        """The tables in it, by name."""
+        found: dict[str, TableOfColumns] = {"firing": self.firing}
+        found |= {f"scaling.{name}": table for name, table in self.scaling.items()}
+        return found | ({"difference": self.difference} if self.difference else {})
+
+    def norms(self) -> dict[str, Tensor]:
+        """What is read off the weights alone."""
+        return {name: getattr(self, name) for name in NORMS}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a latent: everything that has been measured of it."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {name: t.tolist() for name, t in self.norms().items()}
+        columns["class"] = [LATENT_CLASSES[i] for i in self.class_ids.tolist()]
+        for name, part in self.parts().items():
+            own = part.columns()
+            prefix = "" if name == "firing" else f"{name}."
+            columns |= {f"{prefix}{column}": values for column, values in own.items()}
+        for name, table in self.scaling.items():
+            columns[f"scaling.{name}.nu_error"] = table.nu_error.tolist()
+            columns[f"scaling.{name}.nu_reconstruction"] = table.nu_reconstruction.tolist()
+        frame = pd.DataFrame(columns)
+        frame.index.name = "latent"
+        return frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +139,12 @@ class Measurement:
     def save(self, folder: str | Path) -> Path:
         """Write `analysis.json` and `analysis.safetensors`."""
         folder = Path(folder)
-        tensors = vars(self.latents) | {
+        parts = self.latents.parts()
+        tensors = self.latents.norms() | {
             f"top_tokens.{k}": v for k, v in vars(self.top_tokens).items()
         }
+        for name, part in parts.items():
+            tensors |= {f"{name}.{column}": t for column, t in part.tensors().items()}
         files.write_tensors(folder / "analysis.safetensors", tensors)
         content = {
             "reconstruction": asdict(self.reconstruction),
@@ -105,8 +152,9 @@ class Measurement:
             "sources": list(self.sources),
             "compared": self.compared and list(self.compared),
             "top": [asdict(s) for s in self.top],
+            "facts": {name: part.facts() for name, part in parts.items()},
         }
-        files.write_json(folder / "analysis.json", _without_nan(content))
+        files.write_json(folder / "analysis.json", without_nan(content))
         return folder / "analysis.json"
 
     @classmethod
@@ -120,6 +168,11 @@ class Measurement:
                 "again with `tl-crosscoder analyze --fresh`."
             )
         content = json.loads(paths[0].read_text(encoding="utf-8"))
+        if "facts" not in content:
+            raise ValueError(
+                f"{folder} holds measures of an earlier version. Measure it again with "
+                "`tl-crosscoder analyze --fresh`."
+            )
         reconstruction = content["reconstruction"]
         reconstruction["fve"] = {
             site: math.nan if value is None else value
@@ -130,7 +183,7 @@ class Measurement:
         top_tokens = {k: tensors.pop(f"top_tokens.{k}") for k in ("values", "positions")}
         return cls(
             reconstruction=Reconstruction(**reconstruction),
-            latents=LatentMeasures(**tensors),
+            latents=_latents(tensors, content["facts"]),
             top=[LatentSummary.from_dict(s) for s in content["top"]],
             top_tokens=TopTokens(**top_tokens),
             sources=tuple(content["sources"]),
@@ -155,10 +208,20 @@ def most_active(latents: LatentMeasures, *, n: int) -> list[int]:
     return [i for i in order if latents.n_active[i] >= MIN_ACTIVE_TOKENS]
 
 
-def _without_nan(value: Any) -> Any:
-    """NaN as null: it is not JSON."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _latents(tensors: dict[str, Tensor], facts: dict[str, Any]) -> LatentMeasures:
+    """From one flat set of tensors, where those of a part have its name before theirs."""
+    own: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, column = name.rpartition(".")
+        own.setdefault(part, {})[column] = tensor
+    difference = own.get("difference")
+    return LatentMeasures(
+        **own[""],
+        firing=Firing.from_tensors(own["firing"], facts["firing"]),
+        scaling={
+            part.removeprefix("scaling."): LatentScaling.from_tensors(columns, facts[part])
+            for part, columns in own.items()
+            if part.startswith("scaling.")
+        },
+        difference=None if difference is None else DifferenceByLatent(**difference),
+    )

@@ -6,10 +6,9 @@ of size [tokens, d_sae] is kept. Limit: codes of `N_ROWS` tokens at a time are d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.activation_source import ActivationSource
@@ -23,8 +22,11 @@ from tl_crosscoder.analysis.decoder_norms import (
     normalised_decoders,
     relative_decoder_norm,
 )
+from tl_crosscoder.analysis.firing import FiringSums
+from tl_crosscoder.analysis.latent_scaling import ScalingSums
 from tl_crosscoder.analysis.max_activating import Example, TopTokens, examples
 from tl_crosscoder.analysis.measurement import (
+    NORMS,
     LatentMeasures,
     LatentSummary,
     Measurement,
@@ -32,11 +34,10 @@ from tl_crosscoder.analysis.measurement import (
     rank,
 )
 from tl_crosscoder.analysis.reconstruction import ReconstructionSums
+from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.site import Site, compared_sites
-
-N_ROWS = 4096
-"""Tokens encoded at a time."""
+from tl_crosscoder.crosscoder.inference import N_ROWS, sparse_codes
+from tl_crosscoder.site import compared_sites, site_parts
 
 
 @torch.no_grad()
@@ -99,14 +100,15 @@ def measure_all(
     return [one.result(source, text, n_top=n_top) for one in passes]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Pass:
     """What one crosscoder collects while the models run over a text."""
 
     crosscoder: Crosscoder
     norms: dict[str, Float[Tensor, " d_sae"]]
     top: TopTokens
-    active: Int[Tensor, "n_sources d_sae"]
+    firing: FiringSums
+    scaling: ScalingSums | None
     context_size: int
     sums: ReconstructionSums | None = None
 
@@ -119,43 +121,39 @@ class _Pass:
         *,
         n_examples: int,
     ) -> "_Pass":
-        check_sites(source, crosscoder)
+        check_source(source, crosscoder)
         device, d_sae = crosscoder.W_dec.device, crosscoder.cfg.d_sae
-        if device != source.device:
-            raise ValueError(
-                f"the crosscoder is on {device} and the models on {source.device}: load it with "
-                f"Crosscoder.load(..., device='{source.device}')."
-            )
         return cls(
             crosscoder=crosscoder,
-            norms=_norm_measures(crosscoder),
+            norms=norm_measures(crosscoder),
             top=TopTokens.empty(n=n_examples, d_sae=d_sae, device=device),
-            active=torch.zeros(len(text.sources), d_sae, dtype=torch.int64, device=device),
+            firing=FiringSums.begin(n_sources=len(text.sources), d_sae=d_sae, device=device),
+            scaling=ScalingSums.begin(crosscoder),
             context_size=text.context_size,
         )
 
     def add(self, part: Harvested) -> None:
-        """Sums, top tokens, and tokens on which each latent is active, by source."""
-        device = self.crosscoder.W_dec.device
+        """Whole contexts, few enough that their dense codes fit."""
         class_ids = latent_class_ids(self.norms["delta_norm"])
-        positions = part.positions(self.context_size).to(device)
-        source_ids = part.text.source_ids[part.text.mask].to(device)
-        # Few rows at a time: codes are [rows, d_sae].
-        pieces = (t.split(N_ROWS) for t in (part.rows, positions, source_ids))
-        for x, where, sources in zip(*pieces, strict=True):
-            codes = self.crosscoder.encode(x)
+        for piece in part.split(N_ROWS):
+            x, text = piece.rows, piece.text
+            codes = sparse_codes(self.crosscoder, x)
             batch = ReconstructionSums.of(x, codes, self.crosscoder, class_ids)
             self.sums = batch if self.sums is None else self.sums + batch
-            self.top = self.top.update(codes, where)
-            for i in sources.unique().tolist():
-                self.active[i] += (codes[sources == i] > 0).sum(dim=0)
+            self.top = self.top.update(
+                codes.to_dense(), piece.positions(self.context_size).to(x.device)
+            )
+            self.firing.add(codes, text)
+            if self.scaling is not None:
+                self.scaling.add(site_parts(x, self.crosscoder.sites), codes)
 
     def result(self, source: ActivationSource, text: TokenizedText, *, n_top: int) -> Measurement:
         assert self.sums is not None
-        sites = self.crosscoder.sites
+        sites, scaling = self.crosscoder.sites, self.scaling
         latents = LatentMeasures(
-            n_active=self.active.sum(dim=0).double(),
-            n_active_by_source=self.active.double(),
+            firing=self.firing.result(text.sources),
+            scaling=scaling.result() if scaling else {},
+            difference=scaling.difference_by_latent() if scaling else None,
             **self.norms,
         )
         names = [s.name for s in sites]
@@ -172,34 +170,21 @@ class _Pass:
         )
 
 
-def check_sites(source: ActivationSource, crosscoder: Crosscoder) -> None:
-    """Refuse models whose hook points or widths are not those of the crosscoder."""
-    theirs, ours = ([_where(s) for s in of.sites] for of in (crosscoder, source))
-    if theirs != ours:
-        is_difference = any(s.minus for s in crosscoder.sites)
-        raise ValueError(
-            f"the crosscoder was trained on the sites {theirs}, but the models have {ours}. Load "
-            "the models with the hook point that the dictionary's cfg.json names"
-            + (", and take their pair.difference()." if is_difference else ".")
-        )
-
-
-def _where(site: Site) -> tuple[Any, ...]:
-    minus = ("minus", _where(site.minus)) if site.minus else ()
-    return site.name, site.hook_name, site.d_model, *minus
-
-
-def _norm_measures(crosscoder: Crosscoder) -> dict[str, Float[Tensor, " d_sae"]]:
+def norm_measures(crosscoder: Crosscoder) -> dict[str, Float[Tensor, " d_sae"]]:
     """The measures of `LatentMeasures` that compare two decoders."""
     decoders = normalised_decoders(crosscoder.W_dec, crosscoder.sites)
     if decoders is None:
         none = crosscoder.W_dec.new_full((crosscoder.cfg.d_sae,), torch.nan)
-        return dict.fromkeys(("relative_decoder_norm", "delta_norm", "decoder_cosine"), none)
+        return dict.fromkeys(NORMS, none)
     base, finetuned = (d.norm(dim=-1) for d in decoders)
+    pair = compared_sites(crosscoder.sites)
+    assert pair is not None
+    encoders = (crosscoder.encoder(site).detach().T for site in pair)
     return {
         "relative_decoder_norm": relative_decoder_norm(base, finetuned),
         "delta_norm": delta_norm(base, finetuned),
         "decoder_cosine": decoder_cosine(*decoders),
+        "encoder_cosine": decoder_cosine(*encoders),
     }
 
 

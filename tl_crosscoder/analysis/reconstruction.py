@@ -1,8 +1,8 @@
 """How much of the activations, and of their difference, a crosscoder explains on a whole text.
 
 Streaming: every batch becomes sums and counts, which add up, and are divided once at the end.
-Shapes: activations are rows, `[batch, n_sites, d_model]` or `[batch, d_in]`, and codes
-`[batch, d_sae]`, raw space. Limit: one difference, that of the compared sites.
+Shapes: activations are rows, `[batch, n_sites, d_model]` or `[batch, d_in]`, raw
+space, and codes are entries. Limit: one difference, that of the compared sites.
 """
 
 from dataclasses import dataclass, fields
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
+from tl_crosscoder.crosscoder.codes import SparseCodes
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.site import site_parts, subtracted_sites
 
@@ -113,30 +114,34 @@ class ReconstructionSums:
     def of(
         cls,
         x: Float[Tensor, "batch *row"],
-        codes: Float[Tensor, "batch d_sae"],
+        codes: SparseCodes,
         crosscoder: Crosscoder,
         class_ids: Int[Tensor, " d_sae"],
     ) -> "ReconstructionSums":
         """Sums of one batch."""
         parts = site_parts(x, crosscoder.sites)
-        said = site_parts(crosscoder.decode(codes), crosscoder.sites)
+        decoded = codes.times(crosscoder.W_dec.detach()) + crosscoder.b_dec.detach()
+        said = site_parts(decoded, crosscoder.sites)
         errors = [part - x_hat for part, x_hat in zip(parts, said, strict=True)]
         pair = subtracted_sites(crosscoder.sites)
         difference = None
         if pair is not None:
             base, finetuned = pair
-            delta = crosscoder.decoder(finetuned) - crosscoder.decoder(base)
-            members = [class_ids == c for c in range(len(LATENT_CLASSES))]
+            delta = (crosscoder.decoder(finetuned) - crosscoder.decoder(base)).detach()
+            of_entries = class_ids[codes.pattern.latents.long()]
+            by_class = [codes.where(of_entries == c) for c in range(len(LATENT_CLASSES))]
             difference = DifferenceSums.of(
                 (parts[base], parts[finetuned]),
                 (errors[base], errors[finetuned]),
-                torch.stack([codes[:, m] @ delta[m] for m in members], dim=1),
+                torch.stack([own.times(delta) for own in by_class], dim=1),
             )
         return cls(
             x=tuple(Moments.of(part) for part in parts),
             error=tuple(Moments.of(error) for error in errors),
             difference=difference,
-            n_active=(codes > 0).sum(dim=0).double(),
+            n_active=torch.bincount(
+                codes.pattern.latents.long(), minlength=codes.pattern.d_sae
+            ).double(),
         )
 
     def __add__(self, other: "ReconstructionSums") -> "ReconstructionSums":

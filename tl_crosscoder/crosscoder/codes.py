@@ -5,14 +5,14 @@ Entries stand token by token, and within a token latent by latent: `values [nnz]
 int32, so batch and d_sae stay below 2^31.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.crosscoder.kernels import offsets_of, rows_of
+from tl_crosscoder.crosscoder.kernels import at_least, offsets_of, rows_of, weighted_bag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,33 @@ class SparseCodes:
     pattern: Pattern
     values: Float[Tensor, " nnz"]
 
+    @classmethod
+    def of_dense(cls, codes: Float[Tensor, "batch d_sae"]) -> "SparseCodes":
+        """The entries of a matrix that are above zero."""
+        tiny = codes.new_full((1, 1), torch.finfo(codes.dtype).tiny)
+        positions = at_least(codes.contiguous(), tiny)
+        batch, d_sae = codes.shape
+        pattern = Pattern.at(positions, shape=(batch, d_sae))
+        return cls(pattern=pattern, values=codes.flatten()[positions])
+
     @property
     def batch(self) -> int:
         """Number of tokens."""
         return self.pattern.batch
+
+    def where(self, keep: Bool[Tensor, " nnz"]) -> "SparseCodes":
+        """Some of the entries."""
+        pattern = replace(
+            self.pattern,
+            latents=self.pattern.latents[keep],
+            offsets=offsets_of(self.pattern.tokens[keep], self.batch),
+        )
+        return SparseCodes(pattern=pattern, values=self.values[keep])
+
+    def times(self, rows: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
+        """sum_j f_j times row j, without gradients."""
+        pattern = self.pattern
+        return weighted_bag(rows, pattern.latents, pattern.offsets, self.values.to(rows))
 
     def to_dense(self) -> Float[Tensor, "batch d_sae"]:
         """The same codes as a matrix."""

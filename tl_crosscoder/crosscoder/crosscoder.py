@@ -144,6 +144,23 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
         """Reconstruction, in the shape of the input."""
         return JumpReLUSAE.forward(self, self.flatten(x)).view_as(x)
 
+    def rename_models_(self, sites: Sequence[Site]) -> None:
+        """Take over the names, revisions and adapters of these sites: the same models elsewhere.
+
+        Raises:
+            ValueError: not as many sites, or sites of other hooks or widths.
+        """
+        if [(s.hook_name, s.d_model) for s in sites] != [
+            (s.hook_name, s.d_model) for s in self.sites
+        ]:
+            raise ValueError(
+                f"the sites {[(s.name, s.hook_name, s.d_model) for s in sites]} are not those of "
+                f"this crosscoder, {[(s.name, s.hook_name, s.d_model) for s in self.sites]}."
+            )
+        pairs = zip(sites, self.sites, strict=True)
+        self.cfg.sites = tuple(replace(s, name=own.name, scale=own.scale) for s, own in pairs)
+        self.cfg.metadata.sites = [s.to_dict() for s in self.cfg.sites]
+
     def extra_repr(self) -> str:
         """Sites and size, for `print`."""
         sites = ", ".join(

@@ -26,6 +26,7 @@ from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.training import CrosscoderTraining, StepLoss
 from tl_crosscoder.presets import Recipe, batchtopk
+from tl_crosscoder.tokenization import tokenizer_sha256
 from tl_crosscoder.train.checkpoint import (
     TrainState,
     checkpoint_name,
@@ -317,4 +318,5 @@ def crosscoder_config(
     cfg.metadata.hook_name = source.sites[-1].hook_name
     cfg.metadata.model_name = source.sites[-1].model_name
     cfg.metadata.weight_processing = source.weight_processing
+    cfg.metadata.tokenizer_sha256 = tokenizer_sha256(source.tokenizer)
     return cfg

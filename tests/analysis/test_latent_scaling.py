@@ -1,0 +1,217 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from analysis.hand_made import sites
+from safetensors.torch import load_file
+
+from tl_crosscoder import Crosscoder, CrosscoderConfig
+from tl_crosscoder.analysis.latent_scaling import LatentScaling, ScalingSums
+from tl_crosscoder.crosscoder.codes import SparseCodes
+from tl_crosscoder.crosscoder.inference import sparse_codes
+from tl_crosscoder.site import site_parts
+
+TARGETS = ("error", "reconstruction", "activation", "activation_no_bias")
+
+
+def random_dictionary(d_model=6, d_sae=10, seed=0) -> Crosscoder:
+    generator = torch.Generator().manual_seed(seed)
+    made = Crosscoder(CrosscoderConfig(d_in=2 * d_model, d_sae=d_sae, sites=sites(d_model)))
+    weights = {n: torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()}
+    weights["threshold"] = weights["threshold"].abs()
+    weights["b_enc"][3] = -1e6  # never fires
+    made.load_state_dict(weights)
+    return made
+
+
+def scaled(made: Crosscoder, x, codes=None, **options) -> dict[str, LatentScaling]:
+    sums = ScalingSums.begin(made, **options)
+    sums.add(site_parts(x, made.sites), sparse_codes(made, x) if codes is None else codes)
+    return sums.result()
+
+
+@pytest.fixture(scope="module")
+def case():
+    made = random_dictionary()
+    x = torch.randn(200, 2, 6, generator=torch.Generator().manual_seed(1))
+    return made, x
+
+
+def least_squares(f, Y, d) -> float:
+    """argmin over beta of sum_i ||Y_i - beta f_i d||^2, by the textbook: one column."""
+    design = np.outer(f, d).reshape(-1, 1)
+    return float(np.linalg.lstsq(design, Y.reshape(-1), rcond=None)[0][0])
+
+
+def by_the_textbook(made, x, codes, j, direction, target, site) -> float:
+    f, Y = codes.double().numpy(), x.double().numpy()[:, site]
+    W, b = (
+        t.detach().double().numpy().reshape(-1, 2, 6)[:, site] for t in (made.W_dec, made.b_dec)
+    )
+    said = f @ W
+    own = np.outer(f[:, j], W[j])
+    of = {
+        "error": Y - said - b + own,
+        "reconstruction": said + b,
+        "activation": Y,
+        "activation_no_bias": Y - b,
+    }
+    return least_squares(f[:, j], of[target], direction[j].numpy())
+
+
+def test_all_betas_are_those_of_textbook_least_squares(case):
+    made, x = case
+    codes = made.encode(x).detach()
+    sums = ScalingSums.begin(made)
+    sums.add(site_parts(x, made.sites), sparse_codes(made, x))
+    found = sums.result()
+    assert set(found) == {"finetuned", "base", "random", "other"}
+    for name, table in found.items():
+        order = (1, 0) if name == "base" else (0, 1)
+        for target in TARGETS:
+            betas = getattr(table, f"beta_{target}")
+            for row, site in enumerate(order):
+                for j in range(10):
+                    if j == 3:
+                        assert betas[row, j].isnan()
+                        continue
+                    ours = betas[row, j].item()
+                    theirs = by_the_textbook(made, x, codes, j, sums.directions[name], target, site)
+                    assert ours == pytest.approx(theirs, rel=1e-6), (name, target, site, j)
+
+
+def test_one_latent_by_hand():
+    # One latent, one dimension, d^0 = 1, d^1 = 2, no bias; codes 1 and 3, so C = 1 + 9 = 10.
+    made = Crosscoder(CrosscoderConfig(d_in=2, d_sae=1, sites=sites(1)))
+    made.load_state_dict(
+        {n: torch.zeros_like(t) for n, t in made.state_dict().items()}
+        | {"W_dec": torch.tensor([[1.0, 2.0]])}
+    )
+    x = torch.tensor([[[1.0], [2.0]], [[2.0], [7.0]]])
+    codes = SparseCodes.of_dense(torch.tensor([[1.0], [3.0]]))
+    found = scaled(made, x, codes, controls=())
+    # d = 2, C d^2 = 40. Activation: base sum f x = 1 + 6 = 7, times 2 / 40; fine-tuned 2 + 21 = 23.
+    assert found["finetuned"].beta_activation[:, 0].tolist() == [14 / 40, 46 / 40]
+    # Reconstruction: base f, sum f f = 10, times 2 / 40; fine-tuned 2 f: 20 times 2 / 40.
+    assert found["finetuned"].beta_reconstruction[:, 0].tolist() == [0.5, 1.0]
+    # With its own part put back the error is x itself here, so nu_error = 7 / 23.
+    assert found["finetuned"].nu_error.item() == pytest.approx(7 / 23)
+    assert found["finetuned"].nu_reconstruction.item() == 0.5
+    # Towards the base (d = 1, C d^2 = 10): fine-tuned over base.
+    assert found["base"].nu_reconstruction.item() == 2.0
+
+
+def test_the_other_direction_is_that_of_swapped_sites(case):
+    made, x = case
+    swapped = random_dictionary()
+    swapped.load_state_dict(
+        made.state_dict()
+        | {
+            "W_enc": made.W_enc.view(2, 6, -1).flip(0).reshape(12, -1),
+            "W_dec": made.W_dec.view(-1, 2, 6).flip(1).reshape(-1, 12),
+            "b_dec": made.b_dec.view(2, 6).flip(0).reshape(-1),
+        }
+    )
+    base = scaled(made, x)["base"]
+    finetuned = scaled(swapped, x.flip(1))["finetuned"]
+    for target in TARGETS:
+        theirs = getattr(finetuned, f"beta_{target}")
+        torch.testing.assert_close(
+            getattr(base, f"beta_{target}"), theirs, equal_nan=True, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_neither_the_batches_nor_their_order_matter(case):
+    made, x = case
+    whole = scaled(made, x)["finetuned"]
+    sums = ScalingSums.begin(made)
+    for rows in reversed(x.split(37)):
+        sums.add(site_parts(rows, made.sites), sparse_codes(made, rows))
+    torch.testing.assert_close(
+        sums.result()["finetuned"].beta_error, whole.beta_error, equal_nan=True
+    )
+
+
+def test_betas_are_of_the_space_in_which_sites_are_of_one_size(case):
+    made, x = case
+    scales = torch.tensor([3.0, 0.5])
+    raw = random_dictionary()
+    raw.fold_site_scales_([3.0, 0.5])
+    ours, normalised = scaled(raw, x / scales[:, None]), scaled(made, x)
+    for name in ("finetuned", "base"):
+        torch.testing.assert_close(
+            ours[name].beta_activation, normalised[name].beta_activation,
+            equal_nan=True, rtol=1e-5, atol=1e-6,
+        )  # fmt: skip
+
+
+def test_what_a_latent_says_of_the_difference_is_the_change_of_the_error(case):
+    made, x = case
+    codes = made.encode(x).detach().double()
+    sums = ScalingSums.begin(made)
+    sums.add(site_parts(x, made.sites), sparse_codes(made, x))
+    found = sums.difference_by_latent()
+    v = (made.decoder(1) - made.decoder(0)).detach().double()
+    bias = (made.decoder_bias(1) - made.decoder_bias(0)).detach().double()
+    delta = (x[:, 1] - x[:, 0]).double()
+    variance = (delta - delta.mean(dim=0)).square().sum()
+    error = delta - codes @ v - bias
+    for j in range(10):
+        own = torch.outer(codes[:, j], v[j])
+        alone = (delta.square().sum() - (delta - own).square().sum()) / variance
+        lost = ((error + own).square().sum() - error.square().sum()) / variance
+        torch.testing.assert_close(found.alone[j], alone)
+        torch.testing.assert_close(found.lost_without[j], lost)
+
+
+def test_a_saved_scaling_is_loaded_equal(case, tmp_path):
+    table = scaled(*case)["finetuned"]
+    for ending in ("json", "parquet"):
+        loaded = LatentScaling.load(table.save(tmp_path / f"scaling.{ending}"))
+        for name, tensor in table.tensors().items():
+            assert torch.equal(loaded.tensors()[name].nan_to_num(7.5), tensor.nan_to_num(7.5))
+        assert loaded.direction == "finetuned"
+    frame = table.to_frame()
+    assert len(frame) == 10
+    assert np.isnan(frame["beta_error.0"][3])
+    with pytest.raises(ValueError, match="holds a LatentScaling, not a DifferenceByLatent"):
+        from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent
+
+        DifferenceByLatent.load(tmp_path / "scaling.json")
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "l1"])
+def test_the_betas_of_the_papers_own_code_are_reproduced(name):
+    root = Path(__file__).parents[2]
+    shared = Path(os.environ.get("TL_CROSSCODER_SHARED", root.parent / "shared"))
+    folder = shared / "data/formats/dictionary_learning" / name
+    if not folder.is_dir():
+        pytest.skip(f"no reference dictionary at {folder}: set TL_CROSSCODER_SHARED")
+    weights, reference = (load_file(folder / f"{n}.safetensors") for n in ("model", "reference"))
+    _, d_model, d_sae = weights["encoder.weight"].shape
+    norms = weights["decoder.weight"].norm(dim=-1).sum(dim=0)
+    made = Crosscoder(CrosscoderConfig(d_in=2 * d_model, d_sae=d_sae, sites=sites(d_model)))
+    made.load_state_dict(
+        {
+            "W_enc": weights["encoder.weight"].reshape(2 * d_model, d_sae),
+            "b_enc": weights["encoder.bias"],
+            "W_dec": weights["decoder.weight"].transpose(0, 1).reshape(d_sae, 2 * d_model),
+            "b_dec": weights["decoder.bias"].reshape(-1),
+            # Theirs is compared with codes times norms.
+            "threshold": weights.get("threshold", torch.zeros(1)) / norms,
+        }
+    )
+    x = reference["x"]
+    torch.testing.assert_close(made.encode(x), reference["codes"], rtol=1e-4, atol=1e-5)
+    table = scaled(made, x)["finetuned"]
+    assert torch.equal(table.n_active.float(), reference["count_active"])
+    for target in ("error", "reconstruction", "activation"):
+        ours = getattr(table, f"beta_{target}").float()
+        theirs = torch.stack([reference[f"beta_{target}_{s}"] for s in ("base", "finetuned")])
+        alive = table.n_active > 0
+        assert alive.sum() > 40
+        deviation = (ours - theirs)[:, alive].abs() / theirs[:, alive].abs().clamp(min=1e-4)
+        print(name, target, deviation.max().item())
+        assert deviation.max() < 1e-4, target

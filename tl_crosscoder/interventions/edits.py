@@ -1,0 +1,269 @@
+"""Edits: what to put in the place of a model's stream at the hook.
+
+Contract: an edit takes the `Streams` of some contexts and gives the new activations of one site,
+`[batch, pos, d_model]`; the site's model goes on from there. All are linear in the streams, the
+codes and fixed directions, raw space. Written for base 0 and fine-tuned 1, as in the papers.
+Limit: one site is edited at a time.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_crosscoder.activations.roles import ROLES
+from tl_crosscoder.activations.text import REASONS
+from tl_crosscoder.crosscoder.codes import SparseCodes
+from tl_crosscoder.interventions.subject import Streams, Subject
+
+
+class Edit(ABC):
+    """Abstract: new activations of the site `site`, a position among the models' sites."""
+
+    site: int
+
+    @abstractmethod
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """The activations from which the model of the site goes on."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stream(Edit):
+    """The stream of a site as it is; that of another site's model, or its own."""
+
+    site: int
+    stream: int
+    """Position of the site whose stream is taken."""
+
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """x^m."""
+        return streams.x[self.stream]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Shift(Edit):
+    """A stream plus what some latents say: x^m + sign sum_{j in S} f_j v_j.
+
+    With v_j = d_j^1 - d_j^0 on the base stream this is h_S of Minder et al. 2025 (methods, section
+    4), with sign -1 on the fine-tuned one the ablation; with random v_j, their control.
+    """
+
+    site: int
+    stream: int
+    """Position of the site whose stream is shifted."""
+    latents: Int[Tensor, " n"]
+    directions: Float[Tensor, "n d_model"]
+    """v_j, raw space."""
+    sign: float = 1.0
+
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """Shifted where latents of the set are active."""
+        start = streams.x[self.stream]
+        said = said_by(streams, self.latents, self.directions)
+        return start + self.sign * said.view_as(start).to(start)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Projection(Edit):
+    """A stream without its part in the span of some directions, or with that of another stream.
+
+    x^m - Q Q' x^m, and + Q Q' x^other where a replacement is named (Minder et al. 2025, ADL 2025).
+    """
+
+    site: int
+    stream: int
+    directions: Float[Tensor, "n d_model"]
+    replacement: int | None = None
+    """Position of the site whose projection takes the place; None is nothing."""
+    active_latents: Int[Tensor, " n"] | None = None
+    """Project only where one of these latents is active; None is everywhere."""
+
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """Without its projection."""
+        x = streams.x[self.stream]
+        other = 0 if self.replacement is None else streams.x[self.replacement]
+        Q = orthonormal(self.directions.to(x.device))
+        new = x - (x - other) @ Q @ Q.T
+        if self.active_latents is None:
+            return new
+        return torch.where(is_active(streams, self.active_latents)[..., None], new, x)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Constant(Edit):
+    """A stream plus the same vector at every token: steering."""
+
+    site: int
+    stream: int
+    vector: Float[Tensor, " d_model"]
+
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """Shifted everywhere."""
+        x = streams.x[self.stream]
+        return x + self.vector.to(x)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rebuilt(Edit):
+    """A reconstruction, and the error of a site or none: x̂^m + e^other.
+
+    With the error of the other model this tells what the dictionary holds of the behaviour from
+    what it leaves out (Minder et al. 2025). Tokens without codes, on which the dictionary was not
+    trained, keep the stream of the reconstructed site.
+    """
+
+    site: int
+    subject: Subject
+    reconstruction: int
+    """Position of the site whose reconstruction is taken."""
+    error: int | None = None
+    """Position of the site whose error x - x̂ is added."""
+
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """Rebuilt where there are codes."""
+        new = reconstruction(self.subject, streams, self.reconstruction)
+        if self.error is not None:
+            x = streams.x[self.error]
+            new = new + x - reconstruction(self.subject, streams, self.error)
+        return torch.where(streams.counted[..., None], new, streams.x[self.reconstruction])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Remainder(Edit):
+    """What latents do not say of the difference: x^0 + (e^1 - e^0) + (b^1 - b^0).
+
+    That is x^1 - sum_j f_j (d_j^1 - d_j^0), taken of the streams.
+    """
+
+    site: int
+    subject: Subject
+
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """Errors and biases of both on the base stream."""
+        x = streams.x[self.subject.finetuned]
+        every = torch.arange(self.subject.dictionary.cfg.d_sae, device=x.device)
+        return x - said_by(streams, every, self.subject.difference).view_as(x)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sum(Edit):
+    """A stream plus what several edits add to it."""
+
+    site: int
+    stream: int
+    edits: tuple[Edit, ...]
+
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """x^m + sum of (edit - x^m)."""
+        x = streams.x[self.stream]
+        return x + sum(edit(streams) - x for edit in self.edits)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Where(Edit):
+    """An edit at some tokens, and a site's stream at the others."""
+
+    edit: Edit
+    places: "Places"
+    otherwise: int
+    """Position of the site whose stream stands at the other tokens."""
+
+    @property
+    def site(self) -> int:  # type: ignore[override]
+        """That of the edit."""
+        return self.edit.site
+
+    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+        """Edited in its places."""
+        new, x = self.edit(streams), streams.x[self.otherwise]
+        return torch.where(self.places.mask(streams).to(x.device)[..., None], new, x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Which tokens: of some roles, at the start of each run of them, at some positions."""
+
+    roles: tuple[str, ...] | None = None
+    """Of `ROLES`; None is every role."""
+    first: int | None = None
+    """Only the first so many tokens of each run of tokens of these roles."""
+    positions: tuple[int, ...] | None = None
+    """Only at these positions of a context."""
+
+    def __post_init__(self) -> None:
+        unknown = [r for r in self.roles or () if r not in ROLES]
+        if unknown:
+            raise ValueError(f"roles {unknown} are not known; they are {list(ROLES)}.")
+        if self.first is not None and self.first < 1:
+            raise ValueError(f"first is {self.first}; it is one token or more.")
+
+    def mask(self, streams: Streams) -> Bool[Tensor, "batch pos"]:
+        """True at these tokens; never at padding."""
+        return self.mask_of(streams.text.role_ids, streams.text.dropped)
+
+    def mask_of(
+        self, role_ids: Int[Tensor, "batch pos"], dropped: Int[Tensor, "batch pos"]
+    ) -> Bool[Tensor, "batch pos"]:
+        """The same from what a text knows of its tokens."""
+        chosen = dropped != REASONS.index("padding")
+        if self.roles is not None:
+            ids = torch.tensor([ROLES.index(r) for r in self.roles])
+            chosen = chosen & torch.isin(role_ids.long(), ids)
+        if self.first is not None:
+            chosen = chosen & (place_in_run(chosen) < self.first)
+        if self.positions is not None:
+            at = torch.zeros(chosen.shape[1], dtype=torch.bool)
+            at[[p for p in self.positions if p < len(at)]] = True
+            chosen = chosen & at
+        return chosen
+
+
+def place_in_run(chosen: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """For each chosen token, how many chosen ones stand right before it; elsewhere 0."""
+    n = torch.arange(chosen.shape[1]).expand(chosen.shape)
+    last_gap = torch.where(chosen, -1, n).cummax(dim=1).values
+    return torch.where(chosen, n - last_gap - 1, 0)
+
+
+def said_by(
+    streams: Streams, latents: Int[Tensor, " n"], directions: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "tokens d_model"]:
+    """sum_{j in S} f_j v_j at every token."""
+    assert streams.codes is not None, "latents need a dictionary"
+    chosen = only(streams.codes, latents)
+    return chosen.times(directions.to(chosen.values))
+
+
+def only(codes: SparseCodes, latents: Int[Tensor, " n"]) -> SparseCodes:
+    """The codes of a set of latents, renumbered by their place in it."""
+    place = torch.full((codes.pattern.d_sae,), -1, dtype=torch.int32, device=latents.device)
+    place[latents] = torch.arange(len(latents), dtype=torch.int32, device=latents.device)
+    places = place[codes.pattern.latents.long()]
+    kept = codes.where(places >= 0)
+    pattern = replace(kept.pattern, latents=places[places >= 0], d_sae=max(1, len(latents)))
+    return replace(kept, pattern=pattern)
+
+
+def is_active(streams: Streams, latents: Int[Tensor, " n"]) -> Bool[Tensor, "batch pos"]:
+    """Tokens on which one of these latents is active."""
+    assert streams.codes is not None, "latents need a dictionary"
+    chosen = only(streams.codes, latents)
+    n = chosen.pattern.offsets.diff() > 0
+    return n.view(streams.text.tokens.shape)
+
+
+def reconstruction(
+    subject: Subject, streams: Streams, site: int
+) -> Float[Tensor, "batch pos d_model"]:
+    """x̂^m at every token."""
+    every = torch.arange(subject.dictionary.cfg.d_sae, device=subject.models.device)
+    said = said_by(streams, every, subject.decoder(site))
+    return said.view_as(streams.x[site]) + subject.dictionary.decoder_bias(site).detach()
+
+
+def orthonormal(directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "d_model rank"]:
+    """An orthonormal basis of the span; directions within float error of the others add none."""
+    U, S, _ = torch.linalg.svd(directions.double().T, full_matrices=False)
+    return U[:, 1e-6 * S.max().clamp(min=1e-30) < S].to(directions.dtype)

@@ -1,0 +1,163 @@
+"""Run edited models over a text and score what they predict.
+
+Contract: `score_edits` gives sums a context, `[edits, kinds, contexts]`, of KL and cross-entropy in
+nats, and counts; they add up and are divided once. All edits of a site share one pass of the layers
+below the hook. Limit: logits of `MAX_LOGITS` entries at a time.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.continuation import continued
+from tl_crosscoder.interventions.edits import Edit, Places, Stream
+from tl_crosscoder.interventions.subject import Streams, Subject
+
+MAX_LOGITS = 2**25
+"""Entries of logits at a time; 128 MiB in float32."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EditScores:
+    """Sums over the predicted tokens of each context."""
+
+    kl: Float[Tensor, "n_edits n_kinds n_contexts"]
+    """KL(reference || edited), nats, float64."""
+    ce: Float[Tensor, "n_edits n_kinds n_contexts"]
+    """-log p of the token that follows, nats, float64."""
+    counts: Float[Tensor, "n_kinds n_contexts"]
+    """Predicted tokens of each kind."""
+
+
+@torch.no_grad()
+def score_edits(
+    subject: Subject,
+    text: TokenizedText,
+    edits: Sequence[Edit],
+    *,
+    reference: Edit,
+    kinds: Mapping[str, Places],
+    batch_size: int = 32,
+    description: str | None = None,
+) -> EditScores:
+    """KL to what a reference predicts, and cross-entropy, of every edit.
+
+    Args:
+        subject: models and dictionary.
+        text: contexts; packed or not.
+        edits: of any sites.
+        reference: whose predictions are compared with, such as the fine-tuned model as it is.
+        kinds: which predicted tokens are summed: a prediction belongs to the token it is about.
+        batch_size: contexts a forward pass.
+        description: of a progress bar; None shows none.
+
+    Raises:
+        ValueError: a context has no token of the first kind.
+    """
+    masks = {name: predicted(places, text) for name, places in kinds.items()}
+    check_predictions(masks)
+    shape = (len(edits), len(kinds), len(text))
+    kl, ce = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
+    every = torch.stack([*masks.values()])
+    for streams in subject.batches(text, batch_size=batch_size, description=description):
+        n_pos = streams.text.tokens.shape[1]
+        own = every[:, streams.index, : n_pos - 1]
+        any_kind = own.any(dim=0)
+        targets = streams.text.tokens[:, 1:][any_kind].long()
+        ((_, logits),) = edited_logits(subject, streams, [reference])
+        reference_log_probs = _log_probs(logits, any_kind)
+        for i, logits in edited_logits(subject, streams, edits):
+            log_probs = _log_probs(logits, any_kind)
+            values = _kl(reference_log_probs, log_probs), -_taken(log_probs, targets)
+            for sums, each in zip((kl, ce), values, strict=True):
+                dense = torch.zeros(any_kind.shape, dtype=torch.float64)
+                dense[any_kind] = each.double().cpu()
+                sums[i][:, streams.index] = (dense * own).sum(dim=-1)
+    return EditScores(kl=kl, ce=ce, counts=every.sum(dim=-1).double())
+
+
+def edited_logits(
+    subject: Subject, streams: Streams, edits: Sequence[Edit]
+) -> Iterator[tuple[int, Float[Tensor, "batch pos d_vocab"]]]:
+    """The number of each edit and the logits that follow from it."""
+    models, tokens = subject.models, streams.text.tokens.long()
+    by_site: dict[int, list[int]] = {}
+    for i, edit in enumerate(edits):
+        by_site.setdefault(edit.site, []).append(i)
+    for site, own in by_site.items():
+        model, hook_name = models.models[site], models.sites[site].hook_name
+        room = max(1, MAX_LOGITS // (tokens.numel() * model.cfg.d_vocab))
+        for start in range(0, len(own), room):
+            chosen = own[start : start + room]
+            variants = torch.stack([edits[i](streams) for i in chosen])
+            yield from zip(
+                chosen, continued(model, hook_name, tokens, variants=variants), strict=True
+            )
+
+
+def unchanged(site: int) -> Stream:
+    """The model of a site as it is."""
+    return Stream(site=site, stream=site)
+
+
+def predicted(places: Places, text: TokenizedText) -> Bool[Tensor, "contexts pos_less_one"]:
+    """Positions whose next token is in these places."""
+    return places.mask_of(text.role_ids, text.dropped)[:, 1:]
+
+
+def check_predictions(masks: Mapping[str, Bool[Tensor, "contexts pos"]]) -> None:
+    """Refuse contexts without a token of the first kind. Raises ValueError."""
+    name, mask = next(iter(masks.items()))
+    without = (~mask.any(dim=1)).nonzero().squeeze(1).tolist()
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(mask)} contexts have no token of the kind {name!r} to predict "
+            f"(the first is context {without[0]}). Give whole chats that end with an assistant's "
+            "message, unpacked (pack=False), in contexts long enough to hold it; or measure on "
+            "every token."
+        )
+
+
+def response_kinds(n_first: int = 9) -> dict[str, Places]:
+    """Tokens that the assistant says, and the first of each answer (9 in Minder et al. 2025)."""
+    roles = ("assistant",)
+    return {
+        "response": Places(roles=roles),
+        f"first {n_first}": Places(roles=roles, first=n_first),
+    }
+
+
+def kinds_of(text: TokenizedText, *, n_first: int = 9) -> dict[str, Places]:
+    """Responses where the text has chats, else every token."""
+    has_chats = "assistant" in text.role_counts
+    return response_kinds(n_first) if has_chats else {"all": Places()}
+
+
+def with_predictions(text: TokenizedText, kinds: Mapping[str, Places]) -> TokenizedText:
+    """The contexts that have a token of the first kind to predict."""
+    mask = predicted(next(iter(kinds.values())), text)
+    return text[mask.any(dim=1).nonzero().squeeze(1)]
+
+
+def _log_probs(
+    logits: Float[Tensor, "batch pos d_vocab"], chosen: Bool[Tensor, "batch pos_less_one"]
+) -> Float[Tensor, "n d_vocab"]:
+    return logits[:, :-1][chosen.to(logits.device)].float().log_softmax(dim=-1)
+
+
+def _taken(
+    log_probs: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    return log_probs.gather(-1, targets.to(log_probs.device)[:, None]).squeeze(-1)
+
+
+def _kl(
+    reference: Float[Tensor, "n d_vocab"], other: Float[Tensor, "n d_vocab"]
+) -> Float[Tensor, " n"]:
+    """Sum p log(p / q) in nats."""
+    other = other.to(reference.device)
+    return (reference.exp() * (reference - other)).sum(dim=-1)
