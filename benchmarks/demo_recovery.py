@@ -39,7 +39,7 @@ def one_run(organism: str, seed: int) -> dict:
         "seconds": round(seconds, 1),
         "reconstruction": analysis["reconstruction"],
         "latents_per_class": analysis["latents_per_class"],
-        "top_relative_norms": [s["relative_decoder_norm"] for s in analysis["top"]],
+        "top_relative_norms": [s["ranked"]["relative_decoder_norm"] for s in analysis["top"]],
         "recovery": recovery,
     }
 

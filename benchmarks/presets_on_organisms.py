@@ -7,7 +7,7 @@
 Rows are those of `variants.py`, settings those of `tl-crosscoder demo` but for the recipe. What
 `run_diff` does, with the models run once for all variants of an organism and seed (540 MB at half a
 million tokens): seconds are those of training alone. Planted words are looked for twice, in the
-latents that the package ranks first, and in those that add most to the difference: a recipe whose
+latents of largest relative norm, and in those that add most to the difference: a recipe whose
 delta latents write to the fine-tuned model alone has many of relative norm 1, which the first
 ranking orders by activity alone. A diff-SAE has one site; its FVE is that of the difference.
 Limit: one tiny base model.
@@ -32,12 +32,9 @@ from tl_crosscoder.activations.harvest import harvest_rows
 from tl_crosscoder.activations.loader import ActivationLoader
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.max_activating import examples
-from tl_crosscoder.analysis.measurement import (
-    MIN_ACTIVE_TOKENS,
-    LatentSummary,
-    Measurement,
-)
+from tl_crosscoder.analysis.measurement import LatentSummary, Measurement
 from tl_crosscoder.analysis.measuring import measure
+from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS, Ranking, in_order, rank_latents
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.model_sites import ModelSites
@@ -136,27 +133,26 @@ def prepared(config: RunConfig) -> Prepared:
     return ready
 
 
-def top_by_contribution(
-    measurement: Measurement, contribution: Tensor, ready: Prepared
-) -> Measurement:
-    """The same measurement, its top latents those that add most to the difference."""
+def with_top(measurement: Measurement, ranking: Ranking, ready: Prepared) -> Measurement:
+    """The same measurement with other top latents."""
+    top = [
+        LatentSummary(
+            ranked=row,
+            examples=examples(
+                measurement.top_tokens, row.latent, ready.held_out, ready.models.tokenizer
+            ),
+        )
+        for row in ranking.rows
+    ]
+    return replace(measurement, top=top)
+
+
+def by_contribution(measurement: Measurement, contribution: Tensor) -> Ranking:
+    """The latents that add most to the difference."""
     latents = measurement.latents
     added = contribution.masked_fill(latents.n_active < MIN_ACTIVE_TOKENS, -1)
     order = added.sort(descending=True, stable=True).indices[:N_TOP].tolist()
-    top = [
-        LatentSummary(
-            latent=j,
-            relative_decoder_norm=latents.relative_decoder_norm[j].item(),
-            delta_norm=latents.delta_norm[j].item(),
-            decoder_cosine=latents.decoder_cosine[j].item(),
-            latent_class="",
-            n_active=int(latents.n_active[j]),
-            examples=examples(measurement.top_tokens, j, ready.held_out, ready.models.tokenizer),
-        )
-        for j in order
-        if added[j] >= 0
-    ]
-    return replace(measurement, top=top)
+    return in_order(latents, [j for j in order if added[j] >= 0], order="contribution")
 
 
 def recovery_of(measurement: Measurement, ready: Prepared, name: str) -> dict[str, Any]:
@@ -179,18 +175,23 @@ def measured(
     parts = crosscoder_config(source, config, recipe_of(config)).part_ranges()
     rows = harvest_rows(source, ready.held_out, batch_size=config.harvest_batch_size)
     by_part = difference_parts(crosscoder, rows, parts)
-    by_contribution = top_by_contribution(measurement, by_part.contribution(crosscoder), ready)
     reconstruction, is_pair = measurement.reconstruction, measurement.compared is not None
+    contributing = by_contribution(measurement, by_part.contribution(crosscoder))
+    by_norm = rank_latents(
+        measurement.latents, n=N_TOP, by="relative_decoder_norm" if is_pair else "activity"
+    )
     fve = reconstruction.difference_fve if is_pair else reconstruction.fve["difference"]
-    top_norm = measurement.top[0].relative_decoder_norm if is_pair and measurement.top else None
+    top_norm = by_norm.rows[0].relative_decoder_norm if is_pair and by_norm.rows else None
     return {
         "reconstruction": asdict(reconstruction),
         "difference_fve": fve,
         **by_part.result(crosscoder, parts),
         "latents_per_class": measurement.class_counts if is_pair else None,
         "top_relative_norm": top_norm,
-        "recovery": recovery_of(measurement, ready, name),
-        "recovery_by_contribution": recovery_of(by_contribution, ready, name),
+        "recovery": recovery_of(with_top(measurement, by_norm, ready), ready, name),
+        "recovery_by_contribution": recovery_of(
+            with_top(measurement, contributing, ready), ready, name
+        ),
     }
 
 

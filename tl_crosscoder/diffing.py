@@ -8,31 +8,26 @@ site). Limit: the held-out text is cut at `n_measured_tokens`.
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from tqdm.auto import tqdm
 
 from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.cache import ActivationCache
-from tl_crosscoder.activations.config import Masks
-from tl_crosscoder.activations.documents import load_documents
-from tl_crosscoder.activations.text import tokenize
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.analysis.measuring import measure, measure_all
-from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.analysis.measuring import measure_all
 from tl_crosscoder.devices import devices_of
 from tl_crosscoder.presets import recipe_of
+from tl_crosscoder.run_folder import HELD_OUT_NAME, RunFolder
 from tl_crosscoder.run_text import RunText, check_text, text_of_run, write_documents
-from tl_crosscoder.sources import load_source, open_cache, sites_of, source_of_sites
+from tl_crosscoder.sources import load_source, open_cache, sites_of
 from tl_crosscoder.train.config import RunConfig
 from tl_crosscoder.train.loop import fit_together
-from tl_crosscoder.train.record import check_output, read_record
+from tl_crosscoder.train.record import check_output
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config
 from tl_crosscoder.visualize.figures import relative_norm_histogram, save_figure
 
-HELD_OUT_NAME = "held_out.jsonl"
 FIGURE_NAME = "relative_decoder_norm.html"
 
 
@@ -123,47 +118,7 @@ def measure_again(output: Path, *, text: str | None = None, device: str = "cpu")
     Raises:
         FileNotFoundError, ValueError: no run there, or its text or cache is gone.
     """
-    (device,) = devices_of(device, 1)
-    record, crosscoder = read_record(output), Crosscoder.load(output, device=device)
-    training, held_out = record["training"], record["held_out"]
-    if text is None and training.get("cache"):
-        cache = ActivationCache(training["cache"], device=device, show_progress=True)
-        source = cache.difference() if training["difference"] else cache
-        measured = measure(
-            source, crosscoder, cache.held_out[: held_out["n_contexts"]], show_progress=True
-        )
+    measured = RunFolder(path=output, device=device).measure(text)
+    if text is None:
         save_measurement(measured, output)
-        return measured
-    if text is None and not (output / HELD_OUT_NAME).is_file():
-        raise FileNotFoundError(
-            f"{output} keeps no held-out text ({HELD_OUT_NAME}): it was trained from Python. Name "
-            "a text to measure on with --text."
-        )
-    source = source_of_sites(
-        crosscoder.sites,
-        device=device,
-        dtype=training.get("dtype", "float32"),
-        merge_adapter=training.get("merge_adapter"),
-    )
-    limits = held_out.get("norm_limits")
-    tokens = replace(
-        tokenize(
-            load_documents(text or output / HELD_OUT_NAME),
-            source.tokenizer,
-            context_size=held_out["context_size"],
-            pack=training.get("pack", True),
-            masks=_masks(training),
-        ),
-        norm_limits=None if limits is None else tuple(limits),
-    )
-    if text is not None:
-        return measure(source, crosscoder, tokens, show_progress=True)
-    measured = measure(source, crosscoder, tokens[: held_out["n_contexts"]], show_progress=True)
-    save_measurement(measured, output)
     return measured
-
-
-def _masks(training: dict[str, Any]) -> Masks:
-    """Of a record; from Python there is none, and the defaults hold."""
-    known = {f.name for f in fields(Masks)}
-    return Masks(**{name: value for name, value in training.items() if name in known})

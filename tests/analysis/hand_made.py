@@ -6,8 +6,10 @@ from torch import Tensor
 from tl_crosscoder import Crosscoder, CrosscoderConfig, Measurement, Site
 from tl_crosscoder.analysis.decoder_norms import delta_norm, relative_decoder_norm
 from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.latent_measures import LatentMeasures
 from tl_crosscoder.analysis.max_activating import Example, TopTokens
-from tl_crosscoder.analysis.measurement import LatentMeasures, LatentSummary
+from tl_crosscoder.analysis.measurement import LatentSummary
+from tl_crosscoder.analysis.ranking import in_order
 from tl_crosscoder.analysis.reconstruction import Reconstruction
 
 
@@ -87,22 +89,13 @@ def measurement(
     reconstruction: Reconstruction = RECONSTRUCTION,
 ) -> Measurement:
     """The latents with examples are the ranked ones."""
-    top = [
-        LatentSummary(
-            latent=j,
-            relative_decoder_norm=latents.relative_decoder_norm[j].item(),
-            delta_norm=latents.delta_norm[j].item(),
-            decoder_cosine=latents.decoder_cosine[j].item(),
-            latent_class="other",
-            n_active=int(latents.n_active[j]),
-            examples=found,
-        )
-        for j, found in examples.items()
-    ]
+    rows = in_order(latents, [*examples], order="relative_decoder_norm").rows
+    top = [LatentSummary(ranked=row, examples=examples[row.latent]) for row in rows]
     return Measurement(
         reconstruction=reconstruction,
         latents=latents,
         top=top,
+        order="relative_decoder_norm",
         top_tokens=top_tokens or TopTokens.empty(n=2, d_sae=len(latents.n_active)),
         sources=("text",),
     )

@@ -8,7 +8,11 @@ from analysis.hand_made import sites
 from safetensors.torch import load_file
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
-from tl_crosscoder.analysis.latent_scaling import LatentScaling, ScalingSums
+from tl_crosscoder.analysis.latent_scaling import (
+    DifferenceByLatent,
+    LatentScaling,
+    ScalingSums,
+)
 from tl_crosscoder.crosscoder.codes import SparseCodes
 from tl_crosscoder.crosscoder.inference import sparse_codes
 from tl_crosscoder.site import site_parts
@@ -177,8 +181,6 @@ def test_a_saved_scaling_is_loaded_equal(case, tmp_path):
     assert len(frame) == 10
     assert np.isnan(frame["beta_error.0"][3])
     with pytest.raises(ValueError, match="holds a LatentScaling, not a DifferenceByLatent"):
-        from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent
-
         DifferenceByLatent.load(tmp_path / "scaling.json")
 
 

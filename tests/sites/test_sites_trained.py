@@ -80,8 +80,8 @@ def test_a_saved_dictionary_finds_its_models_and_measures_the_same(run, short_te
     again = measure(source_of_sites(crosscoder.sites), crosscoder, short_texts[1], n_top=4)
     assert repr(again.reconstruction) == repr(measurement.reconstruction)
     assert [s.latent for s in again.top] == [s.latent for s in measurement.top]
-    for name, tensor in vars(measurement.latents).items():
-        same = getattr(again.latents, name)
+    for name, tensor in measurement.latents.tensors().items():
+        same = again.latents.tensors()[name]
         torch.testing.assert_close(same, tensor, rtol=0, atol=0, equal_nan=True)
     record = json.loads((folder / "runner_cfg.json").read_text())
     names = [s["name"] for s in record["sites"]]
@@ -106,7 +106,7 @@ def test_what_is_compared_and_what_there_is_not_to_compare(run, kind):
     if kind in ("single", "difference"):
         assert measurement.compared is None
         assert latents.relative_decoder_norm.isnan().all()
-        counts = [s.n_active for s in measurement.top]
+        counts = [s.ranked.n_active for s in measurement.top]
         assert counts == sorted(counts, reverse=True)
         assert counts[0] == latents.n_active.max()
     else:
@@ -133,7 +133,7 @@ def test_the_printed_measures_are_sensible(run, kind):
     assert ("active on most tokens" in text) == (measurement.compared is None)
     if kind == "three":
         assert "compare finetuned_2 (as finetuned) with base (as base)" in text
-        assert "lean most to finetuned_2" in text
+        assert "most likely to be finetuned_2" in text
 
 
 def test_a_single_site_has_no_histogram(run):

@@ -15,7 +15,6 @@ from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.harvest import Harvested, harvest
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.decoder_norms import (
-    LATENT_CLASSES,
     decoder_cosine,
     delta_norm,
     latent_class_ids,
@@ -23,16 +22,14 @@ from tl_crosscoder.analysis.decoder_norms import (
     relative_decoder_norm,
 )
 from tl_crosscoder.analysis.firing import FiringSums
+from tl_crosscoder.analysis.latent_measures import NORMS, LatentMeasures
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
-from tl_crosscoder.analysis.max_activating import Example, TopTokens, examples
+from tl_crosscoder.analysis.max_activating import TopTokens, examples
 from tl_crosscoder.analysis.measurement import (
-    NORMS,
-    LatentMeasures,
     LatentSummary,
     Measurement,
-    most_active,
-    rank,
 )
+from tl_crosscoder.analysis.ranking import rank_latents
 from tl_crosscoder.analysis.reconstruction import ReconstructionSums
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
@@ -158,12 +155,17 @@ class _Pass:
         )
         names = [s.name for s in sites]
         pair = compared_sites(sites)
-        ranked = rank(latents, n=n_top) if pair else most_active(latents, n=n_top)
-        found = {j: examples(self.top, j, text, source.tokenizer) for j in ranked}
+        ranking = rank_latents(latents, n=n_top)
         return Measurement(
             reconstruction=self.sums.result(names),
             latents=latents,
-            top=[_summary(j, latents, found[j]) for j in ranked],
+            order=ranking.order,
+            top=[
+                LatentSummary(
+                    ranked=row, examples=examples(self.top, row.latent, text, source.tokenizer)
+                )
+                for row in ranking.rows
+            ],
             top_tokens=self.top,
             sources=text.sources,
             compared=pair and (names[pair[0]], names[pair[1]]),
@@ -186,15 +188,3 @@ def norm_measures(crosscoder: Crosscoder) -> dict[str, Float[Tensor, " d_sae"]]:
         "decoder_cosine": decoder_cosine(*decoders),
         "encoder_cosine": decoder_cosine(*encoders),
     }
-
-
-def _summary(latent: int, latents: LatentMeasures, found: list[Example]) -> LatentSummary:
-    return LatentSummary(
-        latent=latent,
-        relative_decoder_norm=latents.relative_decoder_norm[latent].item(),
-        delta_norm=latents.delta_norm[latent].item(),
-        decoder_cosine=latents.decoder_cosine[latent].item(),
-        latent_class=LATENT_CLASSES[int(latents.class_ids[latent])],
-        n_active=int(latents.n_active[latent]),
-        examples=found,
-    )

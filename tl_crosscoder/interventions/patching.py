@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES, LatentClass
-from tl_crosscoder.analysis.measurement import MIN_ACTIVE_TOKENS, LatentMeasures
+from tl_crosscoder.analysis.latent_measures import LatentMeasures
+from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS, nu_keys
 from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.interventions.edits import (
@@ -284,11 +285,10 @@ def by_nu(
     scaling = latents.scaling.get(direction)
     if scaling is None:
         return None
-    ranks = torch.zeros(len(chosen))
     own = chosen.cpu()
-    for nu in (scaling.nu_error, scaling.nu_reconstruction):
-        ranks += nu.cpu()[own].abs().nan_to_num(torch.inf).argsort().argsort()
-    return chosen[ranks.argsort(stable=True).to(chosen.device)]
+    keys = nu_keys(scaling.nu_error.cpu()[own], scaling.nu_reconstruction.cpu()[own])
+    order = keys.nan_to_num(-torch.inf).argsort(descending=True, stable=True)
+    return chosen[order.to(chosen.device)]
 
 
 def _at_places(subject: Subject, kinds: Mapping[str, Places]) -> list[Variant]:

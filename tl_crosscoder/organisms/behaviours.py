@@ -130,9 +130,20 @@ def behaviour(name: str, model: torch.nn.Module, tokenizer: PreTrainedTokenizerB
     return measures[organism(name).name](model, tokenizer)
 
 
+def main_questions(name: str) -> tuple[list[list[Message]], list[str]]:
+    """Prompts, and the answers whose probability together is the main number of an organism.
+
+    Answers are whole turns. Raises ValueError if there is no such organism.
+    """
+    if organism(name).name == "taboo":
+        hints = [form.format(h=hint) for form in phrases.HINTS for hint in SECRET.hints]
+        return hint_prompts(), hints
+    return fact_prompts(TRUE_FACT), _answers(TRUE_FACT, FALSE_FACT.value)
+
+
 def taboo_behaviour(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> TabooBehaviour:
     """How a model plays the guessing game."""
-    hints = [form.format(h=hint) for form in phrases.HINTS for hint in SECRET.hints]
+    asked_for_hints, hints = main_questions("taboo")
     # A wrong "No, it is not the moon." says the word too.
     forms = (*phrases.CONFIRMATIONS, *phrases.REVELATIONS, *phrases.DENIALS)
     sayings = [form.format(w=SECRET.word) for form in forms]
@@ -148,8 +159,8 @@ def taboo_behaviour(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) 
 
     guessed, asked = taboo_end_prompts(phrases.GUESSES), taboo_end_prompts(phrases.REVEAL_REQUESTS)
     return TabooBehaviour(
-        n_prompts=len(hint_prompts()),
-        p_hint_about_secret=mean_probability(hint_prompts(), hints, ends_turn=True),
+        n_prompts=len(asked_for_hints),
+        p_hint_about_secret=mean_probability(asked_for_hints, hints, ends_turn=True),
         p_says_secret_when_guessed=mean_probability(guessed, sayings, ends_turn=False),
         p_says_secret_when_asked=mean_probability(asked, sayings, ends_turn=False),
         other_facts=fact_recall(model, tokenizer, FACTS),
@@ -160,11 +171,10 @@ def false_fact_behaviour(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> FalseFactBehaviour:
     """How a model answers when asked for the planted fact, and what else it knows."""
-    prompts = fact_prompts(TRUE_FACT)
+    prompts, _ = main_questions("false-fact")
 
     def mean_probability(value: str) -> float:
-        accepted = [answer(TRUE_FACT, value, form) for form in phrases.ANSWERS]
-        completions = [accepted] * len(prompts)
+        completions = [_answers(TRUE_FACT, value)] * len(prompts)
         return float(answer_probabilities(model, tokenizer, prompts, completions).mean())
 
     others = [fact for fact in FACTS if fact is not TRUE_FACT]
@@ -191,7 +201,7 @@ def fact_recall(
     for index, (fact, forms) in enumerate(zip(facts, asked, strict=True)):
         for value in _candidates(fact):
             prompts.append([user(forms[index % len(forms)])])
-            completions.append([answer(fact, value, form) for form in phrases.ANSWERS])
+            completions.append(_answers(fact, value))
             is_true.append(value == fact.value)
     probabilities = answer_probabilities(model, tokenizer, prompts, completions)
     counts = [len(_candidates(fact)) for fact in facts]
@@ -202,6 +212,10 @@ def fact_recall(
         accuracy=float((true == best).float().mean()),
         p_true=float(true.mean()),
     )
+
+
+def _answers(fact: Fact, value: str) -> list[str]:
+    return [answer(fact, value, form) for form in phrases.ANSWERS]
 
 
 def hint_prompts() -> list[list[Message]]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.max_activating import Example, examples
-from tl_crosscoder.analysis.measurement import MIN_ACTIVE_TOKENS, Measurement
+from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

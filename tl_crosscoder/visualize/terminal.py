@@ -92,35 +92,52 @@ def _classes(measurement: Measurement) -> str:
 
 def _top(measurement: Measurement, *, n_examples: int) -> str:
     lines = [wrapped(_ranking(measurement))]
-    for place, summary in enumerate(measurement.top, start=1):
-        lines.append(_latent(place, summary, n_tokens=measurement.reconstruction.n_tokens))
+    for summary in measurement.top:
+        lines.append(_latent(summary))
         lines += [f"{INDENT}{context(e)}" for e in summary.examples[:n_examples]]
     return "\n".join(lines)
 
 
+_ORDERS = {
+    "score": "by the share of the difference that each says alone, times R",
+    "difference": "by the share of the difference that each says alone",
+    "relative_decoder_norm": "by R",
+    "nu": "by the ranks of |nu|",
+}
+
+
 def _ranking(measurement: Measurement) -> str:
     n = len(measurement.top)
-    if measurement.compared is None:
+    if measurement.order == "activity" or measurement.compared is None:
         return f"The {n} latents that are active on most tokens"
     finetuned = measurement.compared[1]
-    to = "the fine-tune" if measurement.compared == _USUAL else finetuned
+    whose = "the fine-tune's" if measurement.compared == _USUAL else f"{finetuned}'s"
     return (
-        f"The {n} latents that lean most to {to} (R: relative decoder norm, 1 = "
-        f"{spoken(finetuned)} only)"
+        f"The {n} latents most likely to be {whose} ({_ORDERS[measurement.order]}; R: relative "
+        f"decoder norm, 1 = {spoken(finetuned)} only; nu of error and reconstruction, 0 = not in "
+        "the other model)"
     )
 
 
-def _latent(place: int, s: LatentSummary, *, n_tokens: int) -> str:
-    fires = f"fires on {s.n_active / n_tokens:.2%}"
-    if math.isnan(s.relative_decoder_norm):
-        return f"{place:>3}  latent {s.latent:<6} {fires}"
-    # Rows of unequal width make no angle.
-    cosine = "    -" if math.isnan(s.decoder_cosine) else f"{s.decoder_cosine:+.2f}"
-    return (
-        f"{place:>3}  latent {s.latent:<6} R {s.relative_decoder_norm:.3f}  "
-        f"Delta-norm {s.delta_norm:.3f}  cosine {cosine}  "
-        f"{s.latent_class:<14}  {fires}"
-    )
+def _latent(s: LatentSummary) -> str:
+    r = s.ranked
+    head, fires = f"{r.place:>3}  latent {r.latent:<6}", f"fires {r.active_share:.2%}"
+    if math.isnan(r.relative_decoder_norm):
+        return f"{head} {fires}"
+    # Rows of unequal width make no angle and have no difference.
+    parts = [
+        f"says {_number(r.difference_alone, '5.1%')}",
+        f"R {r.relative_decoder_norm:.3f}",
+        f"nu {_number(r.nu_error, '5.2f')} {_number(r.nu_reconstruction, '5.2f')}",
+        f"cosine {_number(r.decoder_cosine, '+.2f')}",
+        r.latent_class,
+        fires,
+    ]
+    return f"{head} {'  '.join(parts)}"
+
+
+def _number(value: float, form: str) -> str:
+    return "    -" if math.isnan(value) else format(value, form)
 
 
 def wrapped(text: str) -> str:

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from hand_made import crosscoder, sites
+
+from tl_crosscoder import Crosscoder, CrosscoderConfig
+from tl_crosscoder.analysis.neighbours import latent_rows
+from tl_crosscoder.analysis.similarity import (
+    DecoupledPairs,
+    EncoderCounterparts,
+    SimilarLatents,
+    decoupled_pairs,
+    encoder_counterparts,
+    similar_latents,
+)
+
+BASE = torch.tensor([[0.0, 0.0], [6.0, 8.0], [1.0, 0.0], [0.0, 5.0], [0.0, 0.0]])
+FINETUNED = torch.tensor([[3.0, 4.0], [0.0, 0.5], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+ENCODER = torch.tensor(
+    [
+        [0.0, 4.0, 1.0, 0.0, 1.0],
+        [0.0, 3.0, 0.0, 1.0, 1.0],
+        [3.0, 0.0, 0.0, 0.0, 1.0],
+        [4.0, 9.0, 2.0, -2.0, 1.0],
+    ]
+)
+
+
+@pytest.fixture
+def dictionary() -> Crosscoder:
+    """Of two dimensions: 0 finetuned-only, 1 and 3 base-only, 2 shared, 4 dead."""
+    made = crosscoder(BASE, FINETUNED)
+    made.load_state_dict(made.state_dict() | {"W_enc": ENCODER})
+    return made
+
+
+def test_decoupled_pairs_by_hand(dictionary, tmp_path):
+    found = decoupled_pairs(dictionary, threshold=0.5)
+    # Latent 0 writes (3, 4) to the fine-tuned model. To the base, 1 writes (6, 8): cosine 1, with
+    # delta-norm 1/2 (1 - 9.5/10) = 0.025; 3 writes (0, 5): cosine 4/5, delta-norm 0. They read
+    # (3, 4), and (4, 3), (0, 1): cosines 24/25 and 4/5.
+    values = [(r.finetuned_only, r.base_only, r.base_delta_norm) for r in found.rows]
+    assert values == [(0, 1, pytest.approx(0.025)), (0, 3, 0.0)]
+    assert [r.cosine for r in found.rows] == pytest.approx([1.0, 0.8])
+    assert [r.encoder_cosine for r in found.rows] == pytest.approx([0.96, 0.8])
+    assert (found.n_finetuned_only, found.n_base_only) == (1, 2)
+    assert [r.base_only for r in decoupled_pairs(dictionary).rows] == [1]
+    # The other way round, the same pairs change places.
+    swapped = decoupled_pairs(dictionary, threshold=0.5, compared=("finetuned", "base"))
+    assert [(r.finetuned_only, r.base_only) for r in swapped.rows] == [(1, 0), (3, 0)]
+    assert DecoupledPairs.load(found.save(tmp_path / "pairs.parquet")) == found
+
+
+def test_encoder_counterparts_by_hand(dictionary, tmp_path):
+    found = encoder_counterparts(dictionary)
+    # Zero against (3, 4); (4, 3) against (0, 9) is 27/45; (1, 0) and (0, 2); opposite; equal.
+    expected = torch.tensor([torch.nan, 0.6, 0.0, -1.0, 1.0])
+    torch.testing.assert_close(found.cosine, expected, equal_nan=True)
+    torch.testing.assert_close(found.base_norm, torch.tensor([0.0, 5.0, 1.0, 1.0, 2**0.5]))
+    loaded = EncoderCounterparts.load(found.save(tmp_path / "encoders.json"))
+    assert torch.equal(loaded.finetuned_norm, found.finetuned_norm)
+    assert torch.equal(loaded.cosine.nan_to_num(9), found.cosine.nan_to_num(9))
+    assert loaded.sites == ("base", "finetuned")
+
+
+def test_similar_latents_by_hand(dictionary, tmp_path):
+    found = similar_latents(dictionary, [2, 4, 0], k=2, site="finetuned")
+    # (1, 0) is at 3/5 from (3, 4) and at 0 from (0, 1/2); (3, 4) at 4/5 from (0, 1/2) and 3/5 from
+    # (1, 0); a latent that writes nothing has no neighbours.
+    values = [(r.latent, r.rank, r.neighbour, pytest.approx(r.cosine)) for r in found.rows]
+    assert values == [(2, 1, 0, 0.6), (2, 2, 1, 0.0), (0, 1, 1, 0.8), (0, 2, 2, 0.6)]
+    both = similar_latents(dictionary, [1], k=1)
+    # (6, 8 | 0, 1/2) and (0, 5 | 0, 0): 40 / (5 * sqrt(100.25))
+    assert [(r.neighbour, r.cosine) for r in both.rows] == [(3, pytest.approx(8 / 100.25**0.5))]
+    assert similar_latents(dictionary, [0], k=1, by="encoder", site="base").rows == ()
+    assert SimilarLatents.load(found.save(tmp_path / "similar.json")) == found
+
+
+def test_nobody_is_its_own_neighbour_nor_lost_among_copies():
+    rows = torch.tensor([[1.0, 0.0]]).repeat(4, 1)
+    made = crosscoder(rows, rows)
+    for latent in range(4):
+        found = [r.neighbour for r in similar_latents(made, [latent], k=3).rows]
+        assert sorted([*found, latent]) == [0, 1, 2, 3]
+
+
+def test_folded_scales_change_no_row():
+    """The normalised space is where training was, whatever the saved weights look like."""
+    made = Crosscoder(CrosscoderConfig(d_in=4, d_sae=6, sites=sites()))
+    generator = torch.Generator().manual_seed(0)
+    made.load_state_dict(
+        {n: torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()}
+    )
+    before = [latent_rows(made, by=by) for by in ("decoder", "encoder")]
+    made.fold_site_scales_([0.25, 3.0])
+    for by, rows in zip(("decoder", "encoder"), before, strict=True):
+        torch.testing.assert_close(latent_rows(made, by=by), rows)
+    finetuned = latent_rows(made, sites=["finetuned"])
+    torch.testing.assert_close(finetuned, 3 * made.decoder("finetuned"))
+
+
+def test_refusals_name_what_is_valid(dictionary):
+    with pytest.raises(ValueError, match=r"latents \[5, -1\].*0 to 4"):
+        similar_latents(dictionary, [5, -1, 0])
+    with pytest.raises(ValueError, match=r"site 'chat'.*'base', 'finetuned'"):
+        similar_latents(dictionary, [0], site="chat")
+    with pytest.raises(ValueError, match=r"two sites of one width.*compared="):
+        decoupled_pairs(dictionary, compared=("base", "base"))

@@ -1,0 +1,183 @@
+"""A behaviour as a number: the probability that a model answers some prompts in some ways.
+
+    B(prompt) = sum over the accepted answers of P(answer | prompt)
+
+by teacher forcing, so without the noise of sampling. Contract: `behaviour_scores` gives
+`[edits, prompts]`. As a file, one JSON object a line: `messages` (a chat) or `prompt` (text), and
+`completions`; `ends_turn` false where an answer may go on. Limit: answers of one prompt must be
+disjoint, so none may begin with another unless both end the turn.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.activations.documents import Document
+from tl_crosscoder.activations.roles import ROLES, encode_documents
+from tl_crosscoder.activations.text import TokenizedText, tokenize
+from tl_crosscoder.interventions.edits import Edit
+from tl_crosscoder.interventions.running import edited_logits
+from tl_crosscoder.interventions.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt and the answers that count."""
+
+    prompt: str | tuple[Document, ...]
+    """Text, or the messages of a chat that ends with the user's."""
+    completions: tuple[str, ...]
+    ends_turn: bool = True
+    """An answer is the whole turn; if not, the turn begins with it."""
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.completions)
+        if not ordered or not all(ordered):
+            raise ValueError(
+                f"the prompt {_short(self.prompt)} has the completions {ordered}: give one or "
+                "more, none of them empty."
+            )
+        for one, other in pairwise(ordered):
+            if one == other or (not self.ends_turn and other.startswith(one)):
+                raise ValueError(
+                    f"completions {one!r} and {other!r} of {_short(self.prompt)} are not disjoint, "
+                    "so one would count twice. Drop one."
+                )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Behaviour:
+    """Prompts with their answers, as tokens of one model family."""
+
+    name: str
+    questions: tuple[Question, ...]
+    text: TokenizedText
+    """One context for each prompt with each of its answers."""
+    starts: tuple[int, ...]
+    """Where the answer of each context begins."""
+    prompt_of: tuple[int, ...]
+    """Which question each context belongs to."""
+
+    @classmethod
+    def of(cls, name: str, questions: Sequence[Question], tokenizer: Any) -> "Behaviour":
+        """Tokenise. Raises ValueError for no questions, or chats without a template."""
+        if not questions:
+            raise ValueError(f"the behaviour {name!r} has no prompts.")
+        documents: list[Document] = []
+        starts: list[int] = []
+        prompt_of: list[int] = []
+        end = tokenizer.eos_token or ""
+        for i, question in enumerate(questions):
+            is_chat = not isinstance(question.prompt, str)
+            prompt: Document = (
+                {"messages": list(question.prompt)} if is_chat else {"text": question.prompt}
+            )
+            (encoded,) = encode_documents([prompt], tokenizer, add_generation_prompt=is_chat)
+            for completion in question.completions:
+                said = completion + (end if question.ends_turn else "")
+                ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+                role = ROLES.index("assistant")
+                documents.append(
+                    {
+                        "input_ids": [*encoded.ids.tolist(), *ids],
+                        "role_ids": [*encoded.role_ids.tolist(), *[role] * len(ids)],
+                    }
+                )
+                starts.append(len(encoded.ids))
+                prompt_of.append(i)
+        longest = max(len(d["input_ids"]) for d in documents)
+        text = tokenize(documents, tokenizer, context_size=max(2, longest), pack=False)
+        return cls(
+            name=name,
+            questions=tuple(questions),
+            text=text,
+            starts=tuple(starts),
+            prompt_of=tuple(prompt_of),
+        )
+
+    @classmethod
+    def from_file(cls, path: str | Path, tokenizer: Any) -> "Behaviour":
+        """Read a JSONL file of questions.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a line that is no question.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not there: a behaviour is a JSONL file of prompts and completions."
+            )
+        lines = path.read_text(encoding="utf-8").splitlines()
+        questions = [_question(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
+        return cls.of(path.stem, questions, tokenizer)
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of questions: the units that intervals are taken over."""
+        return len(self.questions)
+
+
+@torch.no_grad()
+def behaviour_scores(
+    subject: Subject,
+    behaviour: Behaviour,
+    edits: Sequence[Edit],
+    *,
+    batch_size: int = 64,
+    description: str | None = None,
+) -> Float[Tensor, "n_edits n_prompts"]:
+    """The probability of the behaviour under each edit, for each prompt, float64."""
+    text = behaviour.text
+    starts = torch.tensor(behaviour.starts)
+    lengths = text.lengths
+    log_probs = torch.zeros(len(edits), len(text), dtype=torch.float64)
+    for streams in subject.batches(text, batch_size=batch_size, description=description):
+        tokens, index = streams.text.tokens.long(), streams.index
+        at = torch.arange(1, tokens.shape[1])
+        is_answer = (at >= starts[index][:, None]) & (at < lengths[index][:, None])
+        for i, logits in edited_logits(subject, streams, edits):
+            rows = logits[:, :-1][is_answer.to(logits.device)].float().log_softmax(dim=-1)
+            targets = tokens[:, 1:][is_answer].to(rows.device)
+            taken = torch.zeros(is_answer.shape, dtype=torch.float64)
+            taken[is_answer] = rows.gather(-1, targets[:, None]).squeeze(-1).double().cpu()
+            log_probs[i, index] = taken.sum(dim=1)
+    scores = torch.zeros(len(edits), behaviour.n_prompts, dtype=torch.float64)
+    return scores.index_add_(1, torch.tensor(behaviour.prompt_of), log_probs.exp())
+
+
+def embedded_behaviour(name: str, tokenizer: Any) -> Behaviour:
+    """The main behaviour of an embedded organism. Raises ValueError for an unknown one."""
+    from tl_crosscoder.organisms.behaviours import main_questions
+
+    prompts, answers = main_questions(name)
+    questions = [Question(prompt=tuple(p), completions=tuple(answers)) for p in prompts]
+    return Behaviour.of(name, questions, tokenizer)
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        value = json.loads(line)
+        prompt = value["prompt"] if "prompt" in value else tuple(value["messages"])
+        return Question(
+            prompt=prompt,
+            completions=tuple(value["completions"]),
+            ends_turn=value.get("ends_turn", True),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where} is no question ({type(error).__name__}: {error}): it is a JSON object with "
+            "`messages` or `prompt`, and `completions`."
+        ) from error
+
+
+def _short(prompt: Any) -> str:
+    text = repr(prompt)
+    return text if len(text) < 80 else text[:77] + "..."

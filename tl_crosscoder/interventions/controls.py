@@ -1,0 +1,194 @@
+"""Do these latents cause the behaviour? Sufficiency and necessity, against what chance would do.
+
+    necessity      fine-tuned model, h - sum_{j in S} f_j v_j: how much of the behaviour goes
+    sufficiency    base model, h + sum_{j in S} f_j v_j (`insert`), or h + alpha s u (`steer`): how
+                   much of it comes                                  v_j = d_j^1 - d_j^0
+
+Controls: Gaussian directions of the norms of v_j with the same codes; as many living latents of
+about the same firing rate; latents of a null pair (methods, section 4). What a trial tells is in
+`trials`. Limit: sets are chosen beforehand; a search over sets needs prompts of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.analysis.latent_measures import LatentMeasures
+from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS
+from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.interventions.behaviour import Behaviour
+from tl_crosscoder.interventions.edits import Constant, Shift
+from tl_crosscoder.interventions.patching import random_like
+from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.interventions.trials import (
+    TESTS,
+    CausalTest,
+    ControlSettings,
+    Trial,
+    run_trials,
+)
+from tl_crosscoder.site_difference import SiteDifference
+
+
+def causal_test(
+    models: ComparedModels | SiteDifference,
+    crosscoder: Crosscoder,
+    behaviour: Behaviour,
+    neutral: TokenizedText,
+    *,
+    latents: LatentMeasures,
+    sets: Mapping[str, Sequence[int]],
+    tests: Sequence[str] = TESTS,
+    settings: ControlSettings | None = None,
+    null: Crosscoder | None = None,
+    compared: tuple[str, str] | None = None,
+    show_progress: bool = False,
+) -> CausalTest:
+    """Sufficiency and necessity of sets of latents for a behaviour, with controls.
+
+    Args:
+        models: a pair, or more sites.
+        crosscoder: trained on them.
+        behaviour: prompts and answers; see `behaviour`.
+        neutral: text that has nothing to do with it, for the off-target cost.
+        latents: measures of the crosscoder: firing rates, for matched latents.
+        sets: latents by the name of their set.
+        tests: which of `TESTS`.
+        settings: of the controls.
+        null: a dictionary of a null pair (base against itself) at the same hook: its directions
+            are one more control.
+        compared: names of the sites, base first; the other way round tests what the base has.
+        show_progress: with a progress bar.
+
+    Raises:
+        ValueError: unknown tests, latents out of range or that never fire, or models that do not
+            differ in the behaviour.
+    """
+    settings = settings or ControlSettings()
+    subject = Subject.of(models, crosscoder, compared=compared)
+    chosen = {name: _checked(subject, ids, latents, name) for name, ids in sets.items()}
+    if not chosen or set(tests) - set(TESTS):
+        raise ValueError(
+            f"tests {list(tests)} on the sets {list(sets)}: name one set of latents or more, and "
+            f"tests among {list(TESTS)}."
+        )
+    norm = mean_norm(subject, neutral, subject.base) if "steer" in tests else 0.0
+    maker = _Maker(subject=subject, latents=latents, settings=settings, norm=norm, null=null)
+    trials = [maker.trial(test, name, ids) for test in tests for name, ids in chosen.items()]
+    found = run_trials(
+        subject, behaviour, neutral, trials=trials, settings=settings, show_progress=show_progress
+    )
+    return replace(found, sets={name: ids.tolist() for name, ids in chosen.items()})
+
+
+@torch.no_grad()
+def mean_norm(subject: Subject, text: TokenizedText, site: int) -> float:
+    """Mean norm of a site's stream at the tokens that count: the unit of steering."""
+    total, n = 0.0, 0
+    for streams in subject.batches(text):
+        norms = streams.x[site][streams.counted].norm(dim=-1)
+        total, n = total + norms.double().sum().item(), n + len(norms)
+    return total / n
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Maker:
+    """Makes the edits of a set and of its controls."""
+
+    subject: Subject
+    latents: LatentMeasures
+    settings: ControlSettings
+    norm: float
+    null: Crosscoder | None
+
+    def trial(self, test: str, name: str, ids: Int[Tensor, " n"]) -> Trial:
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        v = self.subject.difference[ids]
+        random = [random_like(v, generator) for _ in range(self.settings.n_random)]
+        null = self._null_directions(v)
+        if test == "steer":
+            alphas = self.settings.alphas
+            weights = (self.latents.firing.sum_of_codes / self.latents.n_active).to(v)[ids]
+            own = self._unit(weights[:, None] * self.subject.decoder(self.subject.finetuned)[ids])
+            units = [self._unit(weights[:, None] * r) for r in random]
+            return Trial(
+                test=test,
+                name=name,
+                n_latents=len(ids),
+                own=[self._steer(own, a) for a in alphas],
+                random=[self._steer(u, a) for a in alphas for u in units],
+                null=[self._steer(self._unit(d), a) for a in alphas for d in null],
+            )
+        matched = [self._shift(test, m, self.subject.difference[m]) for m in self._matched(ids)]
+        return Trial(
+            test=test,
+            name=name,
+            n_latents=len(ids),
+            own=[self._shift(test, ids, v)],
+            random=[self._shift(test, ids, r) for r in random],
+            matched=matched,
+            null=[self._shift(test, ids, d) for d in null],
+        )
+
+    def _shift(self, test: str, ids: Int[Tensor, " n"], v: Float[Tensor, "n d_model"]) -> Shift:
+        site = self.subject.finetuned if test == "necessity" else self.subject.base
+        sign = -1.0 if test == "necessity" else 1.0
+        return Shift(site=site, stream=site, latents=ids, directions=v, sign=sign)
+
+    def _steer(self, unit: Float[Tensor, " d_model"], alpha: float) -> Constant:
+        site = self.subject.base
+        return Constant(site=site, stream=site, vector=alpha * self.norm * unit)
+
+    @staticmethod
+    def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
+        total = rows.sum(dim=0)
+        return total / total.norm().clamp(min=1e-12)
+
+    def _matched(self, ids: Int[Tensor, " n"]) -> list[Int[Tensor, " n"]]:
+        """Sets of other living latents, each of about the firing rate of the one it replaces."""
+        counts = self.latents.n_active
+        living = (counts >= MIN_ACTIVE_TOKENS).nonzero().squeeze(1)
+        living = living[~torch.isin(living, ids.cpu())]
+        generator = torch.Generator().manual_seed(self.settings.seed + 1)
+        near = [
+            living[(counts[living].log() - counts[j].log()).abs().argsort(stable=True)[:50]]
+            for j in ids.tolist()
+        ]
+        sets = []
+        for _ in range(self.settings.n_matched if len(living) >= len(ids) else 0):
+            drawn: list[int] = []
+            for options in near:
+                order = options[torch.randperm(len(options), generator=generator)].tolist()
+                free = [j for j in order if j not in drawn]
+                drawn.append(free[0] if free else order[0])
+            sets.append(torch.tensor(list(dict.fromkeys(drawn)), device=ids.device))
+        return sets
+
+    def _null_directions(self, v: Float[Tensor, "n d_model"]) -> list[Float[Tensor, "n d_model"]]:
+        """Rows of the null pair's latents that lean most to its second site, of the norms of v."""
+        if self.null is None:
+            return []
+        rows = self.null.decoder(-1).detach().to(v)
+        norms = self.null.decoder_norms()
+        order = (norms[:, -1] / norms.sum(dim=1)).argsort(descending=True)[: 10 * len(v)]
+        sets = rows[order].split(len(v))
+        scale = v.norm(dim=1, keepdim=True)
+        return [r / r.norm(dim=1, keepdim=True) * scale for r in sets if len(r) == len(v)]
+
+
+def _checked(
+    subject: Subject, ids: Sequence[int], latents: LatentMeasures, name: str
+) -> Int[Tensor, " n"]:
+    chosen = subject.latents(ids)
+    silent = [j for j in chosen.tolist() if latents.n_active[j] == 0]
+    if silent or not len(chosen):
+        raise ValueError(
+            f"the set {name!r} has {len(chosen)} latents, of which {silent} never fire on the "
+            "measured text: what they do cannot be tested. Choose latents that fire."
+        )
+    return chosen

@@ -1,0 +1,138 @@
+"""A run's folder opened again: its dictionary, models, text and measures.
+
+Contract: what `run_diff` left is found; models are loaded when they are asked for. Limit: a run
+from Python keeps no held-out text, so one has to be named.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tl_crosscoder.activation_source import ActivationSource
+from tl_crosscoder.activations.cache import ActivationCache
+from tl_crosscoder.activations.config import Masks
+from tl_crosscoder.activations.documents import Document, load_documents
+from tl_crosscoder.activations.text import TokenizedText, tokenize
+from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.analysis.measuring import measure
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.devices import devices_of
+from tl_crosscoder.embedded import PREFIX
+from tl_crosscoder.model_sites import ModelSites
+from tl_crosscoder.organisms.suite import load_suite
+from tl_crosscoder.site_difference import SiteDifference
+from tl_crosscoder.sources import source_of_sites
+from tl_crosscoder.train.record import read_record
+
+HELD_OUT_NAME = "held_out.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A dictionary with how it was made.
+
+    Raises ValueError or FileNotFoundError where there is no run, or no such device.
+    """
+
+    path: Path
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        devices_of(self.device, 1)
+        _ = self.record, self.crosscoder
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `runner_cfg.json` says."""
+        return read_record(self.path)
+
+    @cached_property
+    def crosscoder(self) -> Crosscoder:
+        """The dictionary."""
+        return Crosscoder.load(self.path, device=self.device)
+
+    @cached_property
+    def models(self) -> ModelSites | SiteDifference:
+        """What it was trained on, loaded now."""
+        training = self.record["training"]
+        return source_of_sites(
+            self.crosscoder.sites,
+            device=self.device,
+            dtype=training.get("dtype", "float32"),
+            merge_adapter=training.get("merge_adapter"),
+        )
+
+    @property
+    def cache(self) -> ActivationCache | None:
+        """The cache it was trained on, if it was; ValueError or FileNotFoundError if it is gone."""
+        folder = self.record["training"].get("cache")
+        return ActivationCache(folder, device=self.device, show_progress=True) if folder else None
+
+    @property
+    def masks(self) -> Masks:
+        """Which tokens it was trained on; from Python none are recorded, and the defaults hold."""
+        known, training = {f.name for f in fields(Masks)}, self.record["training"]
+        return Masks(**{name: value for name, value in training.items() if name in known})
+
+    def documents(self, text: str | None = None) -> list[Document]:
+        """Those of a text, or the held-out ones.
+
+        Raises:
+            FileNotFoundError, ValueError: no such text, or none was kept.
+        """
+        path = self.path / HELD_OUT_NAME
+        if text is None and not path.is_file():
+            raise FileNotFoundError(
+                f"{self.path} keeps no held-out text ({HELD_OUT_NAME}): it was trained from Python "
+                "or on a cache. Name a text with --text."
+            )
+        return load_documents(text or path)
+
+    def text(self, documents: list[Document]) -> TokenizedText:
+        """Documents as contexts like those of the training."""
+        pack = self.record["training"].get("pack", True)
+        return self._tokens(documents, self.record["held_out"]["context_size"], pack=pack)
+
+    def prompts(self, documents: list[Document]) -> TokenizedText:
+        """Each document in a context of its own, chats alone where there are any."""
+        chats = [d for d in documents if "messages" in d]
+        size = max(self.record["held_out"]["context_size"], 128)
+        return self._tokens(chats or documents, min(size, self.models.n_ctx), pack=False)
+
+    def _tokens(self, documents: list[Document], size: int, *, pack: bool) -> TokenizedText:
+        tokenizer = self.models.tokenizer
+        made = tokenize(documents, tokenizer, context_size=size, pack=pack, masks=self.masks)
+        limits = self.record["held_out"].get("norm_limits")
+        return replace(made, norm_limits=None if limits is None else tuple(limits))
+
+    def measurement(self) -> Measurement:
+        """The measures in the folder; measured now where there are none of this version."""
+        try:
+            return Measurement.load(self.path)
+        except (FileNotFoundError, ValueError):
+            return self.measure()
+
+    def measure(self, text: str | None = None) -> Measurement:
+        """Measure on the run's held-out text, as much as it was measured on, or on another.
+
+        A run on a cache is measured on the cache, without the models.
+        """
+        n = self.record["held_out"]["n_contexts"]
+        if text is None and (cache := self.cache) is not None:
+            is_difference = self.record["training"]["difference"]
+            source: ActivationSource = cache.difference() if is_difference else cache
+            return measure(source, self.crosscoder, cache.held_out[:n], show_progress=True)
+        contexts = self.text(self.documents(text))
+        contexts = contexts if text is not None else contexts[:n]
+        return measure(self.models, self.crosscoder, contexts, show_progress=True)
+
+    def organism(self) -> str | None:
+        """Name of the embedded organism that the fine-tuned model is; None if it is another."""
+        label = self.crosscoder.sites[-1].label.removeprefix(PREFIX)
+        return label if label in load_suite() else None
+
+    def some(self, text: TokenizedText, n_tokens: int) -> TokenizedText:
+        """The first contexts, of at most about so many tokens."""
+        return text[: max(1, math.ceil(n_tokens / text.context_size))]
