@@ -20,9 +20,20 @@ if TYPE_CHECKING:
     from tl_crosscoder.activations.documents import load_documents, split_documents
     from tl_crosscoder.activations.mixture import tokenize_mixture
     from tl_crosscoder.activations.text import TokenizedText, tokenize
+    from tl_crosscoder.analysis.agreement import agreement, agreement_over_seeds
+    from tl_crosscoder.analysis.example_database import ExampleDatabase
+    from tl_crosscoder.analysis.latent_scaling import LatentScaling
+    from tl_crosscoder.analysis.lens import direction_logits, logit_effect
     from tl_crosscoder.analysis.max_activating import examples
     from tl_crosscoder.analysis.measurement import Measurement
     from tl_crosscoder.analysis.measuring import measure
+    from tl_crosscoder.analysis.patchscope import patchscope
+    from tl_crosscoder.analysis.ranking import rank_latents
+    from tl_crosscoder.analysis.similarity import (
+        decoupled_pairs,
+        encoder_counterparts,
+        similar_latents,
+    )
     from tl_crosscoder.contrasting import write_contrastive
     from tl_crosscoder.crosscoder.config import (
         AuxK,
@@ -38,6 +49,18 @@ if TYPE_CHECKING:
     from tl_crosscoder.diffing import run_diff, run_together
     from tl_crosscoder.harvest_config import HarvestConfig
     from tl_crosscoder.harvesting import run_harvest
+    from tl_crosscoder.interventions.ablation import ablated
+    from tl_crosscoder.interventions.base_estimate import BaseEstimate
+    from tl_crosscoder.interventions.behaviour import Behaviour, Question
+    from tl_crosscoder.interventions.controls import causal_test
+    from tl_crosscoder.interventions.estimate_loss import measure_estimate
+    from tl_crosscoder.interventions.mitigation import export_mitigation
+    from tl_crosscoder.interventions.patching import patching
+    from tl_crosscoder.interventions.predictions import Predictions
+    from tl_crosscoder.interventions.steering import steered, stream_norms
+    from tl_crosscoder.interventions.subject import Subject
+    from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, run_trials
+    from tl_crosscoder.interventions.weight_edit import ablation_weights
     from tl_crosscoder.model_sites import ModelSites
     from tl_crosscoder.pair import ModelPair
     from tl_crosscoder.presets import Recipe, preset
@@ -52,41 +75,68 @@ __all__ = [
     "L1",
     "ActivationCache",
     "AuxK",
+    "BaseEstimate",
     "BatchTopK",
+    "Behaviour",
+    "CausalTest",
     "ContrastiveConfig",
+    "ControlSettings",
     "Crosscoder",
     "CrosscoderConfig",
     "CrosscoderTraining",
     "CrosscoderTrainingConfig",
     "DeltaLoss",
+    "ExampleDatabase",
     "HarvestConfig",
     "JumpReLU",
+    "LatentScaling",
     "Masks",
     "Measurement",
     "ModelPair",
     "ModelSites",
     "Part",
+    "Predictions",
+    "Question",
     "Recipe",
     "RunConfig",
     "Site",
     "SiteDifference",
+    "Subject",
     "TextSource",
     "TokenizedText",
     "TopK",
     "TrainConfig",
     "Trainer",
+    "ablated",
+    "ablation_weights",
+    "agreement",
+    "agreement_over_seeds",
+    "causal_test",
     "contrastive_documents",
+    "decoupled_pairs",
+    "direction_logits",
+    "encoder_counterparts",
     "examples",
+    "export_mitigation",
     "fit_together",
     "load_documents",
+    "logit_effect",
     "measure",
+    "measure_estimate",
+    "patching",
+    "patchscope",
     "preset",
+    "rank_latents",
     "relative_norm_histogram",
     "run_demo",
     "run_diff",
     "run_harvest",
     "run_together",
+    "run_trials",
+    "similar_latents",
     "split_documents",
+    "steered",
+    "stream_norms",
     "tokenize",
     "tokenize_mixture",
     "write_cache",
@@ -96,6 +146,25 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
+    "analysis.agreement": ("agreement", "agreement_over_seeds"),
+    "analysis.example_database": ("ExampleDatabase",),
+    "analysis.latent_scaling": ("LatentScaling",),
+    "analysis.lens": ("direction_logits", "logit_effect"),
+    "analysis.patchscope": ("patchscope",),
+    "analysis.ranking": ("rank_latents",),
+    "analysis.similarity": ("decoupled_pairs", "encoder_counterparts", "similar_latents"),
+    "interventions.ablation": ("ablated",),
+    "interventions.base_estimate": ("BaseEstimate",),
+    "interventions.behaviour": ("Behaviour", "Question"),
+    "interventions.controls": ("causal_test",),
+    "interventions.estimate_loss": ("measure_estimate",),
+    "interventions.mitigation": ("export_mitigation",),
+    "interventions.patching": ("patching",),
+    "interventions.predictions": ("Predictions",),
+    "interventions.steering": ("steered", "stream_norms"),
+    "interventions.subject": ("Subject",),
+    "interventions.trials": ("CausalTest", "ControlSettings", "run_trials"),
+    "interventions.weight_edit": ("ablation_weights",),
     "activations.cache": ("ActivationCache",),
     "activations.config": ("Masks", "TextSource"),
     "activations.cache_writer": ("write_cache",),

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from tl_crosscoder.activations.contrastive_config import ContrastiveConfig
+from tl_crosscoder.cli_causal import Ablate, Patch, Steer
 from tl_crosscoder.cli_data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli_organisms import OrganismName, Organisms
 from tl_crosscoder.harvest_config import HarvestConfig
@@ -148,6 +149,9 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
         Annotated[Demo, tyro.conf.subcommand("demo")],
         Annotated[Train, train],
         Annotated[Analyze, tyro.conf.subcommand("analyze")],
+        Annotated[Patch, tyro.conf.subcommand("patch")],
+        Annotated[Ablate, tyro.conf.subcommand("ablate")],
+        Annotated[Steer, tyro.conf.subcommand("steer")],
         Annotated[Contrastive, contrastive],
         Annotated[Harvest, harvest],
         Annotated[Inspect, tyro.conf.subcommand("inspect")],

@@ -1,7 +1,8 @@
 """A whole diff: load the models, read the text, train, measure, leave it all in a folder.
 
 Beside what the trainer writes: `held_out.jsonl` (the text measured on), `analysis.json` and
-`analysis.safetensors` (the measures), `relative_decoder_norm.html` (the figure; not of a single
+`analysis.safetensors` (the measures), `examples.sqlite` (`ExampleDatabase`), and
+`relative_decoder_norm.html` (the figure; not of a single
 site). Limit: the held-out text is cut at `n_measured_tokens`.
 """
 
@@ -9,14 +10,16 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tqdm.auto import tqdm
 
 from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.cache import ActivationCache
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.analysis.measuring import measure_all
+from tl_crosscoder.analysis.measuring import measure, measure_all
 from tl_crosscoder.devices import devices_of
 from tl_crosscoder.presets import recipe_of
 from tl_crosscoder.run_folder import HELD_OUT_NAME, RunFolder
@@ -28,6 +31,7 @@ from tl_crosscoder.train.record import check_output
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config
 from tl_crosscoder.visualize.figures import relative_norm_histogram, save_figure
 
+EXAMPLES_NAME = "examples.sqlite"
 FIGURE_NAME = "relative_decoder_norm.html"
 
 
@@ -76,7 +80,9 @@ def run_together(configs: Sequence[RunConfig], *, resume: bool = False) -> list[
     del trainers  # and with them gradients and optimizer, several times the dictionary
     measurements = measure_all(source, crosscoders, text.held_out, show_progress=True)
     for own, measurement in zip(configs, measurements, strict=True):
-        save_measurement(measurement, Path(own.output))
+        save_measurement(
+            measurement, Path(own.output), text=text.held_out, tokenizer=source.tokenizer
+        )
     return measurements
 
 
@@ -102,9 +108,16 @@ def _text(config: RunConfig, source: ActivationSource) -> RunText:
     return RunText(training=cache.training, held_out=cache.held_out[:n], held_out_documents=[])
 
 
-def save_measurement(measurement: Measurement, output: Path) -> None:
-    """Write the measures and the figure beside the dictionary."""
+def save_measurement(
+    measurement: Measurement, output: Path, *, text: TokenizedText, tokenizer: Any
+) -> None:
+    """Write the measures, the examples and the figure beside the dictionary."""
     measurement.save(output)
+    if measurement.collected is not None:
+        about = {"sources": list(measurement.sources), "n_tokens": text.n_tokens}
+        ExampleDatabase.write(
+            output / EXAMPLES_NAME, measurement.collected, text, tokenizer=tokenizer, about=about
+        )
     if measurement.compared:
         save_figure(relative_norm_histogram(measurement), output / FIGURE_NAME)
 
@@ -118,7 +131,9 @@ def measure_again(output: Path, *, text: str | None = None, device: str = "cpu")
     Raises:
         FileNotFoundError, ValueError: no run there, or its text or cache is gone.
     """
-    measured = RunFolder(path=output, device=device).measure(text)
+    run = RunFolder(path=output, device=device)
+    source, contexts = run.measured(text)
+    found = measure(source, run.crosscoder, contexts, show_progress=True)
     if text is None:
-        save_measurement(measured, output)
-    return measured
+        save_measurement(found, output, text=contexts, tokenizer=source.tokenizer)
+    return found

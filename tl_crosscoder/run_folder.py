@@ -112,21 +112,20 @@ class RunFolder:
         try:
             return Measurement.load(self.path)
         except (FileNotFoundError, ValueError):
-            return self.measure()
+            source, contexts = self.measured()
+            return measure(source, self.crosscoder, contexts, show_progress=True)
 
-    def measure(self, text: str | None = None) -> Measurement:
-        """Measure on the run's held-out text, as much as it was measured on, or on another.
+    def measured(self, text: str | None = None) -> tuple[ActivationSource, TokenizedText]:
+        """What it is measured on: as much held-out text as it was, or another text.
 
         A run on a cache is measured on the cache, without the models.
         """
         n = self.record["held_out"]["n_contexts"]
         if text is None and (cache := self.cache) is not None:
             is_difference = self.record["training"]["difference"]
-            source: ActivationSource = cache.difference() if is_difference else cache
-            return measure(source, self.crosscoder, cache.held_out[:n], show_progress=True)
+            return cache.difference() if is_difference else cache, cache.held_out[:n]
         contexts = self.text(self.documents(text))
-        contexts = contexts if text is not None else contexts[:n]
-        return measure(self.models, self.crosscoder, contexts, show_progress=True)
+        return self.models, contexts if text is not None else contexts[:n]
 
     def organism(self) -> str | None:
         """Name of the embedded organism that the fine-tuned model is; None if it is another."""

@@ -81,6 +81,10 @@ RECONSTRUCTION = Reconstruction(
 )
 
 
+def no_tokens(d_sae: int) -> TopTokens:
+    return TopTokens(values=torch.zeros(2, d_sae), positions=torch.full((2, d_sae), -1))
+
+
 def measurement(
     latents: LatentMeasures,
     *,
@@ -96,6 +100,6 @@ def measurement(
         latents=latents,
         top=top,
         order="relative_decoder_norm",
-        top_tokens=top_tokens or TopTokens.empty(n=2, d_sae=len(latents.n_active)),
+        top_tokens=top_tokens or no_tokens(len(latents.n_active)),
         sources=("text",),
     )

@@ -7,46 +7,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tl_crosscoder import TokenizedText, tokenize
+from tl_crosscoder.analysis.example_collector import ExampleCollector
 from tl_crosscoder.analysis.max_activating import Example, TopTokens, examples
+from tl_crosscoder.crosscoder.codes import SparseCodes
 
 
-def distinct_codes(n_tokens, d_sae, seed=0):
-    """Sparse codes of which no two positive ones are equal; latent 0 never fires."""
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randperm(n_tokens * d_sae, generator=generator).view(n_tokens, d_sae) + 1.0
-    codes[torch.rand(n_tokens, d_sae, generator=generator) < 0.7] = 0
-    codes[:, 0] = 0
-    codes[5:, 1] = 0
-    return codes
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 20, 100])
-@pytest.mark.parametrize("n", [1, 8])
-def test_top_tokens_over_batches_are_those_of_a_sort_of_all_codes(batch_size, n):
-    codes = distinct_codes(100, 7)
-    positions = torch.arange(100) * 3 + 10
-    top = TopTokens.empty(n=n, d_sae=7)
-    for start in range(0, 100, batch_size):
-        rows = slice(start, start + batch_size)
-        top = top.update(codes[rows], positions[rows])
-    order = codes.argsort(dim=0, descending=True)[:n]
-    values = codes.gather(0, order)
-    assert torch.equal(top.values, values)
-    assert torch.equal(top.positions, torch.where(values > 0, positions[order], -1))
-
-
-def test_a_latent_with_fewer_active_tokens_has_no_position_for_the_rest():
-    codes = torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
-    top = TopTokens.empty(n=4, d_sae=2).update(codes, torch.tensor([7, 8, 9]))
-    assert top.values.T.tolist() == [[3, 2, 0, 0], [0, 0, 0, 0]]
-    assert top.positions.T.tolist() == [[9, 8, -1, -1], [-1, -1, -1, -1]]
-
-
-def test_no_tokens_change_nothing():
-    top = TopTokens.empty(n=2, d_sae=3).update(torch.rand(5, 3), torch.arange(5))
-    again = top.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
-    assert torch.equal(again.values, top.values)
-    assert torch.equal(again.positions, top.positions)
+@pytest.mark.parametrize("n", [1, 4])
+def test_top_tokens_are_the_largest_codes_of_a_pass(n):
+    codes = torch.tensor([[0.0, 0.0, 5.0], [2.0, 0.0, 4.0], [3.0, 0.0, 6.0]])
+    collector = ExampleCollector(3, context_size=3)
+    collector.add(SparseCodes.of_dense(codes), torch.tensor([6, 7, 8]))
+    top = TopTokens.of(collector.result(), n=n)
+    assert top.values.T.tolist() == [[3, 2, 0, 0][:n], [0, 0, 0, 0][:n], [6, 5, 4, 0][:n]]
+    assert top.positions.T.tolist() == [[8, 7, -1, -1][:n], [-1] * n, [8, 6, 7, -1][:n]]
 
 
 def top_of(*positions: int) -> TopTokens:

@@ -1,8 +1,8 @@
 """The tokens on which each latent is most active, with their context.
 
-One streaming pass for all latents: after every batch of contexts only the n best positions of
-each latent are kept, so memory is `[n, d_sae]`. Limit: contexts are
-looked up in the tokenised text, which has to be at hand.
+`TopTokens` are the first few examples of every latent, `[n, d_sae]`, in memory; all of them, with
+quantile samples, are in the `ExampleDatabase`. Limit: contexts are looked up in the tokenised text,
+which has to be at hand.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.analysis.example_collector import KINDS, CollectedExamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +26,15 @@ class TopTokens:
     """Index into the flattened `[contexts, pos]` of the text; -1 where the value is 0."""
 
     @classmethod
-    def empty(cls, *, n: int, d_sae: int, device: Any = "cpu") -> "TopTokens":
-        """Before any token."""
-        return cls(
-            values=torch.zeros(n, d_sae, device=device),
-            positions=torch.full((n, d_sae), -1, device=device),
-        )
-
-    def update(
-        self, codes: Float[Tensor, "batch d_sae"], positions: Int[Tensor, " batch"]
-    ) -> "TopTokens":
-        """With more tokens taken into account."""
-        n = len(self.values)
-        new = codes.topk(min(n, len(codes)), dim=0)
-        values = torch.cat([self.values, new.values])
-        where = torch.cat([self.positions, positions[new.indices]])
-        order = values.sort(dim=0, descending=True, stable=True).indices[:n]
-        best = values.gather(0, order)
-        return TopTokens(values=best, positions=where.gather(0, order))
+    def of(cls, collected: CollectedExamples, *, n: int) -> "TopTokens":
+        """The first n of each latent from what a pass collected."""
+        values = torch.zeros(n, collected.d_sae)
+        positions = torch.full((n, collected.d_sae), -1)
+        is_top = (collected.kinds == KINDS.index("top")) & (collected.ranks < n)
+        at = collected.ranks[is_top].long(), collected.latents[is_top].long()
+        values[at] = collected.values[is_top]
+        positions[at] = collected.positions[is_top].long()
+        return cls(values=values, positions=positions)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ causal; see `interventions`.
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
+from tl_crosscoder.analysis.example_collector import CollectedExamples
 from tl_crosscoder.analysis.latent_measures import LatentMeasures
 from tl_crosscoder.analysis.max_activating import Example, TopTokens
 from tl_crosscoder.analysis.ranking import RankedLatent
@@ -62,6 +63,8 @@ class Measurement:
     sources: tuple[str, ...]
     compared: tuple[str, str] | None = ("base", "finetuned")
     """Names of the sites that norms, classes and the difference compare; None of a single site."""
+    collected: CollectedExamples | None = field(default=None, repr=False, compare=False)
+    """All examples, for `ExampleDatabase.write`; None of a measurement that was loaded."""
 
     @property
     def class_counts(self) -> dict[str, int]:

@@ -21,6 +21,7 @@ from tl_crosscoder.analysis.decoder_norms import (
     normalised_decoders,
     relative_decoder_norm,
 )
+from tl_crosscoder.analysis.example_collector import ExampleCollector, ExampleSettings
 from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_measures import NORMS, LatentMeasures
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
@@ -103,10 +104,11 @@ class _Pass:
 
     crosscoder: Crosscoder
     norms: dict[str, Float[Tensor, " d_sae"]]
-    top: TopTokens
+    examples: ExampleCollector
     firing: FiringSums
     scaling: ScalingSums | None
     context_size: int
+    n_examples: int
     sums: ReconstructionSums | None = None
 
     @classmethod
@@ -123,10 +125,16 @@ class _Pass:
         return cls(
             crosscoder=crosscoder,
             norms=norm_measures(crosscoder),
-            top=TopTokens.empty(n=n_examples, d_sae=d_sae, device=device),
+            examples=ExampleCollector(
+                d_sae,
+                context_size=text.context_size,
+                settings=ExampleSettings(n_top=max(n_examples, ExampleSettings.n_top)),
+                device=device,
+            ),
             firing=FiringSums.begin(n_sources=len(text.sources), d_sae=d_sae, device=device),
             scaling=ScalingSums.begin(crosscoder),
             context_size=text.context_size,
+            n_examples=n_examples,
         )
 
     def add(self, part: Harvested) -> None:
@@ -137,9 +145,7 @@ class _Pass:
             codes = sparse_codes(self.crosscoder, x)
             batch = ReconstructionSums.of(x, codes, self.crosscoder, class_ids)
             self.sums = batch if self.sums is None else self.sums + batch
-            self.top = self.top.update(
-                codes.to_dense(), piece.positions(self.context_size).to(x.device)
-            )
+            self.examples.add(codes, piece.positions(self.context_size).to(x.device))
             self.firing.add(codes, text)
             if self.scaling is not None:
                 self.scaling.add(site_parts(x, self.crosscoder.sites), codes)
@@ -156,17 +162,20 @@ class _Pass:
         names = [s.name for s in sites]
         pair = compared_sites(sites)
         ranking = rank_latents(latents, n=n_top)
+        collected = self.examples.result()
+        top = TopTokens.of(collected, n=self.n_examples)
         return Measurement(
             reconstruction=self.sums.result(names),
             latents=latents,
             order=ranking.order,
             top=[
                 LatentSummary(
-                    ranked=row, examples=examples(self.top, row.latent, text, source.tokenizer)
+                    ranked=row, examples=examples(top, row.latent, text, source.tokenizer)
                 )
                 for row in ranking.rows
             ],
-            top_tokens=self.top,
+            top_tokens=top,
+            collected=collected,
             sources=text.sources,
             compared=pair and (names[pair[0]], names[pair[1]]),
         )

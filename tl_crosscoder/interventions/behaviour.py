@@ -120,9 +120,26 @@ class Behaviour:
         return cls.of(path.stem, questions, tokenizer)
 
     @property
+    def unit(self) -> str:
+        """What its values are."""
+        return "probability"
+
+    @property
     def n_prompts(self) -> int:
         """Number of questions: the units that intervals are taken over."""
         return len(self.questions)
+
+    def scores(
+        self,
+        subject: Subject,
+        edits: Sequence[Edit],
+        *,
+        is_necessity: bool = False,
+        description: str | None = None,
+    ) -> Float[Tensor, "n_edits n_prompts"]:
+        """Its probability under each edit; the same number in every test."""
+        del is_necessity
+        return behaviour_scores(subject, self, edits, description=description)
 
 
 @torch.no_grad()

@@ -21,14 +21,16 @@ from tl_crosscoder.analysis.latent_measures import LatentMeasures
 from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS
 from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.interventions.behaviour import Behaviour
-from tl_crosscoder.interventions.edits import Constant, Shift
+from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Shift
+from tl_crosscoder.interventions.mitigation import Mode, check_mode, taken_out
 from tl_crosscoder.interventions.patching import random_like
+from tl_crosscoder.interventions.steering import stream_norms
 from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.interventions.trials import (
     TESTS,
     CausalTest,
     ControlSettings,
+    Effect,
     Trial,
     run_trials,
 )
@@ -38,27 +40,29 @@ from tl_crosscoder.site_difference import SiteDifference
 def causal_test(
     models: ComparedModels | SiteDifference,
     crosscoder: Crosscoder,
-    behaviour: Behaviour,
+    effect: Effect,
     neutral: TokenizedText,
     *,
     latents: LatentMeasures,
     sets: Mapping[str, Sequence[int]],
     tests: Sequence[str] = TESTS,
+    mode: Mode = "delta",
     settings: ControlSettings | None = None,
     null: Crosscoder | None = None,
     compared: tuple[str, str] | None = None,
     show_progress: bool = False,
 ) -> CausalTest:
-    """Sufficiency and necessity of sets of latents for a behaviour, with controls.
+    """Sufficiency and necessity of sets of latents for an effect, with controls.
 
     Args:
         models: a pair, or more sites.
         crosscoder: trained on them.
-        behaviour: prompts and answers; see `behaviour`.
+        effect: a `Behaviour`, or `Predictions` where there is no name for what changed.
         neutral: text that has nothing to do with it, for the off-target cost.
         latents: measures of the crosscoder: firing rates, for matched latents.
         sets: latents by the name of their set.
         tests: which of `TESTS`.
+        mode: of the ablation that tests necessity; see `ablation`.
         settings: of the controls.
         null: a dictionary of a null pair (base against itself) at the same hook: its directions
             are one more control.
@@ -70,6 +74,7 @@ def causal_test(
             differ in the behaviour.
     """
     settings = settings or ControlSettings()
+    check_mode(mode)
     subject = Subject.of(models, crosscoder, compared=compared)
     chosen = {name: _checked(subject, ids, latents, name) for name, ids in sets.items()}
     if not chosen or set(tests) - set(TESTS):
@@ -77,23 +82,22 @@ def causal_test(
             f"tests {list(tests)} on the sets {list(sets)}: name one set of latents or more, and "
             f"tests among {list(TESTS)}."
         )
-    norm = mean_norm(subject, neutral, subject.base) if "steer" in tests else 0.0
-    maker = _Maker(subject=subject, latents=latents, settings=settings, norm=norm, null=null)
-    trials = [maker.trial(test, name, ids) for test in tests for name, ids in chosen.items()]
+    norm = 0.0
+    if "steer" in tests:
+        norm = stream_norms(subject.models, neutral)[subject.site_name(subject.base)]
+    maker = _Maker(
+        subject=subject, latents=latents, mode=mode, settings=settings, norm=norm, null=null
+    )
+    trials = [
+        trial
+        for test in tests
+        for name, ids in chosen.items()
+        for trial in maker.trials(test, name, ids)
+    ]
     found = run_trials(
-        subject, behaviour, neutral, trials=trials, settings=settings, show_progress=show_progress
+        subject, effect, neutral, trials=trials, settings=settings, show_progress=show_progress
     )
     return replace(found, sets={name: ids.tolist() for name, ids in chosen.items()})
-
-
-@torch.no_grad()
-def mean_norm(subject: Subject, text: TokenizedText, site: int) -> float:
-    """Mean norm of a site's stream at the tokens that count: the unit of steering."""
-    total, n = 0.0, 0
-    for streams in subject.batches(text):
-        norms = streams.x[site][streams.counted].norm(dim=-1)
-        total, n = total + norms.double().sum().item(), n + len(norms)
-    return total / n
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,52 +106,69 @@ class _Maker:
 
     subject: Subject
     latents: LatentMeasures
+    mode: Mode
     settings: ControlSettings
     norm: float
+    """Of the base stream: the unit of steering."""
     null: Crosscoder | None
 
-    def trial(self, test: str, name: str, ids: Int[Tensor, " n"]) -> Trial:
+    def trials(self, test: str, name: str, ids: Int[Tensor, " n"]) -> list[Trial]:
+        """One, or of steering one a strength."""
         generator = torch.Generator().manual_seed(self.settings.seed)
-        v = self.subject.difference[ids]
+        v = self._rows(test, ids)
         random = [random_like(v, generator) for _ in range(self.settings.n_random)]
         null = self._null_directions(v)
         if test == "steer":
-            alphas = self.settings.alphas
-            weights = (self.latents.firing.sum_of_codes / self.latents.n_active).to(v)[ids]
-            own = self._unit(weights[:, None] * self.subject.decoder(self.subject.finetuned)[ids])
-            units = [self._unit(weights[:, None] * r) for r in random]
-            return Trial(
-                test=test,
-                name=name,
-                n_latents=len(ids),
-                own=[self._steer(own, a) for a in alphas],
-                random=[self._steer(u, a) for a in alphas for u in units],
-                null=[self._steer(self._unit(d), a) for a in alphas for d in null],
-            )
-        matched = [self._shift(test, m, self.subject.difference[m]) for m in self._matched(ids)]
-        return Trial(
+            return self._steering(name, ids, random, null)
+        trial = Trial(
             test=test,
             name=name,
             n_latents=len(ids),
-            own=[self._shift(test, ids, v)],
-            random=[self._shift(test, ids, r) for r in random],
-            matched=matched,
-            null=[self._shift(test, ids, d) for d in null],
+            own=self._edit(test, ids, v),
+            random=[self._edit(test, ids, r) for r in random],
+            matched=[self._edit(test, m, self._rows(test, m)) for m in self._matched(ids)],
+            null=[self._edit(test, ids, d) for d in null],
         )
+        return [trial]
 
-    def _shift(self, test: str, ids: Int[Tensor, " n"], v: Float[Tensor, "n d_model"]) -> Shift:
+    def _steering(
+        self,
+        name: str,
+        ids: Int[Tensor, " n"],
+        random: Sequence[Float[Tensor, "n d_model"]],
+        null: Sequence[Float[Tensor, "n d_model"]],
+    ) -> list[Trial]:
+        """Along the sum of d_j^1, each as long as its latent's mean code makes it."""
+        rows = self.subject.decoder(self.subject.finetuned)[ids]
+        weights = self.latents.firing.mean_code.to(rows)[ids][:, None]
+        of_random, of_null = ([_unit(weights * r) for r in each] for each in (random, null))
+        own = _unit(weights * rows)
+        return [
+            Trial(
+                test="steer",
+                name=name,
+                n_latents=len(ids),
+                strength=alpha,
+                own=self._steer(own, alpha),
+                random=[self._steer(u, alpha) for u in of_random],
+                null=[self._steer(u, alpha) for u in of_null],
+            )
+            for alpha in self.settings.alphas
+        ]
+
+    def _rows(self, test: str, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        return taken_out(self.subject, ids, self.mode if test == "necessity" else "delta")
+
+    def _edit(self, test: str, ids: Int[Tensor, " n"], v: Float[Tensor, "n d_model"]) -> Edit:
         site = self.subject.finetuned if test == "necessity" else self.subject.base
+        if test == "necessity" and self.mode == "project":
+            return Projection(site=site, stream=site, directions=v)
         sign = -1.0 if test == "necessity" else 1.0
         return Shift(site=site, stream=site, latents=ids, directions=v, sign=sign)
 
     def _steer(self, unit: Float[Tensor, " d_model"], alpha: float) -> Constant:
         site = self.subject.base
         return Constant(site=site, stream=site, vector=alpha * self.norm * unit)
-
-    @staticmethod
-    def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
-        total = rows.sum(dim=0)
-        return total / total.norm().clamp(min=1e-12)
 
     def _matched(self, ids: Int[Tensor, " n"]) -> list[Int[Tensor, " n"]]:
         """Sets of other living latents, each of about the firing rate of the one it replaces."""
@@ -179,6 +200,12 @@ class _Maker:
         sets = rows[order].split(len(v))
         scale = v.norm(dim=1, keepdim=True)
         return [r / r.norm(dim=1, keepdim=True) * scale for r in sets if len(r) == len(v)]
+
+
+def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
+    """The direction of the sum."""
+    total = rows.sum(dim=0)
+    return total / total.norm().clamp(min=1e-12)
 
 
 def _checked(

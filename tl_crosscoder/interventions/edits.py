@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from tl_crosscoder.activations.roles import ROLES
@@ -77,7 +77,7 @@ class Projection(Edit):
     directions: Float[Tensor, "n d_model"]
     replacement: int | None = None
     """Position of the site whose projection takes the place; None is nothing."""
-    active_latents: Int[Tensor, " n"] | None = None
+    active_latents: Int[Tensor, " n_active"] | None = None
     """Project only where one of these latents is active; None is everywhere."""
 
     def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
@@ -204,7 +204,7 @@ class Places:
         return self.mask_of(streams.text.role_ids, streams.text.dropped)
 
     def mask_of(
-        self, role_ids: Int[Tensor, "batch pos"], dropped: Int[Tensor, "batch pos"]
+        self, role_ids: Integer[Tensor, "batch pos"], dropped: Integer[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos"]:
         """The same from what a text knows of its tokens."""
         chosen = dropped != REASONS.index("padding")

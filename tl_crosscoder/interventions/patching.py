@@ -268,7 +268,7 @@ def _of_candidates(
     )
     found.append(
         Variant(
-            name="fine-tuned stream, candidates projected out",
+            name="fine-tuned stream without candidates",
             group="candidates",
             n_latents=len(chosen),
             edit=Projection(site=site, stream=site, directions=rows),
@@ -294,11 +294,10 @@ def by_nu(
 def _at_places(subject: Subject, kinds: Mapping[str, Places]) -> list[Variant]:
     """The fine-tuned stream itself at some tokens, and the base stream elsewhere."""
     site = subject.finetuned
-    places = {"template tokens only": Places(roles=("template",))}
-    places |= {f"{name} tokens only": place for name, place in kinds.items()}
+    places = {"template": Places(roles=("template",)), **kinds}
     return [
         Variant(
-            name=f"fine-tuned stream, {name}",
+            name=f"fine-tuned stream at {name} tokens",
             group="places",
             edit=Where(edit=unchanged(site), places=place, otherwise=subject.base),
         )

@@ -10,14 +10,13 @@ may be of latents or of a method without a dictionary. Limit: a p-value is at le
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.interventions.behaviour import Behaviour, behaviour_scores
 from tl_crosscoder.interventions.edits import Edit, Places
 from tl_crosscoder.interventions.running import EditScores, score_edits, unchanged
 from tl_crosscoder.interventions.subject import Subject
@@ -35,11 +34,43 @@ from tl_crosscoder.tables import TableOfRows
 
 N_RANDOM = 100
 N_MATCHED = 20
+MIN_CHANGE = 1e-3
+"""A smaller change from base to fine-tuned model is none that shares can be taken of."""
 N_COST = 10
 """Random directions whose off-target cost is averaged."""
 ALPHAS = (0.5, 1.0, 2.0)
 """Strengths of steering, in units of the mean norm of the stream."""
 TESTS = ("necessity", "insert", "steer")
+
+
+class Effect(Protocol):
+    """What is measured of an edited model: a `Behaviour`, or `Predictions`."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What its values are."""
+        ...
+
+    @property
+    def n_prompts(self) -> int:
+        """Units that intervals are taken over."""
+        ...
+
+    def scores(
+        self,
+        subject: Subject,
+        edits: Sequence[Edit],
+        *,
+        is_necessity: bool = False,
+        description: str | None = None,
+    ) -> Float[Tensor, "n_edits n_prompts"]:
+        """Of each edit and unit, what moves from the base's value to the fine-tuned model's."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +83,13 @@ class CausalRow:
     """Name of the set."""
     n_latents: int
     strength: float
-    """alpha of steering, the best of those tried; else NaN."""
-    behaviour: float
-    """Mean probability of the behaviour under the edit."""
+    """alpha of steering, else NaN."""
+    value: float
+    """Mean of the effect over prompts under the edit, such as the probability of a behaviour."""
+    base: float
+    """The same of the base model as it is."""
+    finetuned: float
+    """Of the fine-tuned one."""
     share: float
     """How much of the change goes (necessity) or comes (sufficiency)."""
     share_low: float
@@ -88,12 +123,11 @@ class CausalTest(TableOfRows):
 
     ROW: ClassVar[type] = CausalRow
     rows: tuple[CausalRow, ...]
-    name: str
-    """Of the behaviour."""
+    effect: str
+    """What was measured."""
+    unit: str
+    """What its values are."""
     n_prompts: int
-    base: float
-    """Mean probability of the behaviour in the base model."""
-    finetuned: float
     n_random: int
     n_matched: int
     sets: dict[str, list[int]]
@@ -122,84 +156,114 @@ class ControlSettings:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
-    """One method in one test: its own edits (one a strength) and those of its controls."""
+    """One method in one test: its own edit and those of its controls."""
 
     test: str
     """`necessity` edits the fine-tuned model, `insert` and `steer` the base."""
     name: str
-    own: Sequence[Edit]
+    own: Edit
     random: Sequence[Edit]
-    """As many for each strength, strengths outermost."""
     matched: Sequence[Edit] = ()
     null: Sequence[Edit] = ()
     n_latents: int = 0
     """0 where the method has no latents."""
+    strength: float = math.nan
+    """alpha of steering."""
 
     @property
     def edits(self) -> list[Edit]:
         """All of them."""
-        return [*self.own, *self.random, *self.matched, *self.null]
+        return [self.own, *self.random, *self.matched, *self.null]
 
 
 def run_trials(
     subject: Subject,
-    behaviour: Behaviour,
+    effect: Effect,
     neutral: TokenizedText,
     *,
     trials: Sequence[Trial],
     settings: ControlSettings | None = None,
     show_progress: bool = False,
 ) -> CausalTest:
-    """The same for edits of any kind, so that one table holds methods with and without latents.
+    """Test edits of any kind, so that one table holds methods with and without latents.
+
+    Args:
+        subject: models and dictionary.
+        effect: a behaviour, or predictions.
+        neutral: text that has nothing to do with it, for the off-target cost.
+        trials: what is tested, with its controls.
+        settings: of the resampling.
+        show_progress: with a progress bar.
 
     Raises:
-        ValueError: no trials, or models that do not differ in the behaviour.
+        ValueError: no trials, or models that do not differ in the effect.
     """
     settings = settings or ControlSettings()
     if not trials:
         raise ValueError("there is nothing to test: give one trial or more.")
-    plain = [unchanged(subject.base), unchanged(subject.finetuned)]
-    description = "Behaviour" if show_progress else None
-    scores = behaviour_scores(subject, behaviour, plain)
-    if (scores[1].mean() - scores[0].mean()).abs() < 1e-3:
-        raise ValueError(
-            f"base and fine-tuned model do not differ in {behaviour.name!r} "
-            f"({scores[0].mean():.2g} and {scores[1].mean():.2g}): there is nothing to cause."
-        )
-    edits = [edit for trial in trials for edit in trial.edits]
-    edited = behaviour_scores(subject, behaviour, edits, description=description)
-    description = "Off-target" if show_progress else None
-    weights = bootstrap_weights(scores.shape[1], n_draws=settings.n_draws, seed=settings.seed)
+    weights = bootstrap_weights(effect.n_prompts, n_draws=settings.n_draws, seed=settings.seed)
     rows = []
-    for trial, own in zip(trials, edited.split([len(t.edits) for t in trials]), strict=True):
-        shares = _shares(trial, own, scores, weights)
-        cost = _costs(subject, neutral, trial, best=shares.best, description=description)
-        rows.append(_row(trial, shares, cost, settings))
+    for is_necessity in (True, False):
+        own = [t for t in trials if (t.test == "necessity") == is_necessity]
+        if own:
+            scores = _scores(
+                subject, effect, own, is_necessity=is_necessity, show_progress=show_progress
+            )
+            rows += [
+                _row(trial, _shares(trial, found, scores[0], weights))
+                for trial, found in zip(own, scores[1:], strict=True)
+            ]
+            del scores
+    rows = [
+        _with_cost(row, _costs(subject, neutral, trial), settings)
+        for row, trial in zip(
+            rows, sorted(trials, key=lambda t: t.test != "necessity"), strict=True
+        )
+    ]
     return CausalTest(
         rows=tuple(_corrected(rows)),
-        name=behaviour.name,
-        n_prompts=behaviour.n_prompts,
-        base=scores[0].mean().item(),
-        finetuned=scores[1].mean().item(),
+        effect=effect.name,
+        unit=effect.unit,
+        n_prompts=effect.n_prompts,
         n_random=settings.n_random,
         n_matched=settings.n_matched,
         sets={},
     )
 
 
-def _costs(
-    subject: Subject, neutral: TokenizedText, trial: Trial, *, best: int, description: str | None
-) -> EditScores:
-    """KL to the unedited model on neutral text, of the set and of ten of its random directions."""
-    n = len(trial.random) // len(trial.own)
-    chosen = [trial.own[best], *trial.random[best * n : (best + 1) * n][:N_COST]]
-    return score_edits(
+def _scores(
+    subject: Subject,
+    effect: Effect,
+    trials: Sequence[Trial],
+    *,
+    is_necessity: bool,
+    show_progress: bool,
+) -> list[Float[Tensor, "n_edits n_prompts"]]:
+    """Of the base and the fine-tuned model as they are, then of each trial."""
+    plain = [unchanged(subject.base), unchanged(subject.finetuned)]
+    start = effect.scores(subject, plain, is_necessity=is_necessity)
+    base, finetuned = start.mean(dim=1).tolist()
+    if abs(finetuned - base) < MIN_CHANGE:
+        raise ValueError(
+            f"base and fine-tuned model do not differ in {effect.name!r} ({base:.2g} and "
+            f"{finetuned:.2g}), so there is nothing to cause. Give prompts that the fine-tune is "
+            "about."
+        )
+    edits = [edit for trial in trials for edit in trial.edits]
+    found = effect.scores(
         subject,
-        neutral,
-        chosen,
-        reference=unchanged(chosen[0].site),
-        kinds={"all": Places()},
-        description=description,
+        edits,
+        is_necessity=is_necessity,
+        description="Testing" if show_progress else None,
+    )
+    return [start, *found.split([len(t.edits) for t in trials])]
+
+
+def _costs(subject: Subject, neutral: TokenizedText, trial: Trial) -> EditScores:
+    """KL to the unedited model on neutral text, of the trial and of ten of its random edits."""
+    chosen = [trial.own, *trial.random[:N_COST]]
+    return score_edits(
+        subject, neutral, chosen, reference=unchanged(chosen[0].site), kinds={"all": Places()}
     )
 
 
@@ -207,9 +271,8 @@ def _costs(
 class _Shares:
     """Effects as shares of the behaviour's change."""
 
-    best: int
-    """Which of the set's own edits does most."""
-    behaviour: float
+    values: tuple[float, float, float]
+    """Means under the edit, of the base and of the fine-tuned model."""
     share: Interval
     random: Float[Tensor, " n_random"]
     matched: Float[Tensor, " n_matched"]
@@ -226,34 +289,29 @@ def _shares(
     start, sign = (plain[1], -1.0) if trial.test == "necessity" else (plain[0], 1.0)
     effects = sign * (scores - start)
     shares = effects.mean(dim=1) / gap.mean()
-    n_own = len(trial.own)
     own, random, matched, null = shares.split(
-        [n_own, len(trial.random), len(trial.matched), len(trial.null)]
+        [1, len(trial.random), len(trial.matched), len(trial.null)]
     )
-    best = int(own.argmax())
     return _Shares(
-        best=best,
-        behaviour=scores[best].mean().item(),
-        share=interval(own[best].item(), (weights @ effects[best]) / (weights @ gap)),
-        # Controls choose their best strength too.
-        random=random.view(n_own, -1).amax(dim=0),
+        values=(scores[0].mean().item(), *plain.mean(dim=1).tolist()),
+        share=interval(own.item(), (weights @ effects[0]) / (weights @ gap)),
+        random=random,
         matched=matched,
-        null=null.view(n_own, -1).amax(dim=0) if len(null) else null,
+        null=null,
     )
 
 
-def _row(trial: Trial, shares: _Shares, cost: EditScores, settings: ControlSettings) -> CausalRow:
-    counts = cost.counts[0]
-    weights = bootstrap_weights(len(counts), n_draws=settings.n_draws, seed=settings.seed)
-    nats = ratio_interval(cost.kl[0, 0], counts, weights=weights)
-    random_nats = cost.kl[1:, 0].sum(dim=1) / counts.sum()
+def _row(trial: Trial, shares: _Shares) -> CausalRow:
     own = shares.share
+    value, base, finetuned = shares.values
     return CausalRow(
         test=trial.test,
         latents=trial.name,
         n_latents=trial.n_latents,
-        strength=settings.alphas[shares.best] if trial.test == "steer" else math.nan,
-        behaviour=shares.behaviour,
+        strength=trial.strength,
+        value=value,
+        base=base,
+        finetuned=finetuned,
         share=own.value,
         share_low=own.low,
         share_high=own.high,
@@ -265,10 +323,23 @@ def _row(trial: Trial, shares: _Shares, cost: EditScores, settings: ControlSetti
         matched_mean=shares.matched.mean().item(),
         p_matched=p_value(own.value, shares.matched) if len(shares.matched) else math.nan,
         null_mean=shares.null.mean().item(),
+        off_target_kl=math.nan,
+        off_target_low=math.nan,
+        off_target_high=math.nan,
+        random_off_target_kl=math.nan,
+    )
+
+
+def _with_cost(row: CausalRow, cost: EditScores, settings: ControlSettings) -> CausalRow:
+    counts = cost.counts[0]
+    weights = bootstrap_weights(len(counts), n_draws=settings.n_draws, seed=settings.seed)
+    nats = ratio_interval(cost.kl[0, 0], counts, weights=weights)
+    return replace(
+        row,
         off_target_kl=nats.value,
         off_target_low=nats.low,
         off_target_high=nats.high,
-        random_off_target_kl=random_nats.mean().item(),
+        random_off_target_kl=(cost.kl[1:, 0].sum(dim=1) / counts.sum()).mean().item(),
     )
 
 

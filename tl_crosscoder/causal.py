@@ -1,0 +1,236 @@
+"""Interventions on a run's folder: what `tl-crosscoder patch`, `ablate` and `steer` do.
+
+Contract: each opens the run, tests sets of latents with controls, and leaves its result as JSON in
+the folder (`patching.json`, `ablation_behaviour.json` and so on), which is returned. Limit: neutral
+text is the run's held-out text, in which the fine-tune may have a part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tl_crosscoder.activations.documents import Document
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.analysis.latent_measures import LatentMeasures
+from tl_crosscoder.analysis.ranking import rank_latents
+from tl_crosscoder.interventions.ablation import ablated
+from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
+from tl_crosscoder.interventions.controls import causal_test
+from tl_crosscoder.interventions.estimate_loss import measure_estimate
+from tl_crosscoder.interventions.mitigation import Mode, export_mitigation
+from tl_crosscoder.interventions.patching import PatchingResult, patching
+from tl_crosscoder.interventions.predictions import Predictions
+from tl_crosscoder.interventions.running import kinds_of, with_predictions
+from tl_crosscoder.interventions.steering import steered, stream_norms
+from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.interventions.trials import CausalTest, ControlSettings
+from tl_crosscoder.run_folder import RunFolder
+
+N_NEUTRAL_TOKENS = 4096
+SIZES = (3, 10, 30)
+"""Latents of the sets that are tested where none are named."""
+Samples = list[tuple[str, dict[str, str]]]
+"""Prompts, and what each model writes after them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalQuestion:
+    """What is tested, on what."""
+
+    latents: tuple[int, ...] | None = None
+    """None is the first of the ranking, in sets of 3, 10 and 30."""
+    text: str | None = None
+    """Prompts; None is the run's held-out text, of which chats are taken alone."""
+    n_prompts: int = 100
+    behaviour: str | None = None
+    """JSONL of prompts and completions; None is the main behaviour of an embedded organism, or
+    none."""
+    n_random: int = 100
+    n_matched: int = 10
+    seed: int = 0
+
+
+def patch_run(run: RunFolder, question: CausalQuestion) -> PatchingResult:
+    """The table of KL recovery."""
+    latents, prompts = run.measurement().latents, _prompts(run, question)
+    result = patching(
+        run.models,
+        run.crosscoder,
+        prompts,
+        latents=latents,
+        extra=_sets(question, latents),
+        seed=question.seed,
+        show_progress=True,
+    )
+    result.save(run.path / "patching.json")
+    return result
+
+
+def ablate_run(
+    run: RunFolder, question: CausalQuestion, *, mode: Mode = "delta"
+) -> list[CausalTest]:
+    """Necessity for predictions, and for a behaviour where there is one."""
+    return _tested(run, question, tests=("necessity",), mode=mode, name="ablation")
+
+
+def steer_run(
+    run: RunFolder, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
+) -> list[CausalTest]:
+    """Sufficiency: what latents add, inserted into the base model, and steering by them.
+
+    Steering is the same at every token, so it is scored by a behaviour where there is one.
+    """
+    alphas = tuple(strengths)
+    return _tested(run, question, tests=("insert", "steer"), name="sufficiency", alphas=alphas)
+
+
+def export_run(
+    run: RunFolder, question: CausalQuestion, folder: Path, *, mode: Mode = "delta"
+) -> str:
+    """Export the mitigation by the chosen latents, with what its estimate of the base loses."""
+    subject, latents = Subject.of(run.models, run.crosscoder), chosen_latents(run, question)
+    text, estimate, loss = run.text(run.documents(question.text)), None, None
+    if mode != "project":
+        n = max(1, len(text) // 2)
+        estimate = BaseEstimate.fit(subject.models, text[:n])
+        rest = run.some(text[n:], N_NEUTRAL_TOKENS) if len(text) > n else text
+        loss = measure_estimate(subject, estimate, rest, latents=latents, mode=mode)
+    export_mitigation(folder, subject, latents, mode=mode, estimate=estimate, loss=loss)
+    said = f"The mitigation by {len(latents)} latents is in {folder}: hook.py says how to use it."
+    if loss is None:
+        return said
+    return (
+        f"{said}\nIt estimates the base stream from the fine-tuned one: KL to the exact ablation "
+        f"{loss.kl:.4f}, of that ablation to the fine-tuned model {loss.kl_of_ablation:.4f} nats a "
+        "token."
+    )
+
+
+def _tested(
+    run: RunFolder,
+    question: CausalQuestion,
+    *,
+    tests: Sequence[str],
+    name: str,
+    mode: Mode = "delta",
+    alphas: tuple[float, ...] = (1.0,),
+) -> list[CausalTest]:
+    latents = run.measurement().latents
+    settings = ControlSettings(
+        n_random=question.n_random, n_matched=question.n_matched, alphas=alphas, seed=question.seed
+    )
+    results, measured = [], effects(run, question)
+    for effect in measured:
+        own = [t for t in tests if t != "steer" or effect is measured[-1]]
+        result = causal_test(
+            run.models,
+            run.crosscoder,
+            effect,
+            neutral_text(run, question),
+            latents=latents,
+            sets=_sets(question, latents),
+            tests=own,
+            mode=mode,
+            settings=settings,
+            show_progress=True,
+        )
+        kind = "behaviour" if isinstance(effect, Behaviour) else "predictions"
+        result.save(run.path / f"{name}_{kind}.json")
+        results.append(result)
+    return results
+
+
+def effects(run: RunFolder, question: CausalQuestion) -> list[Predictions | Behaviour]:
+    """What can be measured: predictions always, a behaviour where one is known."""
+    found: list[Predictions | Behaviour] = [Predictions.of(_prompts(run, question))]
+    tokenizer, organism = run.models.tokenizer, run.organism()
+    if question.behaviour is not None:
+        found.append(Behaviour.from_file(question.behaviour, tokenizer))
+    elif organism is not None:
+        found.append(embedded_behaviour(organism, tokenizer))
+    return found
+
+
+def neutral_text(run: RunFolder, question: CausalQuestion) -> TokenizedText:
+    """Of the run's held-out text, or of the text named where there is none."""
+    has_own = (run.path / "held_out.jsonl").is_file()
+    return run.some(run.text(run.documents(None if has_own else question.text)), N_NEUTRAL_TOKENS)
+
+
+def _prompts(run: RunFolder, question: CausalQuestion) -> TokenizedText:
+    """Contexts with something to predict; whole chats where there are any."""
+    text = run.prompts(run.documents(question.text))
+    return with_predictions(text, kinds_of(text))[: question.n_prompts]
+
+
+def _sets(question: CausalQuestion, latents: LatentMeasures) -> dict[str, list[int]]:
+    if question.latents:
+        return {"chosen": list(question.latents)}
+    ranked = rank_latents(latents, n=max(SIZES)).latents
+    sizes = [n for n in SIZES if n <= len(ranked)] or [len(ranked)]
+    return {f"top {n}": ranked[:n] for n in sizes}
+
+
+def chosen_latents(run: RunFolder, question: CausalQuestion) -> list[int]:
+    """The latents asked for, or the largest set of the ranking."""
+    return [*_sets(question, run.measurement().latents).values()][-1]
+
+
+def ablation_samples(
+    run: RunFolder,
+    question: CausalQuestion,
+    prompts: Sequence[str],
+    *,
+    mode: Mode = "delta",
+    max_new_tokens: int = 40,
+) -> Samples:
+    """What base, fine-tuned and ablated model write, greedily."""
+    subject = Subject.of(run.models, run.crosscoder)
+    sites = [subject.site_name(i) for i in (subject.base, subject.finetuned)]
+    ids = [prompt_ids(run, p) for p in prompts]
+    options = {"max_new_tokens": max_new_tokens}
+    texts = {site: subject.models.generate(ids, site=site, **options) for site in sites}
+    with ablated(run.models, run.crosscoder, chosen_latents(run, question), mode=mode) as model:
+        texts["ablated"] = model.generate(ids, **options)
+    return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
+
+
+def steering_samples(
+    run: RunFolder,
+    question: CausalQuestion,
+    prompts: Sequence[str],
+    *,
+    strengths: Sequence[float],
+    max_new_tokens: int = 40,
+) -> Samples:
+    """What the base model writes, and steered by the first latent at each strength."""
+    subject = Subject.of(run.models, run.crosscoder)
+    site, latent = subject.site_name(subject.base), chosen_latents(run, question)[0]
+    norm = stream_norms(subject.models, neutral_text(run, question))[site]
+    ids = [prompt_ids(run, p) for p in prompts]
+    options = {"max_new_tokens": max_new_tokens}
+    texts = {site: subject.models.generate(ids, site=site, **options)}
+    for strength in strengths:
+        with steered(subject, latent, strength=strength, norm=norm, site=site) as model:
+            texts[f"latent {latent} x {strength:g}"] = model.generate(ids, **options)
+    return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
+
+
+def prompt_ids(run: RunFolder, prompt: str) -> list[int]:
+    """A user's turn where the tokenizer has a chat template, else plain text."""
+    from tl_crosscoder.activations.roles import encode_documents
+
+    tokenizer = run.models.tokenizer
+    is_chat = bool(tokenizer.chat_template)
+    document: Document = (
+        {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"text": prompt}
+    )
+    (encoded,) = encode_documents([document], tokenizer, add_generation_prompt=is_chat)
+    return encoded.ids.tolist()
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """Results of interventions in a run's folder."""
+    names = ("patching", "ablation_", "sufficiency_")
+    return sorted(p for p in folder.glob("*.json") if p.stem.startswith(names))

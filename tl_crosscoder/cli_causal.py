@@ -1,0 +1,130 @@
+"""The verbs `patch`, `ablate` and `steer`: what latents of a run cause.
+
+No torch here; see `causal` for what they do.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from tl_crosscoder.causal import CausalQuestion
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """What the three verbs have in common."""
+
+    output: Annotated[str, tyro.conf.Positional]
+    """Folder of the run."""
+    latents: tuple[int, ...] | None = None
+    """Latents to test, together; none are the first 3, 10 and 30 of the ranking."""
+    text: str | None = None
+    """Prompts to measure on: a file, a folder, or a `datasets` name. None is the run's held-out
+    text; where there are chats, they alone."""
+    n_prompts: int = 100
+    """Measure on so many of them."""
+    seed: int = 0
+    """Of controls and resamples."""
+    device: str = "cpu"
+    """Device of models and dictionary."""
+
+    def asked(self) -> "CausalQuestion":
+        """Without what is about the command line."""
+        from tl_crosscoder.causal import CausalQuestion
+
+        known = {f.name for f in fields(CausalQuestion)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
+        return CausalQuestion(**values)
+
+    def run(self) -> Any:
+        """The run's folder, opened."""
+        from tl_crosscoder.run_folder import RunFolder
+
+        return RunFolder(path=Path(self.output), device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tested(_Question):
+    """What `ablate` and `steer` have besides."""
+
+    behaviour: str | None = None
+    """JSONL of prompts and completions whose probability is the behaviour. None is the planted one
+    of an embedded organism; else predictions alone are measured."""
+    n_random: int = 100
+    """Norm-matched random directions as controls."""
+    n_matched: int = 10
+    """Sets of latents of the same firing rate as controls."""
+    prompts: tuple[str, ...] = ()
+    """User turns after which to show what the models write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch(_Question):
+    """KL recovery: patch latents into the base stream; what of the fine-tune returns."""
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder.causal import patch_run
+        from tl_crosscoder.visualize.causal_tables import patching_table
+
+        result = patch_run(self.run(), self.asked())
+        print(patching_table(result))
+        print(f"\nSaved in {Path(self.output) / 'patching.json'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate(_Tested):
+    """Necessity: take latents out of the fine-tuned model; what goes, and what it costs."""
+
+    mode: Literal["delta", "zero", "project"] = "delta"
+    """Take out what the fine-tune added to the latents (`delta`), all that they write (`zero`), or
+    their directions at every token (`project`)."""
+    export: str | None = None
+    """Write the mitigation into this folder, as a hook for plain TransformerLens that needs the
+    fine-tuned model alone."""
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder import causal
+        from tl_crosscoder.visualize.causal_tables import causal_table, samples_table
+
+        run, asked = self.run(), self.asked()
+        results = causal.ablate_run(run, asked, mode=self.mode)
+        print(*map(causal_table, results), sep="\n\n")
+        if self.prompts:
+            samples = causal.ablation_samples(run, asked, self.prompts, mode=self.mode)
+            print(f"\n{samples_table(samples)}")
+        if self.export:
+            print(f"\n{causal.export_run(run, asked, Path(self.export), mode=self.mode)}")
+        _print_saved(self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steer(_Tested):
+    """Sufficiency: put what latents add into the base model, and steer it by their directions."""
+
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Strengths of steering, in units of the mean norm of the stream."""
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder import causal
+        from tl_crosscoder.visualize.causal_tables import causal_table, samples_table
+
+        run, asked = self.run(), self.asked()
+        results = causal.steer_run(run, asked, strengths=self.strengths)
+        print(*map(causal_table, results), sep="\n\n")
+        if self.prompts:
+            samples = causal.steering_samples(run, asked, self.prompts, strengths=self.strengths)
+            print(f"\n{samples_table(samples)}")
+        _print_saved(self.output)
+
+
+def _print_saved(output: str) -> None:
+    from tl_crosscoder.causal import saved_files
+
+    names = ", ".join(path.name for path in saved_files(Path(output)))
+    print(f"\nSaved in {output}: {names}")

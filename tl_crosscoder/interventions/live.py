@@ -1,0 +1,251 @@
+"""An edit held in a model while a context is open: in evaluation and inside generation.
+
+Contract: `edited` yields an `EditedModel`, whose model has the edit in every forward pass; when the
+context closes, by an error too, no hook is left. Edits that ask for codes or other models' streams
+run these models on the same ids, which are caught at the embedding, each time the hook fires; so
+they need whole texts, and generation without key-value cache. Limit: unpadded or right-padded ids,
+and no edit that asks for the roles of tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_crosscoder.activations.text import REASONS, TokenizedText
+from tl_crosscoder.compared_models import Prompts
+from tl_crosscoder.crosscoder.codes import SparseCodes
+from tl_crosscoder.crosscoder.inference import sparse_codes
+from tl_crosscoder.hooked_model import HookedModel, replacing_hook
+from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Stream, Sum, Where
+from tl_crosscoder.interventions.subject import Streams, Subject
+from tl_crosscoder.site import row_shape
+from tl_crosscoder.tokenization import own_bos_id
+
+
+class LocalEdit(Edit):
+    """Abstract: an edit that asks for the stream of its own site and for nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EditedModel:
+    """A model with an edit in it, for as long as the context is open."""
+
+    model: HookedModel
+    """Hooks are active: `model(tokens)`, `run_with_hooks`, `run_with_cache` show the edit."""
+    subject: Subject
+    edit: Edit
+
+    @property
+    def site(self) -> str:
+        """Name of the edited site."""
+        return self.subject.site_name(self.edit.site)
+
+    def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Next-token logits of the edited model."""
+        return self.subject.models.logits(tokens, site=self.site)
+
+    def generate(self, prompts: Prompts, **options: Any) -> str | list[str]:
+        """What the edited model writes; options of `ComparedModels.generate_tokens`.
+
+        The key-value cache is used where the edit allows it, which changes speed and nothing else.
+        """
+        options.setdefault("use_past_kv_cache", is_local(self.edit))
+        return self.subject.models.generate(prompts, site=self.site, **options)
+
+    def generate_tokens(
+        self, prompts: Prompts, **options: Any
+    ) -> list[tuple[list[int], list[int]]]:
+        """The same as ids: (prompt, new) for each prompt."""
+        options.setdefault("use_past_kv_cache", is_local(self.edit))
+        return self.subject.models.generate_tokens(prompts, site=self.site, **options)
+
+
+@contextmanager
+def edited(subject: Subject, edit: Edit) -> Iterator[EditedModel]:
+    """Hold an edit in the model of its site.
+
+    Meanwhile whoever runs this model sees the edit, `pair.activations` and `pair.logits` too.
+
+    Raises:
+        ValueError: the edit asks for roles of tokens. In a forward pass: one with a filled
+            key-value cache, left-padded, or from embeddings, where the edit needs whole texts.
+    """
+    if _asks_for_roles(edit):
+        raise ValueError(
+            f"{type(edit).__name__} edits at chosen roles or places of a text, which a running "
+            "model does not know. Use the edit without its places, or score it with score_edits."
+        )
+    model = subject.models.models[edit.site]
+    hook_name = subject.models.sites[edit.site].hook_name
+    running = _Pass(subject, edit)
+    with running.watching(model), model.hooks(fwd_hooks=[replacing_hook(hook_name, running.new)]):
+        yield EditedModel(model=model, subject=subject, edit=edit)
+
+
+def is_local(edit: Edit) -> bool:
+    """Whether an edit asks for the stream of its own site and for nothing else."""
+    if isinstance(edit, Sum):
+        return edit.stream == edit.site and all(is_local(e) for e in edit.edits)
+    if isinstance(edit, Projection):
+        is_plain = edit.replacement is None and edit.active_latents is None
+        return is_plain and edit.stream == edit.site
+    if isinstance(edit, Stream | Constant):
+        return edit.stream == edit.site
+    return isinstance(edit, LocalEdit)
+
+
+def _asks_for_roles(edit: Edit) -> bool:
+    if isinstance(edit, Sum):
+        return any(_asks_for_roles(e) for e in edit.edits)
+    return isinstance(edit, Where)
+
+
+class _Pass:
+    """The forward pass that runs: its ids, and what the edit makes of its stream."""
+
+    def __init__(self, subject: Subject, edit: Edit) -> None:
+        self.subject, self.edit = subject, edit
+        self.embedded: Tensor | None = None
+        self.known: Tensor | None = None
+        self.is_inner = False
+
+    @contextmanager
+    def watching(self, model: HookedModel) -> Iterator[None]:
+        """Catch the ids, and refuse a filled key-value cache, unless the edit is local."""
+        if is_local(self.edit):
+            yield
+            return
+        parts: Any = model
+        handles = [
+            parts.embed.register_forward_pre_hook(self._embedding),
+            parts.blocks[0].register_forward_pre_hook(self._entering, with_kwargs=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _embedding(self, module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG002
+        if not self.is_inner:
+            self.embedded = args[0]
+
+    def _entering(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        n_cached = _n_cached([*args, *kwargs.values()])
+        if n_cached and not self.is_inner:
+            raise ValueError(
+                f"this pass goes on from a key-value cache of {n_cached} positions, but the edit "
+                "needs the codes of the whole text. Generate with use_past_kv_cache=False, or with "
+                "the generate method of what the context yields."
+            )
+
+    def new(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """The edited stream; the stream itself in passes that the edit asks for."""
+        if self.is_inner:
+            return x
+        own = x.to(self.subject.models.device, torch.float32)
+        if is_local(self.edit):
+            return self.edit(_of_one_site(self.subject, self.edit.site, own))
+        ids = self._ids(own.shape[0], own.shape[1])
+        self.is_inner = True
+        try:
+            return self.edit(_of_all_sites(self.subject, self.edit.site, own, ids=ids))
+        finally:
+            self.is_inner = False
+
+    def _ids(self, batch: int, n_pos: int) -> Int[Tensor, "batch pos"]:
+        # HookedTransformer generates without cache from embeddings that it keeps, so that only the
+        # prompt and then each new token pass the embedding.
+        ids, before = self.embedded, self.known
+        if ids is not None and before is not None and ids.shape == (batch, 1) and n_pos > 1:
+            ids = torch.cat([before, ids], dim=1) if len(before) == batch else None
+        if ids is None or ids.shape != (batch, n_pos):
+            raise ValueError(
+                f"the ids of the {batch} x {n_pos} tokens at the hook are not known: the edit runs "
+                "other models on them, so the model must begin with token ids, not embeddings."
+            )
+        self.embedded, self.known = None, ids
+        _check_padding(ids, self.subject.models.tokenizer)
+        return ids
+
+
+def _n_cached(values: list[Any]) -> int:
+    """Positions in a key-value cache, by what either kind of model hands its blocks."""
+    for value in values:
+        if hasattr(value, "get_seq_length"):
+            return int(value.get_seq_length())
+        if hasattr(value, "past_keys"):
+            return int(value.past_keys.shape[1])
+    return 0
+
+
+def _check_padding(ids: Int[Tensor, "batch pos"], tokenizer: Any) -> None:
+    starts = ids[:, 0] == (-1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    if starts.any() and not starts.all():
+        raise ValueError(
+            f"{int(starts.sum())} of {len(ids)} rows begin with padding, but the edit runs other "
+            "models on the ids without a mask. Pad on the right, or give the prompts to the "
+            "generate method of what the context yields."
+        )
+
+
+def _of_one_site(subject: Subject, site: int, own: Float[Tensor, "batch pos d_model"]) -> Streams:
+    """Streams of which only one site is known: ids 0, other sites without width."""
+    ids = torch.zeros(own.shape[:2], dtype=torch.long, device=own.device)
+    nothing = own[..., :0]
+    x = tuple(own if i == site else nothing for i in range(subject.models.n_sites))
+    text = _as_text(ids, bos=None)
+    return Streams(
+        index=text.context_ids, text=text, x=x, codes=None, counted=text.mask.to(own.device)
+    )
+
+
+def _of_all_sites(
+    subject: Subject,
+    site: int,
+    own: Float[Tensor, "batch pos d_model"],
+    *,
+    ids: Int[Tensor, "batch pos"],
+) -> Streams:
+    """All streams of these ids, and codes; one site's stream is at hand."""
+    models = subject.models
+    others = [i for i in range(models.n_sites) if i != site]
+    x = dict(zip(others, models.site_activations(ids, others), strict=True)) | {site: own}
+    parts = tuple(x[i] for i in range(models.n_sites))
+    text = _as_text(ids, bos=own_bos_id(models.tokenizer))
+    counted = text.mask.to(own.device)
+    codes = None
+    if subject.crosscoder is not None:
+        is_stacked = len(row_shape(models.sites)) == 2
+        rows = torch.stack(parts, dim=2) if is_stacked else torch.cat(parts, dim=2)
+        if subject.is_of_difference:
+            rows = parts[subject.finetuned] - parts[subject.base]
+        codes = _where(sparse_codes(subject.crosscoder, rows.flatten(0, 1)), counted)
+    return Streams(index=text.context_ids, text=text, x=parts, codes=codes, counted=counted)
+
+
+def _where(codes: SparseCodes, counted: Tensor) -> SparseCodes:
+    return codes.where(counted.flatten()[codes.pattern.tokens.long()])
+
+
+def _as_text(ids: Int[Tensor, "batch pos"], *, bos: int | None) -> TokenizedText:
+    """Running ids as contexts, without codes where training has none by default (`Masks`)."""
+    ids = ids.cpu()
+    dropped = torch.zeros(ids.shape, dtype=torch.uint8)
+    dropped[:, 0] = REASONS.index("first")
+    if bos is not None:
+        dropped[ids == bos] = REASONS.index("bos")
+    unknown = torch.zeros_like(dropped)
+    return TokenizedText(
+        tokens=ids,
+        dropped=dropped,
+        source_ids=unknown,
+        role_ids=unknown,
+        sources=("running",),
+        context_ids=torch.arange(len(ids)),
+    )

@@ -1,0 +1,146 @@
+"""Steering: a direction added to a model's stream at every token.
+
+    h + alpha s d / ||d||        s: mean norm of the stream at this hook; alpha: the strength
+
+(methods, section 4). Contract: a direction is a latent's decoder row or any vector `[d_model]`; the
+edit is a `Constant`, so generation uses the key-value cache. Limit: s is a mean over tokens that
+count; BOS, whose norm is far above it, is steered too.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.activation_source import ActivationSource
+from tl_crosscoder.activations.harvest import harvest_rows
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.interventions.edits import Constant
+from tl_crosscoder.interventions.live import EditedModel, edited
+from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.site import site_index, site_parts
+
+DIFFERENCE = "difference"
+Direction = int | Float[Tensor, " d_model"]
+"""A latent by number, or a vector."""
+
+
+@torch.no_grad()
+def stream_norms(
+    source: ActivationSource, text: TokenizedText, *, batch_size: int = 32
+) -> dict[str, float]:
+    """The mean norm of each site's stream, over the tokens that count.
+
+    Args:
+        source: models, or a cache.
+        text: like that which is steered on.
+        batch_size: contexts a forward pass.
+
+    Raises:
+        ValueError: no token counts.
+    """
+    sums, n = torch.zeros(source.n_sites, dtype=torch.float64), 0
+    for rows in harvest_rows(source, text, batch_size=batch_size):
+        parts = site_parts(rows, source.sites)
+        sums += torch.stack([part.double().norm(dim=1).sum().cpu() for part in parts])
+        n += len(rows)
+    if not n:
+        raise ValueError("no token of the text counts, so there is no norm: give more text.")
+    return dict(zip([s.name for s in source.sites], (sums / n).tolist(), strict=True))
+
+
+def steering(
+    subject: Subject,
+    direction: Direction,
+    *,
+    strength: float,
+    norm: float,
+    site: str | None = None,
+    of: str | None = None,
+) -> Constant:
+    """Add a direction to one model's stream.
+
+    Args:
+        subject: models; with their dictionary where a direction is a latent.
+        direction: a latent, or a vector, whose length does not matter.
+        strength: alpha, in units of `norm`; below 0 steers away.
+        norm: mean norm of the stream at the steered site, from `stream_norms`.
+        site: name of the steered site; None is the fine-tuned one.
+        of: which row of a latent is its direction: that of a site by name, or `difference` for
+            d_j^1 - d_j^0. None is the fine-tuned row, whichever model is steered (methods).
+
+    Raises:
+        ValueError: a direction of zero or of another width, an unknown site or latent, a norm that
+            is not above 0, or `of` beside a vector.
+    """
+    sites = subject.models.sites
+    at = subject.finetuned if site is None else site_index(sites, site)
+    if not norm > 0:
+        raise ValueError(f"norm is {norm}; it is the mean norm of the stream (stream_norms).")
+    vector, name = _vector(subject, direction, of)
+    if vector.shape != (sites[at].d_model,):
+        raise ValueError(
+            f"{name} has shape {tuple(vector.shape)}, but the site {sites[at].name!r} is "
+            f"{sites[at].d_model} wide."
+        )
+    length = vector.norm()
+    if not (length > 0 and length.isfinite()):
+        raise ValueError(
+            f"{name} has length {length.item()}, so it is no direction. Steer by another one, such "
+            "as the row of the other site."
+        )
+    return Constant(site=at, stream=at, vector=(strength * norm / length * vector).float())
+
+
+def steering_sweep(
+    subject: Subject,
+    direction: Direction,
+    *,
+    strengths: Sequence[float],
+    norm: float,
+    site: str | None = None,
+    of: str | None = None,
+) -> list[Constant]:
+    """One edit for each strength; the rest as `steering`."""
+    return [
+        steering(subject, direction, strength=s, norm=norm, site=site, of=of) for s in strengths
+    ]
+
+
+@contextmanager
+def steered(
+    subject: Subject,
+    direction: Direction,
+    *,
+    strength: float,
+    norm: float,
+    site: str | None = None,
+    of: str | None = None,
+) -> Iterator[EditedModel]:
+    """A model under steering, while the context is open; arguments as `steering`.
+
+    With `norms = stream_norms(pair, text)`:
+        with steered(subject, 17, strength=0.5, norm=norms["base"], site="base") as model:
+            model.generate("Once upon a time")
+    """
+    edit = steering(subject, direction, strength=strength, norm=norm, site=site, of=of)
+    with edited(subject, edit) as model:
+        yield model
+
+
+def _vector(
+    subject: Subject, direction: Direction, of: str | None
+) -> tuple[Float[Tensor, "..."], str]:
+    """The direction, float64, and what to call it."""
+    if isinstance(direction, Tensor):
+        if of is not None:
+            raise ValueError(f"of={of!r} chooses a row of a latent, but the direction is a vector.")
+        return direction.detach().to(subject.models.device).double(), "the direction"
+    (latent,) = subject.latents([direction]).tolist()
+    if of == DIFFERENCE:
+        return subject.difference[latent].double(), f"the difference row of latent {latent}"
+    at = subject.finetuned if of is None else site_index(subject.models.sites, of)
+    name = f"the {subject.site_name(at)} row of latent {latent}"
+    return subject.decoder(at)[latent].double(), name

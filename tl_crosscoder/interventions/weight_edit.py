@@ -1,0 +1,265 @@
+"""Ablation and steering as a small change of weights, where that is exactly what the hook does.
+
+    project at the output of an MLP or attention:   W <- W (I - Q Q'),  b <- b (I - Q Q')
+    a constant v there, or at the end of a block:   b <- b + v
+
+for W [inputs, d_model], the matrix that writes to the stream. Contract: a `WeightEdit` holds the
+new values of the parameters that change, by their names in the model's `state_dict`, and was
+compared on tokens with the hook that it replaces. Limit: the stream itself cannot be projected so,
+as it is a sum that earlier layers write and later ones read: export the hook instead.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tl_crosscoder import files
+from tl_crosscoder.hooked_model import HookedModel, check_hook, device_of, replacing_hook
+from tl_crosscoder.interventions.edits import orthonormal
+from tl_crosscoder.interventions.subject import Subject
+
+_PARTS = {"mlp": ("W_out", "b_out", "out"), "attn": ("W_O", "b_O", "o")}
+_OUTPUT = re.compile(r"blocks\.(\d+)\.(?:hook_(mlp|attn)_out|(mlp|attn)\.hook_out)")
+_END = re.compile(r"blocks\.(\d+)\.(?:hook_resid_post|hook_out)")
+_EXPORT = "Export the ablation as a hook instead (export_mitigation)."
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WeightEdit:
+    """New values of the few parameters of a model that an edit changes."""
+
+    hook_name: str
+    """The hook point whose edit these replace."""
+    parameters: Mapping[str, Tensor]
+    """Name in `model.state_dict()` to new value; `load_state_dict(..., strict=False)` takes it."""
+
+    @contextmanager
+    def applied(self, model: HookedModel) -> Iterator[HookedModel]:
+        """The model with these weights while the context is open; the old ones after it.
+
+        Raises ValueError for a model that has no such parameters.
+        """
+        own = self._of(model)
+        before = {name: parameter.detach().clone() for name, parameter in own.items()}
+        try:
+            _write(own, self.parameters)
+            yield model
+        finally:
+            _write(own, before)
+
+    def apply_(self, model: HookedModel) -> None:
+        """Put these weights into a model, for good. Raises ValueError as `applied`."""
+        _write(self._of(model), self.parameters)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a `.safetensors` file of the changed parameters."""
+        path = Path(path)
+        files.write_tensors(path, self.parameters, metadata={"hook_name": self.hook_name})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "WeightEdit":
+        """Read what `save` wrote. Raises FileNotFoundError, or ValueError for another file."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there: save a WeightEdit first.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                hook_name = (file.metadata() or {})["hook_name"]
+            return cls(hook_name=hook_name, parameters=load_file(path))
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is not a saved WeightEdit ({error}).") from error
+
+    def _of(self, model: HookedModel) -> dict[str, Tensor]:
+        known = _state(model)
+        shapes = {n: tuple(known[n].shape) for n in self.parameters if n in known}
+        wanted = {n: tuple(t.shape) for n, t in self.parameters.items()}
+        if shapes != wanted:
+            raise ValueError(
+                f"the edit is of the parameters {wanted}, but this model has {shapes} of them. "
+                "Load the model that it was made for, as the same kind of model."
+            )
+        return {name: known[name] for name in self.parameters}
+
+
+def projection_weights(
+    model: HookedModel,
+    hook_name: str,
+    directions: Float[Tensor, "n d_model"],
+    *,
+    tokens: Int[Tensor, "batch pos"],
+) -> WeightEdit:
+    """Project directions out of what an MLP or attention writes, by its weights.
+
+    Args:
+        model: of either kind.
+        hook_name: `blocks.L.hook_mlp_out`, `hook_attn_out`, or the part's own `hook_out`.
+        directions: rows whose span is taken out.
+        tokens: on which weights and hook are compared.
+
+    Raises:
+        ValueError: a hook elsewhere, a part without such weights, or weights that do not do what
+            the hook does, as where a norm stands between.
+    """
+    check_hook(model, hook_name, "model")
+    found = _OUTPUT.fullmatch(hook_name)
+    if found is None:
+        raise ValueError(
+            f"{hook_name!r} is not the output of one MLP or attention, so no small edit of weights "
+            "projects there: the stream is a sum of what all earlier layers write. Exact are "
+            f"blocks.L.hook_mlp_out and blocks.L.hook_attn_out. {_EXPORT}"
+        )
+    own = _output_parameters(model, int(found.group(1)), found.group(2) or found.group(3))
+    Q = orthonormal(directions.double())
+    changed = {}
+    for name, (parameter, is_transposed) in own.items():
+        Q = Q.to(parameter.device)
+        old = parameter.detach().double()
+        rows = old.T if is_transposed else old
+        new = rows - rows @ Q @ Q.T
+        changed[name] = (new.T if is_transposed else new).to(parameter.dtype).contiguous()
+    edit = WeightEdit(hook_name=hook_name, parameters=changed)
+
+    def project(x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        basis = Q.to(x)
+        return x - x @ basis @ basis.T
+
+    _check_exact(model, edit, project, tokens)
+    return edit
+
+
+def shift_weights(
+    model: HookedModel,
+    hook_name: str,
+    vector: Float[Tensor, " d_model"],
+    *,
+    tokens: Int[Tensor, "batch pos"],
+) -> WeightEdit:
+    """Add a vector at every token, by the bias of an MLP or attention.
+
+    Args:
+        model: of either kind.
+        hook_name: the output of an MLP or attention, or `blocks.L.hook_resid_post`.
+        vector: what is added; the vector of a `Constant`, such as steering makes.
+        tokens: on which weights and hook are compared.
+
+    Raises:
+        ValueError: a hook elsewhere, a part without a bias, or a bias that does not do what the
+            hook does.
+    """
+    check_hook(model, hook_name, "model")
+    found, end = _OUTPUT.fullmatch(hook_name), _END.fullmatch(hook_name)
+    if found is None and end is None:
+        raise ValueError(
+            f"{hook_name!r} is neither the output of an MLP or attention nor the end of a block, "
+            "so no bias adds a constant there alone. Steer with a hook instead (steered)."
+        )
+    layer, part = (
+        (int(end.group(1)), "mlp")
+        if end is not None
+        else (int(found.group(1)), found.group(2) or found.group(3))  # type: ignore[union-attr]
+    )
+    own = _output_parameters(model, layer, part)
+    bias = {name: p for name, (p, _) in own.items() if p.ndim == 1}
+    if not bias:
+        raise ValueError(
+            f"block {layer} of this model has no bias at the output of its {part} (it has "
+            f"{list(own)}), so there is nothing to add a constant to. Steer with a hook instead "
+            "(steered)."
+        )
+    changed = {n: (p.detach().double() + vector.to(p).double()).to(p) for n, p in bias.items()}
+    edit = WeightEdit(hook_name=hook_name, parameters=changed)
+    _check_exact(model, edit, lambda x: x + vector.to(x), tokens)
+    return edit
+
+
+def ablation_weights(
+    subject: Subject,
+    latents: Sequence[int] | Int[Tensor, " n"],
+    *,
+    tokens: Int[Tensor, "batch pos"],
+) -> WeightEdit:
+    """`project` latents out of the fine-tuned model by its weights: see `projection_weights`."""
+    site = subject.finetuned
+    return projection_weights(
+        subject.models.models[site],
+        subject.models.sites[site].hook_name,
+        subject.decoder(site)[subject.latents(latents)],
+        tokens=tokens,
+    )
+
+
+def _output_parameters(model: Any, layer: int, part: str) -> dict[str, tuple[Tensor, bool]]:
+    """Matrix and bias of a part's output by name, and whether d_model is the matrix's first axis.
+
+    `HookedTransformer` has `W_out`, a bridge the layer `out` of the model within.
+    """
+    matrix, bias, inner = _PARTS[part]
+    at, known = f"blocks.{layer}.{part}", _state(model)
+    pairs = (f"{at}.{matrix}", f"{at}.{bias}"), (f"{at}.{inner}.weight", f"{at}.{inner}.bias")
+    names = next((pair for pair in pairs if pair[0] in known), None)
+    if names is None or not known[names[0]].is_floating_point():
+        raise ValueError(
+            f"the weights of the output of {at} cannot be edited: "
+            + (
+                f"neither {pairs[0][0]} nor {pairs[1][0]} is among the model's parameters. "
+                if names is None
+                else f"{names[0]} is stored as {known[names[0]].dtype}. "
+            )
+            + _EXPORT
+        )
+    weight = known[names[0]]
+    owner = next((m for m in model.modules() if any(p is weight for p in _own(m))), None)
+    found = {names[0]: (weight, isinstance(owner, torch.nn.Linear))}
+    return found | {n: (known[n], False) for n in names[1:] if n in known}
+
+
+def _own(module: torch.nn.Module) -> Iterator[Tensor]:
+    return module.parameters(recurse=False)
+
+
+def _state(model: Any) -> dict[str, Tensor]:
+    return model.state_dict(keep_vars=True)
+
+
+@torch.no_grad()
+def _write(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in own.items():
+        parameter.copy_(values[name])
+
+
+@torch.no_grad()
+def _check_exact(
+    model: HookedModel, edit: WeightEdit, replace: Any, tokens: Int[Tensor, "batch pos"]
+) -> None:
+    """Raise ValueError unless the weights do what the hook does, within rounding.
+
+    The logits may differ by a twentieth of what the hook changes, which a wrong edit never meets,
+    or by what rounding the weights to their dtype costs.
+    """
+    tokens = tokens.to(device_of(model))
+    options = {"return_type": "logits", "padding_side": "right"}
+    plain = model(tokens, **options).float()
+    hook = replacing_hook(edit.hook_name, replace)
+    hooked = model.run_with_hooks(tokens, fwd_hooks=[hook], **options).float()
+    with edit.applied(model):
+        weighted = model(tokens, **options).float()
+    dtype = next(iter(edit.parameters.values())).dtype
+    error, effect = (hooked - weighted).abs().max().item(), (hooked - plain).abs().max().item()
+    rounding = 8 * torch.finfo(dtype).eps * plain.abs().max().item()
+    if not error <= max(0.05 * effect, rounding):
+        raise ValueError(
+            f"the edited weights {list(edit.parameters)} do not do what the hook at "
+            f"{edit.hook_name!r} does: logits differ by {error:.3g}, where the hook changes them "
+            f"by {effect:.3g}. Something stands between the weights and the hook, such as a norm "
+            f"after the layer (Gemma 2) or an attached adapter. {_EXPORT}"
+        )
