@@ -6,7 +6,9 @@
 For each dictionary: KL recovery of its latents, and sufficiency and necessity of the latents that
 the package ranks first and of those of largest relative decoder norm (the Delta paper's choice),
 each against 100 norm-matched random directions and 10 sets of latents of the same firing rate.
-Dictionaries are those of `tl-crosscoder demo` but for the preset.
+Dictionaries are those of `tl-crosscoder demo` but for the preset. Beside them, without a
+dictionary: the mean difference at positions 1, 2 and over all (ADL) and two principal components
+of differences, taken of neutral text.
 Neutral text is held-out text of other sources than the fine-tune's. Limit: one tiny base model.
 """
 
@@ -21,12 +23,15 @@ from result_file import ResultFile
 
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.ranking import rank_latents
+from tl_crosscoder.baselines.activation_difference import activation_difference
+from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.diffing import run_diff
 from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
 from tl_crosscoder.interventions.controls import causal_test
 from tl_crosscoder.interventions.patching import patching
-from tl_crosscoder.interventions.trials import ControlSettings
+from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 from tl_crosscoder.run_folder import RunFolder
 
 ORGANISMS = ("taboo", "false-fact")
@@ -36,7 +41,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "batchtopk": {"preset": "batchtopk"},
     "delta": {"preset": "delta", "delta_loss_weight": 1.0},
 }
+NO_DICTIONARY = "no dictionary"
 N_PROMPTS, N_NEUTRAL_TOKENS, N_MATCHED = 150, 4096, 10
+N_BASELINE_TOKENS = 50_000
 SIZES = {"score": (3, 10, 30), "R": (3, 30)}
 """Latents of a set; 3 by R is the choice of the Delta paper."""
 
@@ -97,8 +104,44 @@ def one_run(organism: str, preset: str, seed: int, arguments: argparse.Namespace
     }  # fmt: skip
 
 
+def no_dictionary(organism: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same tests of the mean difference (ADL) and of principal components of differences.
+
+    On the text of a dictionary's run, so that rows compare.
+    """
+    run = trained(organism, "batchtopk", seed, arguments)
+    subject, effect = Subject.of(run.models), behaviour_of(organism, run.models.tokenizer)
+    neutral = neutral_text(run, organism)
+    others = [d for d in run.documents() if d.get("source") not in PLANTED_SOURCES[organism]]
+    text = run.some(run.text(others), N_BASELINE_TOKENS)
+    adl = activation_difference(subject.models, text)
+    pca = difference_pca(subject.models, text, n_components=2)
+    settings = ControlSettings(
+        n_random=5 if arguments.quick else arguments.n_random, alphas=(0.5, 1.0), seed=seed
+    )
+    signed = replace(settings, alphas=(-1.0, -0.5, 0.5, 1.0))
+    trials = [
+        *(t for which in (1, 2, "mean") for t in adl.trials(subject, which, settings=settings)),
+        *(t for which in (0, 1) for t in pca.trials(subject, which, settings=signed)),
+    ]
+    found = run_trials(subject, effect, neutral, trials=trials, settings=settings)
+    return {
+        "behaviour": {
+            "base": found.rows[0].base,
+            "finetuned": found.rows[0].finetuned,
+            "n_prompts": found.n_prompts,
+        },
+        "causal": [{k: _json(v) for k, v in asdict(r).items()} for r in found.rows],
+    }
+
+
 def _json(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
+
+
+def _name(row: dict[str, Any]) -> str:
+    strength = row["strength"]
+    return row["latents"] if strength is None else f"{row['latents']} x {strength:g}"
 
 
 def show(row: dict[str, Any]) -> str:
@@ -109,7 +152,7 @@ def show(row: dict[str, Any]) -> str:
     lines = [head]
     for r in row["causal"]:
         lines.append(
-            f"  {r['test']:<10} {r['latents']:<16} {r['share']:+.3f} "
+            f"  {r['test']:<10} {_name(r):<26} {r['share']:+.3f} "
             f"[{r['share_low']:+.3f}, {r['share_high']:+.3f}]  random {r['random_mean']:+.3f} "
             f"(95 % {r['random_high']:+.3f})  p {r['p_random']:.3f} (Holm "
             f"{r['p_random_holm']:.2f})  KL {r['off_target_kl']:.3f} "
@@ -123,7 +166,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--organisms", nargs="+", choices=ORGANISMS, default=ORGANISMS)
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+    parser.add_argument("--presets", nargs="+", choices=(*PRESETS, NO_DICTIONARY))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n-tokens", type=int, default=1_000_000)
     parser.add_argument("--n-random", type=int, default=100)
@@ -133,6 +176,7 @@ def main() -> None:
     )
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     parser.add_argument("--quick", action="store_true", help="tiny and one row; keeps nothing")
+    parser.set_defaults(presets=[*PRESETS, NO_DICTIONARY])
     arguments = parser.parse_args()
     settings = {"n_tokens": arguments.n_tokens, "n_random": arguments.n_random}
     output = None if arguments.quick else arguments.output
@@ -142,7 +186,12 @@ def main() -> None:
         key = {"organism": organism, "preset": preset, "seed": seed}
         row = results.find(key)
         if row is None:
-            row = {**key, **one_run(organism, preset, seed, arguments)}
+            made = (
+                no_dictionary(organism, seed, arguments)
+                if preset == NO_DICTIONARY
+                else one_run(organism, preset, seed, arguments)
+            )
+            row = {**key, **made}
             results.add(row)
         print(show(row), flush=True)
 

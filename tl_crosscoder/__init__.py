@@ -29,11 +29,15 @@ if TYPE_CHECKING:
     from tl_crosscoder.analysis.measuring import measure
     from tl_crosscoder.analysis.patchscope import patchscope
     from tl_crosscoder.analysis.ranking import rank_latents
+    from tl_crosscoder.analysis.saelens_evals import side_evals
     from tl_crosscoder.analysis.similarity import (
         decoupled_pairs,
         encoder_counterparts,
         similar_latents,
     )
+    from tl_crosscoder.baselines.activation_difference import activation_difference
+    from tl_crosscoder.baselines.logit_amplification import amplified_text
+    from tl_crosscoder.baselines.pca import difference_pca
     from tl_crosscoder.contrasting import write_contrastive
     from tl_crosscoder.crosscoder.config import (
         AuxK,
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.interventions.behaviour import Behaviour, Question
     from tl_crosscoder.interventions.controls import causal_test
     from tl_crosscoder.interventions.estimate_loss import measure_estimate
+    from tl_crosscoder.interventions.live import edited
     from tl_crosscoder.interventions.mitigation import export_mitigation
     from tl_crosscoder.interventions.patching import patching
     from tl_crosscoder.interventions.predictions import Predictions
@@ -109,12 +114,16 @@ __all__ = [
     "Trainer",
     "ablated",
     "ablation_weights",
+    "activation_difference",
     "agreement",
     "agreement_over_seeds",
+    "amplified_text",
     "causal_test",
     "contrastive_documents",
     "decoupled_pairs",
+    "difference_pca",
     "direction_logits",
+    "edited",
     "encoder_counterparts",
     "examples",
     "export_mitigation",
@@ -133,6 +142,7 @@ __all__ = [
     "run_harvest",
     "run_together",
     "run_trials",
+    "side_evals",
     "similar_latents",
     "split_documents",
     "steered",
@@ -146,6 +156,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
+    "analysis.saelens_evals": ("side_evals",),
+    "baselines.activation_difference": ("activation_difference",),
+    "baselines.logit_amplification": ("amplified_text",),
+    "baselines.pca": ("difference_pca",),
+    "interventions.live": ("edited",),
     "analysis.agreement": ("agreement", "agreement_over_seeds"),
     "analysis.example_database": ("ExampleDatabase",),
     "analysis.latent_scaling": ("LatentScaling",),

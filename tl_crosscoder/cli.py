@@ -15,6 +15,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from tl_crosscoder.activations.contrastive_config import ContrastiveConfig
+from tl_crosscoder.cli_analyze import Analyze
 from tl_crosscoder.cli_causal import Ablate, Patch, Steer
 from tl_crosscoder.cli_data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli_organisms import OrganismName, Organisms
@@ -79,37 +80,6 @@ class Train:
             configs, run_together(configs, resume=self.resume), strict=True
         ):
             _print_measurement(measurement, Path(config.output), is_one_of=len(configs) > 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Analyze:
-    """Print the measures of a trained crosscoder again."""
-
-    output: tyro.conf.Positional[str]
-    """Folder that `train` or `demo` wrote."""
-    fresh: bool = False
-    """Load the models and measure anew on the run's held-out text."""
-    text: str | None = None
-    """Measure anew on this text instead: a file, a folder, or a `datasets` name."""
-    device: str = "cpu"
-    """Device to measure on."""
-    n_examples: int = 2
-    """Tokens in context shown for each latent."""
-
-    def __call__(self) -> None:
-        """Print; measure only where asked to."""
-        from tl_crosscoder.analysis.measurement import Measurement
-        from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-        from tl_crosscoder.diffing import measure_again
-        from tl_crosscoder.visualize import terminal
-
-        output = Path(self.output)
-        sites = Crosscoder.load(output).sites
-        if self.fresh or self.text:
-            measurement = measure_again(output, text=self.text, device=self.device)
-        else:
-            measurement = Measurement.load(output)
-        print(terminal.render(measurement, sites, n_examples=self.n_examples))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -91,6 +91,8 @@ class Ablate(_Tested):
         from tl_crosscoder import causal
         from tl_crosscoder.visualize.causal_tables import causal_table, samples_table
 
+        if self.export:
+            causal.check_export(Path(self.export))
         run, asked = self.run(), self.asked()
         results = causal.ablate_run(run, asked, mode=self.mode)
         print(*map(causal_table, results), sep="\n\n")

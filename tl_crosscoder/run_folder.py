@@ -129,8 +129,9 @@ class RunFolder:
 
     def organism(self) -> str | None:
         """Name of the embedded organism that the fine-tuned model is; None if it is another."""
-        label = self.crosscoder.sites[-1].label.removeprefix(PREFIX)
-        return label if label in load_suite() else None
+        label = self.crosscoder.sites[-1].label
+        name = label.removeprefix(PREFIX)
+        return name if label != name and name in load_suite() else None
 
     def some(self, text: TokenizedText, n_tokens: int) -> TokenizedText:
         """The first contexts, of at most about so many tokens."""

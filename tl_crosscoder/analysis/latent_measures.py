@@ -103,8 +103,8 @@ class LatentMeasures:
             **own[""],
             firing=Firing.from_tensors(own["firing"], facts["firing"]),
             scaling={
-                part.removeprefix("scaling."): LatentScaling.from_tensors(columns, facts[part])
-                for part, columns in own.items()
+                part.removeprefix("scaling."): LatentScaling.from_tensors(own[part], own_facts)
+                for part, own_facts in facts.items()  # tensors of a file are in no order
                 if part.startswith("scaling.")
             },
             difference=None if difference is None else DifferenceByLatent(**difference),

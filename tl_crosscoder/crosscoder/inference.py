@@ -18,7 +18,7 @@ N_ROWS = 4096
 @torch.no_grad()
 def sparse_codes(crosscoder: Crosscoder, x: Float[Tensor, "batch *row"]) -> SparseCodes:
     """Codes of rows of raw activations, at inference."""
-    parts = [SparseCodes.of_dense(crosscoder.encode(rows)) for rows in x.split(N_ROWS)]
+    parts = [_of_rows(crosscoder, rows) for rows in x.split(N_ROWS)]
     if len(parts) == 1:
         return parts[0]
     latents, values = (
@@ -29,3 +29,14 @@ def sparse_codes(crosscoder: Crosscoder, x: Float[Tensor, "batch *row"]) -> Spar
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=counts.dtype)])
     pattern = Pattern(latents=latents, offsets=offsets, d_sae=crosscoder.cfg.d_sae)
     return SparseCodes(pattern=pattern, values=values)
+
+
+def _of_rows(crosscoder: Crosscoder, x: Float[Tensor, "batch *row"]) -> SparseCodes:
+    """What `encode` computes, with one pass over the pre-activations where it has four."""
+    pre = crosscoder.process_sae_in(crosscoder.flatten(x)) @ crosscoder.W_enc
+    pre += crosscoder.b_enc
+    positions = (pre > crosscoder.threshold.clamp(min=0)).flatten().nonzero().squeeze(1)
+    return SparseCodes(
+        pattern=Pattern.at(positions, shape=(len(pre), pre.shape[1])),
+        values=pre.flatten()[positions],
+    )

@@ -4,8 +4,9 @@
 
 by teacher forcing, so without the noise of sampling. Contract: `behaviour_scores` gives
 `[edits, prompts]`. As a file, one JSON object a line: `messages` (a chat) or `prompt` (text), and
-`completions`; `ends_turn` false where an answer may go on. Limit: answers of one prompt must be
-disjoint, so none may begin with another unless both end the turn.
+`completions`; `ends_turn` false where an answer may go on. A turn ends with what the chat template
+puts there, a text with EOS. Limit: answers of one prompt must be disjoint, so none may begin with
+another unless both end the turn.
 """
 
 import json
@@ -67,21 +68,31 @@ class Behaviour:
 
     @classmethod
     def of(cls, name: str, questions: Sequence[Question], tokenizer: Any) -> "Behaviour":
-        """Tokenise. Raises ValueError for no questions, or chats without a template."""
+        """Tokenise.
+
+        Raises:
+            ValueError: no questions, chats without a template, a prompt without a token, or an
+                answer that is to end and a tokenizer that has nothing to end it with.
+        """
         if not questions:
             raise ValueError(f"the behaviour {name!r} has no prompts.")
         documents: list[Document] = []
         starts: list[int] = []
         prompt_of: list[int] = []
-        end = tokenizer.eos_token or ""
         for i, question in enumerate(questions):
             is_chat = not isinstance(question.prompt, str)
             prompt: Document = (
                 {"messages": list(question.prompt)} if is_chat else {"text": question.prompt}
             )
             (encoded,) = encode_documents([prompt], tokenizer, add_generation_prompt=is_chat)
+            if not len(encoded.ids):
+                raise ValueError(
+                    f"the prompt {_short(question.prompt)} has no token, and the tokenizer no BOS, "
+                    "so nothing predicts the answer's first token. Give a prompt."
+                )
+            end = _end(tokenizer, is_chat=is_chat) if question.ends_turn else ""
             for completion in question.completions:
-                said = completion + (end if question.ends_turn else "")
+                said = completion + end
                 ids = tokenizer(said, add_special_tokens=False)["input_ids"]
                 role = ROLES.index("assistant")
                 documents.append(
@@ -115,8 +126,11 @@ class Behaviour:
             raise FileNotFoundError(
                 f"{path} is not there: a behaviour is a JSONL file of prompts and completions."
             )
-        lines = path.read_text(encoding="utf-8").splitlines()
-        questions = [_question(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
+        # Not `splitlines`: JSON strings may hold separators such as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
+        questions = [
+            _question(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()
+        ]
         return cls.of(path.stem, questions, tokenizer)
 
     @property
@@ -183,16 +197,43 @@ def _question(line: str, where: str) -> Question:
     try:
         value = json.loads(line)
         prompt = value["prompt"] if "prompt" in value else tuple(value["messages"])
-        return Question(
-            prompt=prompt,
-            completions=tuple(value["completions"]),
-            ends_turn=value.get("ends_turn", True),
-        )
+        completions, ends_turn = value["completions"], value.get("ends_turn", True)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(_no_question(where, f"{type(error).__name__}: {error}")) from error
+    for name, is_right in {
+        "`prompt` is no text": isinstance(prompt, str | tuple),
+        "`messages` are no list of objects": not isinstance(prompt, tuple)
+        or all(isinstance(m, dict) for m in prompt),
+        "`completions` is no list of texts": isinstance(completions, list)
+        and all(isinstance(c, str) for c in completions),
+        "`ends_turn` is neither true nor false": isinstance(ends_turn, bool),
+    }.items():
+        if not is_right:
+            raise ValueError(_no_question(where, name))
+    return Question(prompt=prompt, completions=tuple(completions), ends_turn=ends_turn)
+
+
+def _no_question(where: str, why: str) -> str:
+    return (
+        f"{where} is no question ({why}): it is a JSON object with `messages` or `prompt`, and "
+        "`completions`, a list."
+    )
+
+
+def _end(tokenizer: Any, *, is_chat: bool) -> str:
+    """What ends an answer. EOS is often not what ends a turn: Gemma's is <end_of_turn>."""
+    end = ""
+    if is_chat:
+        mark = "\ue000"
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+        end = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(mark)[2].rstrip()
+    end = end or tokenizer.eos_token
+    if not end:
         raise ValueError(
-            f"{where} is no question ({type(error).__name__}: {error}): it is a JSON object with "
-            "`messages` or `prompt`, and `completions`."
-        ) from error
+            "neither the chat template nor the tokenizer's EOS says how an answer ends: give "
+            "questions with ends_turn=False, whose answers may go on."
+        )
+    return end
 
 
 def _short(prompt: Any) -> str:

@@ -196,7 +196,9 @@ class _Maker:
             return []
         rows = self.null.decoder(-1).detach().to(v)
         norms = self.null.decoder_norms()
-        order = (norms[:, -1] / norms.sum(dim=1)).argsort(descending=True)[: 10 * len(v)]
+        # Latents that write nothing lean nowhere, and NaN would be sorted first.
+        lean = (norms[:, -1] / norms.sum(dim=1)).nan_to_num(-1.0)
+        order = lean.argsort(descending=True, stable=True)[: 10 * len(v)]
         sets = rows[order].split(len(v))
         scale = v.norm(dim=1, keepdim=True)
         return [r / r.norm(dim=1, keepdim=True) * scale for r in sets if len(r) == len(v)]

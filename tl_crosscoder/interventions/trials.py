@@ -10,7 +10,7 @@ may be of latents or of a method without a dictionary. Limit: a p-value is at le
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,7 @@ ALPHAS = (0.5, 1.0, 2.0)
 TESTS = ("necessity", "insert", "steer")
 
 
+@runtime_checkable
 class Effect(Protocol):
     """What is measured of an edited model: a `Behaviour`, or `Predictions`."""
 

@@ -1,12 +1,15 @@
-"""Results of interventions as plain text, for the terminal."""
+"""Results of interventions as plain text, at most 100 columns wide, for the terminal.
+
+Limit: names of variants and sets are cut to the room that the numbers leave.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.interventions.trials import CausalRow, CausalTest
-from tl_crosscoder.visualize.terminal import wrapped
+from tl_crosscoder.visualize.terminal import WIDTH, wrapped
 
 _NAMES = {
     "necessity": "Necessity: the fine-tuned model without these latents; share of the change that "
@@ -18,63 +21,110 @@ _NAMES = {
 
 
 def patching_table(result: PatchingResult) -> str:
-    """KL and recovery of every variant, random ones as the mean of their kind."""
+    """KL and recovery of every variant, random ones as the mean of their kind.
+
+    Kinds of token stand side by side where they fit, else one below the other.
+    """
     kinds = list(dict.fromkeys(row.tokens for row in result.rows))
-    first = [row for row in result.rows if row.tokens == kinds[0]]
-    sizes = {row.tokens: f"{row.tokens} ({row.n_tokens:,} tokens)" for row in result.rows}
-    head = f"  {'':<37} {'latents':>7}" + "".join(f"  {sizes[kind]:<25}" for kind in kinds)
-    under = f"  {'':<37} {'':>7}" + "".join(f"  {'KL':<6}{'recovered':<19}" for _ in kinds)
-    lines = [
+    head = [
         wrapped(
             f"KL({result.compared[1]} || patched) in nats a token, and the share of KL(base "
-            f"stream) that a patch takes away, 95 % intervals over {first[0].n_prompts} prompts"
+            f"stream) that a patch of n latents takes away, 95 % intervals over {result.rows[0].n_prompts} "
+            "prompts"
         ),
         wrapped(f"Candidates: {result.candidates}"),
-        "",
-        head.rstrip(),
-        under.rstrip(),
     ]
+    rows = _patching_rows(result, kinds)
+    apart = [_patching_rows(result, [kind]) for kind in kinds]
+    blocks = [_aligned(each, left=(2, 3)) for each in ([rows] if _fits(rows) else apart)]
+    return "\n\n".join("\n".join(lines) for lines in [head, *blocks])
+
+
+def _patching_rows(result: PatchingResult, kinds: Sequence[str]) -> list[list[str]]:
+    """Cells: name, number of latents, and KL and recovery on each kind of token."""
+    sizes = {row.tokens: row.n_tokens for row in result.rows}
+    rows = [["", "n", *(f"{kind} ({sizes[kind]:,} tokens)" for kind in kinds)]]
     shown: set[str] = set()
-    for row in first:
-        if row.group == "random":
-            kind = row.variant.rstrip("0123456789 ")
-            if kind in shown:
-                continue
+    for row in (r for r in result.rows if r.tokens == kinds[0]):
+        if row.group != "random":
+            own = [result.row(row.variant, kind) for kind in kinds]
+            rows.append([row.variant, f"{row.n_latents or '-'}", *map(_recovered, own)])
+        elif (kind := _kind_of(row)) not in shown:
             shown.add(kind)
-            lines.append(_mean_line(result, kind, kinds))
-        else:
-            own = [result.row(row.variant, k) for k in kinds]
-            lines.append(_line(row.variant, row.n_latents, [_recovered(r) for r in own]))
-    return "\n".join(line.rstrip() for line in lines)
+            rows.append(_mean_row(result, kind, kinds))
+    return rows
 
 
-def _line(name: str, n_latents: int, cells: Sequence[str]) -> str:
-    return f"  {name:<37} {n_latents or '-':>7}" + "".join(f"  {cell:<25}" for cell in cells)
+def _kind_of(row: PatchingRow) -> str:
+    """Draws of one kind differ by a number at the end of their names."""
+    return row.variant.rstrip("0123456789 ")
 
 
 def _recovered(row: PatchingRow) -> str:
-    low, high = _share(row.recovery_low), _share(row.recovery_high)
-    return f"{row.kl:.3f} {_share(row.recovery)} [{low}, {high}]"
+    shown = _with_interval(row.recovery, row.recovery_low, row.recovery_high)
+    return f"{row.kl:.3f} {shown}"
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    """Where there is no value, or it is worse than nothing by far, an interval says no more."""
+    shown = _share(value)
+    if math.isnan(value) or abs(value) >= _MOST:
+        return shown
+    return f"{shown} [{_share(low)}, {_share(high)}]"
+
+
+_MOST = 9.995
+"""A larger share needs no digits."""
 
 
 def _share(value: float) -> str:
-    """In percent; what is worse than nothing by far needs no digits."""
-    return f"{value:+.0%}" if value > -9.995 else "< -999%"
+    """In percent."""
+    if math.isnan(value):
+        return "-"
+    if abs(value) >= _MOST:
+        return "<-999%" if value < 0 else ">+999%"
+    return f"{value:+.0%}"
 
 
-def _mean_line(result: PatchingResult, kind: str, kinds: Sequence[str]) -> str:
+def _mean_row(result: PatchingResult, kind: str, kinds: Sequence[str]) -> list[str]:
     """Draws of one kind of control: means, and the lowest and highest recovery."""
     cells = []
-    own = [r for r in result.rows if r.variant.rstrip("0123456789 ") == kind]
+    own = [r for r in result.rows if r.group == "random" and _kind_of(r) == kind]
     for tokens in kinds:
         drawn = [r for r in own if r.tokens == tokens]
         shares = [r.recovery for r in drawn]
-        cells.append(
-            f"{fmean(r.kl for r in drawn):.3f} {_share(fmean(shares))} ({_share(min(shares))} to "
-            f"{_share(max(shares))})"
-        )
-    n = len(own) // len(kinds)
-    return _line(f"{kind.removeprefix('candidates, ')}, {n} draws", own[0].n_latents, cells)
+        mean, ends = _share(fmean(shares)), f"({_share(min(shares))} to {_share(max(shares))})"
+        cells.append(f"{fmean(r.kl for r in drawn):.3f} {mean} {ends}")
+    n = sum(r.tokens == kinds[0] for r in own)
+    return [f"{kind.removeprefix('candidates, ')}, {n} draws", f"{own[0].n_latents}", *cells]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _fits(rows: Sequence[Sequence[str]]) -> bool:
+    """No name has to be cut."""
+    return sum(width + 2 for width in _widths(rows)) <= WIDTH
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, left: Collection[int]) -> list[str]:
+    """Lines of cells, numbers to the right; the first column, of names, takes the room left."""
+    widths = _widths(rows)
+    room = max(_LEAST_NAME, WIDTH - sum(w + 2 for w in widths[1:]) - 2)
+    widths[0] = min(widths[0], room)
+    lines = []
+    for name, *cells in rows:
+        first = name if len(name) <= widths[0] else name[: widths[0] - 1] + "…"
+        padded = [
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths[1:], strict=True), 1)
+        ]
+        lines.append("  ".join([f"  {first:<{widths[0]}}", *padded]).rstrip())
+    return lines
+
+
+_LEAST_NAME = 12
 
 
 def causal_table(result: CausalTest) -> str:
@@ -96,22 +146,27 @@ def causal_table(result: CausalTest) -> str:
                 f"{_NAMES[test]} ({result.unit}: base {one.base:.3g}, "
                 f"fine-tuned {one.finetuned:.3g})"
             ),
-            f"  {'':<20}{'value':>7}  {'share [95 %]':<22}{'random':>7} {'95th':>6}  "
-            f"{'same rate':>9}  {'p':>5}  {'KL':>6} {'random':>7}",
-            *(_causal_line(row) for row in rows),
+            *_aligned([_CAUSAL_HEAD, *map(_causal_cells, rows)], left=(2,)),
         ]
     return "\n".join(lines)
 
 
-def _causal_line(row: CausalRow) -> str:
-    name = row.latents if math.isnan(row.strength) else f"{row.latents}, x {row.strength:g}"
-    share = f"{_share(row.share)} [{_share(row.share_low)}, {_share(row.share_high)}]"
-    matched = "-" if math.isnan(row.matched_mean) else _share(row.matched_mean)
-    return (
-        f"  {name:<20}{row.value:>7.3g}  {share:<22}{_share(row.random_mean):>7} "
-        f"{_share(row.random_high):>6}  {matched:>9}  {row.p_random_holm:>5.3f}  "
-        f"{row.off_target_kl:>6.3f} {row.random_off_target_kl:>7.3f}"
-    )
+_CAUSAL_HEAD = ["", "value", "share [95 %]", "random", "95th", "rate", "p", "KL", "random"]
+
+
+def _causal_cells(row: CausalRow) -> list[str]:
+    return [
+        row.latents if math.isnan(row.strength) else f"{row.latents}, x {row.strength:g}",
+        f"{row.value:.3g}",
+        _with_interval(row.share, row.share_low, row.share_high),
+        *(_share(value) for value in (row.random_mean, row.random_high, row.matched_mean)),
+        *(_nats(value) for value in (row.p_random_holm, row.off_target_kl)),
+        _nats(row.random_off_target_kl),
+    ]
+
+
+def _nats(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def samples_table(samples: Sequence[tuple[str, dict[str, str]]]) -> str:

@@ -21,6 +21,7 @@ def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int =
         _title(sites),
         _reconstruction(measurement),
         *_comparison(measurement),
+        *_scaling(measurement),
         _top(measurement, n_examples=n_examples),
     ]
     return "\n\n".join(blocks)
@@ -88,6 +89,31 @@ def _classes(measurement: Measurement) -> str:
         for name, n in measurement.class_counts.items()
     ]
     return _table([header, *rows])
+
+
+def _scaling(measurement: Measurement) -> list[str]:
+    """Latent Scaling of the living latents, by direction, its controls beside."""
+    scaling, alive = measurement.latents.scaling, measurement.latents.n_active > 0
+    if not scaling or not bool(alive.any()):
+        return []
+    names = {
+        "finetuned": "of the fine-tuned rows",
+        "base": "of the base rows",
+        "random": "random directions",
+        "other": "other latents' rows",
+    }
+    header = ["Latent Scaling", "specific latents", "median |nu|: error", "reconstruction"]
+    rows = [
+        [
+            names[name],
+            f"{int(table.is_specific.sum()):,}",
+            _number(table.nu_error[alive].abs().nanmedian().item(), ".2f").strip(),
+            _number(table.nu_reconstruction[alive].abs().nanmedian().item(), ".2f").strip(),
+        ]
+        for name, table in scaling.items()
+    ]
+    note = "(specific: |nu error| < 0.2 and |nu reconstruction| < 0.5; Minder et al. 2025)"
+    return [f"{_table([header, *rows])}\n  {note}"]
 
 
 def _top(measurement: Measurement, *, n_examples: int) -> str:

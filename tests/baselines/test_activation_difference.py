@@ -1,0 +1,223 @@
+from dataclasses import replace
+from math import isnan
+
+import pytest
+import torch
+from baselines.given_rows import GivenRows
+from pair.tiny_pairs import TEXTS
+from text_of_ids import text_of
+
+from tl_crosscoder import write_cache
+from tl_crosscoder.activations.harvest import with_norm_limits
+from tl_crosscoder.activations.text import REASONS
+from tl_crosscoder.baselines.activation_difference import (
+    ActivationDifference,
+    activation_difference,
+)
+from tl_crosscoder.baselines.pca import difference_pca
+from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
+from tl_crosscoder.interventions.edits import Projection
+from tl_crosscoder.interventions.running import edited_logits
+from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.interventions.trials import ControlSettings, run_trials
+
+BOS, FIRST, PADDING = (REASONS.index(r) for r in ("bos", "first", "padding"))
+
+
+def two_contexts():
+    """Four positions each; BOS comes first, and the second context is one token shorter."""
+    text = text_of(torch.arange(8).view(2, 4))
+    dropped = torch.tensor([[BOS, 0, 0, 0], [BOS, 0, 0, PADDING]], dtype=torch.uint8)
+    base = torch.tensor([[[9, 9], [3, 4], [0, 5], [0, 0]], [[9, 9], [0, 0], [6, 8], [7, 7]]])
+    delta = torch.tensor([[[8, 0], [1, 2], [0, 3], [5, 0]], [[4, 0], [3, 0], [0, 1], [9, 9]]])
+    source = GivenRows(torch.stack([base, base + delta], dim=2).float())
+    return source, replace(text, dropped=dropped)
+
+
+def test_means_by_hand():
+    source, text = two_contexts()
+    found = activation_difference(source, text, n_positions=3, batch_size=1)
+    assert found.positions == (1, 2, 3)
+    assert found.counts == (2, 2, 1)
+    # Position 1: ([1, 2] + [3, 0]) / 2; position 2: ([0, 3] + [0, 1]) / 2; position 3: [5, 0].
+    expected = torch.tensor([[2.0, 1.0], [0.0, 2.0], [5.0, 0.0]])
+    assert torch.equal(found.by_position, expected)
+    # All five: ([1, 2] + [3, 0] + [0, 3] + [0, 1] + [5, 0]) / 5.
+    assert torch.equal(found.direction(), torch.tensor([1.8, 1.2]))
+    assert torch.equal(found.direction(3), torch.tensor([5.0, 0.0]))
+    # Norms of the base: 5, 5, 0, 0, 10.
+    assert found.n_tokens == 5
+    assert found.stream_norms[0] == 4.0
+    assert found.which() == (1, 2, 3, "mean")
+    assert found.models == ("the base", "the finetuned")
+
+
+def test_the_start_counts_by_position_alone():
+    source, text = two_contexts()
+    usual = activation_difference(source, text, n_positions=3)
+    text = replace(text, norm_limits=(12.0, 12.0))  # the norm of BOS is 12.7 and more
+    found = activation_difference(source, text, n_positions=2, with_start=True)
+    assert found.positions == (0, 1)
+    # Position 0: ([8, 0] + [4, 0]) / 2.
+    assert torch.equal(found.by_position, torch.tensor([[6.0, 0.0], [2.0, 1.0]]))
+    assert torch.equal(found.mean, usual.mean)
+    assert found.stream_norms == usual.stream_norms
+
+
+def test_equals_a_loop_over_texts(pair, unpacked):
+    text = with_norm_limits(pair, unpacked, multiple=1.3)
+    found = activation_difference(pair, text, n_positions=6, batch_size=3)
+    rows: dict[int, list] = {p: [] for p in range(text.context_size)}
+    norms = []
+    for ids, counts in zip(text.tokens.long(), text.mask, strict=True):
+        x = pair.activations(ids[None])[0].double()
+        for p in counts.nonzero().flatten().tolist():
+            if bool((x[p].norm(dim=-1) <= torch.tensor(text.norm_limits)).all()):
+                rows[p].append(x[p, 1] - x[p, 0])
+                norms.append(x[p].norm(dim=-1))
+    assert 0 < len(norms) < text.n_tokens  # some are above the limits
+    assert found.n_tokens == len(norms)
+    assert found.counts == tuple(len(rows[p]) for p in found.positions)
+    for which in found.which():
+        each = rows[which] if which != "mean" else [d for own in rows.values() for d in own]
+        expected = torch.stack(each).mean(dim=0).float()
+        torch.testing.assert_close(found.direction(which), expected, rtol=1e-4, atol=1e-5)
+    assert found.stream_norms == pytest.approx(torch.stack(norms).mean(dim=0).tolist())
+
+
+def test_a_cache_gives_what_its_models_give(pairs, unpacked, tmp_path):
+    pair, options = pairs["llama"], {"store": "float32", "show_progress": False}
+    cache = write_cache(pair, unpacked[:5], unpacked[5:], tmp_path / "cache", **options)
+    read = activation_difference(cache, cache.training)
+    run = activation_difference(pair, unpacked[:5])
+    assert read.facts() == run.facts()
+    torch.testing.assert_close(read.stacked(), run.stacked())
+    components = difference_pca(cache, cache.training, n_components=2).components
+    torch.testing.assert_close(
+        components, difference_pca(pair, unpacked[:5], n_components=2).components
+    )
+    with pytest.raises(ValueError, match="were left out"):
+        activation_difference(cache, cache.training, with_start=True)
+
+
+def test_the_other_way_round_is_the_opposite(pairs, unpacked):
+    forth = activation_difference(pairs["hooked"], unpacked)
+    back = activation_difference(pairs["hooked"], unpacked, compared=("finetuned", "base"))
+    assert torch.equal(forth.stacked(), -back.stacked())
+    assert forth.stream_norms == back.stream_norms[::-1]
+
+
+@pytest.mark.parametrize("ending", ["json", "parquet"])
+def test_what_is_loaded_is_what_was_saved(tmp_path, ending):
+    source, text = two_contexts()
+    text = replace(text, dropped=text.dropped.clone())
+    text.dropped[:, 2] = FIRST  # position 2 has no token, so its mean is NaN
+    saved = activation_difference(source, text, n_positions=3)
+    loaded = ActivationDifference.load(saved.save(tmp_path / f"means.{ending}"))
+    assert loaded.facts() == saved.facts()
+    assert torch.equal(loaded.mean, saved.mean)
+    assert torch.equal(loaded.by_position.isnan(), saved.by_position.isnan())
+    assert saved.by_position[1].isnan().all()
+    assert loaded.which() == (1, 3, "mean")
+    assert torch.equal(loaded.stacked(), saved.stacked())
+    with pytest.raises(ValueError, match="no mean of 2"):
+        loaded.direction(2)
+
+
+def test_steering_adds_a_multiple_of_the_norm_of_the_stream(pair, unpacked):
+    found = activation_difference(pair, unpacked)
+    subject = Subject.of(pair)
+    d = found.direction(2)
+    (streams,) = subject.batches(unpacked[:2])
+    for at, site in ((0, "base"), (1, "finetuned")):
+        edit = found.steering(subject, 2, strength=-0.5, site=site)
+        vector = -0.5 * found.stream_norms[at] * d / d.norm()
+        torch.testing.assert_close(edit.vector, vector)
+        ((_, logits),) = edited_logits(subject, streams, [edit])
+        stream = streams.x[at] + vector
+        steered = pair.run_with_patch(streams.text.tokens.long(), stream, site=site)
+        torch.testing.assert_close(logits, steered, rtol=1e-4, atol=1e-4)
+
+
+def test_projection_replacement_takes_the_coefficient_of_the_base(pair, unpacked):
+    found, subject = activation_difference(pair, unpacked), Subject.of(pair)
+    (streams,) = subject.batches(unpacked[:2])
+    base, finetuned = streams.x
+    d = torch.nn.functional.normalize(found.mean, dim=0)
+    new = found.projection_replacement(subject, "mean")(streams)
+    torch.testing.assert_close(new @ d, base @ d, rtol=1e-4, atol=1e-4)
+    moved = new - finetuned
+    torch.testing.assert_close(moved, (moved @ d)[..., None] * d, rtol=1e-4, atol=1e-4)
+    assert moved.norm() > 0.1
+
+
+def test_random_directions_have_the_norm_and_the_seed(pairs, unpacked):
+    found = activation_difference(pairs["hooked"], unpacked)
+    random = found.random(3, n=400, seed=1)
+    expected = found.direction(3).norm().expand(400)
+    torch.testing.assert_close(random.norm(dim=1), expected)
+    assert torch.equal(found.random(3, n=400, seed=1), random)
+    assert not torch.equal(found.random(3, n=400, seed=2), random)
+    # Means of 400 independent cosines of variance 1 / 16, five standard errors.
+    cosines = torch.nn.functional.cosine_similarity(random, found.direction(3), dim=1)
+    assert cosines.mean().abs() < 5 * (1 / 16 / 400) ** 0.5
+
+
+def test_trials_stand_in_the_table_of_latents(pair, unpacked):
+    found, subject = activation_difference(pair, unpacked), Subject.of(pair)
+    settings = ControlSettings(n_random=3, alphas=(0.5, 1.0), n_draws=20)
+    trials = [t for which in (1, "mean") for t in found.trials(subject, which, settings=settings)]
+    questions = [Question(prompt=t, completions=(" cat", " dog"), ends_turn=False) for t in TEXTS]
+    behaviour = Behaviour.of("animals", questions, pair.tokenizer)
+    table = run_trials(subject, behaviour, unpacked, trials=trials, settings=settings)
+    names = ["mean difference at position 1", "mean difference"]
+    tests = [("steer", 0.5), ("steer", 1.0), ("necessity", None)]
+    assert {(r.latents, r.test, None if isnan(r.strength) else r.strength) for r in table.rows} == {
+        (name, *test) for name in names for test in tests
+    }
+    half, whole, replaced = trials[3:]
+    for steer, alpha in ((half, 0.5), (whole, 1.0)):
+        norms = [e.vector.norm().item() for e in (steer.own, *steer.random)]
+        assert norms == pytest.approx([alpha * found.stream_norms[0]] * 4)
+    # The same three directions at each strength.
+    torch.testing.assert_close(2 * half.random[2].vector, whole.random[2].vector)
+    scores = behaviour_scores(subject, behaviour, [replaced.own, *replaced.random])
+    by_hand = behaviour_scores(
+        subject,
+        behaviour,
+        [
+            Projection(site=1, stream=1, directions=d[None], replacement=0)
+            for d in (found.mean, *found.random("mean", n=3))
+        ],
+    )
+    assert torch.equal(scores, by_hand)
+
+
+def test_lenses_read_every_direction(pairs, unpacked):
+    pair = pairs["llama"]
+    found = activation_difference(pair, unpacked, n_positions=2)
+    effects = found.logit_lens(pair, n=3)
+    assert {row.latent for row in effects.rows} == {0, 1, 2}
+    assert {row.direction for row in effects.rows} == {"finetuned"}
+    scope = found.patchscope(pair, site="base", scales=(1.0,), n=2, prompts=["A dog", "The cat"])
+    assert scope.stream_norm == found.stream_norms[0]
+    assert {row.direction for row in scope.rows} == {0, 1, 2}
+
+
+def test_what_does_not_fit_is_refused(pairs, unpacked):
+    found = activation_difference(pairs["hooked"], unpacked)
+    reverse = Subject.of(pairs["hooked"], compared=("finetuned", "base"))
+    with pytest.raises(ValueError, match="the order"):
+        found.steering(reverse, "mean", strength=1.0)
+    with pytest.raises(ValueError, match="'sft' was not compared"):
+        found.steering(Subject.of(pairs["hooked"]), "mean", strength=1.0, site="sft")
+    equal = activation_difference(pairs["equal"], unpacked)
+    with pytest.raises(ValueError, match="the mean difference is zero"):
+        equal.projection_replacement(Subject.of(pairs["equal"]), "mean")
+    with pytest.raises(ValueError, match="length 0"):
+        equal.steering(Subject.of(pairs["equal"]), "mean", strength=1.0)
+    with pytest.raises(ValueError, match="have 1 to 23"):
+        activation_difference(pairs["hooked"], unpacked, n_positions=24)
+    silent = replace(unpacked, dropped=torch.full_like(unpacked.dropped, BOS))
+    with pytest.raises(ValueError, match="no token of this text counts"):
+        activation_difference(pairs["hooked"], silent)

@@ -1,0 +1,341 @@
+"""Trials, their controls, and predictions as what they are measured by."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from analysis.hand_made import latent_measures
+from pair.tiny_pairs import HOOK, hooked_transformer
+
+from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, split_documents, tokenize
+from tl_crosscoder.interventions.controls import causal_test
+from tl_crosscoder.interventions.edits import Constant, Places, Stream, Where
+from tl_crosscoder.interventions.predictions import Predictions
+from tl_crosscoder.interventions.running import unchanged
+from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, Trial, run_trials
+from tl_crosscoder.organisms import training_documents
+
+LATENTS = [1, 4, 7]
+FEW = ControlSettings(n_random=3, n_matched=2, alphas=(0.5, 2.0), n_draws=50)
+
+
+@pytest.fixture(scope="module")
+def measures():
+    """Of the 12 latents of `make_crosscoder`: mean code 1, and latent 3 never fires."""
+    return latent_measures([1.0] * 12, [1.0] * 12, [100 * (j != 3) for j in range(12)])
+
+
+@pytest.fixture(scope="module")
+def split_pair(pairs) -> ModelPair:
+    """Models that differ below the hook alone, so that a stream is all there is to a model."""
+    tokenizer = pairs["hooked"].tokenizer
+    base, finetuned, other = (hooked_transformer(tokenizer, seed) for seed in (1, 1, 2))
+    finetuned.blocks[0].load_state_dict(other.blocks[0].state_dict())
+    return ModelPair(base, finetuned, hook_name=HOOK, model_names=("random", "random, block 0"))
+
+
+def kl_by_context(reference, logits, text):
+    """Sum over the predicted tokens of each context of sum p log(p / q), nats."""
+    p, q = (each.double().log_softmax(dim=-1) for each in (reference, logits))
+    found = torch.zeros(len(text), dtype=torch.float64)
+    for row, n in enumerate(text.lengths.tolist()):
+        by_token = (p[row].exp() * (p[row] - q[row])).sum(dim=-1)
+        found[row] = by_token[: n - 1].sum()
+    return found
+
+
+def test_predictions_go_from_one_model_to_the_other(pair, words):
+    """KL from the model that an edit should reach, less is nearer: 0 is that model itself."""
+    predictions = Predictions.of(words[1])
+    assert (predictions.kind, predictions.n_prompts) == ("all", len(words[1]))
+    subject, edits = Subject.of(pair), [unchanged(0), unchanged(1)]
+    text, (base, finetuned) = words[1], (pair.logits(words[1].tokens, site=i) for i in
+                                         ("base", "finetuned"))  # fmt: skip
+    none = torch.zeros(len(text), dtype=torch.float64)
+    for is_necessity, expected in (
+        (True, [none, kl_by_context(base, finetuned, text)]),
+        (False, [-kl_by_context(finetuned, base, text), none]),
+    ):
+        found = predictions.scores(subject, edits, is_necessity=is_necessity)
+        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_of_chats_only_what_assistants_say_is_predicted(taboo_pair):
+    documents = split_documents(training_documents("taboo", 200, seed=0))[1]
+    chats = [d for d in documents if "messages" in d][:2]
+    text = tokenize(chats, taboo_pair.tokenizer, context_size=96, pack=False)
+    predictions = Predictions.of(text)
+    assert predictions.kind == "response"
+    assert predictions.places.roles == ("assistant",)
+
+
+def test_the_whole_stream_is_all_and_none_of_the_change(split_pair, words):
+    subject = Subject.of(split_pair)
+    edits = {"all": (1, 0), "none": (1, 1)}, {"all": (0, 1), "none": (0, 0)}
+    trials = [
+        Trial(
+            test=test,
+            name=name,
+            own=Stream(site=site, stream=stream),
+            random=[unchanged(site)] * 2,
+        )
+        for test, of in zip(("necessity", "insert"), edits, strict=True)
+        for name, (site, stream) in of.items()
+    ]
+    found = run_trials(subject, Predictions.of(words[1]), words[1][:4], trials=trials, settings=FEW)
+    assert [(row.test, row.latents) for row in found.rows] == [(t.test, t.name) for t in trials]
+    for row, share in zip(found.rows, [1.0, 0.0, 1.0, 0.0], strict=True):
+        assert row.share == pytest.approx(share, abs=1e-4)
+        assert (row.share_low, row.share_high) == pytest.approx((share, share), abs=1e-3)
+        assert row.value == pytest.approx(row.base if (row.test == "necessity") == (share == 1)
+                                          else row.finetuned, abs=1e-3)  # fmt: skip
+        assert row.random_mean == pytest.approx(0.0, abs=1e-4)
+        assert (row.off_target_kl > 0.05) == (share == 1)
+        assert row.random_off_target_kl == pytest.approx(0.0, abs=1e-5)
+    # KL of a model to itself is the end that each test goes to.
+    assert abs(found.rows[0].base) < 1e-4 < 1 < found.rows[0].finetuned
+    assert found.rows[2].base < -1 < -1e-4 < found.rows[2].finetuned < 1e-4
+
+
+def test_p_values_count_controls_and_are_corrected_within_a_test(split_pair, words):
+    """Shares: full 1, part between, nothing 0, bad below 0. p = (1 + #{c >= own}) / (1 + n)."""
+    nothing, full = unchanged(1), Stream(site=1, stream=0)
+    part = Where(edit=full, places=Places(positions=(1, 2, 3, 4, 5)), otherwise=1)
+    bad = Constant(site=1, stream=1, vector=torch.full((16,), 30.0))
+    controls = {"random": [full, nothing, bad], "matched": [full, bad], "null": [full, full]}
+    trials = [
+        Trial(test="necessity", name="part", own=part, **controls),
+        Trial(test="necessity", name="bad", own=bad, random=[full, nothing, part]),
+        Trial(test="necessity", name="full", own=full, random=[bad, nothing, part]),
+        Trial(test="insert", name="all", own=Stream(site=0, stream=1), random=[unchanged(0)] * 3),
+    ]
+    subject = Subject.of(split_pair)
+    found = run_trials(subject, Predictions.of(words[1]), words[1][:4], trials=trials, settings=FEW)
+    one, two, three, other = found.rows
+    assert one.random_high > 0.5 > one.share > 0.01 > two.share
+    # One of three is above; all of them; none.
+    assert [r.p_random for r in found.rows] == [2 / 4, 4 / 4, 1 / 4, 1 / 4]
+    # 3 x 0.25, 2 x 0.5, 1 x 1; alone in its test, nothing is to correct.
+    assert [r.p_random_holm for r in found.rows] == [1.0, 1.0, 0.75, 0.25]
+    # One of two matched is above: (1 + 1) / (1 + 2).
+    assert one.p_matched == pytest.approx(2 / 3)
+    assert one.matched_mean == pytest.approx((1 + two.share) / 2, abs=1e-3)
+    assert one.null_mean == pytest.approx(1.0, abs=1e-4)
+    # Of 1, 0 and bad: deviations above the mean, in standard deviations with n - 1.
+    shares = torch.tensor([1.0, 0.0, two.share], dtype=torch.float64)
+    assert one.random_mean == pytest.approx(shares.mean().item(), abs=1e-3)
+    size = (one.share - shares.mean()) / ((shares - shares.mean()).square().sum() / 2).sqrt()
+    assert one.effect_size == pytest.approx(size.item(), abs=1e-3)
+    for row in (two, three, other):
+        assert math.isnan(row.matched_mean)
+        assert math.isnan(row.p_matched)
+        assert math.isnan(row.null_mean)
+
+
+def edited_stream(pair, crosscoder, text, *, test, mode, names, alpha=None):
+    """The stream of the edited model by the formulas; names of base and fine-tuned site."""
+    base, finetuned = (("base", "finetuned").index(name) for name in names)
+    x = pair.activations(text.tokens)
+    codes = (crosscoder.encode(x).detach() * text.mask[..., None])[..., LATENTS]
+    d0, d1 = (crosscoder.decoder(i).detach()[LATENTS] for i in (base, finetuned))
+    if test == "steer":
+        norm = x[:, :, base][text.mask].norm(dim=-1).mean()
+        u = d1.sum(dim=0)  # every mean code is 1
+        return x[:, :, base] + alpha * norm * u / u.norm()
+    if test == "insert":
+        return x[:, :, base] + codes @ (d1 - d0)
+    if mode == "project":
+        Q = torch.linalg.qr(d1.T).Q
+        return x[:, :, finetuned] - x[:, :, finetuned] @ Q @ Q.T
+    return x[:, :, finetuned] - codes @ (d1 - d0 if mode == "delta" else d1)
+
+
+@pytest.mark.parametrize(
+    ("test", "mode", "names"),
+    [
+        ("necessity", "delta", ("base", "finetuned")),
+        ("necessity", "delta", ("finetuned", "base")),
+        ("necessity", "zero", ("base", "finetuned")),
+        ("necessity", "project", ("finetuned", "base")),
+        ("insert", "project", ("base", "finetuned")),
+        ("insert", "delta", ("finetuned", "base")),
+        ("steer", "delta", ("finetuned", "base")),
+    ],
+)
+def test_a_share_is_of_kls_computed_by_hand(pair, crosscoder, words, measures, test, mode, names):
+    text, neutral = words[1][:4], words[1][:6]
+    found = causal_test(
+        pair, crosscoder, Predictions.of(text), neutral, latents=measures, sets={"x": LATENTS},
+        tests=[test], mode=mode, settings=FEW, compared=names,
+    )  # fmt: skip
+    reached, left = names if test == "necessity" else names[::-1]
+    logits = {
+        (t, name): pair.logits(t.tokens, site=name) for t in (text, neutral) for name in names
+    }
+    sign = 1 if test == "necessity" else -1
+    gap = kl_by_context(logits[text, reached], logits[text, left], text).mean()
+    assert [r.strength for r in found.rows if test == "steer"] == [0.5, 2.0][
+        : 2 * (test == "steer")
+    ]
+    for row in found.rows:
+        options = {"test": test, "mode": mode, "names": names, "alpha": row.strength}
+        # The unit of steering is the norm on the neutral text, of which the other is a part.
+        stream = edited_stream(pair, crosscoder, neutral, **options)
+        edited = pair.run_with_patch(neutral.tokens, stream, site=left)
+        value = kl_by_context(logits[text, reached], edited[:4], text).mean()
+        assert row.value == pytest.approx(sign * value.item(), rel=1e-3)
+        assert row.share == pytest.approx(((gap - value) / gap).item(), rel=1e-3, abs=1e-4)
+        ends = {reached: 0.0, left: sign * gap.item()}
+        assert (row.base, row.finetuned) == pytest.approx([ends[n] for n in names], abs=1e-3)
+        cost = kl_by_context(logits[neutral, left], edited, neutral).sum()
+        n_predicted = int((neutral.lengths - 1).sum())
+        assert row.off_target_kl == pytest.approx(cost.item() / n_predicted, rel=1e-3)
+        assert row.n_latents == 3
+        assert math.isnan(row.matched_mean) == (test == "steer")
+    assert found.sets == {"x": LATENTS}
+
+
+def test_matched_latents_are_others_that_fire_as_often(pairs, words):
+    """Latents 0 and 1 are tested; 50 fire about as often as they do, 8 far less, 2 hardly.
+
+    Those of one kind say nothing, so that the mean of matched sets tells which were drawn.
+    """
+    pair, text = pairs["hooked"], words[1][:4]
+    counts = [1000, 1010, *range(800, 850), *[11] * 8, 9, 9]
+    is_near = torch.tensor([c >= 800 for c in counts])
+    measures = latent_measures([1.0] * 62, [1.0] * 62, counts)
+    shares = {}
+    for name, says_nothing in {"near": is_near, "far": ~is_near}.items():
+        says_nothing = says_nothing.clone()
+        says_nothing[:2] = False
+        crosscoder = random_crosscoder(pair, 62)
+        crosscoder.W_dec.data[says_nothing, 16:] = crosscoder.W_dec.data[says_nothing, :16]
+        (row,) = causal_test(
+            pair, crosscoder, Predictions.of(text), text, latents=measures, sets={"x": [0, 1]},
+            tests=["insert"], settings=replace(FEW, n_matched=5),
+        ).rows  # fmt: skip
+        shares[name] = row.share, row.matched_mean
+    assert shares["near"][1] == pytest.approx(0.0, abs=1e-5)
+    assert abs(shares["far"][1]) > 1e-3
+    assert abs(shares["near"][0]) > 1e-3
+
+
+def random_crosscoder(pair: ModelPair, d_sae: int) -> Crosscoder:
+    made = Crosscoder(CrosscoderConfig(d_in=32, d_sae=d_sae, sites=pair.sites))
+    generator = torch.Generator().manual_seed(0)
+    for name, t in made.state_dict().items():
+        scale = 0.0 if name == "threshold" else 0.4
+        t.copy_(scale * torch.randn(t.shape, generator=generator))
+    return made
+
+
+def test_without_enough_other_latents_there_is_no_matched_set(pairs, make_crosscoder, words):
+    pair, text = pairs["hooked"], words[1][:4]
+    counts = [100 * (j in LATENTS) for j in range(12)]
+    measures = latent_measures([1.0] * 12, [1.0] * 12, counts)
+    (row,) = causal_test(
+        pair, make_crosscoder(pair), Predictions.of(text), text, latents=measures,
+        sets={"x": LATENTS}, tests=["insert"], settings=FEW,
+    ).rows  # fmt: skip
+    assert math.isnan(row.matched_mean)
+    assert math.isnan(row.p_matched)
+
+
+@pytest.mark.parametrize("test", ["necessity", "insert", "steer"])
+def test_null_directions_are_those_that_lean_to_the_second_site(
+    pairs, make_crosscoder, words, measures, test
+):
+    """Of 12 latents 10 lean there, all along the tested latent; one to the base, one nowhere.
+
+    So the control is as good as the latent itself, whatever the lengths of its rows.
+    """
+    pair, text = pairs["hooked"], words[1][:4]
+    crosscoder, null = make_crosscoder(pair), make_crosscoder(pair)
+    own = crosscoder.decoder(1)[4] - (crosscoder.decoder(0)[4] if test != "steer" else 0)
+    lengths = torch.arange(1.0, 13.0)[:, None]
+    null.W_dec.data[:, :16] = 0.0
+    null.W_dec.data[:, 16:] = lengths * own.detach()
+    null.W_dec.data[2, :16] = 99.0
+    null.W_dec.data[2, 16:] = torch.eye(16)[0]
+    null.W_dec.data[9] = 0.0
+    options = {"latents": measures, "sets": {"x": [4]}, "tests": [test], "settings": FEW}
+    rows = [
+        causal_test(pair, crosscoder, Predictions.of(text), text, null=n, **options).rows[0]
+        for n in (null, None)
+    ]
+    assert abs(rows[0].share) > 1e-3
+    assert rows[0].null_mean == pytest.approx(rows[0].share, rel=1e-3)
+    assert math.isnan(rows[1].null_mean)
+
+
+@pytest.fixture(scope="module")
+def result(pairs, make_crosscoder, measures, words) -> CausalTest:
+    pair = pairs["hooked"]
+    return causal_test(
+        pair, make_crosscoder(pair), Predictions.of(words[1][:4]), words[1][:4],
+        latents=measures, sets={"all": LATENTS, "one": [4]}, settings=FEW,
+    )  # fmt: skip
+
+
+def test_every_set_is_in_every_test_and_steered_at_every_strength(result):
+    found = [(r.test, r.latents, r.strength, r.n_latents) for r in result.rows]
+    both = [("all", 3), ("one", 1)]
+    expected = [(t, n, math.nan, k) for t in ("necessity", "insert") for n, k in both]
+    expected += [("steer", n, alpha, k) for n, k in both for alpha in (0.5, 2.0)]
+    assert repr(found) == repr(expected)
+    assert (result.n_random, result.n_matched, result.n_prompts) == (3, 2, 4)
+
+
+@pytest.mark.parametrize("ending", ["json", "parquet"])
+def test_a_saved_test_is_loaded_equal(result, tmp_path, ending):
+    assert repr(CausalTest.load(result.save(tmp_path / f"test.{ending}"))) == repr(result)
+
+
+def test_a_test_is_a_frame_of_its_rows(result):
+    frame = result.to_frame()
+    assert frame["share"].tolist() == [row.share for row in result.rows]
+    assert frame.attrs["sets"] == {"all": LATENTS, "one": [4]}
+    assert frame.attrs["unit"] == "KL, nats a prompt"
+
+
+def test_the_seed_makes_the_controls(pairs, make_crosscoder, measures, words, result):
+    pair, text = pairs["hooked"], words[1][:4]
+    options = {"latents": measures, "sets": result.sets}
+    one, other = (
+        causal_test(pair, make_crosscoder(pair), Predictions.of(text), text,
+                    settings=replace(FEW, seed=seed), **options)
+        for seed in (0, 1)
+    )  # fmt: skip
+    assert repr(one) == repr(result)
+    for row, same in zip(other.rows, result.rows, strict=True):
+        assert row.share == pytest.approx(same.share, rel=1e-5)
+        assert row.random_mean != same.random_mean
+
+
+def test_what_cannot_be_tested_is_refused(pairs, make_crosscoder, measures, words):
+    text = words[1][:4]
+
+    def tested(name="hooked", **changes):
+        pair = pairs[name]
+        options = {"latents": measures, "sets": {"x": [1]}, "settings": FEW} | changes
+        return causal_test(pair, make_crosscoder(pair), Predictions.of(text), text, **options)
+
+    with pytest.raises(ValueError, match=r"set 'x' has 2 latents, of which \[3\] never fire"):
+        tested(sets={"x": [1, 3]})
+    with pytest.raises(ValueError, match="the set 'x' has 0 latents"):
+        tested(sets={"x": []})
+    with pytest.raises(ValueError, match=r"latents \[12\] are out of range"):
+        tested(sets={"x": [12]})
+    with pytest.raises(ValueError, match=r"on the sets \[\]: name one set of latents or more"):
+        tested(sets={})
+    with pytest.raises(ValueError, match=r"tests \['inserted'\].* among \['necessity', 'insert'"):
+        tested(tests=["inserted"])
+    with pytest.raises(ValueError, match="base and fine-tuned model do not differ in 'predictions"):
+        tested("equal")
+    with pytest.raises(ValueError, match="there is nothing to test: give one trial or more"):
+        tested(tests=[])
+    for changes in ({"n_random": 0}, {"n_matched": -1}, {"alphas": ()}):
+        with pytest.raises(ValueError, match="give one random direction or more, and one strength"):
+            ControlSettings(**changes)

@@ -1,0 +1,254 @@
+"""SAELens's `run_evals` on each side of a crosscoder: the numbers that SAEs are reported with.
+
+Contract: `side_evals` splices the reconstruction of one site into that site's model and gives
+SAELens's metrics, a row a site, saved as a table. Codes are of all sites, as in training. SAELens
+leaves out tokens by their ids (BOS, EOS, padding), not by our masks, and a prediction belongs to
+the token it is made from; all tokens left out keep their activation. Limit: SAELens holds codes
+`[batch, pos, d_sae]` densely, and knows no padding.
+"""
+
+import importlib.metadata
+import math
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.util import get_special_token_ids
+from torch import Tensor
+
+from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.crosscoder.checks import check_source
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.side_view import HOOK_NAME, SideView
+from tl_crosscoder.tables import TableOfRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideEval:
+    """SAELens's metrics of one site, under their names there; means over tokens."""
+
+    site: str
+    explained_variance: float
+    """1 - sum ||e||^2 / sum ||x - mean||^2: our FVE of the site, on SAELens's tokens."""
+    mse: float
+    """||e||^2, summed over dimensions."""
+    cossim: float
+    """Cosine of x and its reconstruction."""
+    l0: float
+    l1: float
+    l2_norm_in: float
+    l2_norm_out: float
+    l2_ratio: float
+    """||x̂|| / ||x||."""
+    relative_reconstruction_bias: float
+    """sum ||x̂||^2 / sum <x, x̂>; averaged over batches."""
+    ce_loss_score: float
+    """1 where the loss with x̂ is that with x, 0 where it is that with zeros."""
+    ce_loss_without_sae: float
+    """Nats a predicted token, of the site's model as it is."""
+    ce_loss_with_sae: float
+    ce_loss_with_ablation: float
+    """With zeros at the hook."""
+    kl_div_score: float
+    """1 - KL with x̂ / KL with zeros."""
+    kl_div_with_sae: float
+    """KL(as it is || with x̂), nats a token."""
+    kl_div_with_ablation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideEvals(TableOfRows):
+    """One row a site."""
+
+    ROW: ClassVar[type] = SideEval
+    rows: tuple[SideEval, ...]
+    n_tokens: int
+    """Tokens that were not left out."""
+    n_contexts: int
+    left_out_ids: tuple[int, ...]
+    """Ids of tokens that were left out."""
+    sae_lens_version: str
+
+    def row(self, site: str) -> SideEval:
+        """One site. Raises ValueError for an unknown one."""
+        for row in self.rows:
+            if row.site == site:
+                return row
+        raise ValueError(f"site {site!r} was not evaluated; {[r.site for r in self.rows]} were.")
+
+
+class _Side(NamedTuple):
+    """What a `SideSAE` encodes with; no module of it, so that its weights are its own."""
+
+    crosscoder: Crosscoder
+    view: SideView
+
+
+class SideSAE(JumpReLUSAE):
+    """A crosscoder seen from one site: an SAE of SAELens over the stream of a `SideView`.
+
+    It decodes that site, and encodes all: the other streams are those of the view's last forward
+    pass, whose own stream `encode` must be given. So it goes wherever SAELens runs a model and then
+    encodes, `run_evals` with an `ActivationsStore.from_sae(view, sae, dataset)` included, and not
+    where activations are shuffled.
+
+    Raises:
+        ValueError: a dictionary of other models.
+    """
+
+    def __init__(self, crosscoder: Crosscoder, view: SideView):
+        check_source(view.pair, crosscoder)
+        metadata = crosscoder.cfg.metadata
+        super().__init__(
+            JumpReLUSAEConfig(
+                d_in=view.site.d_model,
+                d_sae=crosscoder.cfg.d_sae,
+                dtype=crosscoder.cfg.dtype,
+                device=str(crosscoder.W_dec.device),
+                apply_b_dec_to_input=crosscoder.cfg.apply_b_dec_to_input,
+                metadata=SAEMetadata(
+                    hook_name=HOOK_NAME,
+                    hook_head_index=None,
+                    model_name=view.site.label,
+                    prepend_bos=True,
+                    context_size=metadata.context_size,
+                ),
+            )
+        )
+        self.side = _Side(crosscoder, view)
+        at = view.position
+        weights = {
+            "W_enc": crosscoder.encoder(at),
+            "W_dec": crosscoder.decoder(at),
+            "b_dec": crosscoder.decoder_bias(at),
+            "b_enc": crosscoder.b_enc,
+            "threshold": crosscoder.threshold,
+        }
+        self.load_state_dict(weights)
+
+    def encode(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_sae"]:
+        """Codes of all sites.
+
+        Raises ValueError for anything but the stream that passed the view last.
+        """
+        crosscoder, view = self.side
+        if not view.is_last_stream(x):
+            raise ValueError(
+                f"x of shape {list(x.shape)} is not the stream of site {view.site.name!r} in the "
+                "last forward pass of its view, so the other sites' streams at these tokens are "
+                "not known. Run the view on the tokens first, or give all sites to "
+                "crosscoder.encode."
+            )
+        codes = crosscoder.encode(torch.cat([stream.to(x) for stream in view.streams], dim=-1))
+        return self.hook_sae_acts_post(codes)
+
+    def save_model(self, path: Any) -> Any:
+        """Refused: without the other sites the file would be another dictionary."""
+        raise ValueError(
+            f"a side is not saved (to {path}): its encoder needs the other sites. Save the "
+            "crosscoder, and take its side again."
+        )
+
+
+def side_evals(
+    models: ComparedModels,
+    crosscoder: Crosscoder,
+    text: TokenizedText,
+    *,
+    sites: tuple[str, ...] | None = None,
+    exclude_special_tokens: bool = True,
+    batch_size: int = 8,
+    show_progress: bool = False,
+) -> SideEvals:
+    """Run SAELens's evaluator on sites of a crosscoder, over a whole text.
+
+    Args:
+        models: those the crosscoder was trained on.
+        crosscoder: of one site or more.
+        text: packed.
+        sites: names; None is all.
+        exclude_special_tokens: leave out BOS, EOS and padding tokens, SAELens's default. A model
+            without BOS has its attention sink at an ordinary first token, which counts.
+        batch_size: contexts a forward pass.
+        show_progress: with progress bars.
+
+    Raises:
+        ValueError: a diff-SAE, a dictionary of other models, an unknown site, no text, or text with
+            padding.
+    """
+    _check(models, crosscoder, text)
+    left_out = sorted(get_special_token_ids(models.tokenizer)) if exclude_special_tokens else []
+    rows = []
+    for name in sites or [site.name for site in models.sites]:
+        view = SideView(models, name)
+        metrics, _ = run_evals(
+            SideSAE(crosscoder, view),
+            cast(ActivationsStore, _Contexts(text, models.device, batch_size)),
+            view,
+            ActivationScaler(),
+            eval_config=_config(math.ceil(len(text) / batch_size), batch_size),
+            exclude_special_tokens=left_out or False,
+            verbose=show_progress,
+        )
+        values = {k: float(v) for group in metrics.values() for k, v in group.items()}
+        own = {f.name: values[f.name] for f in fields(SideEval) if f.name != "site"}
+        rows.append(SideEval(site=name, **own))
+    is_left_out = torch.isin(text.tokens, torch.tensor(left_out, dtype=text.tokens.dtype))
+    return SideEvals(
+        rows=tuple(rows),
+        n_tokens=int((~is_left_out).sum()),
+        n_contexts=len(text),
+        left_out_ids=tuple(left_out),
+        sae_lens_version=importlib.metadata.version("sae-lens"),
+    )
+
+
+def _check(models: ComparedModels, crosscoder: Crosscoder, text: TokenizedText) -> None:
+    if any(site.minus for site in crosscoder.sites):
+        raise ValueError(
+            "a diff-SAE has no side: it reconstructs the difference of two streams and neither of "
+            "them. Evaluate it with score_edits, or a crosscoder here."
+        )
+    if not len(text) or int(text.lengths.min()) < text.context_size:
+        raise ValueError(
+            f"{len(text)} contexts of {text.context_size} tokens, some padded: SAELens would count "
+            "the padding. Give packed text of one context or more."
+        )
+    check_source(models, crosscoder)
+
+
+def _config(n_batches: int, batch_size: int) -> EvalConfig:
+    return EvalConfig(
+        batch_size_prompts=batch_size,
+        n_eval_reconstruction_batches=n_batches,
+        n_eval_sparsity_variance_batches=n_batches,
+        compute_kl=True,
+        compute_ce_loss=True,
+        compute_l2_norms=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+    )
+
+
+class _Contexts:
+    """What `run_evals` asks of its store, of contexts that are there: each batch once, in order."""
+
+    def __init__(self, text: TokenizedText, device: torch.device, batch_size: int):
+        self.batches = [part.to(device).long() for part in text.tokens.split(batch_size)]
+        self.context_size = text.context_size
+        self.store_batch_size_prompts = batch_size
+        self.reset_input_dataset()
+
+    def reset_input_dataset(self) -> None:
+        self._rest = iter(self.batches)
+
+    def get_batch_tokens(self, batch_size: int) -> Int[Tensor, "batch pos"]:
+        assert batch_size == self.store_batch_size_prompts
+        return next(self._rest)

@@ -1,0 +1,196 @@
+"""Directions of x^1 - x^0 found without a dictionary, and the edits that test them.
+
+    steering:                 x^m + alpha s_m d / ||d||      s_m: mean norm of the stream of site m
+    projection replacement:   x^1 - P x^1 + P x^0            P = d d' / ||d||^2
+
+(Minder et al. 2025, arXiv 2510.13900; methods, sections 4 and 5). Contract: a direction is
+`[d_model]`, raw space; `trials` tests it as latents are tested, against random directions of its
+norm, so that `run_trials` puts both in one table. Limit: one hook point, edited at every token.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.activation_source import ActivationSource
+from tl_crosscoder.analysis.lens import LogitEffects, direction_logits
+from tl_crosscoder.analysis.neighbours import compared_positions
+from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
+from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.interventions.edits import Constant, Projection
+from tl_crosscoder.interventions.patching import random_like
+from tl_crosscoder.interventions.steering import steering
+from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.interventions.trials import ControlSettings, Trial
+from tl_crosscoder.tables import TableOfColumns
+
+Which = int | Literal["mean"]
+"""A direction: a number (of a position, of a component), or the mean over all tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Directions(TableOfColumns):
+    """Abstract: directions of x^1 - x^0, with what is needed to steer by them."""
+
+    compared: tuple[str, str]
+    """Names of the sites x^0 and x^1."""
+    hook_names: tuple[str, str]
+    """Of the two sites."""
+    models: tuple[str, str]
+    """Of the two sites."""
+    n_tokens: int
+    """Tokens that count."""
+    stream_norms: tuple[float, float]
+    """Mean norm of the stream of each of the two sites over these tokens."""
+
+    @abstractmethod
+    def which(self) -> tuple[Which, ...]:
+        """The directions that there are."""
+
+    @abstractmethod
+    def label(self, which: Which) -> str:
+        """What tables call a direction."""
+
+    @abstractmethod
+    def direction(self, which: Which = "mean") -> Float[Tensor, " d_model"]:
+        """A direction, float32 on the CPU. Raises ValueError for one that there is not."""
+
+    def stacked(self) -> Float[Tensor, "n d_model"]:
+        """All directions, in the order of `which`."""
+        return torch.stack([self.direction(each) for each in self.which()])
+
+    def random(self, which: Which, *, n: int, seed: int = 0) -> Float[Tensor, "n d_model"]:
+        """Gaussian directions of the norm of a direction: its controls."""
+        generator = torch.Generator().manual_seed(seed)
+        return random_like(self.direction(which).expand(n, -1), generator)
+
+    def steering(
+        self, subject: Subject, which: Which, *, strength: float, site: str | None = None
+    ) -> Constant:
+        """x^m + alpha s_m d / ||d|| at every token.
+
+        Args:
+            subject: the models; needs no dictionary.
+            which: direction.
+            strength: alpha, in mean norms of the steered stream; below 0 steers away.
+            site: name of one of the compared sites; None is x^1.
+
+        Raises:
+            ValueError: other sites, an unknown direction, or one without length.
+        """
+        self._check(subject)
+        return self._steering(subject, self.direction(which), strength, site or self.compared[1])
+
+    def projection_replacement(self, subject: Subject, which: Which) -> Projection:
+        """The fine-tuned stream with the base's coefficient of a direction.
+
+        Raises:
+            ValueError: other sites, an unknown direction, or one without length.
+        """
+        self._check(subject)
+        if not bool(self.direction(which).norm() > 0):
+            raise ValueError(
+                f"the {self.label(which)} is zero, so there is nothing to replace: compare models "
+                "that differ below this hook."
+            )
+        return _replacement(subject, self.direction(which))
+
+    def trials(
+        self, subject: Subject, which: Which, *, settings: ControlSettings | None = None
+    ) -> list[Trial]:
+        """Sufficiency (`steer`: the base, at each strength) and necessity (projection replacement).
+
+        For `run_trials`, beside those of latents or alone. Raises as the edits do.
+        """
+        settings, base = settings or ControlSettings(), self.compared[0]
+        random = self.random(which, n=settings.n_random, seed=settings.seed)
+        steer = [
+            Trial(
+                test="steer",
+                name=self.label(which),
+                strength=alpha,
+                own=self.steering(subject, which, strength=alpha, site=base),
+                random=[self._steering(subject, r, alpha, base) for r in random],
+            )
+            for alpha in settings.alphas
+        ]
+        replaced = Trial(
+            test="necessity",
+            name=self.label(which),
+            own=self.projection_replacement(subject, which),
+            random=[_replacement(subject, r) for r in random],
+        )
+        return [*steer, replaced]
+
+    def logit_lens(
+        self, models: ComparedModels, *, site: str | None = None, n: int = 10
+    ) -> LogitEffects:
+        """Tokens that the directions promote, numbered by their place in `which`.
+
+        Read by the model of `site`, that of x^1 by default. Raises as `direction_logits` does.
+        """
+        return direction_logits(models, self.stacked(), site=site or self.compared[1], n=n)
+
+    def patchscope(
+        self, models: ComparedModels, *, site: str | None = None, **options: Any
+    ) -> Patchscope:
+        """What a model says when a direction stands in place of its activation.
+
+        The model of `site`, that of x^1 by default; scale 1 is the mean norm of its stream. Other
+        options, and what it raises, are those of `analysis.patchscope.patchscope`.
+        """
+        site = site or self.compared[1]
+        if site in self.compared:
+            options.setdefault("stream_norm", self.stream_norms[self.compared.index(site)])
+        return patchscope(models, self.stacked(), site=site, **options)
+
+    def _steering(
+        self, subject: Subject, vector: Float[Tensor, " d_model"], strength: float, site: str
+    ) -> Constant:
+        if site not in self.compared:
+            raise ValueError(f"site {site!r} was not compared: {self.compared} were.")
+        norm = self.stream_norms[self.compared.index(site)]
+        return steering(subject, vector, strength=strength, norm=norm, site=site)
+
+    def _check(self, subject: Subject) -> None:
+        pair = (subject.base, subject.finetuned)
+        theirs = [(s.name, s.hook_name) for s in (subject.models.sites[i] for i in pair)]
+        ours = list(zip(self.compared, self.hook_names, strict=True))
+        if theirs != ours:
+            raise ValueError(
+                f"these directions are of the sites {ours}, base first, but the models' are "
+                f"{theirs}. Take the models and the order (compared=) that they were measured with."
+            )
+
+
+def _replacement(subject: Subject, direction: Float[Tensor, " d_model"]) -> Projection:
+    site = subject.finetuned
+    return Projection(site=site, stream=site, directions=direction[None], replacement=subject.base)
+
+
+def compared_facts(
+    source: ActivationSource, compared: tuple[str, str] | None
+) -> tuple[tuple[int, int], dict[str, tuple[str, str]]]:
+    """Positions of the two sites, and the fields of `Directions` that name them.
+
+    Raises ValueError where there are no two of one width.
+    """
+    i, j = compared_positions(source.sites, compared)
+    base, finetuned = source.sites[i], source.sites[j]
+    return (i, j), {
+        "compared": (base.name, finetuned.name),
+        "hook_names": (base.hook_name, finetuned.hook_name),
+        "models": (base.label, finetuned.label),
+    }
+
+
+def sum_of_norms(
+    base: Float[Tensor, "tokens d_model"], finetuned: Float[Tensor, "tokens d_model"]
+) -> Float[Tensor, "2"]:
+    """What some tokens add to the mean norms, float64 on the CPU."""
+    sums = [x.norm(dim=-1).double().sum() for x in (base, finetuned)]
+    return torch.stack(sums).cpu()

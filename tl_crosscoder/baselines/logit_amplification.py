@@ -1,0 +1,220 @@
+"""Logit-difference amplification: write from l^1 + alpha (l^1 - l^0), more than the fine-tune did.
+
+    alpha 0: the fine-tuned model    -1: the base    > 0: what the fine-tune added, amplified
+    < -1: what it took away, amplified
+
+(methods, section 5; l^m are the next-token logits of the two models on the same tokens.) Contract:
+`amplified_logits` gives `[batch, pos, d_vocab]`; generation is greedy or seeded. Logits and
+log-probabilities amplify alike, as they differ by a constant a position. Limit: both models run the
+whole text again for each new token, without key-value cache.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_crosscoder import hooked_model, tokenization
+from tl_crosscoder.compared_models import ComparedModels, Prompts
+from tl_crosscoder.interventions.behaviour import Behaviour
+from tl_crosscoder.site import compared_sites, site_index
+
+
+def amplified_logits(
+    models: ComparedModels,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    alpha: float,
+    compared: tuple[str, str] | None = None,
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """l^1 + alpha (l^1 - l^0), float32, on the fine-tuned model's device.
+
+    Args:
+        models: a pair, or more sites of two models.
+        tokens: unpadded, or padded on the right.
+        alpha: see the module.
+        compared: names of two sites, whose models are compared, base first; None is
+            `compared_sites`.
+
+    Raises:
+        ValueError: no two models, an unknown site, or tokens that are not theirs.
+    """
+    return _amplified(*_both(models, tokens, compared), alpha)
+
+
+def amplified_log_probs(
+    models: ComparedModels,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    alpha: float,
+    compared: tuple[str, str] | None = None,
+) -> Float[Tensor, "batch pos_less_one"]:
+    """Log-probability, in nats, of each token but the first after those before it.
+
+    Of padded rows, drop what stands at their padding. Raises as `amplified_logits` does.
+    """
+    return _taken(amplified_logits(models, tokens, alpha=alpha, compared=compared), tokens)
+
+
+def amplified_scores(
+    models: ComparedModels,
+    behaviour: Behaviour,
+    alphas: Sequence[float],
+    *,
+    compared: tuple[str, str] | None = None,
+    batch_size: int = 64,
+) -> Float[Tensor, "n_alphas n_prompts"]:
+    """The probability of a behaviour for each alpha and prompt, float64.
+
+    What `behaviour_scores` is for edits. Raises as `amplified_logits` does.
+    """
+    text = behaviour.text
+    at = torch.arange(1, text.context_size)
+    is_answer = (at >= torch.tensor(behaviour.starts)[:, None]) & (at < text.lengths[:, None])
+    sums = torch.zeros(len(alphas), len(text), dtype=torch.float64)
+    for index in torch.arange(len(text)).split(batch_size):
+        tokens = text.tokens[index].long()
+        both = _both(models, tokens, compared)
+        for i, alpha in enumerate(alphas):
+            log_probs = _taken(_amplified(*both, alpha), tokens).double().cpu()
+            sums[i, index] = torch.where(is_answer[index], log_probs, 0).sum(dim=1)
+    scores = torch.zeros(len(alphas), behaviour.n_prompts, dtype=torch.float64)
+    return scores.index_add_(1, torch.tensor(behaviour.prompt_of), sums.exp())
+
+
+def amplified_tokens(
+    models: ComparedModels,
+    prompts: Prompts,
+    *,
+    alpha: float,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop_token_ids: Sequence[int] | None = None,
+    prepend_bos: bool = True,
+    compared: tuple[str, str] | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """Write on from amplified logits: (prompt ids, new ids) for each prompt.
+
+    Prompts of one length run as a batch, so that nothing is padded.
+
+    Args:
+        models: a pair, or more sites of two models.
+        prompts: one text, several texts or lists of ids, or unpadded tokens.
+        alpha: see the module.
+        max_new_tokens: of each prompt, at most.
+        temperature: 0 is greedy; else amplified logits are divided by it and sampled from.
+        seed: of sampling; the same prompt in another batch may go another way.
+        stop_token_ids: end a text, and are not part of it; None is those of the tokenizer and of
+            both configs, () never stops.
+        prepend_bos: to texts; ids are taken as they are.
+        compared: names of two sites, base first.
+
+    Raises:
+        ValueError: no two models, an unknown site, prompts without tokens, a negative temperature,
+            or more tokens than the models have room for.
+    """
+    _names(models, compared)
+    each = [prompts] if isinstance(prompts, str) else prompts
+    rows = [
+        models.encode(p, prepend_bos=prepend_bos) if isinstance(p, str)
+        else p.tolist() if isinstance(p, Tensor) else list(p)
+        for p in each
+    ]  # fmt: skip
+    _check(rows, models.n_ctx, max_new_tokens, temperature)
+    if stop_token_ids is None:
+        stop_token_ids = hooked_model.stop_ids_of(models.models, models.tokenizer)
+    generator: torch.Generator | None = None
+    new: list[list[int]] = [[] for _ in rows]
+    for length in sorted({len(row) for row in rows}):
+        going = torch.tensor([i for i, row in enumerate(rows) if len(row) == length])
+        tokens = torch.tensor([rows[i] for i in going.tolist()])
+        for _ in range(max_new_tokens):
+            logits = amplified_logits(models, tokens, alpha=alpha, compared=compared)[:, -1]
+            if generator is None:
+                generator = torch.Generator(logits.device).manual_seed(seed)
+            chosen = _next(logits, temperature, generator).cpu()
+            goes_on = ~torch.isin(chosen, torch.tensor(stop_token_ids, dtype=torch.long))
+            tokens = torch.cat([tokens, chosen[:, None]], dim=1)[goes_on]
+            going, chosen = going[goes_on], chosen[goes_on]
+            for i, token in zip(going.tolist(), chosen.tolist(), strict=True):
+                new[i].append(token)
+            if not len(going):
+                break
+    return list(zip(rows, new, strict=True))
+
+
+def amplified_text(models: ComparedModels, prompts: Prompts, **options: Any) -> str | list[str]:
+    """The same as text, without the prompts: one string for one text, else a list.
+
+    Options, and what it raises, are those of `amplified_tokens`.
+    """
+    pairs = amplified_tokens(models, prompts, **options)
+    texts = [tokenization.decode_continuation(models.tokenizer, *pair) for pair in pairs]
+    return texts[0] if isinstance(prompts, str) else texts
+
+
+@torch.no_grad()
+def _both(
+    models: ComparedModels, tokens: Int[Tensor, "batch pos"], compared: tuple[str, str] | None
+) -> tuple[Float[Tensor, "batch pos d_vocab"], Float[Tensor, "batch pos d_vocab"]]:
+    """l^0 and l^1, float32, on the fine-tuned model's device."""
+    base, finetuned = _names(models, compared)
+    ours = models.logits(tokens, site=finetuned)[..., : models.d_vocab].float()
+    return models.logits(tokens, site=base)[..., : models.d_vocab].to(ours), ours
+
+
+def _amplified(
+    base: Float[Tensor, "batch pos d_vocab"],
+    finetuned: Float[Tensor, "batch pos d_vocab"],
+    alpha: float,
+) -> Float[Tensor, "batch pos d_vocab"]:
+    # In this form alpha 0 and -1 give the models' own logits bit for bit.
+    return (1 + alpha) * finetuned - alpha * base
+
+
+def _taken(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos_less_one"]:
+    targets = tokens[:, 1:, None].to(logits.device)
+    return logits[:, :-1].log_softmax(dim=-1).gather(-1, targets.long()).squeeze(-1)
+
+
+def _next(
+    logits: Float[Tensor, "batch d_vocab"], temperature: float, generator: torch.Generator
+) -> Int[Tensor, " batch"]:
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    p = (logits / temperature).softmax(dim=-1)
+    return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+
+
+def _names(models: ComparedModels, compared: tuple[str, str] | None) -> tuple[str, str]:
+    """Names of the two sites. Raises ValueError where they are of one model."""
+    sites = models.sites
+    if compared is not None:
+        pair = site_index(sites, compared[0]), site_index(sites, compared[1])
+    else:
+        pair = compared_sites(sites)
+    if pair is None or models.models[pair[0]] is models.models[pair[1]]:
+        raise ValueError(
+            f"{compared or 'the default'} does not name sites of two models among "
+            f"{[(s.name, s.label) for s in sites]}; name them with compared=(base, finetuned)."
+        )
+    return sites[pair[0]].name, sites[pair[1]].name
+
+
+def _check(rows: list[list[int]], n_ctx: int, max_new_tokens: int, temperature: float) -> None:
+    longest = max(map(len, rows), default=0)
+    if max_new_tokens < 1 or longest + max_new_tokens > n_ctx:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens: it must be at "
+            f"least 1 and end within the models' context of {n_ctx}."
+        )
+    if temperature < 0 or not all(rows):
+        raise ValueError(
+            f"temperature={temperature} must be 0 or above, and each prompt must have a token "
+            f"(here {[len(row) for row in rows]}): without BOS, an empty text has none."
+        )

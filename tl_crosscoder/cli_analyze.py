@@ -1,0 +1,107 @@
+"""The verb `analyze`: what has been measured of a run's dictionary.
+
+No torch is imported before it runs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from tl_crosscoder.analysis.example_database import ExampleDatabase
+    from tl_crosscoder.analysis.measurement import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analyze:
+    """Print what was measured of a crosscoder: in all, of one latent, or where a text occurs."""
+
+    output: tyro.conf.Positional[str]
+    """Folder that `train` or `demo` wrote."""
+    fresh: bool = False
+    """Load the models and measure anew on the run's held-out text."""
+    text: str | None = None
+    """Measure anew on this text instead: a file, a folder, or a `datasets` name."""
+    device: str = "cpu"
+    """Device to measure on."""
+    n_examples: int = 2
+    """Tokens in context shown for each latent."""
+    by: Literal["score", "relative_decoder_norm", "difference", "nu", "activity"] | None = None
+    """Print a ranking by this measure, as a table."""
+    toward: Literal["finetuned", "base"] = "finetuned"
+    """Of that ranking: whose latents."""
+    n: int = 10
+    """Rows of that ranking, or hits of a search."""
+    latent: int | None = None
+    """Print what is known of this latent: measures, examples by quantile, effect on the logits."""
+    search: str | None = None
+    """Print the latents with this text in their examples."""
+    table: str | None = None
+    """Write all measures, a row a latent, into this .parquet or .csv file."""
+
+    def __call__(self) -> None:
+        """Print; measure only where asked to."""
+        from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+        from tl_crosscoder.visualize import analysis_tables, terminal
+
+        output = Path(self.output)
+        crosscoder = Crosscoder.load(output)
+        measurement = self._measurement(output)
+        if self.latent is not None:
+            self._one(output, measurement, self.latent)
+        elif self.search is not None:
+            with self._examples(output) as database:
+                hits = database.search(self.search, n=self.n)
+                print(analysis_tables.search_hits(hits, self.search, measurement))
+        elif self.by is not None:
+            from tl_crosscoder.analysis.ranking import rank_latents
+
+            ranking = rank_latents(measurement.latents, n=self.n, by=self.by, toward=self.toward)
+            print(analysis_tables.ranking(ranking))
+        elif self.table is None:
+            print(terminal.render(measurement, crosscoder.sites, n_examples=self.n_examples))
+        if self.table is not None:
+            print(_written(measurement, Path(self.table)))
+
+    def _measurement(self, output: Path) -> "Measurement":
+        from tl_crosscoder.analysis.measurement import Measurement
+        from tl_crosscoder.diffing import measure_again
+
+        if self.fresh or self.text:
+            return measure_again(output, text=self.text, device=self.device)
+        return Measurement.load(output)
+
+    def _examples(self, output: Path) -> "ExampleDatabase":
+        from tl_crosscoder.analysis.example_database import ExampleDatabase
+        from tl_crosscoder.diffing import EXAMPLES_NAME
+
+        return ExampleDatabase.open(output / EXAMPLES_NAME)
+
+    def _one(self, output: Path, measurement: "Measurement", latent: int) -> None:
+        from tl_crosscoder.analysis.lens import logit_effect
+        from tl_crosscoder.analysis.ranking import in_order
+        from tl_crosscoder.run_folder import RunFolder
+        from tl_crosscoder.visualize import analysis_tables
+
+        run = RunFolder(path=output, device=self.device)
+        with self._examples(output) as database:
+            stored = database.latent(latent)
+        (row,) = in_order(measurement.latents, [latent], order="chosen").rows
+        effects = logit_effect(run.models, run.crosscoder, [latent], n=8)
+        print(analysis_tables.one_latent(row, measurement.latents, stored, effects))
+
+
+def _written(measurement: "Measurement", path: Path) -> str:
+    from tl_crosscoder import files
+
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path} must end in .parquet or .csv: the table is written as either.")
+    frame = measurement.latents.to_frame()
+    with files.replacing(path) as temporary:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary)
+        else:
+            frame.to_parquet(temporary)
+    return f"{len(frame):,} latents with {len(frame.columns)} measures are in {path}"
