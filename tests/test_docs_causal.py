@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_page(page: str) -> dict:
-    """Commands, then Python: what it has named in the end. A run that is there is not made again."""
+    """Commands, then Python: what it has named in the end. No run is made twice."""
     for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
         program, verb, *arguments = shlex.split(line)
         assert program == "tl-crosscoder"

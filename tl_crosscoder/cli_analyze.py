@@ -12,6 +12,10 @@ import tyro
 if TYPE_CHECKING:
     from tl_crosscoder.analysis.example_database import ExampleDatabase
     from tl_crosscoder.analysis.measurement import Measurement
+    from tl_crosscoder.tables import TableOfRows
+
+N_EVAL_TOKENS = 16_384
+"""Held-out tokens for SAELens's evaluator, which runs the models many times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,12 @@ class Analyze:
     """Print what is known of this latent: measures, examples by quantile, effect on the logits."""
     search: str | None = None
     """Print the latents with this text in their examples."""
+    decoupled: bool = False
+    """Print pairs of a finetuned-only and a base-only latent that write the same direction."""
+    seeds: tuple[str, ...] = ()
+    """Print how well the dictionaries in these folders find this one's latents, and it theirs."""
+    evals: bool = False
+    """Run SAELens's evaluator on each side, and print what it says."""
     table: str | None = None
     """Write all measures, a row a latent, into this .parquet or .csv file."""
 
@@ -47,6 +57,10 @@ class Analyze:
         from tl_crosscoder.visualize import analysis_tables, terminal
 
         output = Path(self.output)
+        if self.text and (self.latent is not None or self.search is not None):
+            raise ValueError(
+                "--latent and --search read the examples of the run's own text: leave --text out."
+            )
         crosscoder = Crosscoder.load(output)
         measurement = self._measurement(output)
         if self.latent is not None:
@@ -55,6 +69,8 @@ class Analyze:
             with self._examples(output) as database:
                 hits = database.search(self.search, n=self.n)
                 print(analysis_tables.search_hits(hits, self.search, measurement))
+        elif self.decoupled or self.seeds or self.evals:
+            print(analysis_tables.rows_table(self._compared(output)))
         elif self.by is not None:
             from tl_crosscoder.analysis.ranking import rank_latents
 
@@ -79,9 +95,30 @@ class Analyze:
 
         return ExampleDatabase.open(output / EXAMPLES_NAME)
 
+    def _compared(self, output: Path) -> "TableOfRows":
+        from tl_crosscoder.analysis.agreement import agreement_over_seeds
+        from tl_crosscoder.analysis.similarity import decoupled_pairs
+        from tl_crosscoder.run_folder import RunFolder
+
+        run = RunFolder(path=output, device=self.device)
+        if self.decoupled:
+            return decoupled_pairs(run.crosscoder)
+        if self.seeds:
+            runs = [run, *(RunFolder(path=Path(o), device=self.device) for o in self.seeds)]
+            alive = [each.measurement().latents.n_active > 0 for each in runs]
+            return agreement_over_seeds([each.crosscoder for each in runs], alive=alive)
+        from tl_crosscoder.analysis.saelens_evals import side_evals
+        from tl_crosscoder.interventions.subject import Subject
+
+        text = run.some(run.text(run.documents(self.text)), N_EVAL_TOKENS)
+        models = Subject.of(run.models, run.crosscoder).models
+        return side_evals(models, run.crosscoder, text, show_progress=True)
+
     def _one(self, output: Path, measurement: "Measurement", latent: int) -> None:
         from tl_crosscoder.analysis.lens import logit_effect
+        from tl_crosscoder.analysis.patchscope import patchscope
         from tl_crosscoder.analysis.ranking import in_order
+        from tl_crosscoder.interventions.subject import Subject
         from tl_crosscoder.run_folder import RunFolder
         from tl_crosscoder.visualize import analysis_tables
 
@@ -90,7 +127,11 @@ class Analyze:
             stored = database.latent(latent)
         (row,) = in_order(measurement.latents, [latent], order="chosen").rows
         effects = logit_effect(run.models, run.crosscoder, [latent], n=8)
-        print(analysis_tables.one_latent(row, measurement.latents, stored, effects))
+        subject = Subject.of(run.models, run.crosscoder)
+        site = subject.site_name(subject.finetuned)
+        rows = subject.decoder(subject.finetuned)[[latent]]
+        scope = patchscope(subject.models, rows, site=site, n=8)
+        print(analysis_tables.one_latent(row, measurement.latents, stored, effects, scope))
 
 
 def _written(measurement: "Measurement", path: Path) -> str:

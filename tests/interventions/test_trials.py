@@ -336,6 +336,10 @@ def test_what_cannot_be_tested_is_refused(pairs, make_crosscoder, measures, word
         tested("equal")
     with pytest.raises(ValueError, match="there is nothing to test: give one trial or more"):
         tested(tests=[])
-    for changes in ({"n_random": 0}, {"n_matched": -1}, {"alphas": ()}):
+    for refused in (
+        lambda: ControlSettings(n_random=0),
+        lambda: ControlSettings(n_matched=-1),
+        lambda: ControlSettings(alphas=()),
+    ):
         with pytest.raises(ValueError, match="give one random direction or more, and one strength"):
-            ControlSettings(**changes)
+            refused()

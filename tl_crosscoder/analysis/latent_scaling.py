@@ -69,7 +69,11 @@ class LatentScaling(TableOfColumns):
 
 @dataclass(frozen=True, kw_only=True)
 class DifferenceByLatent(TableOfColumns):
-    """What each latent says about x^1 - x^0, in raw space, as a share of its variance."""
+    """What each latent says about x^1 - x^0, in raw space, as a share of its variance.
+
+    Of the squared norm, not of the deviation from the mean: a latent that says the constant part of
+    the difference is credited with it, though the variance leaves it out.
+    """
 
     alone: Float[Tensor, " d_sae"]
     """How much less is left of it if only this latent speaks; below 0 where it misleads."""

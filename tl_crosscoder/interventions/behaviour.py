@@ -80,29 +80,10 @@ class Behaviour:
         starts: list[int] = []
         prompt_of: list[int] = []
         for i, question in enumerate(questions):
-            is_chat = not isinstance(question.prompt, str)
-            prompt: Document = (
-                {"messages": list(question.prompt)} if is_chat else {"text": question.prompt}
-            )
-            (encoded,) = encode_documents([prompt], tokenizer, add_generation_prompt=is_chat)
-            if not len(encoded.ids):
-                raise ValueError(
-                    f"the prompt {_short(question.prompt)} has no token, and the tokenizer no BOS, "
-                    "so nothing predicts the answer's first token. Give a prompt."
-                )
-            end = _end(tokenizer, is_chat=is_chat) if question.ends_turn else ""
-            for completion in question.completions:
-                said = completion + end
-                ids = tokenizer(said, add_special_tokens=False)["input_ids"]
-                role = ROLES.index("assistant")
-                documents.append(
-                    {
-                        "input_ids": [*encoded.ids.tolist(), *ids],
-                        "role_ids": [*encoded.role_ids.tolist(), *[role] * len(ids)],
-                    }
-                )
-                starts.append(len(encoded.ids))
-                prompt_of.append(i)
+            own, start = _contexts(question, tokenizer)
+            documents += own
+            starts += [start] * len(own)
+            prompt_of += [i] * len(own)
         longest = max(len(d["input_ids"]) for d in documents)
         text = tokenize(documents, tokenizer, context_size=max(2, longest), pack=False)
         return cls(
@@ -191,6 +172,29 @@ def embedded_behaviour(name: str, tokenizer: Any) -> Behaviour:
     prompts, answers = main_questions(name)
     questions = [Question(prompt=tuple(p), completions=tuple(answers)) for p in prompts]
     return Behaviour.of(name, questions, tokenizer)
+
+
+def _contexts(question: Question, tokenizer: Any) -> tuple[list[Document], int]:
+    """The prompt with each answer, as ids, and where the answers begin."""
+    is_chat = not isinstance(question.prompt, str)
+    prompt: Document = {"messages": list(question.prompt)} if is_chat else {"text": question.prompt}
+    (encoded,) = encode_documents([prompt], tokenizer, add_generation_prompt=is_chat)
+    if not len(encoded.ids):
+        raise ValueError(
+            f"the prompt {_short(question.prompt)} has no token, and the tokenizer no BOS, so "
+            "nothing predicts the answer's first token. Give a prompt."
+        )
+    end = _end(tokenizer, is_chat=is_chat) if question.ends_turn else ""
+    assistant, documents = ROLES.index("assistant"), []
+    for completion in question.completions:
+        ids = tokenizer(completion + end, add_special_tokens=False)["input_ids"]
+        documents.append(
+            {
+                "input_ids": [*encoded.ids.tolist(), *ids],
+                "role_ids": [*encoded.role_ids.tolist(), *[assistant] * len(ids)],
+            }
+        )
+    return documents, len(encoded.ids)
 
 
 def _question(line: str, where: str) -> Question:

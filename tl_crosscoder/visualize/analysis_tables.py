@@ -10,8 +10,10 @@ from tl_crosscoder.analysis.latent_measures import LatentMeasures
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.max_activating import Example
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.analysis.patchscope import Patchscope
 from tl_crosscoder.analysis.ranking import RankedLatent, Ranking
-from tl_crosscoder.visualize.terminal import context, wrapped
+from tl_crosscoder.tables import TableOfRows
+from tl_crosscoder.visualize.terminal import WIDTH, context, wrapped
 
 _COLUMNS = (
     ("latent", "latent", "d"),
@@ -43,8 +45,9 @@ def one_latent(
     latents: LatentMeasures,
     stored: Sequence[StoredExample],
     effects: LogitEffects,
+    scope: Patchscope,
 ) -> str:
-    """Measures, firing, effect on the logits, and examples from the strongest to the weakest."""
+    """Measures, firing, lenses, and examples from the strongest to the weakest."""
     firing = latents.firing
     blocks = [
         f"Latent {row.latent}: {row.latent_class}, fires on {row.active_share:.2%} of "
@@ -55,6 +58,7 @@ def one_latent(
         ),
         _by_role(firing, row.latent),
         _effects(effects),
+        _scope(scope),
         _examples(stored),
     ]
     return "\n\n".join(blocks)
@@ -98,6 +102,43 @@ def _effects(effects: LogitEffects) -> str:
             tokens = ", ".join(repr(r.token) for r in own)
             lines.append(wrapped(f"  {direction} {name} {tokens}"))
     return "\n".join(lines)
+
+
+def _scope(scope: Patchscope) -> str:
+    lines = [f"Patchscope of its {scope.site} row, by multiples of the stream's norm"]
+    for scale in dict.fromkeys(row.scale for row in scope.rows):
+        tokens = ", ".join(repr(row.token) for row in scope.rows if row.scale == scale)
+        lines.append(wrapped(f"  x {scale:g}: {tokens}"))
+    return "\n".join(lines)
+
+
+def rows_table(result: TableOfRows) -> str:
+    """Any result of rows: facts about the whole, then a column a field."""
+    about = ", ".join(f"{k} {v}" for k, v in result.about().items())
+    columns = {name: [_plain(v) for v in values] for name, values in result.columns().items()}
+    if not result.rows:
+        return f"None. ({about})"
+    widths = {name: max(len(name), *map(len, cells)) for name, cells in columns.items()}
+    # Too many columns for a line go below each other.
+    lines, names = [wrapped(about), ""], list(columns)
+    while names:
+        n, width = 0, 0
+        while n < len(names) and (n == 0 or width + widths[names[n]] + 2 <= WIDTH):
+            width += widths[names[n]] + 2
+            n += 1
+        shown, names = names[:n], names[n:]
+        rows = [shown, *zip(*(columns[name] for name in shown), strict=True)]
+        for row in rows:
+            cells = (f"{cell:>{widths[name]}}" for cell, name in zip(row, shown, strict=True))
+            lines.append("  ".join(cells))
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
 
 
 def _examples(stored: Sequence[StoredExample]) -> str:

@@ -26,11 +26,12 @@ def patching_table(result: PatchingResult) -> str:
     Kinds of token stand side by side where they fit, else one below the other.
     """
     kinds = list(dict.fromkeys(row.tokens for row in result.rows))
+    n_prompts = result.rows[0].n_prompts
     head = [
         wrapped(
             f"KL({result.compared[1]} || patched) in nats a token, and the share of KL(base "
-            f"stream) that a patch of n latents takes away, 95 % intervals over {result.rows[0].n_prompts} "
-            "prompts"
+            f"stream) that a patch of n latents takes away, 95 % intervals over "
+            f"{n_prompts} prompts"
         ),
         wrapped(f"Candidates: {result.candidates}"),
     ]
