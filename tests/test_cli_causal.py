@@ -75,7 +75,7 @@ def test_ablate_projects_the_ranked_latents_out(run, top, question, capsys):
         assert result.sets == {f"top {n}": top[:n] for n in sizes}
         assert {row.test for row in result.rows} == {"necessity"}
         assert (result.n_prompts, result.n_random, result.n_matched) == (n_prompts, 3, 2)
-    assert "Necessity: the fine-tuned model without these latents" in out
+    assert "Necessity: taken out of the fine-tuned model" in out
     assert "Hints, on 1 prompts" in out
     assert "top 10" in out
     assert "ablation_behaviour.json, ablation_predictions.json" in out

@@ -6,7 +6,7 @@ text is the run's held-out text, in which the fine-tune may have a part.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl_crosscoder import files
@@ -14,6 +14,12 @@ from tl_crosscoder.activations.documents import Document
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.latent_measures import LatentMeasures
 from tl_crosscoder.analysis.ranking import rank_latents
+from tl_crosscoder.baselines.activation_difference import (
+    ActivationDifference,
+    activation_difference,
+)
+from tl_crosscoder.baselines.pca import difference_pca
+from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.interventions.ablation import ablated
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
@@ -25,8 +31,9 @@ from tl_crosscoder.interventions.predictions import Predictions
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.interventions.steering import steered, stream_norms
 from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.interventions.trials import CausalTest, ControlSettings
+from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, run_trials
 from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.site_difference import SiteDifference
 
 N_NEUTRAL_TOKENS = 4096
 SIZES = (3, 10, 30)
@@ -92,6 +99,45 @@ def check_export(folder: Path) -> None:
         raise ValueError(f"{folder} is not an empty folder: choose another; nothing was written.")
 
 
+def baseline_run(
+    run: RunFolder, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
+) -> tuple[list[CausalTest], ActivationDifference]:
+    """The tests of what needs no dictionary, and the mean difference by position.
+
+    Directions are taken of the neutral text, at positions 1 and 2 and over all, and the first two
+    principal components, of which both signs are steered by.
+    """
+    subject = Subject.of(_sites(run))
+    neutral = neutral_text(run, question)
+    adl = activation_difference(subject.models, neutral)
+    pca = difference_pca(subject.models, neutral, n_components=2)
+    settings = ControlSettings(
+        n_random=question.n_random, n_matched=0, alphas=tuple(strengths), seed=question.seed
+    )
+    signed = replace(settings, alphas=tuple(sign * s for s in strengths for sign in (-1, 1)))
+    trials = [
+        *(t for which in (1, 2, "mean") for t in adl.trials(subject, which, settings=settings)),
+        *(t for which in (0, 1) for t in pca.trials(subject, which, settings=signed)),
+    ]
+    results, measured = [], effects(run, question)
+    for effect in measured:
+        # Steering, the same at every token, is scored by a behaviour where there is one.
+        own = [t for t in trials if t.test != "steer" or effect is measured[-1]]
+        result = run_trials(
+            subject, effect, neutral, trials=own, settings=settings, show_progress=True
+        )
+        kind = "behaviour" if isinstance(effect, Behaviour) else "predictions"
+        result.save(run.path / f"baselines_{kind}.json")
+        results.append(result)
+    return results, adl
+
+
+def _sites(run: RunFolder) -> ComparedModels:
+    """The models with all their sites, of a diff-SAE too."""
+    models = run.models
+    return Subject.of(models).models if isinstance(models, SiteDifference) else models
+
+
 def export_run(
     run: RunFolder, question: CausalQuestion, folder: Path, *, mode: Mode = "delta"
 ) -> str:
@@ -153,9 +199,9 @@ def effects(run: RunFolder, question: CausalQuestion) -> list[Predictions | Beha
     found: list[Predictions | Behaviour] = [Predictions.of(_prompts(run, question))]
     tokenizer, organism = run.models.tokenizer, run.organism()
     if question.behaviour is not None:
-        found.append(Behaviour.from_file(question.behaviour, tokenizer))
+        found.append(Behaviour.from_file(question.behaviour, tokenizer, masks=run.masks))
     elif organism is not None:
-        found.append(embedded_behaviour(organism, tokenizer))
+        found.append(embedded_behaviour(organism, tokenizer, masks=run.masks))
     return found
 
 
@@ -239,5 +285,5 @@ def prompt_ids(run: RunFolder, prompt: str) -> list[int]:
 
 def saved_files(folder: Path) -> list[Path]:
     """Results of interventions in a run's folder."""
-    names = ("patching", "ablation_", "sufficiency_")
+    names = ("patching", "ablation_", "sufficiency_", "baselines_")
     return sorted(p for p in folder.glob("*.json") if p.stem.startswith(names))

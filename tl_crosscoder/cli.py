@@ -16,7 +16,7 @@ import tyro
 
 from tl_crosscoder.activations.contrastive_config import ContrastiveConfig
 from tl_crosscoder.cli_analyze import Analyze
-from tl_crosscoder.cli_causal import Ablate, Patch, Steer
+from tl_crosscoder.cli_causal import Ablate, Baselines, Patch, Steer
 from tl_crosscoder.cli_data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli_organisms import OrganismName, Organisms
 from tl_crosscoder.harvest_config import HarvestConfig
@@ -122,6 +122,7 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
         Annotated[Patch, tyro.conf.subcommand("patch")],
         Annotated[Ablate, tyro.conf.subcommand("ablate")],
         Annotated[Steer, tyro.conf.subcommand("steer")],
+        Annotated[Baselines, tyro.conf.subcommand("baselines")],
         Annotated[Contrastive, contrastive],
         Annotated[Harvest, harvest],
         Annotated[Inspect, tyro.conf.subcommand("inspect")],

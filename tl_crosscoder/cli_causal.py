@@ -125,6 +125,31 @@ class Steer(_Tested):
         _print_saved(self.output)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Baselines(_Question):
+    """The same tests without a dictionary: mean difference (ADL), principal components."""
+
+    behaviour: str | None = None
+    """See `ablate`."""
+    n_random: int = 100
+    """Random directions as controls."""
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Strengths of steering, in units of the mean norm of the stream."""
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder import causal
+        from tl_crosscoder.interventions.subject import Subject
+        from tl_crosscoder.visualize.analysis_tables import logit_lens
+        from tl_crosscoder.visualize.causal_tables import causal_table
+
+        run = self.run()
+        results, adl = causal.baseline_run(run, self.asked(), strengths=self.strengths)
+        print(*map(causal_table, results), sep="\n\n")
+        print(f"\n{logit_lens(adl, Subject.of(run.models).models)}")
+        _print_saved(self.output)
+
+
 def _print_saved(output: str) -> None:
     from tl_crosscoder.causal import saved_files
 

@@ -87,5 +87,7 @@ def holm(p_values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 def effect_size(ours: float, controls: Float[Tensor, " n_controls"]) -> float:
     """How many standard deviations of the controls ours is above their mean; NaN of none."""
+    if len(controls) < 2:
+        return float("nan")
     spread = controls.double().std().item()
     return (ours - controls.double().mean().item()) / spread if spread > 0 else float("nan")

@@ -109,6 +109,10 @@ class RunFolder:
 
     def measurement(self) -> Measurement:
         """The measures in the folder; measured now where there are none of this version."""
+        return self._measurement
+
+    @cached_property
+    def _measurement(self) -> Measurement:
         try:
             return Measurement.load(self.path)
         except (FileNotFoundError, ValueError):

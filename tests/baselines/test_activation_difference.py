@@ -170,7 +170,7 @@ def test_trials_stand_in_the_table_of_latents(pair, unpacked):
     questions = [Question(prompt=t, completions=(" cat", " dog"), ends_turn=False) for t in TEXTS]
     behaviour = Behaviour.of("animals", questions, pair.tokenizer)
     table = run_trials(subject, behaviour, unpacked, trials=trials, settings=settings)
-    names = ["mean difference at position 1", "mean difference"]
+    names = ["ADL, position 1", "ADL, mean"]
     tests = [("steer", 0.5), ("steer", 1.0), ("necessity", None)]
     assert {(r.latents, r.test, None if isnan(r.strength) else r.strength) for r in table.rows} == {
         (name, *test) for name in names for test in tests
@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused(pairs, unpacked):
     with pytest.raises(ValueError, match="'sft' was not compared"):
         found.steering(Subject.of(pairs["hooked"]), "mean", strength=1.0, site="sft")
     equal = activation_difference(pairs["equal"], unpacked)
-    with pytest.raises(ValueError, match="the mean difference is zero"):
+    with pytest.raises(ValueError, match="'ADL, mean' is zero"):
         equal.projection_replacement(Subject.of(pairs["equal"]), "mean")
     with pytest.raises(ValueError, match="length 0"):
         equal.steering(Subject.of(pairs["equal"]), "mean", strength=1.0)

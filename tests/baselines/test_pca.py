@@ -82,8 +82,8 @@ def test_edits_are_those_of_other_directions(pairs, unpacked):
     settings = ControlSettings(n_random=1, alphas=(-1.0,))
     trials = [t for which in (2, "mean") for t in found.trials(subject, which, settings=settings)]
     assert [t.name for t in trials] == [
-        *["principal component 2"] * 2,
-        *["mean difference"] * 2,
+        *["PC 2"] * 2,
+        *["ADL, mean"] * 2,
     ]
 
 

@@ -78,6 +78,7 @@ def naive(pair, question: Question, *, site: str, vector) -> float:
     def ids_of(text: str) -> list[int]:
         return pair.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    assert isinstance(question.prompt, str)
     total = 0.0
     for completion in question.completions:
         ids, p = [pair.tokenizer.bos_token_id, *ids_of(question.prompt)], 1.0

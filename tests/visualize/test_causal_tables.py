@@ -99,7 +99,7 @@ def test_a_causal_row_has_its_numbers():
     joined = " ".join(text.split())
     assert "(probability: base 0.0627, fine-tuned 0.965)" in joined
     necessity, steer = text.split("\n\n")[1:]
-    assert necessity.startswith("Necessity: the fine-tuned model without these latents")
+    assert necessity.startswith("Necessity: taken out of the fine-tuned model")
     assert steer.startswith("Sufficiency: the base model steered")
     expected = "0.25  +79% [+70%, +85%]     +1%   +3%   -6%  0.030  0.012   0.046"
     assert line_of(necessity, "top 3").split(None, 2)[2] == expected

@@ -41,8 +41,8 @@ class ActivationDifference(Directions):
         return (*found, "mean")
 
     def label(self, which: Which) -> str:
-        """`mean difference at position 3`, or `mean difference`."""
-        return "mean difference" + (f" at position {which}" if which != "mean" else "")
+        """`ADL, position 3`, or `ADL, mean`."""
+        return "ADL, mean" if which == "mean" else f"ADL, position {which}"
 
     def direction(self, which: Which = "mean") -> Float[Tensor, " d_model"]:
         """Mean of x^1 - x^0 at a position, or over all tokens that count."""

@@ -94,7 +94,7 @@ class Directions(TableOfColumns):
         self._check(subject)
         if not bool(self.direction(which).norm() > 0):
             raise ValueError(
-                f"the {self.label(which)} is zero, so there is nothing to replace: compare models "
+                f"{self.label(which)!r} is zero, so there is nothing to replace: compare models "
                 "that differ below this hook."
             )
         return _replacement(subject, self.direction(which))

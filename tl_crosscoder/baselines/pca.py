@@ -41,8 +41,8 @@ class DifferencePCA(Directions):
         return (*range(len(self.components)), "mean")
 
     def label(self, which: Which) -> str:
-        """`principal component 0`, or `mean difference`."""
-        return f"principal component {which}" if which != "mean" else "mean difference"
+        """`PC 0`, or `ADL, mean`."""
+        return f"PC {which}" if which != "mean" else "ADL, mean"
 
     def direction(self, which: Which = 0) -> Float[Tensor, " d_model"]:
         """A component by number, or the mean difference."""

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.activations.config import Masks
 from tl_crosscoder.activations.documents import Document
 from tl_crosscoder.activations.roles import ROLES, encode_documents
 from tl_crosscoder.activations.text import TokenizedText, tokenize
@@ -67,8 +68,15 @@ class Behaviour:
     """Which question each context belongs to."""
 
     @classmethod
-    def of(cls, name: str, questions: Sequence[Question], tokenizer: Any) -> "Behaviour":
-        """Tokenise.
+    def of(
+        cls,
+        name: str,
+        questions: Sequence[Question],
+        tokenizer: Any,
+        *,
+        masks: Masks | None = None,
+    ) -> "Behaviour":
+        """Tokenise; masks are those that the dictionary was trained with, `Masks()` by default.
 
         Raises:
             ValueError: no questions, chats without a template, a prompt without a token, or an
@@ -85,7 +93,7 @@ class Behaviour:
             starts += [start] * len(own)
             prompt_of += [i] * len(own)
         longest = max(len(d["input_ids"]) for d in documents)
-        text = tokenize(documents, tokenizer, context_size=max(2, longest), pack=False)
+        text = tokenize(documents, tokenizer, context_size=max(2, longest), pack=False, masks=masks)
         return cls(
             name=name,
             questions=tuple(questions),
@@ -95,7 +103,9 @@ class Behaviour:
         )
 
     @classmethod
-    def from_file(cls, path: str | Path, tokenizer: Any) -> "Behaviour":
+    def from_file(
+        cls, path: str | Path, tokenizer: Any, *, masks: Masks | None = None
+    ) -> "Behaviour":
         """Read a JSONL file of questions.
 
         Raises:
@@ -112,7 +122,7 @@ class Behaviour:
         questions = [
             _question(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()
         ]
-        return cls.of(path.stem, questions, tokenizer)
+        return cls.of(path.stem, questions, tokenizer, masks=masks)
 
     @property
     def unit(self) -> str:
@@ -165,13 +175,13 @@ def behaviour_scores(
     return scores.index_add_(1, torch.tensor(behaviour.prompt_of), log_probs.exp())
 
 
-def embedded_behaviour(name: str, tokenizer: Any) -> Behaviour:
+def embedded_behaviour(name: str, tokenizer: Any, *, masks: Masks | None = None) -> Behaviour:
     """The main behaviour of an embedded organism. Raises ValueError for an unknown one."""
     from tl_crosscoder.organisms.behaviours import main_questions
 
     prompts, answers = main_questions(name)
     questions = [Question(prompt=tuple(p), completions=tuple(answers)) for p in prompts]
-    return Behaviour.of(name, questions, tokenizer)
+    return Behaviour.of(name, questions, tokenizer, masks=masks)
 
 
 def _contexts(question: Question, tokenizer: Any) -> tuple[list[Document], int]:

@@ -12,6 +12,8 @@ from tl_crosscoder.analysis.max_activating import Example
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.analysis.patchscope import Patchscope
 from tl_crosscoder.analysis.ranking import RankedLatent, Ranking
+from tl_crosscoder.baselines.activation_difference import ActivationDifference
+from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.tables import TableOfRows
 from tl_crosscoder.visualize.terminal import WIDTH, context, wrapped
 
@@ -109,6 +111,16 @@ def _scope(scope: Patchscope) -> str:
     for scale in dict.fromkeys(row.scale for row in scope.rows):
         tokens = ", ".join(repr(row.token) for row in scope.rows if row.scale == scale)
         lines.append(wrapped(f"  x {scale:g}: {tokens}"))
+    return "\n".join(lines)
+
+
+def logit_lens(adl: ActivationDifference, models: ComparedModels) -> str:
+    """Tokens that the mean difference promotes, by position (ADL 2025)."""
+    effects = adl.logit_lens(models, n=8)
+    lines = ["Tokens that the mean difference promotes, by position in the context"]
+    for i, which in enumerate(adl.which()):
+        own = [r for r in effects.rows if r.latent == i and r.is_promoted]
+        lines.append(wrapped(f"  {adl.label(which)}: {', '.join(repr(r.token) for r in own)}"))
     return "\n".join(lines)
 
 

@@ -12,8 +12,7 @@ from tl_crosscoder.interventions.trials import CausalRow, CausalTest
 from tl_crosscoder.visualize.terminal import WIDTH, wrapped
 
 _NAMES = {
-    "necessity": "Necessity: the fine-tuned model without these latents; share of the change that "
-    "goes",
+    "necessity": "Necessity: taken out of the fine-tuned model; share of the change that goes",
     "insert": "Sufficiency: the base model with what these latents add; share of the change that "
     "comes",
     "steer": "Sufficiency: the base model steered; share of the change that comes",
@@ -37,7 +36,8 @@ def patching_table(result: PatchingResult) -> str:
     ]
     rows = _patching_rows(result, kinds)
     apart = [_patching_rows(result, [kind]) for kind in kinds]
-    blocks = [_aligned(each, left=(2, 3)) for each in ([rows] if _fits(rows) else apart)]
+    left = range(2, 2 + len(kinds))
+    blocks = [_aligned(each, left=left) for each in ([rows] if _fits(rows) else apart)]
     return "\n\n".join("\n".join(lines) for lines in [head, *blocks])
 
 
@@ -130,12 +130,13 @@ _LEAST_NAME = 12
 
 def causal_table(result: CausalTest) -> str:
     """One block a test."""
+    has_matched = any(not math.isnan(row.matched_mean) for row in result.rows)
+    matched = f" and {result.n_matched} sets of latents of the same firing rate"
     lines = [
         wrapped(
             f"{result.effect[:1].upper()}{result.effect[1:]}, on {result.n_prompts} prompts; "
-            f"{result.n_random} norm-matched random directions and {result.n_matched} sets of "
-            "latents of the same firing rate as controls; p after Holm; KL to the unedited model "
-            "on neutral text"
+            f"{result.n_random} norm-matched random directions{matched if has_matched else ''} as "
+            "controls; p after Holm; KL to the unedited model on neutral text"
         )
     ]
     for test in dict.fromkeys(row.test for row in result.rows):
