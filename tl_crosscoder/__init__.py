@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.interventions.ablation import ablated
     from tl_crosscoder.interventions.base_estimate import BaseEstimate
     from tl_crosscoder.interventions.behaviour import Behaviour, Question
+    from tl_crosscoder.interventions.causal_result import CausalTest
     from tl_crosscoder.interventions.controls import causal_test
     from tl_crosscoder.interventions.estimate_loss import measure_estimate
     from tl_crosscoder.interventions.live import edited
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.interventions.predictions import Predictions
     from tl_crosscoder.interventions.steering import steered, stream_norms
     from tl_crosscoder.interventions.subject import Subject
-    from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, run_trials
+    from tl_crosscoder.interventions.trials import ControlSettings, run_trials
     from tl_crosscoder.interventions.weight_edit import ablation_weights
     from tl_crosscoder.model_sites import ModelSites
     from tl_crosscoder.pair import ModelPair
@@ -178,7 +179,8 @@ _MODULES = {
     "interventions.predictions": ("Predictions",),
     "interventions.steering": ("steered", "stream_norms"),
     "interventions.subject": ("Subject",),
-    "interventions.trials": ("CausalTest", "ControlSettings", "run_trials"),
+    "interventions.causal_result": ("CausalTest",),
+    "interventions.trials": ("ControlSettings", "run_trials"),
     "interventions.weight_edit": ("ablation_weights",),
     "activations.cache": ("ActivationCache",),
     "activations.config": ("Masks", "TextSource"),

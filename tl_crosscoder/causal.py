@@ -23,6 +23,7 @@ from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.interventions.ablation import ablated
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
+from tl_crosscoder.interventions.causal_result import CausalTest
 from tl_crosscoder.interventions.controls import causal_test
 from tl_crosscoder.interventions.estimate_loss import measure_estimate
 from tl_crosscoder.interventions.mitigation import Mode, export_mitigation
@@ -31,7 +32,7 @@ from tl_crosscoder.interventions.predictions import Predictions
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.interventions.steering import steered, stream_norms
 from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, run_trials
+from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 from tl_crosscoder.run_folder import RunFolder
 from tl_crosscoder.site_difference import SiteDifference
 

@@ -1,7 +1,7 @@
 import math
 
+from tl_crosscoder.interventions.causal_result import CausalRow, CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
-from tl_crosscoder.interventions.trials import CausalRow, CausalTest
 from tl_crosscoder.visualize.causal_tables import causal_table, patching_table, samples_table
 from tl_crosscoder.visualize.terminal import WIDTH
 

@@ -22,10 +22,10 @@ from tl_crosscoder.analysis.neighbours import compared_positions
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.interventions.edits import Constant, Projection
-from tl_crosscoder.interventions.patching import random_like
 from tl_crosscoder.interventions.steering import steering
 from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
+from tl_crosscoder.interventions.variants import random_like
 from tl_crosscoder.tables import TableOfColumns
 
 Which = int | Literal["mean"]

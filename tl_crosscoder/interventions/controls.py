@@ -23,7 +23,6 @@ from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Shift
 from tl_crosscoder.interventions.mitigation import Mode, check_mode, taken_out
-from tl_crosscoder.interventions.patching import random_like
 from tl_crosscoder.interventions.steering import stream_norms
 from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.interventions.trials import (
@@ -34,6 +33,7 @@ from tl_crosscoder.interventions.trials import (
     Trial,
     run_trials,
 )
+from tl_crosscoder.interventions.variants import random_like
 from tl_crosscoder.site_difference import SiteDifference
 
 

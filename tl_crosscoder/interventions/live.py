@@ -18,12 +18,9 @@ from torch import Tensor
 
 from tl_crosscoder.activations.text import REASONS, TokenizedText
 from tl_crosscoder.compared_models import Prompts
-from tl_crosscoder.crosscoder.codes import SparseCodes
-from tl_crosscoder.crosscoder.inference import sparse_codes
 from tl_crosscoder.hooked_model import HookedModel, replacing_hook
 from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Stream, Sum, Where
 from tl_crosscoder.interventions.subject import Streams, Subject
-from tl_crosscoder.site import row_shape
 from tl_crosscoder.tokenization import own_bos_id
 
 
@@ -218,19 +215,7 @@ def _of_all_sites(
     x = dict(zip(others, models.site_activations(ids, others), strict=True)) | {site: own}
     parts = tuple(x[i] for i in range(models.n_sites))
     text = _as_text(ids, bos=own_bos_id(models.tokenizer))
-    counted = text.mask.to(own.device)
-    codes = None
-    if subject.crosscoder is not None:
-        is_stacked = len(row_shape(models.sites)) == 2
-        rows = torch.stack(parts, dim=2) if is_stacked else torch.cat(parts, dim=2)
-        if subject.is_of_difference:
-            rows = parts[subject.finetuned] - parts[subject.base]
-        codes = _where(sparse_codes(subject.crosscoder, rows.flatten(0, 1)), counted)
-    return Streams(index=text.context_ids, text=text, x=parts, codes=codes, counted=counted)
-
-
-def _where(codes: SparseCodes, counted: Tensor) -> SparseCodes:
-    return codes.where(counted.flatten()[codes.pattern.tokens.long()])
+    return subject.encoded(parts, index=text.context_ids, text=text)
 
 
 def _as_text(ids: Int[Tensor, "batch pos"], *, bos: int | None) -> TokenizedText:

@@ -12,36 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES, LatentClass
 from tl_crosscoder.analysis.latent_measures import LatentMeasures
-from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS, nu_keys
 from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.interventions.edits import (
-    Edit,
-    Places,
-    Projection,
-    Rebuilt,
-    Remainder,
-    Shift,
-    Stream,
-    Where,
-)
+from tl_crosscoder.interventions.edits import Places
 from tl_crosscoder.interventions.running import EditScores, kinds_of, score_edits, unchanged
 from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.interventions.variants import (
+    Variant,
+    at_places,
+    candidates,
+    of_candidates,
+    patched,
+    random_controls,
+    whole,
+)
 from tl_crosscoder.resampling import N_DRAWS, bootstrap_weights, interval, ratio_interval
 from tl_crosscoder.site_difference import SiteDifference
 from tl_crosscoder.tables import TableOfRows
-
-BASE, EVERYTHING = "base stream", "all latents"
-N_RANDOM = 5
-LEAST, SHARE = 10, 0.05
-"""Where fewer latents are finetuned-only, this share of the living ones is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,24 +83,6 @@ class PatchingResult(TableOfRows):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One row of the table to be."""
-
-    name: str
-    group: str
-    edit: Edit
-    n_latents: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """The latents taken for the fine-tune's, by Delta-norm, and how they were chosen."""
-
-    latents: Int[Tensor, " n"]
-    how: str
-
-
 def patching(
     models: ComparedModels | SiteDifference,
     crosscoder: Crosscoder,
@@ -151,11 +122,11 @@ def patching(
     kinds = kinds or kinds_of(text)
     chosen = candidates(subject, latents)
     variants = [
-        *_whole(subject),
-        *_of_candidates(subject, chosen.latents, latents),
-        *_at_places(subject, kinds),
-        *_random(subject, chosen.latents, latents, seed=seed),
-        *(_patched(subject, ids, name=name, group="chosen") for name, ids in (extra or {}).items()),
+        *whole(subject),
+        *of_candidates(subject, chosen.latents, latents),
+        *at_places(subject, kinds),
+        *random_controls(subject, chosen.latents, latents, seed=seed),
+        *(patched(subject, ids, name=name, group="chosen") for name, ids in (extra or {}).items()),
     ]
     scores = score_edits(
         subject,
@@ -173,170 +144,6 @@ def patching(
         candidates=chosen.how,
         candidate_latents=tuple(chosen.latents.tolist()),
     )
-
-
-def candidates(subject: Subject, latents: LatentMeasures) -> Candidates:
-    """Living latents that are finetuned-only, or, where they are few, lean most to the fine-tune.
-
-    Of a diff-SAE, which has no decoder norms to compare: those that say most of the difference.
-    """
-    alive = latents.n_active >= MIN_ACTIVE_TOKENS
-    n_least = max(2, min(LEAST, int(alive.sum())))
-    name: LatentClass = "finetuned-only" if subject.base < subject.finetuned else "base-only"
-    lean = latents.delta_norm if name == "finetuned-only" else 1 - latents.delta_norm
-    if subject.is_of_difference:
-        lean = _said_of_difference(subject, latents)
-        n = max(n_least, round(SHARE * int(alive.sum())))
-        how = f"the {n} latents that say most of the difference"
-    else:
-        of_class = alive & (latents.class_ids == LATENT_CLASSES.index(name))
-        n = int(of_class.sum())
-        how = f"the {n} {name} latents"
-        if n < n_least:
-            few = f"{n} {name} latents are too few: "
-            n = max(n_least, round(SHARE * int(alive.sum())))
-            how = f"{few}the {n} living ones with the most extreme Delta-norm"
-    order = lean.masked_fill(~alive, -torch.inf).nan_to_num(-torch.inf).argsort(descending=True)
-    return Candidates(latents=order[:n].to(subject.models.device), how=how)
-
-
-def _said_of_difference(subject: Subject, latents: LatentMeasures) -> Float[Tensor, " d_sae"]:
-    return latents.firing.sum_of_codes * subject.difference.norm(dim=1).cpu()
-
-
-def _patched(subject: Subject, chosen: Sequence[int] | Tensor, *, name: str, group: str) -> Variant:
-    """h_S."""
-    ids = subject.latents(chosen)
-    return Variant(
-        name=name,
-        group=group,
-        n_latents=len(ids),
-        edit=Shift(
-            site=subject.finetuned,
-            stream=subject.base,
-            latents=ids,
-            directions=subject.difference[ids],
-        ),
-    )
-
-
-def _whole(subject: Subject) -> list[Variant]:
-    """The whole dictionary: streams, all latents, reconstructions, errors."""
-    site, base, d_sae = subject.finetuned, subject.base, subject.dictionary.cfg.d_sae
-    every = _patched(subject, range(d_sae), name=EVERYTHING, group="dictionary")
-    found = {
-        BASE: Stream(site=site, stream=base),
-        "errors and biases, no latents": Remainder(site=site, subject=subject),
-    }
-    if not subject.is_of_difference:
-        parts = {"base": base, "fine-tuned": site}
-        for name, own in parts.items():
-            found[f"{name} reconstruction"] = Rebuilt(
-                site=site, subject=subject, reconstruction=own
-            )
-        for name, own in parts.items():
-            other = {"base": "fine-tuned", "fine-tuned": "base"}[name]
-            found[f"{name} reconstruction, {other} error"] = Rebuilt(
-                site=site, subject=subject, reconstruction=own, error=parts[other]
-            )
-    rest = [Variant(name=k, group="dictionary", edit=edit) for k, edit in found.items()]
-    return [rest[0], every, *rest[1:]]
-
-
-def _of_candidates(
-    subject: Subject, chosen: Int[Tensor, " n"], latents: LatentMeasures
-) -> list[Variant]:
-    """Candidates, their halves by Delta-norm and by nu, and other ways to patch them."""
-    found = [_patched(subject, chosen, name="candidates", group="candidates")]
-    orders = {"Delta-norm": chosen, "nu": by_nu(subject, chosen, latents)}
-    for name, order in orders.items():
-        if order is None or len(order) < 2:
-            continue
-        half = len(order) // 2
-        found += [
-            _patched(subject, order[:half], name=f"top half by {name}", group="candidates"),
-            _patched(subject, order[half:], name=f"bottom half by {name}", group="candidates"),
-        ]
-    site, rows = subject.finetuned, subject.decoder(subject.finetuned)[chosen]
-    found.append(
-        Variant(
-            name="candidates, additive only",
-            group="candidates",
-            n_latents=len(chosen),
-            edit=Shift(site=site, stream=subject.base, latents=chosen, directions=rows),
-        )
-    )
-    found.append(
-        Variant(
-            name="fine-tuned stream without candidates",
-            group="candidates",
-            n_latents=len(chosen),
-            edit=Projection(site=site, stream=site, directions=rows),
-        )
-    )
-    return found
-
-
-def by_nu(
-    subject: Subject, chosen: Int[Tensor, " n"], latents: LatentMeasures
-) -> Int[Tensor, " n"] | None:
-    """Candidates by the sum of their ranks in |nu_error| and |nu_reconstruction|, lowest first."""
-    direction = "finetuned" if subject.base < subject.finetuned else "base"
-    scaling = latents.scaling.get(direction)
-    if scaling is None:
-        return None
-    own = chosen.cpu()
-    keys = nu_keys(scaling.nu_error.cpu()[own], scaling.nu_reconstruction.cpu()[own])
-    order = keys.nan_to_num(-torch.inf).argsort(descending=True, stable=True)
-    return chosen[order.to(chosen.device)]
-
-
-def _at_places(subject: Subject, kinds: Mapping[str, Places]) -> list[Variant]:
-    """The fine-tuned stream itself at some tokens, and the base stream elsewhere."""
-    site = subject.finetuned
-    places = {"template": Places(roles=("template",)), **kinds}
-    return [
-        Variant(
-            name=f"fine-tuned stream at {name} tokens",
-            group="places",
-            edit=Where(edit=unchanged(site), places=place, otherwise=subject.base),
-        )
-        for name, place in places.items()
-    ]
-
-
-def _random(
-    subject: Subject, chosen: Int[Tensor, " n"], latents: LatentMeasures, *, seed: int
-) -> list[Variant]:
-    """As many living latents drawn at random, and random directions in the candidates' place."""
-    generator = torch.Generator().manual_seed(seed)
-    living = (latents.n_active >= MIN_ACTIVE_TOKENS).nonzero().squeeze(1)
-    found = []
-    for i in range(N_RANDOM):
-        drawn = living[torch.randperm(len(living), generator=generator)[: len(chosen)]]
-        found.append(_patched(subject, drawn, name=f"random latents {i}", group="random"))
-    for i in range(N_RANDOM):
-        directions = random_like(subject.difference[chosen], generator)
-        edit = Shift(
-            site=subject.finetuned, stream=subject.base, latents=chosen, directions=directions
-        )
-        found.append(
-            Variant(
-                name=f"candidates, random directions {i}",
-                group="random",
-                n_latents=len(chosen),
-                edit=edit,
-            )
-        )
-    return found
-
-
-def random_like(
-    rows: Float[Tensor, "n d_model"], generator: torch.Generator
-) -> Float[Tensor, "n d_model"]:
-    """Gaussian directions, each of the norm of its row."""
-    noise = torch.randn(rows.shape, generator=generator).to(rows)
-    return noise * (rows.norm(dim=1) / noise.norm(dim=1))[:, None]
 
 
 def _rows(

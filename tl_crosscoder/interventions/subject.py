@@ -136,18 +136,27 @@ class Subject:
     @torch.no_grad()
     def streams(self, index: Int[Tensor, " contexts"], text: TokenizedText) -> "Streams":
         """Run all models to their hooks, and encode."""
-        models = self.models
-        x = models.site_activations(text.tokens, range(models.n_sites))
-        counted = text.mask.to(models.device)
-        rows = torch.stack(x, dim=2) if len(row_shape(models.sites)) == 2 else torch.cat(x, dim=2)
+        x = self.models.site_activations(text.tokens, range(self.models.n_sites))
+        return self.encoded(tuple(x), index=index, text=text)
+
+    def encoded(
+        self,
+        x: tuple[Float[Tensor, "batch pos _"], ...],
+        *,
+        index: Int[Tensor, " contexts"],
+        text: TokenizedText,
+    ) -> "Streams":
+        """Activations of all sites with their codes."""
+        sites, counted = self.models.sites, text.mask.to(x[0].device)
+        rows = torch.stack(x, dim=2) if len(row_shape(sites)) == 2 else torch.cat(x, dim=2)
         if text.norm_limits is not None:
-            flat = rows.flatten(0, 1)
-            counted = counted & within_limits(flat, models.sites, text.norm_limits).view_as(counted)
+            within = within_limits(rows.flatten(0, 1), sites, text.norm_limits)
+            counted = counted & within.view_as(counted)
         codes = None
         if self.crosscoder is not None:
             inputs = x[self.finetuned] - x[self.base] if self.is_of_difference else rows
             codes = _at(sparse_codes(self.crosscoder, inputs[counted]), counted.flatten())
-        return Streams(index=index, text=text, x=tuple(x), codes=codes, counted=counted)
+        return Streams(index=index, text=text, x=x, codes=codes, counted=counted)
 
     def batches(
         self, text: TokenizedText, *, batch_size: int = 32, description: str | None = None

@@ -7,8 +7,8 @@ import math
 from collections.abc import Collection, Sequence
 from statistics import fmean
 
+from tl_crosscoder.interventions.causal_result import CausalRow, CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
-from tl_crosscoder.interventions.trials import CausalRow, CausalTest
 from tl_crosscoder.visualize.terminal import WIDTH, wrapped
 
 _NAMES = {
