@@ -39,6 +39,7 @@ from variants import (
 from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
 from tl_crosscoder.analysis.reconstruction import Reconstruction, ReconstructionSums
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.inference import sparse_codes
 from tl_crosscoder.train.config import RunConfig
 
 K = 4.0
@@ -92,7 +93,7 @@ def reconstruction_of(crosscoder: Crosscoder, rows: Tensor) -> tuple[Reconstruct
     sums = reduce(
         add,
         (
-            ReconstructionSums.of(x, crosscoder.encode(x), crosscoder, classes)
+            ReconstructionSums.of(x, sparse_codes(crosscoder, x), crosscoder, classes)
             for x in rows.split(N_ROWS)
         ),
     )

@@ -1,9 +1,11 @@
 """The verbs `patch`, `ablate` and `steer` on one small run, and what a run's folder says."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
@@ -122,6 +124,40 @@ def test_analyze_prints_the_ranking_and_the_examples_are_there(run, top, capsys)
         example = database.latent(top[0])[0]
         assert example.activations[example.at] == example.value > 0
         assert example.token in database.context(example.context).text
+
+
+def test_analyze_shows_one_latent_searches_and_writes_a_table(run, top, tmp_path, capsys):
+    one = printed(capsys, "analyze", run, "--latent", top[0])
+    assert one.startswith(f"Latent {top[0]}: ")
+    for heading in ("Fires on", "Direct effect", "Patchscope", "largest:"):
+        assert f"\n{heading}" in one
+    found = printed(capsys, "analyze", run, "--search", "Velmar", "--n", 3)
+    assert found.count("\n  latent ") == 3
+    assert "No latent has 'xyzzy'" in printed(capsys, "analyze", run, "--search", "xyzzy")
+    table = printed(capsys, "analyze", run, "--by", "nu", "--toward", "base", "--n", 4)
+    assert len(table.strip().splitlines()) == 7
+    path = tmp_path / "latents.parquet"
+    assert "40 latents with" in printed(capsys, "analyze", run, "--table", path)
+    assert len(pd.read_parquet(path)) == 40
+    assert main(["analyze", str(run), "--latent", "0", "--text", "x.txt"]) == 2
+    assert "leave --text out" in capsys.readouterr().err
+
+
+def test_analyze_compares_dictionaries_and_sides(run, capsys):
+    assert "None. (threshold 0.9" in printed(capsys, "analyze", run, "--decoupled")
+    same = printed(capsys, "analyze", run, "--seeds", run)
+    assert same.splitlines()[-1].split()[3:] == ["1", "1", "1"]
+    assert "ce_loss_score" in printed(capsys, "analyze", run, "--evals")
+
+
+def test_baselines_and_a_null_dictionary_are_controls_too(run, top, capsys):
+    few = ["--n-prompts", 4, "--n-random", 3]
+    out = printed(capsys, "baselines", run, *few, "--strengths", 1)
+    for part in ("ADL, mean", "PC 1, x -1", "Tokens that the mean difference promotes"):
+        assert part in out
+    printed(capsys, "ablate", run, "--latents", *top[:2], *few, "--n-matched", 2, "--null", run)
+    for row in CausalTest.load(run / "ablation_predictions.json").rows:
+        assert math.isfinite(row.null_mean)
 
 
 @pytest.mark.parametrize(

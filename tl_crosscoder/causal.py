@@ -20,6 +20,7 @@ from tl_crosscoder.baselines.activation_difference import (
 )
 from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.interventions.ablation import ablated
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
@@ -57,6 +58,9 @@ class CausalQuestion:
     none."""
     n_random: int = 100
     n_matched: int = 10
+    null: str | None = None
+    """Folder of a dictionary of a null pair (the base against itself) at the same hook, whose
+    directions are one more control."""
     seed: int = 0
 
 
@@ -174,6 +178,7 @@ def _tested(
     settings = ControlSettings(
         n_random=question.n_random, n_matched=question.n_matched, alphas=alphas, seed=question.seed
     )
+    null = Crosscoder.load(question.null, device=run.device) if question.null else None
     results, measured = [], effects(run, question)
     for effect in measured:
         own = [t for t in tests if t != "steer" or effect is measured[-1]]
@@ -187,6 +192,7 @@ def _tested(
             tests=own,
             mode=mode,
             settings=settings,
+            null=null,
             show_progress=True,
         )
         kind = "behaviour" if isinstance(effect, Behaviour) else "predictions"

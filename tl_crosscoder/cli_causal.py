@@ -57,6 +57,9 @@ class _Tested(_Question):
     """Norm-matched random directions as controls."""
     n_matched: int = 10
     """Sets of latents of the same firing rate as controls."""
+    null: str | None = None
+    """Folder of a dictionary of a null pair (the base against itself) at the same hook, whose
+    directions are one more control."""
     prompts: tuple[str, ...] = ()
     """User turns after which to show what the models write."""
 
