@@ -32,8 +32,8 @@ from tl_crosscoder.analysis.example_collector import ExampleCollector
 from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
 from tl_crosscoder.crosscoder.inference import sparse_codes
-from tl_crosscoder.interventions.edits import Edit, Shift
-from tl_crosscoder.interventions.running import kinds_of, score_edits, unchanged
+from tl_crosscoder.interventions.edits import Edit, Places, Shift
+from tl_crosscoder.interventions.running import score_edits, unchanged
 from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.organisms import training_documents
 from tl_crosscoder.site import site_parts
@@ -173,7 +173,7 @@ def on_the_embedded_pair(n_contexts: int) -> dict[str, Any]:
 
     def patched(n: int) -> None:
         score_edits(
-            subject, text, edits[:n], reference=unchanged(1), kinds=kinds_of(text), batch_size=32
+            subject, text, edits[:n], reference=unchanged(1), kinds={"all": Places()}, batch_size=32
         )
 
     n_tokens = text.tokens.numel()
