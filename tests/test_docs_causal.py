@@ -23,6 +23,7 @@ SMALL = {
     "patch": ["--n-prompts", "6"],
     "ablate": _CONTROLS,
     "steer": _CONTROLS,
+    "baselines": ["--n-prompts", "6", "--n-random", "3", "--strengths", "1"],
 }
 every_page = pytest.mark.parametrize("page", PAGES)
 
@@ -97,7 +98,7 @@ def test_every_column_mode_and_order_is_explained():
 @every_page
 def test_what_it_names_is_there(page, capsys):
     flags = set()
-    for verb in ("train", "analyze", "patch", "ablate", "steer"):
+    for verb in ("train", "analyze", "patch", "ablate", "steer", "baselines"):
         with pytest.raises(SystemExit):
             parse([verb, "--help"])
         flags |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
