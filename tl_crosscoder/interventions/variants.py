@@ -122,9 +122,10 @@ def whole(subject: Subject) -> list[Variant]:
 def of_candidates(
     subject: Subject, chosen: Int[Tensor, " n"], latents: LatentMeasures
 ) -> list[Variant]:
-    """Candidates, their halves by Delta-norm and by nu, and other ways to patch them."""
+    """Candidates, their halves by what chose them and by nu, and other ways to patch them."""
     found = [patched(subject, chosen, name="candidates", group="candidates")]
-    orders = {"Delta-norm": chosen, "nu": by_nu(subject, chosen, latents)}
+    first = "what they say" if subject.is_of_difference else "Delta-norm"
+    orders = {first: chosen, "nu": by_nu(subject, chosen, latents)}
     for name, order in orders.items():
         if order is None or len(order) < 2:
             continue
