@@ -9,8 +9,9 @@ from text_of_ids import text_of
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tl_crosscoder import files
 from tl_crosscoder.activations.text import REASONS
-from tl_crosscoder.analysis import example_entries
+from tl_crosscoder.analysis import example_entries, example_file
 from tl_crosscoder.analysis.example_collector import (
     CollectedExamples,
     ExampleCollector,
@@ -472,3 +473,24 @@ def test_pieces_of_split_characters_are_together_the_text(tokenizer, text):
     pieces = TokenPieces(tokenizer).of(ids)
     assert len(pieces) == len(ids) > len(text.split())
     assert "".join(pieces) == text
+
+
+def test_without_room_it_is_a_system_error_and_the_file_there_stays(
+    everywhere, lines, tokenizer, tmp_path, monkeypatch
+):
+    # A database that may not grow says the same as a full disk.
+    path = tmp_path / "examples.sqlite"
+    path.write_bytes(b"what was there")
+    connect = sqlite3.connect
+
+    def small(*args, **options):
+        connection = connect(*args, **options)
+        connection.execute("PRAGMA max_page_count = 2")
+        return connection
+
+    monkeypatch.setattr(example_file.sqlite3, "connect", small)
+    with pytest.raises(OSError, match="could not be written: database or disk is full") as caught:
+        ExampleDatabase.write(path, everywhere, lines, tokenizer=tokenizer)
+    assert files.is_disk_full(caught.value)
+    assert path.read_bytes() == b"what was there"
+    assert [p.name for p in tmp_path.iterdir()] == ["examples.sqlite"]

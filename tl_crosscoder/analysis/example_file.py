@@ -5,6 +5,7 @@ stored once each, and only those that have an example. Limit: without FTS5's tri
 there is no index of the text, and a search reads all of it; what it finds is the same.
 """
 
+import errno
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,23 +66,39 @@ def write_examples(
         ValueError: the text is not the one that the examples are of.
     """
     _check_text(collected, text)
-    with files.replacing(path) as temporary, closing(sqlite3.connect(temporary)) as connection:
-        # The file takes its name when it is complete, so that nothing needs a journal.
-        connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _SCHEMA)
-        meta = _meta(collected, text, about)
-        connection.execute("INSERT INTO meta VALUES (?)", (meta,))
-        connection.executemany(
-            "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            _example_rows(collected, text),
-        )
-        connection.executescript(
-            "CREATE INDEX examples_of_context ON examples (context);"
-            "INSERT INTO latents SELECT latent, COUNT(DISTINCT context * "
-            f"{text.context_size} + position) FROM examples GROUP BY latent;"
-        )
-        _write_contexts(connection, collected, text, TokenPieces(tokenizer))
-        connection.commit()
-        connection.execute("VACUUM")
+    try:
+        with files.replacing(path) as temporary, closing(sqlite3.connect(temporary)) as connection:
+            _write_all(connection, collected, text, tokenizer=tokenizer, about=about)
+    except sqlite3.OperationalError as error:
+        # SQLite says so in words alone: "database or disk is full".
+        number = errno.ENOSPC if "full" in str(error) else errno.EIO
+        raise OSError(number, f"{path} could not be written: {error}") from error
+
+
+def _write_all(
+    connection: sqlite3.Connection,
+    collected: CollectedExamples,
+    text: TokenizedText,
+    *,
+    tokenizer: Any,
+    about: Mapping[str, Any],
+) -> None:
+    # The file takes its name when it is complete, so that nothing needs a journal.
+    connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _SCHEMA)
+    meta = _meta(collected, text, about)
+    connection.execute("INSERT INTO meta VALUES (?)", (meta,))
+    connection.executemany(
+        "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        _example_rows(collected, text),
+    )
+    connection.executescript(
+        "CREATE INDEX examples_of_context ON examples (context);"
+        "INSERT INTO latents SELECT latent, COUNT(DISTINCT context * "
+        f"{text.context_size} + position) FROM examples GROUP BY latent;"
+    )
+    _write_contexts(connection, collected, text, TokenPieces(tokenizer))
+    connection.commit()
+    connection.execute("VACUUM")
 
 
 def open_examples(path: Path) -> tuple[sqlite3.Connection, dict[str, Any]]:

@@ -156,8 +156,17 @@ def behaviour_scores(
     batch_size: int = 64,
     description: str | None = None,
 ) -> Float[Tensor, "n_edits n_prompts"]:
-    """The probability of the behaviour under each edit, for each prompt, float64."""
+    """The probability of the behaviour under each edit, for each prompt, float64.
+
+    Raises:
+        ValueError: a prompt with its answer is longer than the models' context.
+    """
     text = behaviour.text
+    if text.context_size > subject.models.n_ctx:
+        raise ValueError(
+            f"the longest prompt of {behaviour.name!r} has {text.context_size} tokens with its "
+            f"answer, but the models take {subject.models.n_ctx}. Shorten it or leave it out."
+        )
     starts = torch.tensor(behaviour.starts)
     lengths = text.lengths
     log_probs = torch.zeros(len(edits), len(text), dtype=torch.float64)
