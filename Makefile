@@ -8,7 +8,7 @@ OUTPUT ?= demo-output/$(ORGANISM)
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint types bench bench-step bench-data bench-demo clean
+.PHONY: demo test slow lint types bench bench-step bench-data bench-demo bench-analysis bench-causal clean
 
 demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
@@ -26,7 +26,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/pyright
 
-bench: bench-step bench-data bench-demo
+bench: bench-step bench-data bench-demo bench-analysis bench-causal
 
 bench-step: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/training_step.py
@@ -36,6 +36,13 @@ bench-data: $(VENV)/ready
 
 bench-demo: $(VENV)/ready
 	$(BIN)/python benchmarks/demo_recovery.py
+
+bench-analysis: $(VENV)/ready
+	$(BIN)/python benchmarks/analysis_speed.py
+
+# An hour and a half: three seeds of two presets on two organisms.
+bench-causal: $(VENV)/ready
+	TQDM_DISABLE=1 $(BIN)/python benchmarks/causal_tests.py --resume
 
 # Torch first and alone: pip then takes the pinned build instead of the newest with CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt
