@@ -26,7 +26,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/pyright
 
-bench: bench-step bench-data bench-demo bench-analysis bench-causal
+bench: bench-step bench-data bench-demo bench-analysis
 
 bench-step: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/training_step.py
