@@ -21,12 +21,8 @@ def test_every_measure_has_a_speed_beside_that_of_encoding():
     assert "patching, eight variants" in text
 
 
-def test_every_set_of_latents_and_every_baseline_is_tested(tmp_path):
-    flags = ["--organisms", "false-fact", "--runs", str(tmp_path)]
-    text = printed_by("causal_tests.py", *flags)
+def test_every_set_of_latents_is_tested(tmp_path):
+    text = printed_by("causal_tests.py", "--organisms", "false-fact", "--runs", str(tmp_path))
     for test in ("necessity", "insert"):
         for name in ("top 3 by score", "top 30 by R"):
             assert f"{test:<10} {name}" in text
-    text = printed_by("causal_tests.py", "--presets", "no dictionary", *flags)
-    assert "necessity  ADL, mean" in text
-    assert "steer      PC 1 x -1" in text
