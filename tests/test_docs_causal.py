@@ -15,7 +15,7 @@ from tl_crosscoder.interventions.trials import CausalRow
 
 FOLDER = Path(__file__).parents[1] / "docs"
 PAGES = {name: (FOLDER / name).read_text("utf-8") for name in ("measures.md", "interventions.md")}
-FEWER = {"500000": "6000", "n_random=100": "n_random=3", "n_matched=20": "n_matched=2"}
+FEWER = {"500000": "6000", "n_random=100": "n_random=3", "n_matched=10": "n_matched=2"}
 _CONTROLS = ["--n-prompts", "6", "--n-random", "2", "--n-matched", "1"]
 SMALL = {
     "train": ["--d-sae", "64", "--max-documents", "200"],

@@ -8,7 +8,6 @@ from tl_crosscoder.resampling import (
     effect_size,
     holm,
     interval,
-    mean_interval,
     p_value,
     ratio_interval,
 )
@@ -47,7 +46,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     hits = 0
     for i in range(200):
         sample = torch.randn(60, generator=generator) + 2
-        found = mean_interval(sample, n_draws=400, seed=i)
+        weights = bootstrap_weights(60, n_draws=400, seed=i)
+        found = ratio_interval(sample, torch.ones(60), weights=weights)
         hits += found.low <= 2 <= found.high
         assert found.value == pytest.approx(sample.mean().item())
     # 95 % of 200 with a standard deviation of 3.

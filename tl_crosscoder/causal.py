@@ -5,7 +5,7 @@ the folder (`patching.json`, `ablation_behaviour.json` and so on), which is retu
 text is the run's held-out text, in which the fine-tune may have a part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from tl_crosscoder.interventions.predictions import Predictions
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.interventions.steering import steered, stream_norms
 from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.interventions.trials import ControlSettings, run_trials
+from tl_crosscoder.interventions.trials import TESTS, ControlSettings, run_trials
 from tl_crosscoder.run_folder import RunFolder
 from tl_crosscoder.site_difference import SiteDifference
 
@@ -90,10 +90,7 @@ def ablate_run(
 def steer_run(
     run: RunFolder, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
 ) -> list[CausalTest]:
-    """Sufficiency: what latents add, inserted into the base model, and steering by them.
-
-    Steering is the same at every token, so it is scored by a behaviour where there is one.
-    """
+    """Sufficiency: what latents add, inserted into the base model, and steering by them."""
     alphas = tuple(strengths)
     return _tested(run, question, tests=("insert", "steer"), name="sufficiency", alphas=alphas)
 
@@ -124,17 +121,13 @@ def baseline_run(
         *(t for which in (1, 2, "mean") for t in adl.trials(subject, which, settings=settings)),
         *(t for which in (0, 1) for t in pca.trials(subject, which, settings=signed)),
     ]
-    results, measured = [], effects(run, question)
-    for effect in measured:
-        # Steering, the same at every token, is scored by a behaviour where there is one.
-        own = [t for t in trials if t.test != "steer" or effect is measured[-1]]
-        result = run_trials(
-            subject, effect, neutral, trials=own, settings=settings, show_progress=True
-        )
-        kind = "behaviour" if isinstance(effect, Behaviour) else "predictions"
-        result.save(run.path / f"baselines_{kind}.json")
-        results.append(result)
-    return results, adl
+
+    def test(effect: Predictions | Behaviour, tests: Collection[str]) -> CausalTest:
+        own = [t for t in trials if t.test in tests]
+        how = {"trials": own, "settings": settings, "show_progress": True}
+        return run_trials(subject, effect, neutral, **how)
+
+    return _each_effect(run, question, test, tests=TESTS, name="baselines"), adl
 
 
 def _sites(run: RunFolder) -> ComparedModels:
@@ -179,22 +172,41 @@ def _tested(
         n_random=question.n_random, n_matched=question.n_matched, alphas=alphas, seed=question.seed
     )
     null = Crosscoder.load(question.null, device=run.device) if question.null else None
-    results, measured = [], effects(run, question)
-    for effect in measured:
-        own = [t for t in tests if t != "steer" or effect is measured[-1]]
-        result = causal_test(
+    neutral = neutral_text(run, question)
+
+    def test(effect: Predictions | Behaviour, tests: Collection[str]) -> CausalTest:
+        return causal_test(
             run.models,
             run.crosscoder,
             effect,
-            neutral_text(run, question),
+            neutral,
             latents=latents,
             sets=_sets(question, latents),
-            tests=own,
+            tests=[*tests],
             mode=mode,
             settings=settings,
             null=null,
             show_progress=True,
         )
+
+    return _each_effect(run, question, test, tests=tests, name=name)
+
+
+def _each_effect(
+    run: RunFolder,
+    question: CausalQuestion,
+    test: Callable[[Predictions | Behaviour, Collection[str]], CausalTest],
+    *,
+    tests: Collection[str],
+    name: str,
+) -> list[CausalTest]:
+    """Test every effect and keep the results in the run's folder.
+
+    Steering is the same at every token, so it is scored by a behaviour where there is one.
+    """
+    results, measured = [], effects(run, question)
+    for effect in measured:
+        result = test(effect, [t for t in tests if t != "steer" or effect is measured[-1]])
         kind = "behaviour" if isinstance(effect, Behaviour) else "predictions"
         result.save(run.path / f"{name}_{kind}.json")
         results.append(result)

@@ -1,4 +1,4 @@
-"""The verbs `patch`, `ablate` and `steer`: what latents of a run cause.
+"""The verbs `patch`, `ablate`, `steer` and `baselines`: what causes what the fine-tune does.
 
 No torch here; see `causal` for what they do.
 """
@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Question:
-    """What the three verbs have in common."""
+    """What the verbs have in common."""
 
     output: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""
-    latents: tuple[int, ...] | None = None
-    """Latents to test, together; none are the first 3, 10 and 30 of the ranking."""
     text: str | None = None
     """Prompts to measure on: a file, a folder, or a `datasets` name. None is the run's held-out
     text; where there are chats, they alone."""
@@ -47,14 +45,28 @@ class _Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tested(_Question):
-    """What `ablate` and `steer` have besides."""
+class _Chosen(_Question):
+    """Of which latents."""
+
+    latents: tuple[int, ...] | None = None
+    """Latents to test, together; none are the first 3, 10 and 30 of the ranking."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Effect(_Question):
+    """On what, beside predictions, and against how many controls."""
 
     behaviour: str | None = None
     """JSONL of prompts and completions whose probability is the behaviour. None is the planted one
     of an embedded organism; else predictions alone are measured."""
     n_random: int = 100
     """Norm-matched random directions as controls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tested(_Chosen, _Effect):
+    """What `ablate` and `steer` have besides."""
+
     n_matched: int = 10
     """Sets of latents of the same firing rate as controls."""
     null: str | None = None
@@ -65,7 +77,7 @@ class _Tested(_Question):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(_Question):
+class Patch(_Chosen):
     """KL recovery: patch latents into the base stream; what of the fine-tune returns."""
 
     def __call__(self) -> None:
@@ -129,13 +141,9 @@ class Steer(_Tested):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baselines(_Question):
+class Baselines(_Effect):
     """The same tests without a dictionary: mean difference (ADL), principal components."""
 
-    behaviour: str | None = None
-    """See `ablate`."""
-    n_random: int = 100
-    """Random directions as controls."""
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Strengths of steering, in units of the mean norm of the stream."""
 

@@ -5,8 +5,9 @@ or of any list of sites; an edit there changes the logits: those of the last sit
 continued from its part. Limit: no weights of its own; the base has no part in the logits.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +16,6 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from tl_crosscoder.compared_models import ComparedModels
-
-HOOK_NAME = "hook_sites"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +31,37 @@ class PairViewConfig:
     default_prepend_bos: bool = True
 
 
-class PairView(HookedRootModule):
-    """All models run to their hooks; the last site's goes on from what passed `hook_sites`."""
+class HookedView(HookedRootModule, ABC):
+    """Abstract: models of a pair run to their hooks; one goes on from what passed a hook point.
 
-    def __init__(self, pair: ComparedModels):
+    Subclasses say what passes `HOOK_NAME`, and which model goes on from it.
+    """
+
+    HOOK_NAME: ClassVar[str]
+
+    def __init__(self, pair: ComparedModels, *, model_name: str, d_model: int):
         super().__init__()
         self.pair = pair
         self.tokenizer = pair.tokenizer
         self.cfg = PairViewConfig(
-            model_name=" | ".join(site.label for site in pair.sites),
-            d_model=pair.d_in,
+            model_name=model_name,
+            d_model=d_model,
             d_vocab=pair.d_vocab,
             n_ctx=pair.n_ctx,
             device=pair.device,
         )
-        self.hook_sites = HookPoint()
+        self.add_module(self.HOOK_NAME, HookPoint())
         self.setup()
+
+    @abstractmethod
+    def stream(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """What passes the hook point."""
+
+    @abstractmethod
+    def continued(
+        self, tokens: Int[Tensor, "batch pos"], stream: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits that follow from what passed it."""
 
     def to_tokens(
         self,
@@ -75,27 +89,25 @@ class PairView(HookedRootModule):
         loss_per_token: bool = False,
         prepend_bos: bool = True,
         stop_at_layer: int | None = None,
-        stop_at_sites: bool = False,
+        stop_at_hook: bool = False,
     ) -> Any:
-        """Logits [batch, pos, d_vocab] of the last site's model, its loss in nats, or both.
+        """Logits [batch, pos, d_vocab], the loss in nats, or both.
 
-        `prepend_bos` concerns text only. `stop_at_sites` returns what passed `hook_sites` instead.
+        `prepend_bos` concerns text only. `stop_at_hook` returns what passed the hook point instead.
         """
         if stop_at_layer is not None or return_type not in ("logits", "loss", "both", None):
             raise ValueError(
-                f"a pair takes no stop_at_layer (here {stop_at_layer!r}), and return_type "
-                f"{return_type!r} must be 'logits', 'loss', 'both' or None. Stop at the hook with "
-                "stop_at_sites=True."
+                f"a view of a pair takes no stop_at_layer (here {stop_at_layer!r}), and "
+                f"return_type {return_type!r} must be 'logits', 'loss', 'both' or None. Stop at "
+                f"{self.HOOK_NAME!r} with stop_at_hook=True."
             )
         tokens = (
             input if isinstance(input, Tensor) else self.to_tokens(input, prepend_bos=prepend_bos)
         )
-        sites = self.hook_sites(self.pair.activations(tokens).flatten(start_dim=2))
-        if stop_at_sites or return_type is None:
-            return sites if stop_at_sites else None
-        last = self.pair.sites[-1]
-        patch = sites[..., -last.d_model :]
-        logits = self.pair.run_with_patch(tokens, patch, site=last.name)
+        stream = self.get_submodule(self.HOOK_NAME)(self.stream(tokens))
+        if stop_at_hook or return_type is None:
+            return stream if stop_at_hook else None
+        logits = self.continued(tokens, stream)
         if return_type == "logits":
             return logits
         loss = next_token_loss(logits, tokens)
@@ -103,11 +115,32 @@ class PairView(HookedRootModule):
         return loss if return_type == "loss" else (logits, loss)
 
     def run_with_cache(self, *args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
-        """(output, cache). Asked for `hook_sites` by name, it stops there and returns it twice."""
+        """(output, cache). Asked for the hook point alone, it stops there and returns it twice."""
         names = [names_filter] if isinstance(names_filter, str) else names_filter
-        if names == [HOOK_NAME]:
-            kwargs = {"stop_at_sites": True, **kwargs}
+        if names == [self.HOOK_NAME]:
+            kwargs = {"stop_at_hook": True, **kwargs}
         return super().run_with_cache(*args, names_filter=names_filter, **kwargs)
+
+
+class PairView(HookedView):
+    """All sites side by side at `hook_sites`; the last site's model goes on from its part."""
+
+    HOOK_NAME = "hook_sites"
+
+    def __init__(self, pair: ComparedModels):
+        names = " | ".join(site.label for site in pair.sites)
+        super().__init__(pair, model_name=names, d_model=pair.d_in)
+
+    def stream(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_in"]:
+        """Activations of all sites."""
+        return self.pair.activations(tokens).flatten(start_dim=2)
+
+    def continued(
+        self, tokens: Int[Tensor, "batch pos"], stream: Float[Tensor, "batch pos d_in"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of the last site's model."""
+        last = self.pair.sites[-1]
+        return self.pair.run_with_patch(tokens, stream[..., -last.d_model :], site=last.name)
 
 
 def next_token_loss(

@@ -45,15 +45,6 @@ def interval(value: float, draws: Float[Tensor, " n_draws"], *, level: float = L
     return Interval(value=value, low=low, high=high)
 
 
-def mean_interval(
-    values: Float[Tensor, " n_units"], *, n_draws: int = N_DRAWS, seed: int = 0
-) -> Interval:
-    """The mean over units."""
-    values = values.double()
-    weights = bootstrap_weights(len(values), n_draws=n_draws, seed=seed)
-    return interval(values.mean().item(), weights @ values / len(values))
-
-
 def ratio_interval(
     sums: Float[Tensor, " n_units"],
     counts: Float[Tensor, " n_units"],

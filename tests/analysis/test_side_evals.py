@@ -89,7 +89,7 @@ def test_a_view_is_the_model_of_its_side(pair, site):
     edited = view.run_with_hooks(tokens, fwd_hooks=[("hook_side", doubled)])
     assert torch.equal(edited, pair.run_with_patch(tokens, 2 * x[:, :, at], site=site))
     assert not torch.allclose(edited, logits)
-    with pytest.raises(ValueError, match="stop_at_side=True"):
+    with pytest.raises(ValueError, match="stop_at_hook=True"):
         view(tokens, stop_at_layer=1)
 
 

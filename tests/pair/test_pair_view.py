@@ -126,7 +126,7 @@ def test_text_goes_in_as_in_transformer_lens(pairs):
 @pytest.mark.parametrize("wrong", [{"stop_at_layer": 1}, {"return_type": "predictions"}])
 def test_what_a_pair_cannot_do_is_refused(pairs, wrong):
     pair = pairs["llama"]
-    with pytest.raises(ValueError, match="stop_at_sites=True"):
+    with pytest.raises(ValueError, match="stop_at_hook=True"):
         pair.as_hooked_model()(pair.to_tokens(TEXTS), **wrong)
 
 

@@ -26,7 +26,7 @@ from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.side_view import HOOK_NAME, SideView
+from tl_crosscoder.side_view import SideView
 from tl_crosscoder.tables import TableOfRows
 
 
@@ -114,7 +114,7 @@ class SideSAE(JumpReLUSAE):
                 device=str(crosscoder.W_dec.device),
                 apply_b_dec_to_input=crosscoder.cfg.apply_b_dec_to_input,
                 metadata=SAEMetadata(
-                    hook_name=HOOK_NAME,
+                    hook_name=SideView.HOOK_NAME,
                     hook_head_index=None,
                     model_name=view.site.label,
                     prepend_bos=True,

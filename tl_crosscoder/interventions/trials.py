@@ -33,7 +33,7 @@ from tl_crosscoder.resampling import (
 )
 
 N_RANDOM = 100
-N_MATCHED = 20
+N_MATCHED = 10
 MIN_CHANGE = 1e-3
 """A smaller change from base to fine-tuned model is none that shares can be taken of."""
 N_COST = 10
