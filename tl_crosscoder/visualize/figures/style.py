@@ -1,0 +1,181 @@
+"""The look that all figures share.
+
+Contract: colours have a contrast of 3 or more with white and with #111, text of 4.3, and paper is
+transparent, so one figure serves both (colours: Okabe and Ito 2008, which the colour-blind tell
+apart). Text that came from elsewhere goes through `lines` or `escaped`, as plotly reads text as
+HTML. Limit: titles are wrapped for a page of 390 pixels, and stay so on a wide one.
+"""
+
+import html
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+GREY = "#888888"
+"""Of controls."""
+TEXT = "#797979"
+SCALE = ((0.0, "#a4b4be"), (0.5, "#4d9bcb"), (1.0, "#00669f"))
+"""From few to many."""
+_GRID = "rgba(128, 128, 128, 0.3)"
+_SMALL = '<span style="font-size:12px">'
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon", "hexagon")
+_BUTTONS = (
+    *("zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"),
+    "sendChartToCloud",
+)
+_AXIS = {
+    "gridcolor": _GRID,
+    "linecolor": _GRID,
+    "zeroline": False,
+    "automargin": True,
+    "title": {"standoff": 8, "font": {"size": 13}},
+}
+_TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"color": TEXT, "size": 12, "family": "system-ui, Helvetica, Arial, sans-serif"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "colorway": COLOURS,
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "hoverlabel": {"align": "left"},
+        # Upright and with few buttons, for a telephone always shows them, on top of the title. One
+        # would send the data to plotly's servers.
+        "modebar": {
+            "orientation": "v",
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": TEXT,
+            "activecolor": COLOURS[0],
+            "remove": _BUTTONS,
+        },
+    }
+)
+
+
+class NothingToDraw(ValueError):
+    """A result without what the figure shows."""
+
+
+def dressed(
+    figure: go.Figure, *, title: str, said: Sequence[str] = (), height: int = 340
+) -> go.Figure:
+    """Give a figure its look, title and margins; `height` is of the plot without these, in pixels.
+
+    What is said stands in small letters under the title.
+    """
+    big, small = lines(title, 36), [x for sentence in said for x in lines(sentence, 52)]
+    text = "<br>".join([f"<b>{'<br>'.join(big)}</b>", *(f"{_SMALL}{x}</span>" for x in small)])
+    top, bottom = 38 + 21 * (len(big) + len(small)), 60 + 22 * _legend_rows(figure)
+    return figure.update_layout(
+        template=_TEMPLATE,
+        title={
+            "text": text,
+            "font": {"size": 16},
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 24, "l": 14},
+        },
+        height=top + height + bottom,
+        margin={"t": top, "b": bottom, "l": 64, "r": 18},
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "xref": "container",
+            "x": 0.02,
+        },
+    )
+
+
+def _legend_rows(figure: go.Figure) -> int:
+    """Rows of the legend on a narrow page, of about 350 pixels."""
+    traces: Any = figure.data
+    names = [t.name for t in traces if t.name and t.showlegend is not False]
+    rows, left = 0, 0.0
+    for name in names:
+        width = 45 + 6.5 * len(name)
+        rows, left = (rows, left - width) if width <= left else (rows + 1, 350 - width)
+    return rows
+
+
+def series(i: int) -> dict[str, Any]:
+    """Line and marker of the i-th of several series: never told apart by colour alone."""
+    colour = COLOURS[i % len(COLOURS)]
+    return {
+        "line": {"color": colour, "dash": _DASHES[i // len(COLOURS) % len(_DASHES)], "width": 2},
+        "marker": {"color": colour, "symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 8},
+    }
+
+
+def lines(text: str, width: int) -> list[str]:
+    """A text from anywhere, wrapped, each line ready for plotly."""
+    return [escaped(line) for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+
+
+def escaped(text: str) -> str:
+    """As plotly shows it unchanged, in one line; quotes it does not decode."""
+    return html.escape(" ".join(text.split()), quote=False)
+
+
+def hover(texts: Iterable[str]) -> dict[str, Any]:
+    """Hover texts, one a point, already escaped, as the arguments of a trace."""
+    return {"hovertext": [*texts], "hovertemplate": "%{hovertext}<extra></extra>"}
+
+
+def finite(values: Iterable[float]) -> list[float | None]:
+    """Values as plotly and JSON have them: nothing where there is none."""
+    return [v if math.isfinite(v) else None for v in values]
+
+
+def error_bars(
+    values: Sequence[float], lows: Sequence[float], highs: Sequence[float]
+) -> dict[str, Any]:
+    """From lowest to highest, as `error_x` or `error_y`."""
+    triples = [*zip(values, lows, highs, strict=True)]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": finite(high - value for value, _, high in triples),
+        "arrayminus": finite(value - low for value, low, _ in triples),
+        "thickness": 1.5,
+        "width": 4,
+    }
+
+
+def number(value: float, form: str) -> str:
+    """For a hover text; "none" is said of NaN."""
+    return "none" if math.isnan(value) else format(value, form)
+
+
+def percent(value: float) -> str:
+    """A share for a hover text."""
+    return "none" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A share with its interval."""
+    ends = f"[{percent(low)}, {percent(high)}]"
+    return percent(value) if math.isnan(value) else f"{percent(value)} {ends}"
+
+
+def share_axis(values: Iterable[float], *, low: float = -1.0, high: float = 1.5) -> dict[str, Any]:
+    """An axis in percent that holds 0, 1 and the values, but at most `low` to `high`."""
+    known = [v for v in values if math.isfinite(v)]
+    ends = max(low, min([-0.02, *known])), min(high, max([1.0, *known]))
+    pad = 0.03 * (ends[1] - ends[0])
+    return {"range": [ends[0] - pad, ends[1] + pad], "tickformat": ".0%"}
+
+
+def beyond(values: Iterable[float], axis: dict[str, Any]) -> list[str]:
+    """What to say of values that are outside a share's axis."""
+    low, high = axis["range"]
+    n = sum(not low <= v <= high for v in values if math.isfinite(v))
+    return [f"{n} values are beyond the axis: see the hover texts."] if n else []
