@@ -1,0 +1,88 @@
+"""A local OpenAI-compatible endpoint that judges by a rule: it looks for a word.
+
+Asked for a name, it answers with the word that is marked most often; asked about windows, it calls
+those active that contain the word of the explanation.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+WORD = re.compile(r"the word '(.*)'")
+
+
+@dataclass
+class JudgeServer:
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    """As they came, those that were refused too."""
+    n_busy: int = 0
+    """So many requests are told to come again."""
+    refused: str = ""
+    """Requests with this text are refused."""
+    keys: set[str] = field(default_factory=set)
+
+
+def judged(messages: list[dict[str, str]]) -> str:
+    asked = messages[-1]["content"]
+    excerpts = [json.loads(e) for e in re.findall(r'^Excerpt [^:]*: (".*")$', asked, re.MULTILINE)]
+    if asked.startswith("Explanation"):
+        if any("garble" in e for e in excerpts):
+            return "I would rather not say."
+        word = WORD.search(asked)
+        assert word is not None
+        verdicts = [int(word.group(1) in e) for e in excerpts]
+        return f"Those with the word are active: {verdicts}"
+    marks = Counter(m.strip() for e in excerpts for m in re.findall(r"<<(.+?)>>", e))
+    word = marks.most_common(1)[0][0]
+    return f"It is plain.\n**NAME:** {word}\n**EXPLANATION:** the word '{word}'"
+
+
+@contextmanager
+def serving() -> Iterator[JudgeServer]:
+    state = JudgeServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.requests.append(request)
+            state.keys.add(self.headers["Authorization"])
+            asked = request["messages"][-1]["content"]
+            if self.path != "/v1/chat/completions" or (state.refused and state.refused in asked):
+                self.reply(400, {"error": {"message": "refused"}})
+            elif state.n_busy:
+                state.n_busy -= 1
+                self.reply(429, {"error": {"message": "busy"}})
+            else:
+                message = {"role": "assistant", "content": judged(request["messages"])}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                self.reply(200, {"id": "1", "object": "chat.completion", "choices": [choice]})
+
+        def reply(self, status: int, content: dict[str, Any]) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("retry-after-ms", "1")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing to say."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

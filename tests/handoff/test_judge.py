@@ -1,0 +1,214 @@
+"""A judge on a local endpoint that answers by a rule, so that scores are known by hand."""
+
+import math
+import sys
+from typing import Any
+
+import pytest
+import torch
+from text_of_ids import text_of
+from transformers import AutoTokenizer
+
+from tl_crosscoder.analysis.active_tokens import ActiveTokens
+from tl_crosscoder.analysis.example_database import StoredExample
+from tl_crosscoder.embedded import resolve_model
+from tl_crosscoder.judge.cache import AnswerCache
+from tl_crosscoder.judge.client import Endpoint, Judge
+from tl_crosscoder.judge.detection import batches, detection, detection_prompt, read_verdicts
+from tl_crosscoder.judge.judged import Judged, JudgedLatent
+from tl_crosscoder.judge.naming import marked, naming_prompt, read_name, strength
+from tl_crosscoder.judge.windows import Window, WindowSampler, WindowSettings
+
+SIZE = 12
+
+
+def window(text: str, *, is_active: bool) -> Window:
+    return Window(text=text, is_active=is_active, context=1, position=0)
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return detection_prompt("the word 'moon'", [window(text, is_active=True)])
+
+
+@pytest.fixture
+def judge(server, tmp_path):
+    with AnswerCache(tmp_path / "answers.sqlite") as cache:
+        yield Judge(Endpoint(model="rule", base_url=server.url, n_parallel=2), cache)
+
+
+def test_balanced_accuracy_of_a_judge_who_looks_for_a_word(judge):
+    active = ["the moon", "a moon", "moon!", "the sun"]  # 3 of 4 are called active
+    inactive = ["a cat", "moonlight", "a dog", "rain", "wind"]  # 4 of 5 are not
+    windows = [window(t, is_active=t in active) for t in [*active, *inactive]]
+    prompts = [detection_prompt("the word 'moon'", b) for b in batches(windows, 4)]
+    score = detection(windows, judge.ask(prompts), n_per_request=4)
+    assert score.balanced_accuracy.value == pytest.approx((3 / 4 + 4 / 5) / 2)
+    assert score.n_read == 9
+    assert score.balanced_accuracy.low < 0.775 < score.balanced_accuracy.high <= 1
+
+
+def test_windows_of_an_answer_that_cannot_be_read_are_left_out_and_counted(judge):
+    texts = {"the moon": True, "the sun": False, "garble": True, "a moon": False}
+    windows = [window(t, is_active=a) for t, a in texts.items()]
+    prompts = [detection_prompt("the word 'moon'", b) for b in batches(windows, 2)]
+    score = detection(windows, judge.ask(prompts), n_per_request=2)
+    # Of the second request nothing is known, and the first is right about both.
+    assert (score.n_read, score.balanced_accuracy.value) == (2, 1.0)
+    none = detection(windows, ["", "[1]"], n_per_request=2)
+    assert none.n_read == 0
+    assert math.isnan(none.balanced_accuracy.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdicts"),
+    [
+        ("[1, 0]", [True, False]),
+        ("First [0, 0, 1], no: [true,false]", [True, False]),
+        ("[1, 2]", None),
+        ("[1]", None),
+        ("[1, [0]]", None),
+        ("1, 0", None),
+        ("[1, 0", None),
+    ],
+)
+def test_verdicts_are_the_last_list_of_an_answer(answer, verdicts):
+    assert read_verdicts(answer, 2) == verdicts
+
+
+def test_what_was_answered_is_not_sent_again(judge, server, tmp_path):
+    prompts = [ask("the moon"), ask("the sun"), ask("the moon")]
+    first = judge.ask(prompts)
+    assert first == [f"Those with the word are active: [{i}]" for i in (1, 0, 1)]
+    assert len(server.requests) == 2
+    assert {(r["temperature"], r["seed"], r["model"]) for r in server.requests} == {(0, 0, "rule")}
+    with AnswerCache(tmp_path / "answers.sqlite") as cache:
+        again = Judge(judge.endpoint, cache)
+        assert again.ask(prompts) == first
+        assert len(server.requests) == 2
+        # Another model, seed or place is another request.
+        for other in ({"model": "other"}, {"seed": 1}, {"base_url": "http://localhost/v1"}):
+            fields: dict[str, Any] = {"model": "rule", "base_url": server.url, **other}
+            assert Judge(Endpoint(**fields), cache).known(prompts[0]) is None
+    assert b"a-key" not in (tmp_path / "answers.sqlite").read_bytes()
+    assert server.keys == {"Bearer a-key"}
+
+
+def test_a_busy_endpoint_is_asked_again(judge, server):
+    server.n_busy = 1
+    assert judge.ask([ask("the moon")]) == ["Those with the word are active: [1]"]
+    assert len(server.requests) == 2
+
+
+def test_what_was_answered_before_a_refusal_is_kept(judge, server):
+    server.refused = "sun"
+    with pytest.raises(OSError, match=r"'rule' could not be asked: .*refused.*is kept"):
+        judge.ask([ask("the moon"), ask("the sun")])
+    n_sent = len(server.requests)
+    server.refused = ""
+    judge.ask([ask("the moon"), ask("the sun")])
+    assert len(server.requests) == n_sent + 1
+
+
+def test_a_missing_key_and_a_missing_library_say_what_to_do(judge, server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
+        judge.ask([ask("the moon")])
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ValueError, match=r"tl-crosscoder\[judge\]"):
+        judge.ask([ask("the moon")])
+    assert server.requests == []
+
+
+def example(value: float, activations: tuple[float, ...], *, context: int = 0) -> StoredExample:
+    tokens = tuple("abcde"[: len(activations)])
+    return StoredExample(
+        latent=0, kind="top", quantile=None, rank=0, value=value, before="", token="", after="",
+        tokens=tokens, activations=activations, at=0, role="text", source="s", context=context,
+        position=0,
+    )  # fmt: skip
+
+
+def test_tokens_above_three_tenths_of_the_largest_code_are_marked():
+    # The limit is 0.3 x 2 = 0.6: neighbours share a pair, and the last one is closed.
+    assert marked(example(2, (0, 2, 0.7, 0.6, 1))) == "a<<bc>>d<<e>>"
+    assert [strength(code, 2.0) for code in (2, 1.9, 1.0, 0.01)] == [10, 10, 5, 1]
+    prompt = naming_prompt([example(1, (1, 0))], max_code=2, promoted=['"'])
+    assert prompt[-1]["content"] == (
+        'Excerpt 1 (strength 5): "<<a>>b"\nTokens that it makes most likely to come next: ["\\""]'
+    )
+
+
+def test_names_are_read_whatever_is_around_them():
+    for answer in (
+        "NAME: Moon\nEXPLANATION: Of the moon.",
+        "NAME: Sun\nNo.\n\n**NAME:** Moon\n- **EXPLANATION**: Of the moon.\x1b",
+    ):
+        name = read_name(answer)
+        assert name is not None
+        assert (name.name, name.explanation) == ("Moon", "Of the moon.")
+    assert read_name("NAME: Moon") is None
+    assert read_name("") is None
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    """A text of words in a random order, and two latents with codes at some of its tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("tl_crosscoder/world-base"))
+    generator = torch.Generator().manual_seed(0)
+    text = text_of(torch.randint(300, 1400, (60, SIZE), generator=generator))
+    codes = torch.rand(60, SIZE, 2, generator=generator)
+    codes[torch.rand(codes.shape, generator=generator) < 0.9] = 0
+    codes[:, 0] = 0
+    latents, positions = codes.flatten(0, 1).T.nonzero().T
+    active = ActiveTokens(
+        latents=latents,
+        positions=positions,
+        values=codes.flatten(0, 1).T[latents, positions],
+        counted=(torch.arange(SIZE) > 0).expand(60, SIZE),
+        d_sae=2,
+    )
+    return active, text, tokenizer, codes
+
+
+def test_windows_are_what_they_say_and_no_name_is_made_from_them(sampled):
+    active, text, tokenizer, codes = sampled
+    settings = WindowSettings(n_active=10, n_inactive=8, n_hard=3, n_before=2, n_after=1)
+    sampler = WindowSampler(active, text, tokenizer, settings)
+    windows = sampler.draw(0, others=[0, 1])
+    assert [sum(w.is_active == kind for w in windows) for kind in (True, False)] == [10, 8]
+    assert windows == sampler.draw(0, others=[0, 1])
+    n_hard = 0
+    for w in windows:
+        near = codes[w.context, max(0, w.position - 2) : w.position + 2]
+        assert w.is_active == bool((near[:, 0] > 0).any())
+        assert w.context % 2 == 1
+        assert w.position > 0  # the first token of a context does not count
+        n_hard += not w.is_active and bool(codes[w.context, w.position, 1] > 0)
+    assert n_hard >= 3
+    assert len({w.context for w in windows if w.is_active}) == 10
+    seen = {w.text for w in windows}
+    assert not seen & {w.text for w in sampler.draw(0, others=[0, 1], seen=seen)}
+
+
+def test_windows_with_the_latent_are_spread_over_its_quantiles(sampled):
+    active, text, tokenizer, codes = sampled
+    settings = WindowSettings(n_active=6, n_inactive=1, n_quantiles=3, n_before=0, n_after=0)
+    windows = WindowSampler(active, text, tokenizer, settings).draw(0)
+    values = sorted(codes[w.context, w.position, 0].item() for w in windows if w.is_active)
+    own = sorted(codes[1::2, :, 0][codes[1::2, :, 0] > 0].tolist())
+    # Two of each third: bins are of one token a context, so a little off those of all tokens.
+    n = len(own)
+    assert values[1] < own[n // 2] < values[4]
+    assert len(values) == 6
+
+
+def test_judged_loads_as_it_was_saved(tmp_path):
+    row = JudgedLatent(
+        latent=3, name="n", explanation="e", detection=0.75, low=0.5, high=1.0,
+        control=math.nan, control_of=None, n_active=4, n_inactive=4, n_read=8, n_read_control=0,
+    )  # fmt: skip
+    judged = Judged(rows=(row,), model="m", seed=0, n_hard=0)
+    loaded = Judged.load(judged.save(tmp_path / "judged.json"))
+    assert repr(loaded) == repr(judged)
+    assert loaded.mean(lambda r: r.detection) == 0.75
+    assert math.isnan(loaded.mean(lambda r: r.control))

@@ -1,0 +1,1 @@
+"""Dictionaries in the formats of other tools: SAEDashboard, Neuronpedia, delphi."""
