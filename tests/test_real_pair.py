@@ -25,6 +25,7 @@ from tl_crosscoder import (
 )
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
+from tl_crosscoder.hub.export import export_concat
 from tl_crosscoder.visualize.terminal import render
 
 pytestmark = pytest.mark.slow
@@ -110,7 +111,7 @@ def test_a_crosscoder_on_a_real_pair(shared_models, finetuned, texts, tmp_path):
     x = pair.activations(texts[1].tokens[:4]).flatten(0, 1)
     assert isinstance(sae, Crosscoder)
     assert torch.equal(sae.encode(x), crosscoder.encode(x))
-    crosscoder.export_saelens(tmp_path / "export")
+    export_concat(tmp_path / "export", crosscoder)
     plain = SAE.load_from_disk(tmp_path / "export")
     assert torch.equal(plain.encode(x.flatten(1)) > 0, crosscoder.encode(x) > 0)
 

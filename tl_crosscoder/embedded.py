@@ -29,3 +29,23 @@ def resolve_model(name: str | Path) -> str | Path:
         known = sorted(PREFIX + p.name for p in models.glob("*") if p.is_dir())
         raise FileNotFoundError(f"{name!r} does not come with the package; it has {known}.")
     return folder
+
+
+def embedded_run(path: str | Path) -> Path | None:
+    """The folder behind an embedded dictionary's name; None for any other path.
+
+    Raises:
+        FileNotFoundError: the prefix of the package with a name that it does not hold.
+    """
+    name = Path(path).as_posix()
+    if not name.startswith(PREFIX) or Path(path).exists():
+        return None
+    dictionaries = pretrained_folder() / "dictionaries"
+    folder = dictionaries / name.removeprefix(PREFIX)
+    if not folder.is_dir():
+        known = sorted(PREFIX + p.name for p in dictionaries.glob("*") if p.is_dir())
+        raise FileNotFoundError(
+            f"{name!r} is no dictionary that comes with the package, and no folder here; it has "
+            f"{known}."
+        )
+    return folder

@@ -1,32 +1,80 @@
 """A run's folder opened again: its dictionary, models, text and measures.
 
-Contract: what `run_diff` left is found; models are loaded when they are asked for. Limit: a run
-from Python keeps no held-out text, so one has to be named.
+Contract: what `run_diff` left is found; models are loaded when they are asked for. The name of an
+embedded dictionary, `tl_crosscoder/taboo-batchtopk`, opens a copy of it (see `opened_path`). Limit:
+a run from Python keeps no held-out text, so one has to be named.
 """
 
 import math
+import shutil
+import sys
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
+from tl_crosscoder import files
 from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.cache import ActivationCache
-from tl_crosscoder.activations.config import Masks
-from tl_crosscoder.activations.documents import Document, load_documents
+from tl_crosscoder.activations.config import Masks, TextSource
+from tl_crosscoder.activations.documents import (
+    Document,
+    embedded_documents,
+    load_documents,
+    split_documents,
+)
 from tl_crosscoder.activations.text import TokenizedText, tokenize
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.analysis.measuring import measure
-from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
 from tl_crosscoder.devices import devices_of
-from tl_crosscoder.embedded import PREFIX
+from tl_crosscoder.embedded import PREFIX, embedded_run
 from tl_crosscoder.model_sites import ModelSites
 from tl_crosscoder.organisms.suite import load_suite
+from tl_crosscoder.run_text import write_documents
 from tl_crosscoder.site_difference import SiteDifference
 from tl_crosscoder.sources import source_of_sites
 from tl_crosscoder.train.record import read_record
 
 HELD_OUT_NAME = "held_out.jsonl"
+COPIES = "tl_crosscoder-runs"
+"""Folder, below the current one, of the copies of embedded dictionaries."""
+
+
+def opened_path(path: str | Path) -> Path:
+    """Where results of a run go: its folder, and for an embedded dictionary's name a copy of it.
+
+    The copy is made once, in `tl_crosscoder-runs/NAME`, with the held-out text that the micro-world
+    writes again from the recorded seed: nothing is ever written into the package.
+
+    Raises:
+        FileNotFoundError: the prefix of the package with a name that it does not hold.
+        ValueError: the copy is of another version of the dictionary.
+    """
+    embedded = embedded_run(path)
+    if embedded is None:
+        return Path(path)
+    copy = Path(COPIES) / embedded.name
+    if not copy.exists():
+        with files.replacing(copy) as temporary:
+            shutil.copytree(embedded, temporary)
+            write_documents(temporary / HELD_OUT_NAME, _held_out_again(read_record(embedded)))
+        tqdm.write(f"Copied {path} to {copy}: results go there.", file=sys.stderr)
+    elif files.sha256(copy / WEIGHTS_NAME) != files.sha256(embedded / WEIGHTS_NAME):
+        raise ValueError(
+            f"{copy} is a copy of {path}, but not of the one in this version of the package. Give "
+            "the copy's own path to go on with it, or move it away for a new one."
+        )
+    return copy
+
+
+def _held_out_again(record: dict[str, Any]) -> list[Document]:
+    training = record["training"]
+    source = TextSource(text=training["text"], max_documents=training["max_documents"])
+    documents = [*embedded_documents(source, seed=training["seed"])]
+    return split_documents(documents, held_out=training["held_out"], seed=training["seed"])[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +89,7 @@ class RunFolder:
 
     def __post_init__(self) -> None:
         devices_of(self.device, 1)
+        object.__setattr__(self, "path", opened_path(self.path))
         _ = self.record, self.crosscoder
 
     @cached_property

@@ -12,6 +12,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from safetensors.torch import load_file, save_file
 
 from tl_crosscoder import L1, BatchTopK, Crosscoder
+from tl_crosscoder.hub.export import export_concat
 
 
 @pytest.fixture(params=["batchtopk", "l1"])
@@ -142,7 +143,7 @@ def test_saelens_loads_it_from_a_local_hub_cache(crosscoder, tmp_path, how):
     if how == "plugin":
         crosscoder.save(folder)
     else:
-        crosscoder.export_saelens(folder)
+        export_concat(folder, crosscoder)
     inputs = tmp_path / "x.pt"
     torch.save(X.flatten(1), inputs)
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
@@ -161,7 +162,7 @@ def test_saelens_loads_it_from_a_local_hub_cache(crosscoder, tmp_path, how):
 
 
 def test_the_export_keeps_the_sites_in_its_metadata(crosscoder, tmp_path):
-    crosscoder.export_saelens(tmp_path / "d")
+    export_concat(tmp_path / "d", crosscoder)
     sae = SAE.load_from_disk(tmp_path / "d")
     assert type(sae) is JumpReLUSAE
     assert [s["name"] for s in sae.cfg.metadata.sites] == ["base", "finetuned"]

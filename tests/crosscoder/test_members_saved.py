@@ -12,6 +12,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.sae import TrainingSAE
 
 from tl_crosscoder import Crosscoder, CrosscoderTraining, CrosscoderTrainingConfig
+from tl_crosscoder.hub.export import export_concat
 
 BOTH = ("base", "finetuned")
 X = planted(200, seed=900)
@@ -52,7 +53,7 @@ def test_loaded_dictionaries_give_the_same_codes(saved, tmp_path):
     again = SAE.load_from_disk(folder)
     assert isinstance(again, Crosscoder)
     assert torch.equal(again.encode(X), codes)
-    plain = SAE.load_from_disk(made.export_saelens(tmp_path / "plain"))
+    plain = SAE.load_from_disk(export_concat(tmp_path / "plain", made))
     assert type(plain) is JumpReLUSAE
     assert torch.equal(plain.encode(X.flatten(1)), codes)
     assert torch.equal(plain(X.flatten(1)), made(X.flatten(1)))

@@ -26,7 +26,7 @@ from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.side_view import SideView
+from tl_crosscoder.side_view import ModelSide, SideView
 from tl_crosscoder.tables import TableOfRows
 
 
@@ -88,22 +88,29 @@ class _Side(NamedTuple):
     """What a `SideSAE` encodes with; no module of it, so that its weights are its own."""
 
     crosscoder: Crosscoder
-    view: SideView
+    view: SideView | ModelSide
 
 
 class SideSAE(JumpReLUSAE):
-    """A crosscoder seen from one site: an SAE of SAELens over the stream of a `SideView`.
+    """A crosscoder seen from one site: an SAE of SAELens over the stream of that site.
 
-    It decodes that site, and encodes all: the other streams are those of the view's last forward
-    pass, whose own stream `encode` must be given. So it goes wherever SAELens runs a model and then
-    encodes, `run_evals` with an `ActivationsStore.from_sae(view, sae, dataset)` included, and not
-    where activations are shuffled.
+    It decodes the site, and encodes all. Of a `ModelSide` it is attached to the site's own model:
+
+        side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+        model = sae_bridge(pair.model("finetuned"))  # or the HookedSAETransformer of the pair
+        model.run_with_cache_with_saes(tokens, saes=[side], use_error_term=True)
+
+    `...hook_sae_acts_post` then holds the crosscoder's codes (`model.get_sae_hook_name(side)` in a
+    bridge); `hook_sae_acts_pre` is silent; models in bfloat16 take `side.to(torch.bfloat16)`. Of a
+    `SideView` it goes wherever SAELens runs that model and then encodes, `run_evals` with an
+    `ActivationsStore.from_sae(view, sae, dataset)` included, and not where activations are
+    shuffled.
 
     Raises:
         ValueError: a dictionary of other models.
     """
 
-    def __init__(self, crosscoder: Crosscoder, view: SideView):
+    def __init__(self, crosscoder: Crosscoder, view: SideView | ModelSide):
         check_source(view.pair, crosscoder)
         metadata = crosscoder.cfg.metadata
         super().__init__(
@@ -113,8 +120,9 @@ class SideSAE(JumpReLUSAE):
                 dtype=crosscoder.cfg.dtype,
                 device=str(crosscoder.W_dec.device),
                 apply_b_dec_to_input=crosscoder.cfg.apply_b_dec_to_input,
+                reshape_activations="hook_z" if view.hook_name.endswith("_z") else "none",
                 metadata=SAEMetadata(
-                    hook_name=SideView.HOOK_NAME,
+                    hook_name=view.hook_name,
                     hook_head_index=None,
                     model_name=view.site.label,
                     prepend_bos=True,
@@ -133,21 +141,17 @@ class SideSAE(JumpReLUSAE):
         }
         self.load_state_dict(weights)
 
-    def encode(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_sae"]:
+    def encode(self, x: Float[Tensor, "batch pos *d_model"]) -> Float[Tensor, "batch pos d_sae"]:
         """Codes of all sites.
 
-        Raises ValueError for anything but the stream that passed the view last.
+        Raises ValueError where the other sites' streams are not known; see `streams_with`.
         """
         crosscoder, view = self.side
-        if not view.is_last_stream(x):
-            raise ValueError(
-                f"x of shape {list(x.shape)} is not the stream of site {view.site.name!r} in the "
-                "last forward pass of its view, so the other sites' streams at these tokens are "
-                "not known. Run the view on the tokens first, or give all sites to "
-                "crosscoder.encode."
-            )
-        codes = crosscoder.encode(torch.cat([stream.to(x) for stream in view.streams], dim=-1))
-        return self.hook_sae_acts_post(codes)
+        streams = [stream.to(crosscoder.W_enc) for stream in view.streams_with(x)]
+        self.reshape_fn_in(x)  # notes the heads, which decode gives back
+        streams[view.position] = self.hook_sae_input(streams[view.position])
+        codes = crosscoder.encode(torch.cat(streams, dim=-1))
+        return self.hook_sae_acts_post(codes.to(self.dtype))
 
     def save_model(self, path: Any) -> Any:
         """Refused: without the other sites the file would be another dictionary."""

@@ -8,16 +8,17 @@ Input is raw activations, `[..., n_sites, d_model]` or flat `[..., d_in]`; codes
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from sae_lens.registry import SAE_CLASS_REGISTRY, register_sae_class
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
+from sae_lens.util import str_to_dtype
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -130,7 +131,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
     """A trained crosscoder, in the file layout and with the methods of SAELens.
 
     `SAE.load_from_disk` and `SAE.from_pretrained` return this class once this package is
-    imported; without it, load what `export_saelens` wrote.
+    imported; without it, load what `export_concat` wrote.
     """
 
     def __init__(self, cfg: CrosscoderConfig, use_error_term: bool = False) -> None:
@@ -168,6 +169,11 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
         )
         return f"d_sae={self.cfg.d_sae}, sites=({sites})"
 
+    def _repr_html_(self) -> str:
+        from tl_crosscoder.html_results import crosscoder_html
+
+        return crosscoder_html(self)
+
     def save(self, path: str | Path) -> Path:
         """Write `cfg.json` and `sae_weights.safetensors` into the folder, each atomically."""
         return _save(Path(path), self.cfg.to_dict(), self.state_dict())
@@ -197,24 +203,68 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
             )
         return crosscoder
 
+    @classmethod
+    def from_pretrained(  # positions and names are SAELens's
+        cls,
+        release: str,
+        sae_id: str,
+        device: str = "cpu",
+        dtype: str = "float32",
+        force_download: bool = False,
+        converter: Callable[..., Any] | None = None,
+        fold_W_dec_norm: bool = False,
+        *,
+        revision: str | None = None,
+    ) -> "Crosscoder":
+        """A dictionary of the registry, or of a repository of the hub; embedded ones are offline.
+
+        Args:
+            release: as `tl-crosscoder list` shows it (`tl_crosscoder-taboo`), or a repository
+                `owner/name`, or `owner/name@v1` for a revision.
+            sae_id: the dictionary in it (`batchtopk`), which in a repository is a folder.
+            device: of the loaded dictionary.
+            dtype: of its weights; thresholds suffer in less than float32.
+            force_download: fetch again what is in the cache.
+            converter: a loader of SAELens, used instead of all this.
+            fold_W_dec_norm: divide decoder rows by their norm n_j, and multiply codes.
+            revision: branch, tag or commit; None is the registry's, or else `main`.
+
+        Raises:
+            ValueError: no such release, dictionary or revision; a folder; no answer of the hub.
+        """
+        if converter is not None:
+            return super().from_pretrained(
+                release, sae_id, device, dtype, force_download, converter, fold_W_dec_norm
+            )
+        # The registry is in a room below this one: it is asked here alone.
+        from tl_crosscoder.hub.registry_loading import load_pretrained
+
+        crosscoder = load_pretrained(
+            release, sae_id, device=device, revision=revision, force_download=force_download
+        )
+        crosscoder.cfg.dtype = dtype
+        crosscoder.to(dtype=str_to_dtype(dtype))
+        if fold_W_dec_norm:
+            crosscoder.fold_W_dec_norm()
+        return crosscoder
+
     def to_saelens(self) -> JumpReLUSAE:
         """The same dictionary as a plain SAELens `JumpReLUSAE` over the concatenation (exact)."""
-        cfg = JumpReLUSAEConfig(
-            d_in=self.cfg.d_in,
-            d_sae=self.cfg.d_sae,
-            dtype=self.cfg.dtype,
-            device=self.cfg.device,
-            apply_b_dec_to_input=self.cfg.apply_b_dec_to_input,
-            metadata=SAEMetadata.from_dict(self.cfg.metadata.to_dict()),
-        )
-        sae = JumpReLUSAE(cfg)
+        sae = JumpReLUSAE(concatenation_config(self.cfg))
         sae.load_state_dict(self.state_dict())
         return sae
 
-    def export_saelens(self, path: str | Path) -> Path:
-        """Write a folder that SAELens loads where this package is not installed."""
-        sae = self.to_saelens()
-        return _save(Path(path), sae.cfg.to_dict(), sae.state_dict())
+
+def concatenation_config(cfg: CrosscoderConfig) -> JumpReLUSAEConfig:
+    """What a crosscoder is to SAELens without this package; the weights are the same."""
+    return JumpReLUSAEConfig(
+        d_in=cfg.d_in,
+        d_sae=cfg.d_sae,
+        dtype=cfg.dtype,
+        device=cfg.device,
+        apply_b_dec_to_input=cfg.apply_b_dec_to_input,
+        metadata=SAEMetadata.from_dict(cfg.metadata.to_dict()),
+    )
 
 
 def _save(path: Path, cfg: dict, state_dict: dict[str, Tensor]) -> Path:

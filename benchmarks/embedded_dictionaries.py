@@ -1,0 +1,165 @@
+"""Make the dictionaries that travel with the package: two organisms, two presets.
+
+    python benchmarks/embedded_dictionaries.py            # all four, about 15 minutes on two cores
+    python benchmarks/embedded_dictionaries.py --only taboo-delta --resume
+    python benchmarks/embedded_dictionaries.py --table    # only the table of docs/dictionaries
+
+Settings are those of `tl-crosscoder demo`, seed 0; `delta` has its loss at weight 1, which of the
+weights tried makes delta latents say most of the difference (README). Each is trained, measured,
+patched, ablated and steered in a folder below --runs; what `publish` would send, with examples in
+`analysis.json` (the text is ours) but without `saelens/`, goes to `pretrained/dictionaries`, a row
+into `pretrained/registry.yaml`, and the table into `docs/dictionaries/pretrained.md`.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tl_crosscoder import files
+from tl_crosscoder.causal import CausalQuestion, ablate_run, patch_run, steer_run
+from tl_crosscoder.demo import demo_config
+from tl_crosscoder.diffing import run_diff
+from tl_crosscoder.hub.card import Summary, dictionary_card
+from tl_crosscoder.hub.publish_checks import findings
+from tl_crosscoder.hub.publish_files import (
+    EXAMPLES_NAME,
+    SAELENS_FOLDER,
+    PublishedFile,
+    PublishedRun,
+    dictionary_files,
+)
+from tl_crosscoder.hub.registry import (
+    EMBEDDED,
+    dictionaries_folder,
+    read_entries,
+    registry_path,
+)
+from tl_crosscoder.hub.registry_table import markdown_table
+from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.train.config import RunConfig
+
+ORGANISMS = ("taboo", "false-fact")
+PRESETS: dict[str, dict[str, Any]] = {
+    "batchtopk": {},
+    "delta": {"preset": "delta", "delta_loss_weight": 1.0},
+}
+PAGE = Path(__file__).parents[1] / "docs/dictionaries/pretrained.md"
+START, END = "<!-- generated -->\n", "<!-- end -->\n"
+
+
+def config_of(organism: str, preset: str, runs: Path) -> RunConfig:
+    """The run of one dictionary."""
+    config = demo_config(organism, output=str(runs / f"{organism}-{preset}"))
+    return replace(config, **PRESETS[preset])
+
+
+def make(config: RunConfig, *, resume: bool) -> Path:
+    """Train, measure and test one dictionary; with `resume`, what is there is kept."""
+    folder = Path(config.output)
+    if not (resume and (folder / "analysis.json").is_file()):
+        run_diff(config, resume=resume)
+    run, question = RunFolder(path=folder), CausalQuestion()
+    for test, name in (
+        (patch_run, "patching.json"),
+        (ablate_run, "ablation_behaviour.json"),
+        (steer_run, "sufficiency_behaviour.json"),
+    ):
+        if not (resume and (folder / name).is_file()):
+            test(run, question)
+    return folder
+
+
+def embed(folder: Path, *, id: str, release: str) -> PublishedRun:
+    """Put the files of a run where the package has them."""
+    run = PublishedRun(folder=folder, renamed={}, with_examples=True)
+    card = dictionary_card(run, id=id, repo=None, licence="mit", release=release)
+    own = [*dictionary_files(run), PublishedFile(path="README.md", content=card.encode())]
+    left_out = (EXAMPLES_NAME, SAELENS_FOLDER, "baselines_")
+    kept = [f for f in own if not f.path.startswith(left_out)]
+    refused = [str(found) for f in kept for found in findings(f.path, f.content)]
+    if refused:
+        raise ValueError(f"{folder} cannot travel with the package: {refused}")
+    with files.replacing(dictionaries_folder() / folder.name) as temporary:
+        temporary.mkdir()
+        for file in kept:
+            content = file.content
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            (temporary / file.path).write_bytes(data)
+    return run
+
+
+def registry_row(run: PublishedRun, id: str) -> dict[str, Any]:
+    """One dictionary of a release."""
+    summary = Summary.of(id, run.cfg, record=run.record, analysis=run.analysis)
+    weights = next(f for f in dictionary_files(run) if f.path.endswith(".safetensors"))
+    sites = [value for name, value in summary.fve.items() if name != "difference"]
+    assert summary.l0 is not None
+    return {
+        "id": id,
+        "path": run.folder.name,
+        "l0": round(summary.l0, 2),
+        "variance_explained": round(min(sites), 4),
+        "preset": summary.recipe,
+        "d_sae": summary.d_sae,
+        "fve": {name: round(value, 4) for name, value in summary.fve.items()},
+        "n_bytes": weights.n_bytes,
+    }
+
+
+def register(release: str, run: PublishedRun, row: dict[str, Any]) -> None:
+    """Put a row into the registry, in place of the one with its id."""
+    path = registry_path()
+    text = path.read_text(encoding="utf-8")
+    comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    releases: dict[str, Any] = yaml.safe_load(text)
+    rows = {r["id"]: r for r in [*releases.get(release, {"saes": []})["saes"], row]}
+    releases[release] = {
+        "model": run.sites[0].model_name,
+        "repo_id": EMBEDDED,
+        "conversion_func": None,
+        "sites": [
+            {k: v for k, v in site.to_dict().items() if k != "scale" and v is not None}
+            for site in run.sites
+        ],
+        "saes": [rows[id] for id in sorted(rows)],
+    }
+    ordered = dict(sorted(releases.items(), key=lambda item: item[1]["repo_id"] != EMBEDDED))
+    content = yaml.safe_dump(ordered, sort_keys=False, width=120, default_flow_style=None)
+    files.write_text(path, comment + content)
+
+
+def write_table(page: Path = PAGE) -> None:
+    """Renew the generated table of the page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(START)
+    after = rest.partition(END)[2]
+    table = markdown_table(read_entries(registry_path()))
+    files.write_text(page, f"{before}{START}{table}{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [f"{organism}-{preset}" for organism in ORGANISMS for preset in PRESETS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--runs", type=Path, default=Path("runs/embedded"))
+    parser.add_argument("--resume", action="store_true", help="keep what is made already")
+    parser.add_argument("--table", action="store_true", help="write the table and nothing else")
+    arguments = parser.parse_args()
+    for name in [] if arguments.table else arguments.only:
+        organism, _, preset = name.rpartition("-")
+        config = config_of(organism, preset, arguments.runs)
+        folder = make(config, resume=arguments.resume)
+        release = f"{EMBEDDED}-{organism}"
+        run = embed(folder, id=preset, release=release)
+        row = registry_row(run, preset)
+        register(release, run, row)
+        print(f"{release} {row}", flush=True)
+    write_table()
+
+
+if __name__ == "__main__":
+    main()

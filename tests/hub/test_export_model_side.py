@@ -1,0 +1,204 @@
+"""A side of a crosscoder attached by SAELens to the site's own model, of either kind."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from pair.tiny_pairs import HOOK, TEXTS, hooked_transformer, save_model
+from sae_lens import HookedSAETransformer
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer
+
+from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites
+from tl_crosscoder.analysis.saelens_evals import SideSAE
+from tl_crosscoder.saelens_bridge import sae_bridge
+from tl_crosscoder.side_view import ModelSide
+from tl_crosscoder.site import Site
+
+
+def attachable(tokenizer, seed: int) -> HookedSAETransformer:
+    plain = hooked_transformer(tokenizer, seed)
+    model = HookedSAETransformer(plain.cfg, tokenizer=tokenizer)
+    model.load_state_dict(plain.state_dict())
+    return model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """(base, fine-tuned) of each kind."""
+    root = tmp_path_factory.mktemp("models")
+    folders = [save_model(root / f"llama-{seed}", "llama", seed=seed) for seed in (0, 1)]
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    return {
+        "hooked": (hooked_transformer(tokenizer, 1), attachable(tokenizer, 2)),
+        "bridge": [TransformerBridge.boot_transformers(str(f), device="cpu") for f in folders],
+        "folders": folders,
+    }
+
+
+@pytest.fixture(params=["hooked", "bridge"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def pair(models, kind) -> ModelPair:
+    return ModelPair(*models[kind], hook_name=HOOK)
+
+
+def attached(pair: ModelPair, kind: str):
+    """The fine-tuned model, to which SAELens attaches."""
+    return sae_bridge(pair.models[1]) if kind == "bridge" else pair.models[1]
+
+
+def dictionary(source) -> Crosscoder:
+    d_in = sum(site.d_model for site in source.sites)
+    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=24, sites=source.sites))
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()
+    }
+    made.load_state_dict(weights | {"threshold": weights["threshold"].abs()})
+    return made
+
+
+def codes_name(model, sae, kind: str, internal: str = "hook_sae_acts_post") -> str:
+    """A bridge knows its canonical hook names only."""
+    if kind == "hooked":
+        return f"{sae.cfg.metadata.hook_name}.{internal}"
+    return model.get_sae_hook_name(sae, internal)
+
+
+@pytest.mark.parametrize("hook", [HOOK, "blocks.0.attn.hook_z"])
+def test_the_cache_holds_the_crosscoders_codes(models, kind, hook):
+    """Of a stream with heads too; and with the error term the logits are as they were."""
+    pair = ModelPair(*models[kind], hook_name=hook)
+    crosscoder, model, tokens = dictionary(pair), attached(pair, kind), pair.to_tokens(TEXTS)
+    x, plain = pair.activations(tokens), pair.logits(tokens)
+    with torch.no_grad():
+        codes, x_hat = crosscoder.encode(x), crosscoder(x)[:, :, 1]
+    assert 0.1 < (codes > 0).float().mean() < 0.9
+    side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+    name = codes_name(model, side, kind)
+    logits, cache = model.run_with_cache_with_saes(tokens, saes=[side], use_error_term=True)
+    assert torch.equal(cache[name], codes)
+    torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
+    spliced, cache = model.run_with_cache_with_saes(tokens, saes=[side])
+    assert torch.equal(cache[name], codes)
+    torch.testing.assert_close(spliced, pair.run_with_patch(tokens, x_hat), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(spliced, plain, atol=1e-2)
+    own = cache[codes_name(model, side, kind, "hook_sae_input")]
+    torch.testing.assert_close(own, x[:, :, 1])
+    # SAELens has put new hook points in their places, and the pair finds them.
+    assert torch.equal(pair.activations(tokens), x)
+    assert torch.equal(pair.run_with_patch(tokens, x[:, :, 1]), plain)
+
+
+def test_a_bridge_that_sae_lens_loaded_works_at_canonical_hook_names(models):
+    base, folder = models["bridge"][0], models["folders"][1]
+    model = SAETransformerBridge.boot_transformers(str(folder), device="cpu")
+    pair = ModelPair(base, model, hook_name="blocks.1.hook_out")
+    crosscoder, tokens = dictionary(pair), pair.to_tokens(TEXTS)
+    codes = crosscoder.encode(pair.activations(tokens))
+    side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+    _, cache = model.run_with_cache_with_saes(tokens, saes=[side])
+    assert torch.equal(cache["blocks.1.hook_out.hook_sae_acts_post"], codes)
+
+
+def test_models_in_bfloat16_take_a_side_in_bfloat16(models):
+    """Codes are computed in float32, of streams that are bfloat16 anyway."""
+    tokenizer = models["hooked"][0].tokenizer
+    pair = ModelPair(
+        hooked_transformer(tokenizer, 1, dtype=torch.bfloat16),
+        attachable(tokenizer, 2).to(torch.bfloat16),
+        hook_name=HOOK,
+    )
+    tokens = pair.to_tokens(TEXTS)
+    side = SideSAE(dictionary(pair), ModelSide(pair, "finetuned")).to(torch.bfloat16)
+    logits, cache = pair.models[1].run_with_cache_with_saes(tokens, saes=[side])
+    exact = side.side.crosscoder.encode(pair.activations(tokens))
+    assert torch.equal(cache[f"{HOOK}.hook_sae_acts_post"], exact.to(torch.bfloat16))
+    assert logits.dtype == torch.bfloat16
+
+
+def test_an_edit_of_a_latent_goes_on_in_the_model(pair, kind):
+    crosscoder, model, tokens = dictionary(pair), attached(pair, kind), pair.to_tokens(TEXTS)
+    side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+    with torch.no_grad():
+        codes = crosscoder.encode(pair.activations(tokens))
+        latent = int((codes > 0).sum(dim=(0, 1)).argmax())
+        codes[..., latent] = 0
+        expected = pair.run_with_patch(tokens, crosscoder.decode(codes)[..., 16:])
+
+    def without(acts, hook):
+        acts[..., latent] = 0
+        return acts
+
+    found = model.run_with_hooks_with_saes(
+        tokens, saes=[side], fwd_hooks=[(codes_name(model, side, kind), without)]
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with model.saes(saes=[side]):
+        spliced = model(tokens)
+    assert not torch.allclose(found, spliced, atol=1e-3)
+
+
+def test_generation_without_cache_runs_the_others_on_the_whole_text(pair, kind):
+    """With the error term nothing changes, so the texts are equal; a cache is refused."""
+    model, tokens = attached(pair, kind), pair.to_tokens(TEXTS[1])
+    side = SideSAE(dictionary(pair), ModelSide(pair, "finetuned"))
+    how = {"max_new_tokens": 6, "do_sample": False, "verbose": False, "stop_at_eos": False}
+    plain = model.generate(tokens, use_past_kv_cache=False, **how)
+    seen = []
+    with model.saes(saes=[side], use_error_term=True):
+        side.hook_sae_acts_post.add_hook(lambda acts, hook: seen.append(acts))  # noqa: ARG005
+        found = model.generate(tokens, use_past_kv_cache=False, **how)
+        side.hook_sae_acts_post.remove_hooks()
+        assert torch.equal(found, plain)
+        with pytest.raises(ValueError, match=r"key-value cache of \d+ positions"):
+            model.generate(tokens, use_past_kv_cache=True, **how)
+    expected = side.side.crosscoder.encode(pair.activations(plain[:, :-1]))
+    torch.testing.assert_close(seen[-1], expected)
+
+
+def test_where_the_other_streams_are_not_known_it_says_so(pair, models, kind):
+    crosscoder, model, tokens = dictionary(pair), attached(pair, kind), pair.to_tokens(TEXTS)
+    side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+    x = pair.activations(tokens)[:, :, 1]
+    with pytest.raises(ValueError, match="outside of a forward pass of its model"):
+        side.encode(x)
+    padded = torch.cat([torch.full_like(tokens[:, :1], pair.tokenizer.pad_token_id), tokens], 1)
+    padded[0, 0] = 5
+    with (
+        model.saes(saes=[side]),
+        pytest.raises(ValueError, match="2 of 3 rows begin with padding"),
+    ):
+        model(padded)
+    with pytest.raises(ValueError, match="outside of"):  # the failed pass left nothing behind
+        side.encode(x)
+    own = pair.models[1]
+    two = [Site(name=n, hook_name=f"blocks.{n}.hook_resid_post", model_name="m") for n in "12"]
+    with pytest.raises(ValueError, match=r"\['2'\] are sites of the same loaded model"):
+        ModelSide(ModelSites([own, own], two), "1")
+    outside = ModelPair(*models[kind], hook_name="hook_embed")
+    with pytest.raises(ValueError, match="'hook_embed' is outside the blocks"):
+        ModelSide(outside, "finetuned")
+    if kind == "hooked":
+        with pytest.raises(ValueError, match="Load a HookedTransformer as sae_lens"):
+            sae_bridge(own)
+    with pytest.raises(ValueError, match="Save the crosscoder"):
+        side.save_model("d")
+
+
+def test_a_side_that_is_gone_watches_no_longer(pair):
+    model = pair.models[1]
+    before = len(model.embed._forward_pre_hooks), len(model.blocks[1]._forward_hooks)
+    side = ModelSide(pair, "finetuned")
+    assert len(model.embed._forward_pre_hooks) == before[0] + 1
+    gone = weakref.ref(side)
+    del side
+    gc.collect()
+    assert gone() is None
+    assert (len(model.embed._forward_pre_hooks), len(model.blocks[1]._forward_hooks)) == before

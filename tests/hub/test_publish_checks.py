@@ -1,0 +1,80 @@
+"""What may not be published is found, and what only looks like it is not."""
+
+import pytest
+from safetensors.torch import save
+from torch import zeros
+
+from tl_crosscoder.hub.card import Summary, code, number, plain
+from tl_crosscoder.hub.publish_checks import findings
+
+SECRETS = [
+    "hf_" + "aB3" * 10,
+    "sk-proj-" + "x1" * 12,
+    "ghp_" + "a1" * 18,
+    "AKIA" + "ABCD1234" * 2,
+    "-----BEGIN OPENSSH PRIVATE KEY-----",
+    '"api_key": "abcdef123456"',
+    "password=correct-horse",
+]
+PATHS = [
+    '"output": "/home/me/runs/gemma"',
+    '"text": "/chats.jsonl"',
+    "kept in /mnt/data/cache.",
+    '"cache": "~/runs/gemma"',
+    r'"text": "C:\\Users\\me\\text.jsonl"',
+    '"text": "D:/text.jsonl"',
+    r'"text": "\\\\server\\share"',
+    "see file:///data/x.html",
+]
+HARMLESS = [
+    "FVE 0.968 / 0.967, 48,000 tokens/s and/or 1/32",
+    "https://huggingface.co/org/name/blob/main/README.md, org/name",
+    '"tokenizer_sha256": "6249dc6fe0474f16e4a15bfeb6c97ae4"',
+    '"n_tokens": 194993, "tokens_by_role": {"assistant": 73384}',
+    "blocks.2.hook_resid_post, ~0.5, a ~ b, ratio 3:2, </s>, <|end|>",
+    "[taboo](taboo/README.md) `saelens/` | a |",
+    "KL(fine-tuned || base stream), 2 / 3",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_secrets_are_found_and_masked(secret):
+    (found,) = findings("x/runner_cfg.json", f"one\n two {secret} three".encode())
+    assert (found.path, found.line) == ("x/runner_cfg.json", 2)
+    assert len(found.shown) == 5
+    assert findings("examples.sqlite", b"\0\1" + secret.encode() + b"\0")[0].line is None
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_of_this_machine_are_found(path):
+    found = findings("cfg.json", f"{{\n  {path}\n}}".encode())
+    assert [f.line for f in found] == [2]
+    assert found[0].what == "a path of this machine"
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_what_only_looks_like_it_passes(line):
+    assert not findings("README.md", line.encode())
+
+
+def test_an_example_may_hold_a_path_and_no_secret():
+    line = f'  "before": "cd /home/me && export KEY={SECRETS[0]}",'
+    assert [f.what for f in findings("analysis.json", line.encode())] == ["a Hugging Face token"]
+
+
+def test_the_header_of_a_weights_file_is_read():
+    data = save({"W": zeros(2)}, metadata={"made_in": "/home/me/runs"})
+    assert [f.shown for f in findings("sae_weights.safetensors", data)] == ["/home/me/runs"]
+
+
+def test_text_of_others_is_no_markdown_and_no_html():
+    assert code("a`|<script>\nb") == "`a'\\|<script> b`"
+    assert plain("<b>*x*|[y](z)") == r"&lt;b&gt;\*x\*\|\[y\]\(z\)"
+    assert [number(v) for v in (None, float("nan"), -0.0001, -0.5)] == ["-", "-", "0.000", "-0.500"]
+
+
+def test_a_summary_leaves_out_what_has_not_been_measured():
+    site = {"adapter": None, "model_name": "org/base", "hook_name": "blocks.0.hook_resid_post"}
+    cfg = {"sites": [site, {**site, "adapter": "org/lora"}], "d_sae": 16}
+    summary = Summary.of("a", cfg, record=None, analysis=None)
+    assert (summary.models, summary.l0, summary.fve) == (("org/base", "org/lora"), None, {})
