@@ -28,10 +28,10 @@ def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int =
 
 
 def _title(sites: Sequence[Site]) -> str:
-    return textwrap.fill(_subject(sites), WIDTH, break_on_hyphens=False)
+    return textwrap.fill(question(sites), WIDTH, break_on_hyphens=False)
 
 
-def _subject(sites: Sequence[Site]) -> str:
+def question(sites: Sequence[Site]) -> str:
     """What is compared: models at hook points, hook points of one model, or a difference."""
     sites = [*(s.minus for s in sites if s.minus), *sites]
     hooks = list(dict.fromkeys(s.hook_name for s in sites))

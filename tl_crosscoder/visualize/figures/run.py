@@ -15,7 +15,7 @@ from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.causal import saved_files
 from tl_crosscoder.interventions.causal_result import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.run_folder import RunFolder, opened_path
 from tl_crosscoder.train.record import read_record
 from tl_crosscoder.visualize.figures.latent_maps import delta_norm_map, latent_scaling_map
 from tl_crosscoder.visualize.figures.latents import relative_norm_histogram, shared_cosine_histogram
@@ -48,7 +48,7 @@ def run_figures(run: RunFolder | str | Path) -> dict[str, go.Figure]:
         FileNotFoundError: no run there.
         ValueError: a file of it is damaged, or of an earlier version.
     """
-    folder = run.path if isinstance(run, RunFolder) else Path(run)
+    folder = run.path if isinstance(run, RunFolder) else opened_path(run)
     read_record(folder)
     found = {}
     for name, draw in _makers(folder):

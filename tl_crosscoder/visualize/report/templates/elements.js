@@ -1,0 +1,49 @@
+// Elements and numbers. All text goes into the page through textContent, never as HTML.
+const data = JSON.parse(document.getElementById("data").textContent);
+const terms = data.terms;
+const byId = (id) => document.getElementById(id);
+
+const el = (tag, options = {}, ...children) => {
+  const { text, ...attributes } = options;
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "onclick") node.addEventListener("click", value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  if (text !== undefined) node.textContent = text;
+  node.append(...children.filter((child) => child !== null));
+  return node;
+};
+
+const NONE = "–";
+// Without the sign of a number that is rounded to zero.
+const fixed = (value, digits) => (Number(value.toFixed(digits)) || 0).toFixed(digits);
+const number = (digits) => (value) => value === null ? NONE : fixed(value, digits);
+const percent = (digits) => (value) => value === null ? NONE : fixed(100 * value, digits) + "\u00a0%";
+const count = (value) => value === null ? NONE : value.toLocaleString("en");
+const spoken = (site) => ({ finetuned: "fine-tuned" })[site] ?? site;
+
+const meaning = (key) => {
+  const term = terms[key];
+  return `${term.name}${term.unit ? ` (${term.unit})` : ""}: ${term.meaning}`;
+};
+const termLink = (key, shown) =>
+  el("a", { class: "n plain", href: `#term-${key}`, "data-tip": meaning(key), text: shown ?? terms[key].name });
+
+// One bubble for all: a title of the browser's own is not shown on focus, nor on a phone.
+const tip = byId("tip");
+const showTip = (event) => {
+  const at = event.target.closest?.("[data-tip]");
+  if (!at) return;
+  tip.textContent = at.dataset.tip;
+  tip.hidden = false;
+  const box = at.getBoundingClientRect(), own = tip.getBoundingClientRect();
+  const left = Math.max(8, Math.min(box.left, innerWidth - own.width - 8));
+  const above = box.bottom + own.height + 10 > innerHeight;
+  tip.style.left = `${left}px`;
+  tip.style.top = `${above ? Math.max(4, box.top - own.height - 6) : box.bottom + 6}px`;
+};
+const hideTip = () => { tip.hidden = true; };
+for (const name of ["mouseover", "focusin"]) document.addEventListener(name, showTip);
+for (const name of ["mouseout", "focusout", "click"]) document.addEventListener(name, hideTip);
+document.addEventListener("scroll", hideTip, true);

@@ -1,0 +1,45 @@
+// Figures and texts: their libraries are unpacked when one of them comes near the window.
+const unpacked = async (packed) => {
+  if (!("DecompressionStream" in window)) {
+    throw new Error("this browser has no DecompressionStream; use one of 2023 or later");
+  }
+  const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+};
+
+let plotly;
+const loadPlotly = async () => {
+  const script = document.createElement("script");
+  script.textContent = await unpacked(byId("plotly").textContent.trim());
+  document.head.append(script);
+  return window.Plotly;
+};
+
+let figureData;
+const drawFigure = async (node) => {
+  try {
+    const Plotly = await (plotly ??= loadPlotly());
+    figureData ??= JSON.parse(byId("figure-data").textContent);
+    const { data: traces, layout } = figureData[node.dataset.figure];
+    await Plotly.newPlot(node, traces, layout, { responsive: true, displaylogo: false });
+    node.dataset.done = "true";
+  } catch (error) {
+    node.classList.add("failed");
+    node.textContent = `This figure cannot be drawn: ${error.message}.`;
+  }
+};
+
+const drawText = async (node) => {
+  const { component, props } = data.texts[node.dataset.text];
+  if (!("DecompressionStream" in window)) return; // its plain text stays
+  await window.tlCircuits.render(node, component, props);
+  node.dataset.done = "true";
+};
+
+const near = new IntersectionObserver((entries) => {
+  for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+    near.unobserve(target);
+    (target.dataset.figure ? drawFigure : drawText)(target);
+  }
+}, { rootMargin: "300px" });
+for (const node of document.querySelectorAll("[data-figure], [data-text]")) near.observe(node);

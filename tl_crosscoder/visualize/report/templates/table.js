@@ -1,0 +1,124 @@
+// The table of latents: columns, sorting, filters, search.
+const COLUMNS = [
+  { name: "#", key: (l) => l.ranked.place, show: count },
+  { name: "latent", key: (l) => l.latent, show: String },
+  { name: "class", term: "class", key: (l) => l.ranked.latent_class, isText: true },
+  { name: "score", term: "score", key: (l) => l.ranked.score, show: number(4) },
+  { name: "R", term: "R", key: (l) => l.ranked.relative_decoder_norm, show: number(3) },
+  { name: "Δ-norm", term: "delta_norm", key: (l) => l.ranked.delta_norm, show: number(3) },
+  { name: "cosine", term: "cosine", key: (l) => l.ranked.decoder_cosine, show: number(2) },
+  { name: "nu error", term: "nu_error", key: (l) => l.ranked.nu_error, show: number(2) },
+  { name: "nu rec.", term: "nu_reconstruction", key: (l) => l.ranked.nu_reconstruction, show: number(2) },
+  { name: "says", term: "alone", key: (l) => l.ranked.difference_alone, show: percent(2) },
+  { name: "fires", term: "fires", key: (l) => l.ranked.active_share, show: percent(2) },
+  { name: "template", term: "template", key: (l) => l.ranked.template_share, show: percent(0) },
+  { name: "mostly on", term: "role", key: (l) => l.main_role, isText: true },
+].filter((column) => column.isText || data.latents.some((l) => column.key(l) !== null));
+
+const records = data.latents;
+const placeOf = new Map(records.map((record, i) => [record.latent, i]));
+const body = document.querySelector("#table tbody");
+let sorted = { column: COLUMNS[0], descending: false };
+let visible = records.map((_, i) => i);
+
+const lineOf = (tokens) => tokens.join("").replaceAll("\u2060", "").replaceAll("↵\n", "↵");
+const contextOf = (example) => {
+  const cell = document.createDocumentFragment();
+  if (!example) { cell.append(NONE); return cell; }
+  const { tokens, at } = example;
+  cell.append(
+    el("bdi", { class: "tok-line", text: lineOf(tokens.slice(0, at)).slice(-36) }),
+    el("b", { class: "tok-line", text: lineOf([tokens[at]]) }),
+    el("bdi", { class: "tok-line", text: lineOf(tokens.slice(at + 1)).slice(0, 60) }),
+  );
+  return cell;
+};
+
+const rows = records.map((record, i) => {
+  const cells = COLUMNS.map((column) => {
+    const shown = column.isText ? column.key(record) : column.show(column.key(record));
+    const node = column.name === "latent" ? el("a", { href: `#latent-${record.latent}`, text: shown }) : shown;
+    return el("td", { class: column.isText ? null : "num" }, node);
+  });
+  const context = el("td", { class: "context" }, contextOf(record.examples[0]));
+  return el("tr", { "data-place": i }, ...cells, context);
+});
+
+const sortBy = (column) => {
+  // Numbers begin with the largest, places and words with the first.
+  const first = column.isText || column.name === "#" || column.name === "latent";
+  const descending = sorted.column === column ? !sorted.descending : !first;
+  sorted = { column, descending };
+  update();
+};
+
+const heads = COLUMNS.map((column) => {
+  const tipOf = column.term ? { "data-tip": meaning(column.term) } : {};
+  const button = el("button", { type: "button", text: column.name, onclick: () => sortBy(column), ...tipOf });
+  return el("th", { scope: "col", class: column.isText ? null : "num" }, button);
+});
+document.querySelector("#table thead").append(el("tr", {}, ...heads, el("th", { scope: "col", text: "example" })));
+
+let searched = null;
+const searchText = () => searched ??= records.map((record) => [
+  record.latent,
+  ...record.examples.map((example) => lineOf(example.tokens)),
+  ...record.logits.flatMap((l) => [...l.promoted, ...l.suppressed].map(([token]) => lineOf([token]))),
+].join("\n").toLowerCase());
+const searchWords = () => byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+
+const filtered = () => {
+  const words = searchWords();
+  const chosenClass = byId("class").value, role = byId("role").value;
+  const least = byId("least").value === "" ? -Infinity : byId("least").value / 100;
+  const most = byId("most").value === "" ? Infinity : byId("most").value / 100;
+  const texts = words.length ? searchText() : null;
+  return records.map((_, i) => i).filter((i) => {
+    const { ranked, main_role } = records[i];
+    return (!chosenClass || ranked.latent_class === chosenClass)
+      && (!role || main_role === role)
+      && ranked.active_share >= least && ranked.active_share <= most
+      && words.every((word) => texts[i].includes(word));
+  });
+};
+
+const compare = (i, j) => {
+  const [a, b] = [sorted.column.key(records[i]), sorted.column.key(records[j])];
+  if (a === null || b === null) return (a === null) - (b === null) || i - j;
+  const order = sorted.column.isText ? a.localeCompare(b) : a - b;
+  return (sorted.descending ? -order : order) || i - j;
+};
+
+// What is searched for, where an example has it; else the strongest example.
+const showMatch = (i, words) => {
+  const lines = words.length ? records[i].examples.map((e) => lineOf(e.tokens)) : [];
+  const holds = (line, word) => line.toLowerCase().includes(word);
+  const line = lines.find((l) => words.every((word) => holds(l, word))) ?? lines.find((l) => holds(l, words[0]));
+  rows[i].lastChild.replaceChildren(line === undefined ? contextOf(records[i].examples[0]) : matchOf(line, words[0]));
+};
+const matchOf = (line, word) => {
+  const at = line.toLowerCase().indexOf(word), start = Math.max(0, at - 30), found = document.createDocumentFragment();
+  found.append(
+    el("bdi", { class: "tok-line", text: line.slice(start, at) }),
+    el("mark", { class: "tok-line", text: line.slice(at, at + word.length) }),
+    el("bdi", { class: "tok-line", text: line.slice(at + word.length, start + 110) }),
+  );
+  return found;
+};
+
+const update = () => {
+  visible = filtered().sort(compare);
+  const words = searchWords();
+  for (const i of visible) showMatch(i, words);
+  body.replaceChildren(...visible.map((i) => rows[i]));
+  byId("count").textContent = `${visible.length} of ${records.length} latents`;
+  heads.forEach((head, i) => {
+    const isSorted = COLUMNS[i] === sorted.column;
+    head.setAttribute("aria-sort", !isSorted ? "none" : sorted.descending ? "descending" : "ascending");
+    head.firstChild.textContent = COLUMNS[i].name + (!isSorted ? "" : sorted.descending ? " ↓" : " ↑");
+  });
+};
+
+byId("filters").addEventListener("input", update);
+byId("filters").addEventListener("submit", (event) => event.preventDefault());
+byId("filters").addEventListener("reset", () => setTimeout(update));
