@@ -211,7 +211,7 @@ def test_an_output_with_another_run_is_refused_and_left_alone(trained, text, cap
 
 
 def test_analyze_refuses_what_is_no_dictionary(tmp_path, capsys):
-    assert "not a dictionary" in error_of(capsys, "analyze", tmp_path)
+    assert "is not a run: it has no" in error_of(capsys, "analyze", tmp_path)
     assert "there is no such folder" in error_of(capsys, "analyze", tmp_path / "none")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.analysis.measuring import measure
     from tl_crosscoder.analysis.patchscope import patchscope
     from tl_crosscoder.analysis.ranking import rank_latents
-    from tl_crosscoder.analysis.saelens_evals import side_evals
+    from tl_crosscoder.analysis.saelens_evals import SideSAE, side_evals
     from tl_crosscoder.analysis.similarity import (
         decoupled_pairs,
         encoder_counterparts,
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from tl_crosscoder.diffing import run_diff, run_together
     from tl_crosscoder.harvest_config import HarvestConfig
     from tl_crosscoder.harvesting import run_harvest
+    from tl_crosscoder.hub.convert import convert
+    from tl_crosscoder.hub.export import export_concat, export_transcoder
+    from tl_crosscoder.hub.export_side import export_side
     from tl_crosscoder.interventions.ablation import ablated
     from tl_crosscoder.interventions.base_estimate import BaseEstimate
     from tl_crosscoder.interventions.behaviour import Behaviour, Question
@@ -67,15 +70,25 @@ if TYPE_CHECKING:
     from tl_crosscoder.interventions.subject import Subject
     from tl_crosscoder.interventions.trials import ControlSettings, run_trials
     from tl_crosscoder.interventions.weight_edit import ablation_weights
+    from tl_crosscoder.live.model_diff import ModelDiff, diff, load_diff
     from tl_crosscoder.model_sites import ModelSites
     from tl_crosscoder.pair import ModelPair
     from tl_crosscoder.presets import Recipe, preset
+    from tl_crosscoder.saelens_bridge import sae_bridge
+    from tl_crosscoder.side_view import ModelSide
     from tl_crosscoder.site import Site
     from tl_crosscoder.site_difference import SiteDifference
     from tl_crosscoder.train.config import RunConfig, TrainConfig
     from tl_crosscoder.train.loop import fit_together
     from tl_crosscoder.train.trainer import Trainer
-    from tl_crosscoder.visualize.figures import relative_norm_histogram
+    from tl_crosscoder.visualize.figures import relative_norm_histogram, run_figures
+    from tl_crosscoder.visualize.tokens import (
+        compared_tokens,
+        edited_tokens,
+        example_tokens,
+        latent_tokens,
+        next_tokens,
+    )
 
 __all__ = [
     "L1",
@@ -98,13 +111,16 @@ __all__ = [
     "LatentScaling",
     "Masks",
     "Measurement",
+    "ModelDiff",
     "ModelPair",
+    "ModelSide",
     "ModelSites",
     "Part",
     "Predictions",
     "Question",
     "Recipe",
     "RunConfig",
+    "SideSAE",
     "Site",
     "SiteDifference",
     "Subject",
@@ -120,19 +136,30 @@ __all__ = [
     "agreement_over_seeds",
     "amplified_text",
     "causal_test",
+    "compared_tokens",
     "contrastive_documents",
+    "convert",
     "decoupled_pairs",
+    "diff",
     "difference_pca",
     "direction_logits",
     "edited",
+    "edited_tokens",
     "encoder_counterparts",
+    "example_tokens",
     "examples",
+    "export_concat",
     "export_mitigation",
+    "export_side",
+    "export_transcoder",
     "fit_together",
+    "latent_tokens",
+    "load_diff",
     "load_documents",
     "logit_effect",
     "measure",
     "measure_estimate",
+    "next_tokens",
     "patching",
     "patchscope",
     "preset",
@@ -140,9 +167,11 @@ __all__ = [
     "relative_norm_histogram",
     "run_demo",
     "run_diff",
+    "run_figures",
     "run_harvest",
     "run_together",
     "run_trials",
+    "sae_bridge",
     "side_evals",
     "similar_latents",
     "split_documents",
@@ -157,7 +186,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
-    "analysis.saelens_evals": ("side_evals",),
+    "analysis.saelens_evals": ("SideSAE", "side_evals"),
     "baselines.activation_difference": ("activation_difference",),
     "baselines.logit_amplification": ("amplified_text",),
     "baselines.pca": ("difference_pca",),
@@ -206,12 +235,25 @@ _MODULES = {
     "model_sites": ("ModelSites",),
     "pair": ("ModelPair",),
     "presets": ("Recipe", "preset"),
+    "saelens_bridge": ("sae_bridge",),
+    "side_view": ("ModelSide",),
     "site": ("Site",),
     "site_difference": ("SiteDifference",),
     "train.config": ("RunConfig", "TrainConfig"),
     "train.loop": ("fit_together",),
     "train.trainer": ("Trainer",),
-    "visualize.figures": ("relative_norm_histogram",),
+    "visualize.figures": ("relative_norm_histogram", "run_figures"),
+    "live.model_diff": ("ModelDiff", "diff", "load_diff"),
+    "hub.convert": ("convert",),
+    "hub.export": ("export_concat", "export_transcoder"),
+    "hub.export_side": ("export_side",),
+    "visualize.tokens": (
+        "compared_tokens",
+        "edited_tokens",
+        "example_tokens",
+        "latent_tokens",
+        "next_tokens",
+    ),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -17,8 +17,12 @@ import tyro
 from tl_crosscoder.activations.contrastive_config import ContrastiveConfig
 from tl_crosscoder.cli_analyze import Analyze
 from tl_crosscoder.cli_causal import Ablate, Baselines, Patch, Steer
+from tl_crosscoder.cli_convert import Export, Import
 from tl_crosscoder.cli_data import Contrastive, Harvest, Inspect
+from tl_crosscoder.cli_hub import List, Publish
+from tl_crosscoder.cli_judge import Handoff, Judge
 from tl_crosscoder.cli_organisms import OrganismName, Organisms
+from tl_crosscoder.cli_report import Report
 from tl_crosscoder.harvest_config import HarvestConfig
 from tl_crosscoder.train.config import RunConfig
 
@@ -123,6 +127,13 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
         Annotated[Ablate, tyro.conf.subcommand("ablate")],
         Annotated[Steer, tyro.conf.subcommand("steer")],
         Annotated[Baselines, tyro.conf.subcommand("baselines")],
+        Annotated[Report, tyro.conf.subcommand("report")],
+        Annotated[List, tyro.conf.subcommand("list")],
+        Annotated[Publish, tyro.conf.subcommand("publish")],
+        Annotated[Export, tyro.conf.subcommand("export")],
+        Annotated[Import, tyro.conf.subcommand("import")],
+        Annotated[Handoff, tyro.conf.subcommand("handoff")],
+        Annotated[Judge, tyro.conf.subcommand("judge")],
         Annotated[Contrastive, contrastive],
         Annotated[Harvest, harvest],
         Annotated[Inspect, tyro.conf.subcommand("inspect")],

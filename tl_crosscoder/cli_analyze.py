@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from tl_crosscoder.analysis.example_database import ExampleDatabase
     from tl_crosscoder.analysis.measurement import Measurement
+    from tl_crosscoder.live.latent_view import LatentView
+    from tl_crosscoder.run_folder import RunFolder
     from tl_crosscoder.tables import TableOfRows
 
 N_EVAL_TOKENS = 16_384
@@ -23,7 +24,7 @@ class Analyze:
     """Print what was measured of a crosscoder: in all, of one latent, or where a text occurs."""
 
     output: tyro.conf.Positional[str]
-    """Folder that `train` or `demo` wrote."""
+    """Folder that `train` or `demo` wrote, or an embedded dictionary (see `list`)."""
     fresh: bool = False
     """Load the models and measure anew on the run's held-out text."""
     text: str | None = None
@@ -53,54 +54,48 @@ class Analyze:
 
     def __call__(self) -> None:
         """Print; measure only where asked to."""
-        from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+        from tl_crosscoder.run_folder import RunFolder
         from tl_crosscoder.visualize import analysis_tables, terminal
 
-        output = Path(self.output)
         if self.text and (self.latent is not None or self.search is not None):
             raise ValueError(
                 "--latent and --search read the examples of the run's own text: leave --text out."
             )
-        crosscoder = Crosscoder.load(output)
-        measurement = self._measurement(output)
+        run = RunFolder(path=Path(self.output), device=self.device)
+        measurement = self._measurement(run)
         if self.latent is not None:
-            self._one(output, measurement, self.latent)
+            print(self._one(run, self.latent))
         elif self.search is not None:
-            with self._examples(output) as database:
+            from tl_crosscoder.run_examples import run_examples
+
+            with run_examples(run) as database:
                 hits = database.search(self.search, n=self.n)
                 print(analysis_tables.search_hits(hits, self.search, measurement))
         elif self.decoupled or self.seeds or self.evals:
-            print(analysis_tables.rows_table(self._compared(output)))
+            print(analysis_tables.rows_table(self._compared(run)))
         elif self.by is not None:
             from tl_crosscoder.analysis.ranking import rank_latents
 
             ranking = rank_latents(measurement.latents, n=self.n, by=self.by, toward=self.toward)
             print(analysis_tables.ranking(ranking))
         elif self.table is None:
-            print(terminal.render(measurement, crosscoder.sites, n_examples=self.n_examples))
+            print(terminal.render(measurement, run.crosscoder.sites, n_examples=self.n_examples))
         if self.table is not None:
             print(_written(measurement, Path(self.table)))
 
-    def _measurement(self, output: Path) -> "Measurement":
+    def _measurement(self, run: "RunFolder") -> "Measurement":
         from tl_crosscoder.analysis.measurement import Measurement
         from tl_crosscoder.diffing import measure_again
 
         if self.fresh or self.text:
-            return measure_again(output, text=self.text, device=self.device)
-        return Measurement.load(output)
+            return measure_again(run, text=self.text)
+        return Measurement.load(run.path)
 
-    def _examples(self, output: Path) -> "ExampleDatabase":
-        from tl_crosscoder.analysis.example_database import ExampleDatabase
-        from tl_crosscoder.diffing import EXAMPLES_NAME
-
-        return ExampleDatabase.open(output / EXAMPLES_NAME)
-
-    def _compared(self, output: Path) -> "TableOfRows":
+    def _compared(self, run: "RunFolder") -> "TableOfRows":
         from tl_crosscoder.analysis.agreement import agreement_over_seeds
         from tl_crosscoder.analysis.similarity import decoupled_pairs
         from tl_crosscoder.run_folder import RunFolder
 
-        run = RunFolder(path=output, device=self.device)
         if self.decoupled:
             return decoupled_pairs(run.crosscoder)
         if self.seeds:
@@ -114,24 +109,11 @@ class Analyze:
         models = Subject.of(run.models, run.crosscoder).models
         return side_evals(models, run.crosscoder, text, show_progress=True)
 
-    def _one(self, output: Path, measurement: "Measurement", latent: int) -> None:
-        from tl_crosscoder.analysis.lens import logit_effect
-        from tl_crosscoder.analysis.patchscope import patchscope
-        from tl_crosscoder.analysis.ranking import in_order
+    def _one(self, run: "RunFolder", latent: int) -> "LatentView":
         from tl_crosscoder.interventions.subject import Subject
-        from tl_crosscoder.run_folder import RunFolder
-        from tl_crosscoder.visualize import analysis_tables
+        from tl_crosscoder.live.latent_view import LatentView
 
-        run = RunFolder(path=output, device=self.device)
-        with self._examples(output) as database:
-            stored = database.latent(latent)
-        (row,) = in_order(measurement.latents, [latent], order="chosen").rows
-        effects = logit_effect(run.models, run.crosscoder, [latent], n=8)
-        subject = Subject.of(run.models, run.crosscoder)
-        site = subject.site_name(subject.finetuned)
-        rows = subject.decoder(subject.finetuned)[[latent]]
-        scope = patchscope(subject.models, rows, site=site, n=8)
-        print(analysis_tables.one_latent(row, measurement.latents, stored, effects, scope))
+        return LatentView.of(run, Subject.of(run.models, run.crosscoder), latent)
 
 
 def _written(measurement: "Measurement", path: Path) -> str:

@@ -18,7 +18,7 @@ class _Question:
     """What the verbs have in common."""
 
     output: Annotated[str, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, or an embedded dictionary (see `list`)."""
     text: str | None = None
     """Prompts to measure on: a file, a folder, or a `datasets` name. None is the run's held-out
     text; where there are chats, they alone."""
@@ -85,9 +85,10 @@ class Patch(_Chosen):
         from tl_crosscoder.causal import patch_run
         from tl_crosscoder.visualize.causal_tables import patching_table
 
-        result = patch_run(self.run(), self.asked())
+        run = self.run()
+        result = patch_run(run, self.asked())
         print(patching_table(result))
-        print(f"\nSaved in {Path(self.output) / 'patching.json'}")
+        print(f"\nSaved in {run.path / 'patching.json'}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ class Ablate(_Tested):
             print(f"\n{samples_table(samples)}")
         if self.export:
             print(f"\n{causal.export_run(run, asked, Path(self.export), mode=self.mode)}")
-        _print_saved(self.output)
+        _print_saved(run.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class Steer(_Tested):
         if self.prompts:
             samples = causal.steering_samples(run, asked, self.prompts, strengths=self.strengths)
             print(f"\n{samples_table(samples)}")
-        _print_saved(self.output)
+        _print_saved(run.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +159,11 @@ class Baselines(_Effect):
         results, adl = causal.baseline_run(run, self.asked(), strengths=self.strengths)
         print(*map(causal_table, results), sep="\n\n")
         print(f"\n{logit_lens(adl, Subject.of(run.models).models)}")
-        _print_saved(self.output)
+        _print_saved(run.path)
 
 
-def _print_saved(output: str) -> None:
+def _print_saved(folder: Path) -> None:
     from tl_crosscoder.causal import saved_files
 
-    names = ", ".join(path.name for path in saved_files(Path(output)))
-    print(f"\nSaved in {output}: {names}")
+    names = ", ".join(path.name for path in saved_files(folder))
+    print(f"\nSaved in {folder}: {names}")

@@ -15,7 +15,7 @@ class Handoff:
     """Write a run for Neuronpedia, SAEDashboard or delphi."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, or an embedded dictionary (see `list`)."""
     to: Literal["neuronpedia", "sae-dashboard", "delphi"]
     """Whose format."""
     output: str
@@ -77,7 +77,7 @@ class Judge:
     """
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run, or an embedded dictionary (see `list`)."""
     model: str
     """The judge, as its endpoint names it."""
     base_url: str | None = None

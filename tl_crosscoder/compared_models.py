@@ -126,6 +126,11 @@ class ComparedModels:
             f"weights={self.weight_processing!r}, device='{self.device}')"
         )
 
+    def _repr_html_(self) -> str:
+        from tl_crosscoder.html_results import models_html
+
+        return models_html(self)
+
     # --- text to activations ---------------------------------------------------------------------
 
     def encode(self, text: str, *, prepend_bos: bool = True) -> list[int]:

@@ -113,16 +113,23 @@ def save_measurement(
 ) -> None:
     """Write the measures, the examples and the figure beside the dictionary."""
     measurement.save(output)
+    save_examples(measurement, output, text=text, tokenizer=tokenizer)
+    if measurement.compared:
+        save_figure(relative_norm_histogram(measurement), output / FIGURE_NAME)
+
+
+def save_examples(
+    measurement: Measurement, output: Path, *, text: TokenizedText, tokenizer: Any
+) -> None:
+    """Write the examples, where the measurement still has them."""
     if measurement.collected is not None:
         about = {"sources": list(measurement.sources), "n_tokens": text.n_tokens}
         ExampleDatabase.write(
             output / EXAMPLES_NAME, measurement.collected, text, tokenizer=tokenizer, about=about
         )
-    if measurement.compared:
-        save_figure(relative_norm_histogram(measurement), output / FIGURE_NAME)
 
 
-def measure_again(output: Path, *, text: str | None = None, device: str = "cpu") -> Measurement:
+def measure_again(run: RunFolder, *, text: str | None = None) -> Measurement:
     """Load models and dictionary of a run and measure anew, on its held-out text or another.
 
     A run on a cache is measured on the cache, without the models. Measures on the run's own
@@ -131,9 +138,8 @@ def measure_again(output: Path, *, text: str | None = None, device: str = "cpu")
     Raises:
         FileNotFoundError, ValueError: no run there, or its text or cache is gone.
     """
-    run = RunFolder(path=output, device=device)
     source, contexts = run.measured(text)
     found = measure(source, run.crosscoder, contexts, show_progress=True)
     if text is None:
-        save_measurement(found, output, text=contexts, tokenizer=source.tokenizer)
+        save_measurement(found, run.path, text=contexts, tokenizer=source.tokenizer)
     return found

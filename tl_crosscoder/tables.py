@@ -51,6 +51,12 @@ class Tabular(ABC):
         frame.attrs.update(self.about())
         return frame
 
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        from tl_crosscoder.html_tables import result_html
+
+        return result_html(self)
+
     def save(self, path: str | Path) -> Path:
         """Write a `.json` or `.parquet` file, atomically. Raises ValueError for another ending."""
         path = Path(path)

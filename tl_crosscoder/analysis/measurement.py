@@ -73,6 +73,11 @@ class Measurement:
         counts = Counter(LATENT_CLASSES[i] for i in alive)
         return {name: counts[name] for name in LATENT_CLASSES}
 
+    def _repr_html_(self) -> str:
+        from tl_crosscoder.html_results import measurement_html
+
+        return measurement_html(self)
+
     def save(self, folder: str | Path) -> Path:
         """Write `analysis.json` and `analysis.safetensors`."""
         folder = Path(folder)

@@ -83,9 +83,10 @@ def read_record(output: Path) -> dict[str, Any]:
     """The record of a run folder; FileNotFoundError where there is none."""
     path = output / RECORD_NAME
     if not path.is_file():
+        what = f"it has no {RECORD_NAME}" if output.is_dir() else "there is no such folder"
         raise FileNotFoundError(
-            f"{output} is not a run: it has no {RECORD_NAME}. Give a folder that "
-            "`tl-crosscoder train` or `demo` wrote."
+            f"{output} is not a run: {what}. Give a folder that `tl-crosscoder train` or `demo` "
+            "wrote, or a dictionary of `tl-crosscoder list`."
         )
     return json.loads(path.read_text(encoding="utf-8"))
 

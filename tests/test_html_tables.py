@@ -1,0 +1,144 @@
+"""HTML of results: what is shown, in which digits, and that no text becomes markup."""
+
+import math
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import torch
+from analysis.hand_made import crosscoder, latent_measures, measurement
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects
+from tl_crosscoder.analysis.max_activating import Example
+from tl_crosscoder.html_results import crosscoder_html
+from tl_crosscoder.html_tables import N_ROWS, table, visible
+from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
+
+HOSTILE = "</td></script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
+
+
+class Page(HTMLParser):
+    """Tags in order, and the text of each cell with the class and title of its element."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.cells: list[tuple[str, dict[str, str], str]] = []
+        self.feed(str(html))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        if tag in ("td", "th", "p"):
+            self.cells.append((tag, {k: v or "" for k, v in attrs}, ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            tag, attributes, text = self.cells[-1]
+            self.cells[-1] = tag, attributes, text + data
+
+    def of(self, tag: str) -> list[str]:
+        return [text for kind, _, text in self.cells if kind == tag]
+
+
+def row(**values: Any) -> PatchingRow:
+    fields = PatchingRow.__dataclass_fields__
+    numbers = {name: 0 if name.startswith("n_") else 0.0 for name in fields}
+    return PatchingRow(**{**numbers, "variant": "x", "group": "g", "tokens": "all", **values})
+
+
+def patching_result(*rows: PatchingRow) -> PatchingResult:
+    return PatchingResult(
+        rows=rows, compared=("base", "finetuned"), candidates="two", candidate_latents=(3, 4)
+    )
+
+
+def test_intervals_are_folded_and_labels_are_of_the_field():
+    kl = {"kl": 0.25, "kl_low": 0.2, "kl_high": 0.3}
+    recovery = {"recovery": math.nan, "recovery_low": 0.1, "recovery_high": 0.2}
+    result = patching_result(row(variant="top", n_tokens=2935, **kl, **recovery))
+    page = Page(result._repr_html_())
+    assert dict(zip(page.of("th")[2:], page.of("td")[2:], strict=True)) == {
+        "tokens": "2,935", "latents": "0", "prompts": "0", "KL": "0.250 [0.200, 0.300]",
+        "CE": "0.000 [0.000, 0.000]",
+    }  # fmt: skip
+    (title,) = [a["title"] for _, a, text in page.cells if text == "KL"]
+    assert title == "to the fine-tuned model, nats a token; 95 % interval"
+    assert page.of("p")[0].startswith("PatchingResult · compared base, finetuned · candidates two")
+    assert page.of("p")[1] == "without values: recovery"
+
+
+def test_numbers_stand_right_and_nan_is_a_dash():
+    page = Page(table({"name": ["a", "b"], "loss": [1.5, math.nan], "n": [1234, None]}))
+    kinds = {text: attributes["class"] for _, attributes, text in page.cells}
+    assert page.of("td") == ["a", "1.500", "1,234", "b", "\N{EN DASH}", "\N{EN DASH}"]
+    assert kinds["1.500"] == kinds["1,234"] == kinds["loss"] == "tlx-n"
+    assert kinds["a"] == kinds["name"] == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.5, 12.0], ["0.500", "12.000"]), ([1e-9, 2.0], ["1e-09", "2"]), ([0.0], ["0.000"])],
+)
+def test_small_numbers_keep_their_digits(values, expected):
+    assert Page(table({"loss": values})).of("td") == expected
+
+
+def test_the_first_rows_are_shown_and_the_rest_is_said():
+    page = Page(table({"n": [*range(N_ROWS + 1)]}))
+    assert len(page.of("td")) == N_ROWS
+    assert page.of("p") == [f"{N_ROWS} of {N_ROWS + 1} rows; to_frame() has all"]
+    assert Page(table({"n": []})).of("p") == ["no rows"]
+
+
+@settings(max_examples=40)
+@given(st.text(), st.text(min_size=1))
+@example(HOSTILE, HOSTILE)
+def test_no_text_becomes_markup(value, name):
+    page = Page(table({name: [value]}))
+    assert page.tags == ["table", "thead", "tr", "th", "tbody", "tr", "td"]
+    assert page.of("td") == [visible(value)[:4000]]
+    assert page.of("th") == [visible(name)] or name in ("", "latent")
+
+
+def test_tokens_of_a_result_are_escaped_and_their_spaces_kept():
+    about = {"latent": 1, "direction": "base", "is_promoted": True, "rank": 1, "token_id": 7}
+    effect = LogitEffect(token=f" {HOSTILE}\n", logit=0.5, **about)
+    page = Page(LogitEffects(rows=(effect,), d_vocab=9)._repr_html_())
+    ((attributes, text),) = [(a, t) for kind, a, t in page.cells if kind == "td" and "img" in t]
+    assert attributes["class"] == "tlx-t"
+    assert text == " </td></script><img src=x onerror=alert(1)>\"'&amp;\\x00\\u202e\\n"
+    assert "img" not in page.tags
+
+
+def test_a_table_of_tensors_has_a_row_a_latent():
+    firing: Firing = latent_measures([1.0, 1.0], [1.0, 0.0], [20, 10]).firing
+    page = Page(firing._repr_html_())
+    assert page.of("td")[:2] == ["0", "20"]
+    assert "tensors" not in page.of("p")[0]
+
+
+def test_a_measurement_shows_its_numbers_and_examples():
+    latents = latent_measures([1.0, 1.0, 0.0], [0.0, 1.0, 2.0], [20, 1500, 12345])
+    token = Example(before="on ", token="<sea>", after=" shore", value=1.0, source="text")
+    page = Page(measurement(latents, examples={2: [token], 0: []})._repr_html_())
+    cells = page.of("td")
+    assert cells[0] == "0.951"  # FVE base, 0.9514
+    # The last two rows: latent 2, R 1, and latent 0, R 0, which has no example.
+    rows = [cells[-14:-7], cells[-7:]]
+    assert [(r[1], r[2], r[-1]) for r in rows] == [
+        ("2", "1.000", "on <sea> shore"), ("0", "0.000", "\N{EN DASH}"),
+    ]  # fmt: skip
+
+
+def test_models_and_dictionary_name_their_sites(taboo_pair):
+    page = Page(taboo_pair._repr_html_())
+    assert page.of("td")[:3] == ["base", "tl_crosscoder/world-base", "\N{EN DASH}"]
+    assert "raw weights" in page.of("p")[0]
+    made = crosscoder(torch.ones(5, 2), torch.ones(5, 2))
+    page = Page(crosscoder_html(made))
+    assert page.of("p")[0].startswith("Crosscoder · 5 latents · d_in 4 · float32 on cpu")
+    assert "tiny-finetuned" in page.of("td")

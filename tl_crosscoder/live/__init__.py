@@ -1,0 +1,1 @@
+"""A diff live in a notebook."""
