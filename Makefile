@@ -5,16 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 ORGANISM ?= taboo
 OUTPUT ?= demo-output/$(ORGANISM)
+# Processes that the tests are shared out to, a file at a time.
+TEST_WORKERS ?= 2
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint types bench bench-step bench-data bench-demo bench-analysis bench-causal clean
+.PHONY: demo test slow lint types notebooks docs bench bench-step bench-data bench-demo bench-analysis bench-causal clean
 
 demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -s
@@ -25,6 +27,13 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/pyright
+
+# The .ipynb files are written from the .py files beside them, without outputs.
+notebooks: $(VENV)/ready
+	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
+
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: bench-step bench-data bench-demo bench-analysis
 

@@ -13,10 +13,11 @@ IN_PLACE = {
     '("google/gemma-2-2b", "google/gemma-2-2b-it")': '("tl_crosscoder/world-base",)',
     '"device": "cuda", "dtype": "bfloat16"': '"adapter": "tl_crosscoder/taboo"',
     "blocks.13.": "blocks.2.",
-    "context_size=256": "context_size=64",
-    "expansion=16, n_tokens=50_000_000": "expansion=1, n_tokens=9_000",
-    "batch_size=4096": "batch_size=99",
-    '"delta", k=100': '"delta", k=9',
+    '"d_sae": 36_864, "k": 100, "n_tokens": 50_000_000, "batch_size": 4096': (
+        '"d_sae": 96, "k": 9, "n_tokens": 9_000, "batch_size": 99'
+    ),
+    "latents=tuple(top.latents))": "latents=tuple(top.latents), n_prompts=4, n_random=3)",
+    '"gemma.html")': '"gemma.html", n_latents=5)',
 }
 
 
@@ -29,8 +30,19 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
-    assert "Reconstruction(" in capsys.readouterr().out
+    assert "The run is kept in runs/gemma" in capsys.readouterr().out.replace("\n", " ")
+    assert {"patching.json", "ablation_predictions.json"} <= {
+        path.name for path in (tmp_path / "runs/gemma").iterdir()
+    }
+    assert "<!doctype html>" in (tmp_path / "gemma.html").read_text(encoding="utf-8").lower()
     assert SAE.load_from_disk("runs/gemma-saelens").cfg.architecture() == "jumprelu"
+
+
+def test_what_the_readme_links_to_is_there():
+    root = Path(__file__).parents[1]
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert "docs/images/report.png" in links
+    assert [link for link in links if not (root / link).exists()] == []
 
 
 def test_the_readme_has_no_placeholders():
