@@ -41,7 +41,7 @@ def relative_decoder_norm(
     """R_j = ||d_j^1|| / (||d_j^0|| + ||d_j^1||), in [0, 1], from the two norms.
 
     0 is base-only, 0.5 shared, 1 finetuned-only; NaN where both norms are zero.
-    Source: Kassem et al. 2026, oriented to the fine-tune (methods, section 3).
+    Source: Kassem et al. 2026, oriented to the fine-tune.
     """
     return finetuned / (base + finetuned)
 

@@ -4,7 +4,7 @@
     beta_error^m = < sum_i f_ij e_i^m, d_j > / (C_j ||d_j||^2) + < d_j^m, d_j > / ||d_j||^2
 
 is the least-squares coefficient of latent j's direction d_j in a target Y of site m (Minder et al.
-2025, section 3 and appendix; methods, section 3). All latents, targets, directions and controls in
+2025, section 3 and appendix). All latents, targets, directions and controls in
 one pass: float64 dot products at the entries of the codes, sums `[d_sae]`. Betas are in the
 normalised space, like decoder norms. A latent that never fires has NaN. Limit: two sites of one
 width.

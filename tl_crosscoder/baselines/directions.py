@@ -3,7 +3,7 @@
     steering:                 x^m + alpha s_m d / ||d||      s_m: mean norm of the stream of site m
     projection replacement:   x^1 - P x^1 + P x^0            P = d d' / ||d||^2
 
-(Minder et al. 2025, arXiv 2510.13900; methods, sections 4 and 5). Contract: a direction is
+(Minder et al. 2025, arXiv 2510.13900). Contract: a direction is
 `[d_model]`, raw space; `trials` tests it as latents are tested, against random directions of its
 norm, so that `run_trials` puts both in one table. Limit: one hook point, edited at every token.
 """

@@ -3,7 +3,7 @@
     alpha 0: the fine-tuned model    -1: the base    > 0: what the fine-tune added, amplified
     < -1: what it took away, amplified
 
-(methods, section 5; l^m are the next-token logits of the two models on the same tokens.) Contract:
+where l^m are the next-token logits of the two models on the same tokens. Contract:
 `amplified_logits` gives `[batch, pos, d_vocab]`; generation is greedy or seeded. Logits and
 log-probabilities amplify alike, as they differ by a constant a position. Limit: both models run the
 whole text again for each new token, without key-value cache.

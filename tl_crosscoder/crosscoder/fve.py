@@ -19,7 +19,7 @@ def fve(
 def difference_fve(
     x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
 ) -> Float[Tensor, ""]:
-    """The same for x^1 - x^0, last site minus first (methods, section 3).
+    """The same for x^1 - x^0, last site minus first.
 
     The FVE of a site hides it: x^1 - x^0 can be a percent of the variance. NaN where both sites
     are equal everywhere.

@@ -4,9 +4,10 @@
     zero:     x^1 - sum_{j in S} f_j d_j^1               all that the latents write
     project:  x^1 - Q Q' x^1                             Q spans the d_j^1; at every token, no codes
 
-(methods, section 4). Contract: `ablation` is an edit `[batch, pos, d_model]` for scoring;
-`ablated` holds it in the model while a context is open, generation included. Tokens without codes
-(BOS, first position) stay as they are under `delta` and `zero`. Limit: one hook point.
+`delta` takes back the patch of Minder et al. 2025. Contract: `ablation` is an edit `[batch, pos,
+d_model]` for scoring; `ablated` holds it in the model while a context is open, generation included.
+Tokens without codes (BOS, first position) stay as they are under `delta` and `zero`. Limit: one
+hook point.
 """
 
 from collections.abc import Iterator, Sequence

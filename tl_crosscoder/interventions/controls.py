@@ -5,7 +5,7 @@
                    much of it comes                                  v_j = d_j^1 - d_j^0
 
 Controls: Gaussian directions of the norms of v_j with the same codes; as many living latents of
-about the same firing rate; latents of a null pair (methods, section 4). What a trial tells is in
+about the same firing rate; latents of a null pair. What a trial tells is in
 `trials`. Limit: sets are chosen beforehand; a search over sets needs prompts of its own.
 """
 

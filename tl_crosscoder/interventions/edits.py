@@ -46,8 +46,8 @@ class Stream(Edit):
 class Shift(Edit):
     """A stream plus what some latents say: x^m + sign sum_{j in S} f_j v_j.
 
-    With v_j = d_j^1 - d_j^0 on the base stream this is h_S of Minder et al. 2025 (methods, section
-    4), with sign -1 on the fine-tuned one the ablation; with random v_j, their control.
+    With v_j = d_j^1 - d_j^0 on the base stream this is h_S of Minder et al. 2025 (arXiv
+    2504.02922), with sign -1 on the fine-tuned one the ablation; with random v_j, their control.
     """
 
     site: int

@@ -3,9 +3,9 @@
     h_S = x^0 + sum_{j in S} f_j (d_j^1 - d_j^0)      the fine-tuned model goes on from h_S
     recovery(S) = 1 - KL(S) / KL(empty set)           KL(p_finetuned || p_{h_S}), nats a token
 
-over the tokens that the assistant says, and the first of them (Minder et al. 2025; methods, section
-4). Intervals are bootstraps over prompts, paired between variants. Limit: the hook's layer is the
-only one patched, so KL(empty set) already tells how much of the fine-tune happens below it.
+over the tokens that the assistant says, and the first of them (Minder et al. 2025, arXiv
+2504.02922). Intervals are bootstraps over prompts, paired between variants. Limit: the hook's layer
+is the only one patched, so KL(empty set) already tells how much of the fine-tune happens below it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ def patching(
     seed: int = 0,
     show_progress: bool = False,
 ) -> PatchingResult:
-    """Patch every variant of methods, section 4, into the fine-tuned model.
+    """Patch every variant (`variants`) into the fine-tuned model.
 
     Args:
         models: a pair, or more sites; of a diff-SAE, its difference.

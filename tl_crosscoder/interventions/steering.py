@@ -2,9 +2,9 @@
 
     h + alpha s d / ||d||        s: mean norm of the stream at this hook; alpha: the strength
 
-(methods, section 4). Contract: a direction is a latent's decoder row or any vector `[d_model]`; the
-edit is a `Constant`, so generation uses the key-value cache. Limit: s is a mean over tokens that
-count; BOS, whose norm is far above it, is steered too.
+so that strengths compare between layers and models. Contract: a direction is a latent's decoder row
+or any vector `[d_model]`; the edit is a `Constant`, so generation uses the key-value cache. Limit: s
+is a mean over tokens that count; BOS, whose norm is far above it, is steered too.
 """
 
 from collections.abc import Iterator, Sequence

@@ -2,7 +2,7 @@
 
 Effects are along the behaviour's change from base to fine-tuned model, as a share of it. Contract:
 intervals are bootstraps over prompts, p-values one-sided among controls, corrected for the number
-of trials of a test (Holm); the off-target cost is KL on neutral text (methods, section 4). A trial
+of trials of a test (Holm); the off-target cost is KL on neutral text. A trial
 may be of latents or of a method without a dictionary. Limit: a p-value is at least
 1 / (1 + controls).
 """

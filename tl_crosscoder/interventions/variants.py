@@ -1,4 +1,4 @@
-"""What is patched: the variants of methods, section 4, and the latents taken for the fine-tune's.
+"""What is patched: the variants, and the latents taken for the fine-tune's.
 
 Contract: every variant is an `Edit` of the fine-tuned model's stream. Source: Minder et al. 2025.
 Limit: candidates are chosen by Delta-norm; give `patching` other sets by name.
