@@ -3,8 +3,8 @@
     h + alpha s d / ||d||        s: mean norm of the stream at this hook; alpha: the strength
 
 so that strengths compare between layers and models. Contract: a direction is a latent's decoder row
-or any vector `[d_model]`; the edit is a `Constant`, so generation uses the key-value cache. Limit: s
-is a mean over tokens that count; BOS, whose norm is far above it, is steered too.
+or any vector `[d_model]`; the edit is a `Constant`, so generation uses the key-value cache. Limit:
+s is a mean over tokens that count; BOS, whose norm is far above it, is steered too.
 """
 
 from collections.abc import Iterator, Sequence
