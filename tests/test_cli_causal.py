@@ -135,7 +135,8 @@ def test_analyze_shows_one_latent_searches_and_writes_a_table(run, top, tmp_path
     assert found.count("\n  latent ") == 3
     assert "No latent has 'xyzzy'" in printed(capsys, "analyze", run, "--search", "xyzzy")
     table = printed(capsys, "analyze", run, "--by", "nu", "--toward", "base", "--n", 4)
-    assert len(table.strip().splitlines()) == 7
+    assert table.startswith("Ranking: order nu, toward base\n")
+    assert [line.split()[0] for line in table.split("\n\n")[1].splitlines()] == [*"#1234"]
     path = tmp_path / "latents.parquet"
     assert "40 latents with" in printed(capsys, "analyze", run, "--table", path)
     assert len(pd.read_parquet(path)) == 40
@@ -144,9 +145,9 @@ def test_analyze_shows_one_latent_searches_and_writes_a_table(run, top, tmp_path
 
 
 def test_analyze_compares_dictionaries_and_sides(run, capsys):
-    assert "None. (threshold 0.9" in printed(capsys, "analyze", run, "--decoupled")
+    assert "DecoupledPairs: threshold 0.9" in printed(capsys, "analyze", run, "--decoupled")
     same = printed(capsys, "analyze", run, "--seeds", run)
-    assert same.splitlines()[-1].split()[3:] == ["1", "1", "1"]
+    assert same.splitlines()[-1].split()[3:] == ["1.000", "1.000", "1.000"]
     assert "ce_loss_score" in printed(capsys, "analyze", run, "--evals")
 
 

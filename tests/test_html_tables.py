@@ -1,6 +1,7 @@
 """HTML of results: what is shown, in which digits, and that no text becomes markup."""
 
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,12 +11,16 @@ from analysis.hand_made import crosscoder, latent_measures, measurement
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tl_crosscoder import Crosscoder, CrosscoderConfig
 from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects
 from tl_crosscoder.analysis.max_activating import Example
+from tl_crosscoder.analysis.ranking import rank_latents
 from tl_crosscoder.html_results import crosscoder_html
-from tl_crosscoder.html_tables import N_ROWS, table, visible
+from tl_crosscoder.html_tables import table
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
+from tl_crosscoder.result_columns import N_ROWS, visible
+from tl_crosscoder.text_tables import N_OF_TENSORS, WIDTH, table_text
 
 HOSTILE = "</td></script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
 
@@ -61,8 +66,8 @@ def test_intervals_are_folded_and_labels_are_of_the_field():
     recovery = {"recovery": math.nan, "recovery_low": 0.1, "recovery_high": 0.2}
     result = patching_result(row(variant="top", n_tokens=2935, **kl, **recovery))
     page = Page(result._repr_html_())
-    assert dict(zip(page.of("th")[2:], page.of("td")[2:], strict=True)) == {
-        "tokens": "2,935", "latents": "0", "prompts": "0", "KL": "0.250 [0.200, 0.300]",
+    assert dict(zip(page.of("th")[3:], page.of("td")[3:], strict=True)) == {
+        "n tokens": "2,935", "n latents": "0", "prompts": "0", "KL": "0.250 [0.200, 0.300]",
         "CE": "0.000 [0.000, 0.000]",
     }  # fmt: skip
     (title,) = [a["title"] for _, a, text in page.cells if text == "KL"]
@@ -134,10 +139,64 @@ def test_a_measurement_shows_its_numbers_and_examples():
     ]  # fmt: skip
 
 
+def test_a_result_prints_as_lines_of_the_same_cells():
+    kl = {"kl": 0.25, "kl_low": 0.2, "kl_high": 0.3, "recovery": math.nan}
+    rows = row(variant="top", n_tokens=2935, **kl), row(variant="all latents", n_tokens=7)
+    result = patching_result(*rows)
+    about, head, first, second, *_ = (line for line in str(result).splitlines() if line)
+    assert about.startswith("PatchingResult: compared base, finetuned, candidates two")
+    assert " ".join(head.split()) == "variant group tokens n latents n tokens prompts KL"
+    assert first.split()[:7] == ["top", "g", "all", "0", "2,935", "0", "0.250"]
+    assert first.index("[0.200, 0.300]") == second.index("[0.000, 0.000]")
+    assert first.startswith("  top          g")
+    # The others are in the block below, and the name again; NaN is a dash.
+    assert str(result).splitlines()[-2].split() == ["top", "0.000", "[0.000,", "0.000]", "-"]
+
+
+def test_printed_columns_that_do_not_fit_go_below_with_the_first_again():
+    cells = ["x" * 60, "\N{CJK UNIFIED IDEOGRAPH-6708}\n", "\u202e"]
+    columns = {"": [*range(3)], **{f"column {i}": cells for i in range(4)}}
+    blocks = table_text(columns).split("\n\n")
+    assert [block.splitlines()[1][:8].split() for block in blocks] == [["0", "xxx"]] * 4
+    assert "x" * 60 not in blocks[0]
+    assert "\N{CJK UNIFIED IDEOGRAPH-6708}\\n" in blocks[0]
+    assert "\\u202e" in blocks[0]
+    assert table_text({"n": [*range(N_ROWS + 1)]}).endswith("to_frame() has all")
+    assert table_text({"n": [*range(N_ROWS + 1)]}, n_rows=None).endswith(f"  {N_ROWS}")
+    assert table_text({"n": []}) == "no rows"
+
+
+def test_tensors_print_as_a_few_rows_with_whole_counts():
+    norms = [1.0] * (N_OF_TENSORS + 2)
+    firing: Firing = latent_measures(norms, norms, [1234] * len(norms)).firing
+    text = str(firing)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert text.count("1,234 ") >= 2 * N_OF_TENSORS  # active at all, and on the one source
+    assert f"{N_OF_TENSORS} of {len(norms)} rows" in text
+
+
+def test_a_difference_names_what_it_is_of():
+    base, finetuned = crosscoder(torch.ones(5, 2), torch.ones(5, 2)).sites
+    site = replace(finetuned, name="difference", minus=base, scale=3.0)
+    made = Crosscoder(CrosscoderConfig(d_in=2, d_sae=5, sites=(site,)))
+    assert Page(made._repr_html_()).of("td") == [
+        "base", "tiny-base", "blocks.1.hook_resid_post", "2", "\N{EN DASH}",
+        "difference, less the above", "tiny-finetuned", "blocks.1.hook_resid_post", "2", "3.000",
+    ]  # fmt: skip
+
+
+def test_latents_without_norms_have_no_class_and_none_ranked_is_said():
+    latents = latent_measures([0.0], [0.0], [20])
+    assert "latent_class" in Page(rank_latents(latents, by="activity")._repr_html_()).of("p")[-1]
+    page = Page(measurement(latents, examples={})._repr_html_())
+    assert page.of("p")[-1].startswith("No latent is active on 10 held-out tokens or more")
+
+
 def test_models_and_dictionary_name_their_sites(taboo_pair):
     page = Page(taboo_pair._repr_html_())
     assert page.of("td")[:3] == ["base", "tl_crosscoder/world-base", "\N{EN DASH}"]
     assert "raw weights" in page.of("p")[0]
+    assert "less the above" in taboo_pair.difference()._repr_html_()
     made = crosscoder(torch.ones(5, 2), torch.ones(5, 2))
     page = Page(crosscoder_html(made))
     assert page.of("p")[0].startswith("Crosscoder · 5 latents · d_in 4 · float32 on cpu")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tl_crosscoder import tokenize
+from tl_crosscoder import loading, tokenize
 from tl_crosscoder.cli_analyze import Analyze
 from tl_crosscoder.live.live_run import sized
 from tl_crosscoder.live.model_diff import ModelDiff, diff, load_diff
@@ -50,6 +50,13 @@ def test_the_command_line_opens_what_it_leaves(made, capsys):
     Analyze(output=str(made.path))()
     assert capsys.readouterr().out.rstrip() == str(made)
     assert [s.model_name for s in made.crosscoder.sites] == [*NAMES]
+
+
+def test_the_command_line_says_what_it_would_leave_out(made):
+    with pytest.raises(ValueError, match="--by and --search each print something else"):
+        Analyze(output=str(made.path), by="nu", search="x")()
+    with pytest.raises(ValueError, match=r"--search reads.*leave --text out"):
+        Analyze(output=str(made.path), search="x", text="other.txt")()
 
 
 def test_a_run_on_disk_is_the_same_diff(made, tmp_path):
@@ -127,6 +134,10 @@ def test_sizes_follow_from_the_text():
         ({"model_names": None}, "Say what they are with model_names"),
         ({"resume": True}, "name it with output"),
         ({"k": 65}, "65"),
+        ({"text": ""}, "text is ''"),
+        ({"text": ["only one"]}, "at least 2"),
+        ({"lr_warmup_steps": 2.5}, "lr_warmup_steps is 2.5, a float; it is int"),
+        ({"hook_name": f"{HOOK},{HOOK}"}, "read at one hook point"),
     ],
 )
 def test_bad_input_is_refused_before_training(made, documents, tmp_path, changes, message):
@@ -136,6 +147,28 @@ def test_bad_input_is_refused_before_training(made, documents, tmp_path, changes
     with pytest.raises(ValueError, match=message):
         diff(*made.models.models, **how)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"preset": "l1"}, "preset 'l1' has no k"),
+        ({"dtype": "float31"}, "dtype 'float31' is not one"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"text": "empty.jsonl"}, "there is no text in empty.jsonl"),
+    ],
+)
+def test_names_are_loaded_after_all_else_was_checked(tmp_path, monkeypatch, changes, message):
+    def load(*_, **__):
+        raise AssertionError("models are loaded")
+
+    monkeypatch.setattr(loading, "load_site", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    how = {**SMALL, "adapter": "tl_crosscoder/taboo", "text": ["one", "two"], **changes}
+    with pytest.raises(ValueError, match=message):
+        diff(NAMES[0], **how)
 
 
 def test_a_name_and_a_loaded_model_do_not_go_together(made, documents):

@@ -7,6 +7,7 @@ paragraph on stderr and exit code 2, an interrupt with 130.
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from tl_crosscoder.train.config import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Diff the embedded pair on a laptop and print what the fine-tune changed (about 2 minutes)."""
+    """Diff the embedded pair on a laptop and print what the fine-tune changed (in 90 seconds)."""
 
     organism: OrganismName = "taboo"
     """Which fine-tune: a secret word, or a false belief."""
@@ -86,6 +87,35 @@ class Train:
             _print_measurement(measurement, Path(config.output), is_one_of=len(configs) > 1)
 
 
+VERBS: dict[str, Any] = {
+    "demo": Demo,
+    "train": Train,
+    "harvest": Harvest,
+    "inspect": Inspect,
+    "contrastive": Contrastive,
+    "analyze": Analyze,
+    "patch": Patch,
+    "ablate": Ablate,
+    "steer": Steer,
+    "baselines": Baselines,
+    "report": Report,
+    "list": List,
+    "export": Export,
+    "import": Import,
+    "publish": Publish,
+    "handoff": Handoff,
+    "judge": Judge,
+    "organisms": Organisms,
+}
+"""In the order of work, which is that of the help and of the README."""
+CONFIGS: dict[Any, Any] = {
+    Train: RunConfig,
+    Harvest: HarvestConfig,
+    Contrastive: ContrastiveConfig,
+}
+"""Verbs that take a --config file, and of what."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -114,33 +144,13 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
     Raises:
         ValueError, FileNotFoundError: a config file that cannot be used, or a bad value.
     """
-    train = tyro.conf.subcommand("train", default=_default(Train, RunConfig, args))
-    harvest = tyro.conf.subcommand("harvest", default=_default(Harvest, HarvestConfig, args))
-    contrastive = tyro.conf.subcommand(
-        "contrastive", default=_default(Contrastive, ContrastiveConfig, args)
-    )
-    verbs: Any = Union[  # noqa: UP007 (built at run time: the default comes from a file)
-        Annotated[Demo, tyro.conf.subcommand("demo")],
-        Annotated[Train, train],
-        Annotated[Analyze, tyro.conf.subcommand("analyze")],
-        Annotated[Patch, tyro.conf.subcommand("patch")],
-        Annotated[Ablate, tyro.conf.subcommand("ablate")],
-        Annotated[Steer, tyro.conf.subcommand("steer")],
-        Annotated[Baselines, tyro.conf.subcommand("baselines")],
-        Annotated[Report, tyro.conf.subcommand("report")],
-        Annotated[List, tyro.conf.subcommand("list")],
-        Annotated[Publish, tyro.conf.subcommand("publish")],
-        Annotated[Export, tyro.conf.subcommand("export")],
-        Annotated[Import, tyro.conf.subcommand("import")],
-        Annotated[Handoff, tyro.conf.subcommand("handoff")],
-        Annotated[Judge, tyro.conf.subcommand("judge")],
-        Annotated[Contrastive, contrastive],
-        Annotated[Harvest, harvest],
-        Annotated[Inspect, tyro.conf.subcommand("inspect")],
-        Annotated[Organisms, tyro.conf.subcommand("organisms")],
+    verbs = [
+        Annotated[verb, tyro.conf.subcommand(name, default=_default(verb, name, args))]
+        for name, verb in VERBS.items()
     ]
+    any_verb: Any = Union[tuple(verbs)]  # noqa: UP007 (built at run time)
     return tyro.cli(
-        verbs,
+        any_verb,
         prog="tl-crosscoder",
         description="What did fine-tuning change inside this model?",
         args=args,
@@ -148,14 +158,13 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
     )
 
 
-def _default(verb: Any, config: Any, args: Sequence[str]) -> Any:
+def _default(verb: Any, name: str, args: Sequence[str]) -> Any:
     """A verb with the fields of its --config file filled in; the output stays required."""
     path = _config_path(args)
-    name = verb.__name__.lower()
-    if path is None or name not in args[:1]:
+    if path is None or verb not in CONFIGS or name not in args[:1]:
         return tyro.MISSING_NONPROP
     default = {"output": tyro.MISSING_NONPROP}
-    return verb(run=config.from_yaml(path, default=default), config=path)
+    return verb(run=CONFIGS[verb].from_yaml(path, default=default), config=path)
 
 
 def _config_path(args: Sequence[str]) -> str | None:
@@ -178,6 +187,7 @@ def _quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

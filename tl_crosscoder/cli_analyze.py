@@ -11,7 +11,6 @@ import tyro
 
 if TYPE_CHECKING:
     from tl_crosscoder.analysis.measurement import Measurement
-    from tl_crosscoder.live.latent_view import LatentView
     from tl_crosscoder.run_folder import RunFolder
     from tl_crosscoder.tables import TableOfRows
 
@@ -55,33 +54,55 @@ class Analyze:
     def __call__(self) -> None:
         """Print; measure only where asked to."""
         from tl_crosscoder.run_folder import RunFolder
-        from tl_crosscoder.visualize import analysis_tables, terminal
 
-        if self.text and (self.latent is not None or self.search is not None):
-            raise ValueError(
-                "--latent and --search read the examples of the run's own text: leave --text out."
-            )
+        self._check()
         run = RunFolder(path=Path(self.output), device=self.device)
-        measurement = self._measurement(run)
-        if self.latent is not None:
-            print(self._one(run, self.latent))
-        elif self.search is not None:
-            from tl_crosscoder.run_examples import run_examples
-
-            with run_examples(run) as database:
-                hits = database.search(self.search, n=self.n)
-                print(analysis_tables.search_hits(hits, self.search, measurement))
-        elif self.decoupled or self.seeds or self.evals:
-            print(analysis_tables.rows_table(self._compared(run)))
-        elif self.by is not None:
-            from tl_crosscoder.analysis.ranking import rank_latents
-
-            ranking = rank_latents(measurement.latents, n=self.n, by=self.by, toward=self.toward)
-            print(analysis_tables.ranking(ranking))
-        elif self.table is None:
-            print(terminal.render(measurement, run.crosscoder.sites, n_examples=self.n_examples))
-        if self.table is not None:
+        is_compared = self.decoupled or self.seeds or self.evals
+        measurement = None
+        if self.fresh or self.table is not None or not is_compared:
+            measurement = self._measurement(run)
+        if is_compared:
+            print(self._compared(run))
+        elif measurement is not None and (self.table is None or self._asked()):
+            print(self._shown(run, measurement))
+        if measurement is not None and self.table is not None:
             print(_written(measurement, Path(self.table)))
+
+    def _asked(self) -> list[str]:
+        """What is to be printed instead of the summary."""
+        asked = {
+            "--by": self.by is not None, "--latent": self.latent is not None,
+            "--search": self.search is not None, "--decoupled": self.decoupled,
+            "--seeds": bool(self.seeds), "--evals": self.evals,
+        }  # fmt: skip
+        return [name for name, is_asked in asked.items() if is_asked]
+
+    def _check(self) -> None:
+        """Raises ValueError for what would be left out without a word."""
+        asked = self._asked()
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} each print something else: give one of them.")
+        if self.text and asked not in ([], ["--by"], ["--evals"]):
+            raise ValueError(
+                f"{asked[0]} reads the measures and examples of the run's own text: leave --text "
+                "out."
+            )
+
+    def _shown(self, run: "RunFolder", measurement: "Measurement") -> object:
+        """What is printed of one run."""
+        from tl_crosscoder.analysis.ranking import rank_latents
+        from tl_crosscoder.live.latent_view import LatentView, search
+        from tl_crosscoder.text_tables import result_text
+        from tl_crosscoder.visualize.terminal import render
+
+        if self.latent is not None:
+            return LatentView.of(run, self.latent)
+        if self.search is not None:
+            return search(run, self.search, n=self.n)
+        if self.by is not None:
+            how = {"n": self.n, "by": self.by, "toward": self.toward}
+            return result_text(rank_latents(measurement.latents, **how), n_rows=None)
+        return render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
 
     def _measurement(self, run: "RunFolder") -> "Measurement":
         from tl_crosscoder.analysis.measurement import Measurement
@@ -91,7 +112,12 @@ class Analyze:
             return measure_again(run, text=self.text)
         return Measurement.load(run.path)
 
-    def _compared(self, run: "RunFolder") -> "TableOfRows":
+    def _compared(self, run: "RunFolder") -> str:
+        from tl_crosscoder.text_tables import result_text
+
+        return result_text(self._comparison(run), n_rows=None)
+
+    def _comparison(self, run: "RunFolder") -> "TableOfRows":
         from tl_crosscoder.analysis.agreement import agreement_over_seeds
         from tl_crosscoder.analysis.similarity import decoupled_pairs
         from tl_crosscoder.run_folder import RunFolder
@@ -108,12 +134,6 @@ class Analyze:
         text = run.some(run.text(run.documents(self.text)), N_EVAL_TOKENS)
         models = Subject.of(run.models, run.crosscoder).models
         return side_evals(models, run.crosscoder, text, show_progress=True)
-
-    def _one(self, run: "RunFolder", latent: int) -> "LatentView":
-        from tl_crosscoder.interventions.subject import Subject
-        from tl_crosscoder.live.latent_view import LatentView
-
-        return LatentView.of(run, Subject.of(run.models, run.crosscoder), latent)
 
 
 def _written(measurement: "Measurement", path: Path) -> str:

@@ -40,16 +40,19 @@ class Export:
         """Write and say what was written."""
         from tl_crosscoder.crosscoder.crosscoder import Crosscoder
         from tl_crosscoder.hub.export import export_concat, export_transcoder
-        from tl_crosscoder.run_folder import opened_path
 
-        if (self.to == "concat" and self.site) or (self.to != "side" and self.text):
-            given = f"--site {self.site}" if self.to == "concat" and self.site else "--text"
-            raise ValueError(f"{given} is of no use to --to {self.to}: leave it out.")
+        useless = {
+            "--site": self.to == "concat" and self.site is not None,
+            "--text": self.to != "side" and self.text is not None,
+            "--device": self.to != "side" and self.device != "cpu",
+        }
+        if given := [name for name, is_useless in useless.items() if is_useless]:
+            raise ValueError(f"{given[0]} is of no use to --to {self.to}: leave it out.")
         folder = Path(self.output)
         if self.to == "side":
             print(f"{folder} is an approximation of one side of the crosscoder. {self._side()}")
             return
-        crosscoder = Crosscoder.load(opened_path(self.dictionary))
+        crosscoder = Crosscoder.load(self.dictionary)
         if self.to == "concat":
             export_concat(folder, crosscoder)
         else:
@@ -57,11 +60,12 @@ class Export:
         print(f"{folder} is the dictionary, exactly; its README.md says how SAELens loads it.")
 
     def _side(self) -> str:
-        from tl_crosscoder.hub.export import exported_site, new_folder
+        from tl_crosscoder import files
+        from tl_crosscoder.hub.export import exported_site
         from tl_crosscoder.hub.export_side import export_side
         from tl_crosscoder.run_folder import RunFolder
 
-        new_folder(self.output)
+        files.new_folder(self.output)
         run = RunFolder(path=Path(self.dictionary), device=self.device)
         exported_site(run.crosscoder, self.site)
         text = run.text(run.documents(self.text))
@@ -112,10 +116,10 @@ class Import:
 
     def __call__(self) -> None:
         """Write and say what was read."""
+        from tl_crosscoder import files
         from tl_crosscoder.hub.convert import convert
-        from tl_crosscoder.hub.export import new_folder
 
-        folder = new_folder(self.output)
+        folder = files.new_folder(self.output)
         crosscoder = convert(
             self.source,
             base=self.base,

@@ -64,7 +64,7 @@ class Publish:
             with_examples=self.with_examples,
             renamed=dict(_renaming(r) for r in self.rename),
         )
-        print(_shown(plan))
+        print(_shown(plan, with_cards=not self.push))
         if plan.refusals:
             print("\nRefused, and nothing sent:")
             print(*(f"  {r}" for r in plan.refusals), sep="\n")
@@ -83,13 +83,13 @@ def _renaming(given: str) -> tuple[str, str]:
     return here, there
 
 
-def _shown(plan: "Publication") -> str:
+def _shown(plan: "Publication", *, with_cards: bool) -> str:
     state = "a new repository" if plan.repository.head is None else "which exists"
     private = ", private" if plan.private else ""
     lines = [f"{plan.id} to {plan.repo} ({state}{private}), {_size(plan.n_bytes)} in all:", ""]
     lines += [f"  {f.path:<56} {_size(f.n_bytes):>10}" for f in plan.files]
     lines += [f"  {path:<56} {'deleted':>10}" for path in plan.deleted]
-    for path in ("README.md", f"{plan.id}/README.md"):
+    for path in ("README.md", f"{plan.id}/README.md") if with_cards else ():
         lines += ["", f"--- {path} ---", "", plan.text(path).strip()]
     lines += ["", *(f"warning: {w}" for w in plan.warnings)]
     return "\n".join(lines).rstrip()

@@ -47,6 +47,11 @@ class Report:
         from tl_crosscoder.visualize.report import report
         from tl_crosscoder.visualize.report.models import ReportSettings
 
+        if self.prompts and not (self.models and self.samples):
+            raise ValueError(
+                "--prompts are for samples, which --no-models and --no-samples leave out: give "
+                "neither of these, or no prompts."
+            )
         settings = ReportSettings(
             n_latents=self.n_latents, samples=self._samples(), models=self.models, text=self.text
         )

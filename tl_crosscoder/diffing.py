@@ -2,8 +2,8 @@
 
 Beside what the trainer writes: `held_out.jsonl` (the text measured on), `analysis.json` and
 `analysis.safetensors` (the measures), `examples.sqlite` (`ExampleDatabase`), and
-`relative_decoder_norm.html` (the figure; not of a single
-site). Limit: the held-out text is cut at `n_measured_tokens`.
+`relative_decoder_norm.html` (the figure; not of a single site). Limit: the held-out text is cut at
+`n_measured_tokens`.
 """
 
 import math
@@ -20,7 +20,7 @@ from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.analysis.measuring import measure, measure_all
-from tl_crosscoder.devices import devices_of
+from tl_crosscoder.loading import options_of_each
 from tl_crosscoder.presets import recipe_of
 from tl_crosscoder.run_folder import HELD_OUT_NAME, RunFolder
 from tl_crosscoder.run_text import RunText, check_text, text_of_run, write_documents
@@ -61,6 +61,22 @@ def run_together(configs: Sequence[RunConfig], *, resume: bool = False) -> list[
         crosscoder_config(source, own, recipe_of(own))  # refuses what cannot be, before long work
     text = _text(config, source)
     tqdm.write(f"Text: {text.training.describe()}", file=sys.stderr)
+    return train_and_measure(configs, source, text, resume=resume)
+
+
+def train_and_measure(
+    configs: Sequence[RunConfig],
+    source: ActivationSource,
+    text: RunText,
+    *,
+    resume: bool = False,
+) -> list[Measurement]:
+    """The same where the source is open and the text is read, which the configs then only record.
+
+    With `resume`, a run that is whole in its folder stays as it is.
+
+    Raises: as `Trainer` and `fit_together` do.
+    """
     trainers = [
         Trainer(
             source,
@@ -73,17 +89,32 @@ def run_together(configs: Sequence[RunConfig], *, resume: bool = False) -> list[
         )
         for own in configs
     ]
+    folders = [Path(own.output) for own in configs]
+    found = [
+        _measured(f) if t.is_complete else None for f, t in zip(folders, trainers, strict=True)
+    ]
     if text.held_out_documents:
-        for own in configs:
-            write_documents(Path(own.output) / HELD_OUT_NAME, text.held_out_documents)
+        for folder in folders:
+            write_documents(folder / HELD_OUT_NAME, text.held_out_documents)
     crosscoders = fit_together(trainers)
     del trainers  # and with them gradients and optimizer, several times the dictionary
-    measurements = measure_all(source, crosscoders, text.held_out, show_progress=True)
-    for own, measurement in zip(configs, measurements, strict=True):
-        save_measurement(
-            measurement, Path(own.output), text=text.held_out, tokenizer=source.tokenizer
+    open_ = [i for i, measurement in enumerate(found) if measurement is None]
+    if open_:
+        made = measure_all(
+            source, [crosscoders[i] for i in open_], text.held_out, show_progress=True
         )
-    return measurements
+        for i, measurement in zip(open_, made, strict=True):
+            how = {"text": text.held_out, "tokenizer": source.tokenizer}
+            save_measurement(measurement, folders[i], **how)
+            found[i] = measurement
+    return [measurement for measurement in found if measurement is not None]
+
+
+def _measured(folder: Path) -> Measurement | None:
+    try:
+        return Measurement.load(folder)
+    except (FileNotFoundError, ValueError):  # none, or of an earlier version
+        return None
 
 
 def open_source(config: RunConfig) -> ActivationSource:
@@ -93,11 +124,25 @@ def open_source(config: RunConfig) -> ActivationSource:
         ValueError, FileNotFoundError: no models, no text, or a cache of other ones.
     """
     if config.cache is None:
-        models = {(s.model_name, s.revision, s.adapter) for s in sites_of(config)}
-        devices_of(config.device, len(models))
+        check_models(config)
         check_text(config)
         return load_source(config)
     return open_cache(config)
+
+
+def check_models(config: RunConfig) -> None:
+    """What can be refused before models load: which ones, where, in which format, which recipe.
+
+    Raises ValueError.
+    """
+    adapters = {(s.model_name, s.revision, s.adapter): s.adapter for s in sites_of(config)}
+    options_of_each(
+        [*adapters.values()],
+        device=config.device,
+        dtype=config.dtype,
+        merge_adapter=config.merge_adapter,
+    )
+    recipe_of(config)
 
 
 def _text(config: RunConfig, source: ActivationSource) -> RunText:

@@ -100,6 +100,14 @@ def is_empty_folder(path: Path) -> bool:
     return path.is_dir() and all(re.match(_TEMPORARY, p.name) for p in path.iterdir())
 
 
+def new_folder(folder: str | Path) -> Path:
+    """The folder, which is not there or is empty. Raises ValueError for another."""
+    folder = Path(folder)
+    if folder.exists() and not is_empty_folder(folder):
+        raise ValueError(f"{folder} is not an empty folder: choose another; nothing was written.")
+    return folder
+
+
 def check_folder(folder: Path, marker: str, *, what: str, resume: bool) -> None:
     """Refuse, without touching it, a folder that something may not be written to.
 

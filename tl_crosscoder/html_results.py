@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from tl_crosscoder.html_tables import box, heading, note, table, visible
+from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS
+from tl_crosscoder.html_tables import box, heading, note, table
+from tl_crosscoder.result_columns import DIRECTIONS, visible
 from tl_crosscoder.site import Site
 
 if TYPE_CHECKING:
@@ -17,13 +19,8 @@ if TYPE_CHECKING:
     from tl_crosscoder.analysis.measurement import Measurement
     from tl_crosscoder.compared_models import ComparedModels
     from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-
-_SCALING = {
-    "finetuned": "of the fine-tuned rows",
-    "base": "of the base rows",
-    "random": "random directions",
-    "other": "other latents' rows",
-}
+    from tl_crosscoder.site_difference import SiteDifference
+UNRANKED = f"No latent is active on {MIN_ACTIVE_TOKENS} held-out tokens or more: none is ranked."
 
 
 def models_html(models: "ComparedModels") -> str:
@@ -31,7 +28,14 @@ def models_html(models: "ComparedModels") -> str:
     devices = {"device": [str(device) for device in models.devices]}
     size = f"{models.d_vocab:,} tokens · context {models.n_ctx:,}"
     said = f"{models.weight_processing} weights · {size}"
-    return box(note(f"{type(models).__name__} · {said}"), table(_sites(models.sites) | devices))
+    columns = site_columns(models.sites) | devices
+    return box(note(f"{type(models).__name__} · {said}"), table(columns))
+
+
+def difference_html(difference: "SiteDifference") -> str:
+    """What is taken away, and from what."""
+    said = f"{type(difference).__name__} · {difference.weight_processing} weights"
+    return box(note(said), table(site_columns(difference.sites)))
 
 
 def crosscoder_html(crosscoder: "Crosscoder") -> str:
@@ -39,13 +43,12 @@ def crosscoder_html(crosscoder: "Crosscoder") -> str:
     cfg = crosscoder.cfg
     size = f"{type(crosscoder).__name__} · {cfg.d_sae:,} latents · d_in {cfg.d_in:,}"
     where = f"{str(crosscoder.W_dec.dtype).removeprefix('torch.')} on {crosscoder.W_dec.device}"
-    scales = {"scale": [site.scale for site in crosscoder.sites]}
-    return box(note(f"{size} · {where}"), table(_sites(crosscoder.sites) | scales))
+    return box(note(f"{size} · {where}"), table(site_columns(crosscoder.sites, scales=True)))
 
 
 def sites_html(sites: Sequence[Site]) -> str:
     """What is compared."""
-    return box(table(_sites(sites)))
+    return box(table(site_columns(sites)))
 
 
 def measurement_html(measurement: "Measurement") -> str:
@@ -68,7 +71,8 @@ def measurement_html(measurement: "Measurement") -> str:
     columns["example"] = [
         _in_context(s.examples[0]) if s.examples else None for s in measurement.top
     ]
-    parts += [heading(f"Latents by {measurement.order}"), table(columns)]
+    parts.append(heading(f"Latents by {measurement.order}"))
+    parts.append(table(columns) if ranked else note(UNRANKED))
     return box(*parts)
 
 
@@ -81,7 +85,8 @@ def _in_context(example: "Example") -> Markup:
     return in_context(example.before, example.token, example.after)
 
 
-def _sites(sites: Sequence[Site]) -> dict[str, list[Any]]:
+def site_columns(sites: Sequence[Site], *, scales: bool = False) -> dict[str, list[Any]]:
+    """A row a site; of a difference, first what is taken away."""
     every = [site for own in sites for site in ([own.minus] if own.minus else []) + [own]]
     columns: dict[str, list[Any]] = {
         "site": [s.name if s.minus is None else f"{s.name}, less the above" for s in every],
@@ -91,7 +96,9 @@ def _sites(sites: Sequence[Site]) -> dict[str, list[Any]]:
         "hook_name": [s.hook_name for s in every],
         "d_model": [s.d_model for s in every],
     }
-    return {name: values for name, values in columns.items() if any(values)}
+    columns = {name: values for name, values in columns.items() if any(values)}
+    # What is taken away is scaled with the difference.
+    return columns | ({"scale": [s.scale if s in sites else None for s in every]} if scales else {})
 
 
 def _reconstruction(measurement: "Measurement") -> dict[str, list[Any]]:
@@ -116,5 +123,5 @@ def _scaling(measurement: "Measurement") -> dict[str, list[Any]]:
         for kind in ("error", "reconstruction")
     }
     n_specific = [int(table.is_specific.sum()) for table in latents.scaling.values()]
-    names = [_SCALING.get(name, name) for name in latents.scaling]
+    names = [DIRECTIONS.get(name, name) for name in latents.scaling]
     return {"Latent Scaling": names, "specific latents": n_specific, **medians}

@@ -8,7 +8,7 @@ a run from Python keeps no held-out text, so one has to be named.
 import math
 import shutil
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from tl_crosscoder.activations.documents import (
 from tl_crosscoder.activations.text import TokenizedText, tokenize
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.analysis.measuring import measure
+from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
 from tl_crosscoder.devices import devices_of
 from tl_crosscoder.embedded import PREFIX, embedded_run
-from tl_crosscoder.model_sites import ModelSites
 from tl_crosscoder.organisms.suite import load_suite
 from tl_crosscoder.run_text import write_documents
 from tl_crosscoder.site_difference import SiteDifference
@@ -81,16 +82,21 @@ def _held_out_again(record: dict[str, Any]) -> list[Document]:
 class RunFolder:
     """A dictionary with how it was made.
 
-    Raises ValueError or FileNotFoundError where there is no run, or no such device.
+    Raises ValueError or FileNotFoundError where there is no run, no such device, or models of
+    another run.
     """
 
     path: Path
     device: str = "cpu"
+    loaded: ComparedModels | SiteDifference | None = field(default=None, repr=False, compare=False)
+    """What it was trained on, where that is loaded already; None loads it when it is needed."""
 
     def __post_init__(self) -> None:
         devices_of(self.device, 1)
         object.__setattr__(self, "path", opened_path(self.path))
         _ = self.record, self.crosscoder
+        if self.loaded is not None:
+            check_source(self.loaded, self.crosscoder)
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -103,8 +109,10 @@ class RunFolder:
         return Crosscoder.load(self.path, device=self.device)
 
     @cached_property
-    def models(self) -> ModelSites | SiteDifference:
-        """What it was trained on, loaded now."""
+    def models(self) -> ComparedModels | SiteDifference:
+        """What it was trained on, loaded now if it is not yet."""
+        if self.loaded is not None:
+            return self.loaded
         training = self.record["training"]
         return source_of_sites(
             self.crosscoder.sites,
@@ -164,7 +172,8 @@ class RunFolder:
     def _measurement(self) -> Measurement:
         try:
             return Measurement.load(self.path)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError) as error:
+            tqdm.write(f"{error} Measuring now.", file=sys.stderr)
             source, contexts = self.measured()
             return measure(source, self.crosscoder, contexts, show_progress=True)
 

@@ -8,8 +8,6 @@ every forward pass runs all models to their hooks.
 """
 
 import weakref
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +16,7 @@ from torch import Tensor
 from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.hooked_model import stop_layer
 from tl_crosscoder.pair_view import HookedView
+from tl_crosscoder.running_ids import RunningIds
 
 
 class SideView(HookedView):
@@ -95,8 +94,8 @@ class ModelSide:
                 f"site {site!r} cannot be watched: {what}. Take a hook in a block, and load the "
                 "model once more for its other sites, or use SideView."
             )
-        self.pass_ = RunningPass(model, layer=stop - 1, tokenizer=pair.tokenizer)
-        weakref.finalize(self, self.pass_.stop_watching)
+        self.ids = RunningIds(model, tokenizer=pair.tokenizer, layer=stop - 1)
+        weakref.finalize(self, self.ids.stop)
 
     def streams_with(
         self, x: Float[Tensor, "batch pos *heads"]
@@ -107,86 +106,14 @@ class ModelSide:
         its ids: from embeddings, from a filled key-value cache, or with padding on the left.
         """
         own = x.flatten(start_dim=2)
-        ids = self.pass_.ids_of(own)
+        if not self.ids.is_known:
+            raise ValueError(
+                f"a stream of shape {list(x.shape)} was to be encoded outside of a forward pass of "
+                f"its model, so the other sites' streams are not known. Attach the SAE at "
+                f"{self.hook_name!r} and run the model, or give all sites to crosscoder.encode."
+            )
+        ids = self.ids.of(*own.shape[:2])
         others = [i for i in range(self.pair.n_sites) if i != self.position]
         found = zip(others, self.pair.site_activations(ids, others), strict=True)
         streams = {i: stream.to(own) for i, stream in found} | {self.position: own}
         return tuple(streams[i] for i in range(self.pair.n_sites))
-
-
-class RunningPass:
-    """The ids of the forward pass that runs in a model, seen from a hook in one of its layers."""
-
-    def __init__(self, model: Any, *, layer: int, tokenizer: Any):
-        self.tokenizer = tokenizer
-        self.embedded: Tensor | None = None
-        self.known: Tensor | None = None
-        self.before: Tensor | None = None
-        """Ids of the pass before, of which this one may be the continuation."""
-        self.n_cached = 0
-        self.is_in_layer = False
-        self._handles = [
-            model.embed.register_forward_pre_hook(self._embedding),
-            model.blocks[0].register_forward_pre_hook(self._beginning, with_kwargs=True),
-            model.blocks[layer].register_forward_pre_hook(self._entering),
-            model.blocks[layer].register_forward_hook(self._leaving, always_call=True),
-        ]
-
-    def stop_watching(self) -> None:
-        """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
-
-    def ids_of(self, stream: Float[Tensor, "batch pos d_model"]) -> Int[Tensor, "batch pos"]:
-        """Ids of the tokens of a stream in the layer; ValueError where they are not all known."""
-        batch, n_pos = stream.shape[:2]
-        ids, before = self.embedded, self.before
-        # HookedTransformer generates without cache from embeddings that it keeps, so that only the
-        # prompt and then each new token pass the embedding.
-        if ids is not None and before is not None and ids.shape == (batch, 1) and n_pos > 1:
-            ids = torch.cat([before, ids], dim=1) if len(before) == batch else None
-        if not self.is_in_layer or ids is None or ids.shape != (batch, n_pos):
-            raise ValueError(
-                f"a stream of shape {list(stream.shape)} was to be encoded "
-                + ("in" if self.is_in_layer else "outside of")
-                + " a forward pass of its model, but not with all of its token ids, so the other "
-                "sites' streams are not known. Run the model on ids, or give all sites to "
-                "crosscoder.encode."
-            )
-        if self.n_cached:
-            raise ValueError(
-                f"this pass goes on from a key-value cache of {self.n_cached} positions, but the "
-                "other models need the whole text. Generate with use_past_kv_cache=False."
-            )
-        pad = self.tokenizer.pad_token_id
-        starts = ids[:, 0] == (-1 if pad is None else pad)
-        if starts.any() and not starts.all():
-            raise ValueError(
-                f"{int(starts.sum())} of {len(ids)} rows begin with padding, but the other models "
-                "run on the ids without a mask. Pad on the right."
-            )
-        self.known = ids
-        return ids
-
-    def _embedding(self, module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG002
-        self.embedded, self.before, self.known = args[0], self.known, None
-
-    def _beginning(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        self.n_cached = n_cached([*args, *kwargs.values()])
-
-    def _entering(self, module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG002
-        self.is_in_layer = True
-
-    def _leaving(self, module: Any, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
-        # Forgotten, so that a pass that skips the embedding is not taken for this one.
-        self.is_in_layer, self.embedded = False, None
-
-
-def n_cached(values: Sequence[Any]) -> int:
-    """Positions in a key-value cache, by what either kind of model hands its blocks."""
-    for value in values:
-        if hasattr(value, "get_seq_length"):
-            return int(value.get_seq_length())
-        if hasattr(value, "past_keys"):
-            return int(value.past_keys.shape[1])
-    return 0

@@ -136,6 +136,11 @@ class SiteDifference:
         names = [self.source.sites[i].name for i in self._positions]
         return f"SiteDifference({names[0]} - {names[1]} of {self.source})"
 
+    def _repr_html_(self) -> str:
+        from tl_crosscoder.html_results import difference_html
+
+        return difference_html(self)
+
 
 def difference_of(
     source: SiteRows, site: str | None = None, *, minus: str | None = None

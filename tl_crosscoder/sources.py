@@ -147,7 +147,9 @@ def source_of_sites(
         ValueError, FileNotFoundError: models that are not to be had, or are other ones by now.
     """
     minus = sites[0].minus
-    minuend = replace(sites[0], name="minuend", minus=None)
+    # A pair's, as where the models were loaded for the training; of other sites none is recorded.
+    name = "finetuned" if minus is not None and minus.name == "base" else "minuend"
+    minuend = replace(sites[0], name=name, minus=None)
     models = ModelSites.from_sites(
         _with_base_revisions(sites if minus is None else [minus, minuend]),
         device=device,

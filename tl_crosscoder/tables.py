@@ -51,6 +51,12 @@ class Tabular(ABC):
         frame.attrs.update(self.about())
         return frame
 
+    def __str__(self) -> str:
+        """In a terminal."""
+        from tl_crosscoder.text_tables import result_text
+
+        return result_text(self)
+
     def _repr_html_(self) -> str:
         """In a notebook."""
         from tl_crosscoder.html_tables import result_html

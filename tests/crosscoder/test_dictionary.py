@@ -188,11 +188,21 @@ def test_a_truncated_weights_file_is_refused(crosscoder, tmp_path):
         Crosscoder.load(tmp_path / "d")
 
 
-def test_weights_of_another_size_are_refused(crosscoder, tmp_path):
+def test_weights_of_another_size_and_fields_that_are_not_known_are_refused(crosscoder, tmp_path):
     path = crosscoder.save(tmp_path / "d") / "cfg.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"d_sae": 31}))
+    cfg = json.loads(path.read_text())
+    path.write_text(json.dumps(cfg | {"d_sae": 31}))
     with pytest.raises(ValueError, match="truncated or does not belong"):
         Crosscoder.load(tmp_path / "d")
+    cfg["sites"][0]["new"] = 1
+    path.write_text(json.dumps(cfg))
+    with pytest.raises(ValueError, match=r"argument 'new'\): it is damaged, or of a newer version"):
+        Crosscoder.load(tmp_path / "d")
+
+
+def test_a_device_that_is_not_there_is_not_called_a_damaged_file(crosscoder, tmp_path):
+    with pytest.raises(ValueError, match="device 'cuda:99' is not there"):
+        Crosscoder.load(crosscoder.save(tmp_path / "d"), device="cuda:99")
 
 
 def test_weights_with_nan_are_refused(crosscoder, tmp_path):

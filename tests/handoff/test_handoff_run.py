@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelSites, Site
 from tl_crosscoder.activations.harvest import harvest
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli_judge import Handoff, Judge
+from tl_crosscoder.handoff.shown_site import ShownSite
 from tl_crosscoder.judge.judged import Judged
 from tl_crosscoder.run_folder import RunFolder
 
@@ -144,10 +146,24 @@ def test_bad_names_and_folders_are_refused_before_any_work(trained, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_site_off_the_residual_stream_has_no_dashboard(taboo_pair):
+    hooks = ("blocks.1.hook_resid_post", "blocks.1.mlp.hook_post")
+    sites = [Site(name=h[9:], hook_name=h, model_name="m") for h in hooks]
+    models = ModelSites([taboo_pair.models[0]] * 2, sites)
+    d_in = sum(site.d_model for site in models.sites)
+    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=8, sites=models.sites))
+    with pytest.raises(
+        ValueError, match=r"'mlp.hook_post' is 256 wide .* \(--site\) of \[\('hook_"
+    ):
+        ShownSite.of(models, made)
+    assert ShownSite.of(models, made, "hook_resid_post").decoder.shape == (8, 96)
+
+
 def test_the_judge_asks_only_when_told_to_and_never_twice(run_folder, server, tmp_path, capsys):
+    latents = some_latents(run_folder)
     ask: dict[str, Any] = {
         "run": str(run_folder), "model": "rule", "base_url": server.url,
-        "latents": some_latents(run_folder), "n_active": 6, "n_inactive": 6, "n_per_request": 4,
+        "latents": (*latents, latents[0]), "n_active": 6, "n_inactive": 6, "n_per_request": 4,
     }  # fmt: skip
     Judge(**ask)()
     printed = capsys.readouterr().out

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pair.tiny_pairs import CORPUS, save_model
 from safetensors.torch import load_file, save_file
 
-from tl_crosscoder import Crosscoder
+from tl_crosscoder import Crosscoder, ModelSites, measure, tokenize
+from tl_crosscoder.cli_convert import Import
 from tl_crosscoder.hub.convert import convert
+from tl_crosscoder.hub.publish import plan_publication
 from tl_crosscoder.site import Site
 
 HOOK = "blocks.1.hook_resid_pre"
@@ -115,6 +118,32 @@ def test_scales_that_stay_outside_a_file_are_folded_in(formats):
             convert(folder, finetuned="org/sft", scales=wrong)
     with pytest.raises(ValueError, match="folded in already"):
         convert(formats / FORMATS[1], **NAMES, scales=(1.0, 2.0))
+
+
+def test_what_was_imported_is_measured_and_published(formats, tmp_path, monkeypatch, capsys):
+    """By the commands and the lines of docs/sharing.md, with random models of the file's width."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("base", "finetuned")):
+        save_model(tmp_path / name, seed=seed, hidden_size=24, head_dim=6)
+    how = {"base": "base", "finetuned": "finetuned", "hook_name": HOOK}
+    Import(source=str(formats / "crosscode/jumprelu"), output="imported", **how)()
+    assert "imported holds a crosscoder of crosscode: d_sae=96" in capsys.readouterr().out
+
+    crosscoder = Crosscoder.load("imported")
+    assert "measure it in Python first" in "".join(
+        plan_publication("imported", "a/b", licence=None).warnings
+    )
+    models = ModelSites.from_sites(crosscoder.sites)
+    documents = [{"text": text} for text in CORPUS * 4]
+    text = tokenize(documents, models.tokenizer, context_size=12)
+    measurement = measure(models, crosscoder, text)
+    measurement.save("imported")
+    assert measurement.reconstruction.n_tokens == text.n_tokens
+    plan = plan_publication("imported", "a/b", licence="mit")
+    assert f"| FVE base | {measurement.reconstruction.fve['base']:.3f} |" in plan.text(
+        "imported/README.md"
+    )
+    assert not [w for w in plan.warnings if "the card has no" in w]
 
 
 def test_a_named_weights_file_is_read_with_the_config_beside_it(formats, tmp_path):

@@ -19,6 +19,7 @@ from tl_crosscoder.cli_convert import Export
 from tl_crosscoder.hub.export import export_concat, export_transcoder
 from tl_crosscoder.hub.export_side import export_side, one_model_sae
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.organisms import training_documents
 from tl_crosscoder.site import Site
 
 D_SAE = 40
@@ -75,36 +76,61 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_sae_lens_alone_gives_the_same_latents(pair, texts, tmp_path):
-    """Of every export, in one process without this package."""
-    expected: dict[str, dict[str, Tensor]] = {}
+class Expected:
+    """What each export must give, by its folder; inputs lie beside the folders."""
 
-    def expect(folder: Path, x: Tensor, codes: Tensor, x_hat: Tensor) -> None:
-        save_file({"x": x.contiguous()}, f"{folder}.x.safetensors")
-        expected[str(folder)] = {"codes": codes.detach(), "x_hat": x_hat.detach()}
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.found: dict[str, dict[str, Tensor]] = {}
 
-    for with_bias in (False, True):
-        crosscoder = dictionary(pair.sites, apply_b_dec_to_input=with_bias)
-        x = inputs(crosscoder)
+    def all_of(self, name: str, crosscoder: Crosscoder, x: Tensor, *, source, fit_on, measure_on):
+        """Every export of a crosscoder, with what it itself makes of raw activations."""
         codes = crosscoder.encode(x)
-        assert 0.1 < (codes > 0).float().mean() < 0.6
-        folder = export_concat(tmp_path / f"concat-{with_bias}", crosscoder)
-        expect(folder, x, codes, crosscoder(x))
+        self._add(export_concat(self.root / f"{name}-concat", crosscoder), x, codes, crosscoder(x))
         for site, at in (("base", 0), ("finetuned", 1)):
-            folder = tmp_path / f"{site}-{with_bias}"
+            folder = self.root / f"{name}-{site}"
             export_transcoder(folder, crosscoder, site=None if at else site)
             # Another order of products than the crosscoder's own, of a block of its columns.
             x_hat = codes @ crosscoder.decoder(at) + crosscoder.decoder_bias(at)
-            expect(folder, x, codes, x_hat)
-            torch.testing.assert_close(x_hat, crosscoder(x).split(16, dim=-1)[at])
-    fit_on, measure_on = texts
-    folder = tmp_path / "side"
-    export_side(folder, crosscoder, source=pair, fit_on=fit_on, measure_on=measure_on)
-    sae = one_model_sae(crosscoder, BaseEstimate.fit(pair, fit_on))
-    expect(folder, x[:, 16:], sae.encode(x[:, 16:]), sae(x[:, 16:]))
+            self._add(folder, x, codes, x_hat)
+            torch.testing.assert_close(x_hat, crosscoder(x).chunk(2, dim=-1)[at])
+        folder, own = self.root / f"{name}-side", x.chunk(2, dim=-1)[1]
+        export_side(folder, crosscoder, source=source, fit_on=fit_on, measure_on=measure_on)
+        sae = one_model_sae(crosscoder, BaseEstimate.fit(source, fit_on))
+        self._add(folder, own, sae.encode(own), sae(own))
 
+    def _add(self, folder: Path, x: Tensor, codes: Tensor, x_hat: Tensor) -> None:
+        assert 0 < (codes > 0).float().mean() < 0.6
+        save_file({"x": x.contiguous()}, f"{folder}.x.safetensors")
+        self.found[str(folder)] = {"codes": codes.detach(), "x_hat": x_hat.detach()}
+
+
+def embedded_exports(expected: Expected) -> None:
+    """Of the four dictionaries that come with the package, on a little of their text."""
+    for organism in ("taboo", "false-fact"):
+        pair = ModelPair.from_pretrained(
+            "tl_crosscoder/world-base",
+            adapter=f"tl_crosscoder/{organism}",
+            hook_name="blocks.2.hook_resid_post",
+        )
+        text = tokenize(training_documents(organism, 40), pair.tokenizer, context_size=64)
+        x = pair.rows(text[:8]).flatten(1)
+        how = {"source": pair, "fit_on": text[8:24], "measure_on": text[:8]}
+        for preset in ("batchtopk", "delta"):
+            crosscoder = Crosscoder.from_pretrained(f"tl_crosscoder-{organism}", preset)
+            expected.all_of(f"{organism}-{preset}", crosscoder, x, **how)
+
+
+def test_sae_lens_alone_gives_the_same_latents(pair, texts, tmp_path):
+    """Of every export, in one process without this package."""
+    expected = Expected(tmp_path)
+    for with_bias in (False, True):
+        crosscoder = dictionary(pair.sites, apply_b_dec_to_input=with_bias)
+        how = {"source": pair, "fit_on": texts[0], "measure_on": texts[1]}
+        expected.all_of(f"bias-{with_bias}", crosscoder, inputs(crosscoder), **how)
+    embedded_exports(expected)
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, *expected],
+        [sys.executable, "-c", LOAD, *expected.found],
         capture_output=True,
         text=True,
         check=False,
@@ -112,18 +138,17 @@ def test_sae_lens_alone_gives_the_same_latents(pair, texts, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]
-    kinds = {name: (cls, kind) for name, cls, kind in said}
-    for name, exact in expected.items():
+    classes = {"concat": "JumpReLUSAE", "transcoder": "JumpReLUTranscoder", "side": "JumpReLUSAE"}
+    assert [folder for folder, _, _ in said] == [*expected.found]
+    assert all(classes[kind] == cls for _, cls, kind in said)
+    for name, exact in expected.found.items():
         found = load_file(f"{name}.out.safetensors")
         assert torch.equal(found["codes"] > 0, exact["codes"] > 0), name
         # A bias folded into b_enc is rounded once more.
         torch.testing.assert_close(found["codes"], exact["codes"], atol=2e-6, rtol=1e-5)
         torch.testing.assert_close(found["x_hat"], exact["x_hat"], atol=5e-6, rtol=1e-5)
-        if name.endswith("False") or "concat" in name:
+        if "bias-False" in name or "concat" in name:
             assert torch.equal(found["codes"], exact["codes"]), name
-    assert kinds[str(tmp_path / "concat-False")] == ("JumpReLUSAE", "concat")
-    assert kinds[str(tmp_path / "base-True")] == ("JumpReLUTranscoder", "transcoder")
-    assert kinds[str(tmp_path / "side")] == ("JumpReLUSAE", "side")
 
 
 def test_the_estimate_is_folded_by_hand():
@@ -201,6 +226,11 @@ def test_sites_of_unequal_width_have_transcoders_and_sides(pair, texts, tmp_path
     x = inputs(crosscoder)
     found = SAE.load_from_disk(tmp_path / "b")
     torch.testing.assert_close(found(x), crosscoder(x)[:, 16:48])
+    two = ModelSites([base, base], sites[:2])
+    with pytest.raises(ValueError, match=r"no other site is as wide as 'b', .* as transcoder"):
+        export_side(
+            tmp_path / "x", dictionary(two.sites), source=two, fit_on=texts[0], measure_on=texts[1]
+        )
     quality = export_side(
         tmp_path / "c", crosscoder, source=models, fit_on=texts[0], measure_on=texts[1]
     )
@@ -246,12 +276,16 @@ def test_what_cannot_be_exported_is_refused(pair, texts, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_verb_writes_what_python_writes(pair, tmp_path, capsys):
+def test_the_verb_writes_what_python_writes(pair, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Export(dictionary="tl_crosscoder/taboo-delta", output="embedded")()
+    assert [p.name for p in tmp_path.iterdir()] == ["embedded"]  # no copy of the run is needed
     folder = dictionary(pair.sites).save(tmp_path / "d")
     Export(dictionary=str(folder), output=str(tmp_path / "t"), to="transcoder", site="base")()
     assert "is the dictionary, exactly" in capsys.readouterr().out
     assert SAE.load_from_disk(tmp_path / "t").cfg.metadata.export["site"] == "base"
-    for wrong in ({"to": "concat", "site": "base"}, {"to": "transcoder", "text": "x"}):
+    useless = {"to": "concat", "site": "base"}, {"to": "transcoder", "text": "x"}, {"device": "mps"}
+    for wrong in useless:
         with pytest.raises(ValueError, match="is of no use to --to"):
             Export(dictionary=str(folder), output=str(tmp_path / "x"), **wrong)()
     with pytest.raises(FileNotFoundError, match="is not a run"):

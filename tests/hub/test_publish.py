@@ -1,8 +1,11 @@
 """Publishing, against a hub on this machine that speaks the calls of the client."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,9 @@ from tl_crosscoder import Crosscoder, CrosscoderConfig, Site
 from tl_crosscoder.cli_hub import Publish
 from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME
 from tl_crosscoder.embedded import pretrained_folder
+from tl_crosscoder.hub.card import dictionary_card
 from tl_crosscoder.hub.publish import Publication, plan_publication, push
+from tl_crosscoder.hub.publish_files import PublishedRun
 from tl_crosscoder.hub.registry_loading import load_pretrained
 
 # The client's own way to send a file, which httpx would rather have otherwise.
@@ -110,10 +115,43 @@ def test_examples_and_places_stay_here_unless_asked(hub, tiny):
     assert (training["output"], training["cache"]) == (None, None)
 
 
+def test_the_code_of_a_card_runs():
+    """Of one that comes with the package, as it stands."""
+    card = (EMBEDDED / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "# [1, pos, 2, 96]\n" in code
+    assert "# [1, pos, 1024]\n" in code
+    assert names["x"].shape == (1, names["x"].shape[1], 2, 96)
+    assert names["latents"].shape == (1, names["x"].shape[1], 1024)
+
+
+def test_a_card_says_what_goes_into_the_dictionary(tmp_path):
+    """Sites of one width stacked, others side by side; of a diff-SAE the difference."""
+    base, same, wider = (
+        Site(name=n, d_model=d, hook_name="h", model_name=f"org/{n}")
+        for n, d in (("base", 4), ("same", 4), ("wider", 6))
+    )
+    difference = replace(same, name="difference", minus=base)
+    cards = []
+    for sites in ((base, same), (base, wider), (difference,)):
+        cfg = CrosscoderConfig(d_in=sum(s.d_model for s in sites), d_sae=16, sites=sites)
+        run = PublishedRun(folder=Crosscoder(cfg).save(tmp_path / sites[-1].name), renamed={})
+        cards.append(dictionary_card(run, id="x", repo="org/cc", licence="mit"))
+    assert "# [1, pos, 2, 4]\n" in cards[0]
+    assert "# [1, pos, 10]\n" in cards[1]
+    assert "A diff-SAE: " in cards[2]
+    assert "# x: the first model's activations minus the second's, [..., 4] ->" in cards[2]
+    assert "side by side" not in cards[2]
+
+
 def test_what_was_pushed_loads_to_the_same_bits(hub, tiny, capsys):
     """By this package's way and by SAELens's, and without our class; two in one repository."""
     Publish(dictionary=str(EMBEDDED), repo="org/cc", license="mit", id="taboo", push=True)()
-    assert f"Published: {hub.url}/org/cc/commit/" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Published: {hub.url}/org/cc/commit/" in said
+    assert "--- README.md ---" not in said  # it was to be read before
     sent(tiny, renamed={"models/sft": "org/sft"})
     local = Crosscoder.load(EMBEDDED)
     loaded = Crosscoder.from_pretrained("org/cc", "taboo")
@@ -137,7 +175,7 @@ def test_a_repository_keeps_what_is_in_it(hub, tiny):
     sent(tiny, id="first", renamed={"models/sft": "org/sft"})
     before = hub.files("org/cc")
     ours = before["README.md"].decode()
-    mine = ours.replace("<!-- tl_crosscoder: dict", "By hand.\n\n<!-- tl_crosscoder: dict")
+    mine = ours.replace("<!-- tl_crosscoder: dict", "In /data/x.\n\n<!-- tl_crosscoder: dict")
     hub.repos["org/cc"].commit({**before, "README.md": mine.encode(), "notes.md": b"notes"})
     sent(EMBEDDED, id="second")
     after = hub.files("org/cc")
@@ -147,7 +185,7 @@ def test_a_repository_keeps_what_is_in_it(hub, tiny):
     assert after["notes.md"] == b"notes"
     card = after["README.md"].decode()
     assert card.count("# Crosscoders\n") == 1
-    assert "By hand." in card
+    assert "In /data/x." in card  # somebody else's text is no reason not to publish
     assert "| [first](first/README.md) | `org/base`, `org/sft` |" in card
     assert "| [second](second/README.md) |" in card
     front = yaml.safe_load(card.split("---")[1])

@@ -25,6 +25,7 @@ PATHS = [
     '"text": "D:/text.jsonl"',
     r'"text": "\\\\server\\share"',
     "see file:///data/x.html",
+    r'"text": "/\u00fcbung/text.jsonl"',
 ]
 HARMLESS = [
     "FVE 0.968 / 0.967, 48,000 tokens/s and/or 1/32",
@@ -69,7 +70,7 @@ def test_the_header_of_a_weights_file_is_read():
 
 def test_text_of_others_is_no_markdown_and_no_html():
     assert code("a`|<script>\nb") == "`a'\\|<script> b`"
-    assert plain("<b>*x*|[y](z)") == r"&lt;b&gt;\*x\*\|\[y\]\(z\)"
+    assert plain("<b>*x*|[y](z) it's") == r"&lt;b&gt;\*x\*\|\[y\]\(z\) it's"
     assert [number(v) for v in (None, float("nan"), -0.0001, -0.5)] == ["-", "-", "0.000", "-0.500"]
 
 
@@ -78,3 +79,11 @@ def test_a_summary_leaves_out_what_has_not_been_measured():
     cfg = {"sites": [site, {**site, "adapter": "org/lora"}], "d_sae": 16}
     summary = Summary.of("a", cfg, record=None, analysis=None)
     assert (summary.models, summary.l0, summary.fve) == (("org/base", "org/lora"), None, {})
+
+
+def test_a_summary_of_a_diff_sae_names_both_models_and_its_fve():
+    base = {"adapter": None, "model_name": "org/base", "hook_name": "h"}
+    cfg = {"sites": [{**base, "model_name": "org/sft", "minus": base}], "d_sae": 16}
+    measured = {"reconstruction": {"fve": {"difference": 0.2}, "difference_fve": None, "l0": 8.0}}
+    summary = Summary.of("a", cfg, record=None, analysis=measured)
+    assert (summary.models, summary.fve) == (("org/base", "org/sft"), {"difference": 0.2})

@@ -122,6 +122,10 @@ def test_a_mitigation_curve_is_by_size_with_intervals_and_controls():
     assert "p = 0.01, after Holm 0.03" in text
     assert "same firing rate: mean -5.6 %, p = 0.2" in text
     layout = figure.layout
+    # Between the words and the plot, so that a picture of its beginning, as in the README, has it.
+    assert layout.title.text.count("<br>") * 21 < (1 - layout.legend.y) * layout.height
+    assert (1 - layout.legend.y) * layout.height + 3 * 20 < layout.margin.t
+    assert layout.height <= 660
     assert layout.xaxis2.title.text == "latents in the set"
     assert layout.yaxis.title.text == "share that goes"
     assert layout.yaxis2.title.text == "off-target KL (nats a token)"

@@ -11,7 +11,7 @@ import pytest
 from visualize.report_runs import DIFFERENCE, HOOK, HOSTILE, PAIR, small_run
 from visualize.test_causal_tables import causal_row, patching_row
 
-from tl_crosscoder import ModelSites, TrainConfig, Trainer, measure, preset
+from tl_crosscoder import ModelSites, TrainConfig, Trainer, load_diff, measure, preset
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.cli_report import Report
 from tl_crosscoder.diffing import save_measurement
@@ -142,11 +142,20 @@ def test_a_diff_sae_has_all_but_norms(tmp_path_factory):
     assert data.compared is None
     assert data.samples is not None
     assert data.texts
+    assert [site.name for site in run.models.source.sites] == ["base", "finetuned"]
     assert [e.direction for e in data.latents[0].logits] == ["difference"]
     assert data.latents[0].ranked["relative_decoder_norm"] is None
     words = shown(page(data, {}))
     assert "Of the living" not in words
     assert "nan" not in words
+
+
+def test_other_sites_than_a_pair_are_named_and_no_latents_are_said(data):
+    none = replace(data, latents=[], compared=("base", "finetuned_2"))
+    words = shown(page(none, {}))
+    assert "R and classes compare finetuned_2 (as finetuned) with base (as base)" in words
+    assert "No latent is active on 10 held-out tokens or more" in words
+    assert "as finetuned" not in shown(page(data, {}))
 
 
 def test_a_single_site_says_what_it_cannot_have(run, tmp_path):
@@ -167,6 +176,11 @@ def test_a_single_site_says_what_it_cannot_have(run, tmp_path):
     words = shown(page(data, {}))
     assert "Samples and texts" in words
     assert "What there is in tl_crosscoder/world-base" in words
+    view = load_diff(tmp_path, models=models).latent(data.latents[0].latent)
+    shown_tokens = [token for token, _ in data.latents[0].logits[0].promoted]
+    assert [row.token for row in view.effects.rows[:8]] == shown_tokens
+    assert "No " not in repr(view)
+    assert "other" not in repr(view).splitlines()[0]
 
 
 def test_latents_without_examples_and_runs_without_models(folder):
@@ -196,5 +210,7 @@ def test_the_verb_writes_one_file_and_says_so(folder, capsys):
     assert html.count('id="plotly"') == 1
     with pytest.raises(ValueError, match=r"must end in \.html"):
         report(folder, output=folder / "report.pdf")
+    with pytest.raises(ValueError, match="--prompts are for samples"):
+        Report(dictionary=str(folder), prompts=("Hi",), models=False)()
     with pytest.raises(ValueError, match="n_latents is 0"):
         Report(dictionary=str(folder), n_latents=0)()

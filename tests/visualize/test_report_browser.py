@@ -187,9 +187,25 @@ def test_figures_and_texts_are_drawn_when_they_come_near(opened, browser):
     assert opened.execute_script("return document.querySelectorAll('.failed').length") == 0
 
 
+def test_what_is_open_is_printed_and_no_controls_are(opened, browser, data):
+    shown = "return [...document.querySelectorAll('h1, nav, #filters, #pane')]" + (
+        ".filter((n) => n.getClientRects().length).map((n) => n.id || n.localName)"
+    )
+    try:
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert opened.execute_script(shown) == ["h1"]
+        opened.execute_script(f"location.hash = 'latent-{data.latents[1].latent}'")
+        browser.wait_for("!document.getElementById('pane').hidden")
+        assert opened.execute_script(shown) == ["pane"]
+    finally:
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_a_phone_does_not_scroll_sideways(opened, browser, data):
     resize(opened, 390)
     opened.refresh()
+    left = "document.querySelector('td.context').getBoundingClientRect().left"
+    assert opened.execute_script(f"return {left}") < 300
     for hash in ("", *(f"latent-{record.latent}" for record in data.latents[:2])):
         opened.execute_script(f"location.hash = '{hash}'")
         browser.wait_for(f"document.getElementById('pane').hidden === {str(not hash).lower()}")

@@ -7,7 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tl_crosscoder.analysis.max_activating import Example
-from tl_crosscoder.visualize.terminal import INDENT, WIDTH, context, render
+from tl_crosscoder.text_tables import WIDTH
+from tl_crosscoder.visualize.terminal import INDENT, context, render
 
 
 def columns(line: str) -> int:
@@ -100,7 +101,9 @@ def test_equal_models_are_said_to_be_equal():
 
 def test_without_ranked_latents_the_tables_remain():
     made = measurement(latent_measures([1.0], [1.0], [1]), examples={})
-    assert "FVE base" in render(made, sites())
+    text = render(made, sites())
+    assert "FVE base" in text
+    assert text.endswith("No latent is active on 10 held-out tokens or more: none is ranked.")
 
 
 def test_the_token_is_in_brackets_within_its_context():
@@ -115,6 +118,10 @@ def test_control_characters_are_shown_and_do_not_move_the_cursor():
     assert "[\\t]" in context(in_context(token="\t"))
     coloured = context(in_context(before="a\x1b[31mb\nc", token="\x1b[0m", after="\r\nd\x07e"))
     assert coloured == "a\\x1b[31mb c[\\x1b[0m] d\\x07e  (text)"
+    # Neither can be printed as it is: one turns the line around, the other has no encoding.
+    assert (
+        context(in_context(token="\u202e", after=" \ud800")) == "on the [\\u202e] \\ud800  (text)"
+    )
 
 
 def test_a_long_context_is_cut_at_its_far_ends():

@@ -92,6 +92,8 @@ class TextConfig(Reading, Masks):
     def _check_text(self) -> None:
         if self.text is not None and self.mixture:
             raise ValueError(f"give text ({self.text!r}) or mixture, not both.")
+        if self.text is not None and not self.text.strip():  # which as a path is this folder
+            raise ValueError(f"text is {self.text!r}: name a file, a folder or a `datasets` name.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it is a share, above 0 and below 1.")
         if self.context_size < 2:

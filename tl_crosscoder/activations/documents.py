@@ -192,6 +192,8 @@ def _read_file(path: Path, text_column: str) -> Iterable[Document]:
         return ({"text": part, "source": path.stem} for part in parts if part)
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"{path} is not one of {', '.join(_SUFFIXES)}.")
+    if not path.stat().st_size:  # at which `datasets` raises StopIteration
+        return ()
     from datasets import load_dataset
 
     kind = "json" if path.suffix == ".jsonl" else "parquet"

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tl_crosscoder.crosscoder.crosscoder import Crosscoder, split_sites
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.site_views import split_sites
 from tl_crosscoder.site import Site, compared_sites, site_index
 
 Side = Literal["decoder", "encoder"]

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float
 from sae_lens.registry import SAE_CLASS_REGISTRY, register_sae_class
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
@@ -24,107 +23,12 @@ from torch import Tensor
 
 from tl_crosscoder import files
 from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig
+from tl_crosscoder.crosscoder.site_views import SiteViews
+from tl_crosscoder.devices import devices_of
+from tl_crosscoder.embedded import embedded_run
 from tl_crosscoder.site import Site
 
 CFG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
-
-
-def split_sites(flat: Tensor, sites: tuple[Site, ...], *, dim: int = -1) -> tuple[Tensor, ...]:
-    """Views of a concatenation, one per site, along `dim`."""
-    return flat.split([s.d_model for s in sites], dim=dim)
-
-
-def scaled_decoder_norms(
-    W_dec: Float[Tensor, "d_sae d_in"], sites: tuple[Site, ...]
-) -> Float[Tensor, "d_sae n_sites"]:
-    """||d_j^m|| in the normalised space, where training saw every site at the same size.
-
-    A saved dictionary works on raw activations; multiplying by the site's scale undoes that.
-    """
-    rows = split_sites(W_dec, sites)
-    return torch.stack([r.norm(dim=-1) * s.scale for r, s in zip(rows, sites, strict=True)], dim=-1)
-
-
-class SiteViews:
-    """Per-site views of flattened parameters, shared by the trained and the training class."""
-
-    cfg: CrosscoderConfig
-    W_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """The sites, in the order of the concatenation; site 0 is the base."""
-        return self.cfg.sites
-
-    @property
-    def n_sites(self) -> int:
-        """Number of sites."""
-        return len(self.cfg.sites)
-
-    def site_index(self, site: str | int) -> int:
-        """Position of a site given by name or position."""
-        names = [s.name for s in self.sites]
-        if isinstance(site, str) and site in names:
-            return names.index(site)
-        if isinstance(site, int) and -len(names) <= site < len(names):
-            return site % len(names)
-        raise ValueError(f"site {site!r} is not in this crosscoder; its sites are {names}.")
-
-    def encoder(self, site: str | int) -> Float[Tensor, "d_model d_sae"]:
-        """View of the encoder of one site, raw space."""
-        return split_sites(self.W_enc, self.sites, dim=0)[self.site_index(site)]
-
-    def decoder(self, site: str | int) -> Float[Tensor, "d_sae d_model"]:
-        """View of the decoder of one site, raw space."""
-        return split_sites(self.W_dec, self.sites)[self.site_index(site)]
-
-    def decoder_bias(self, site: str | int) -> Float[Tensor, " d_model"]:
-        """View of the decoder bias of one site, raw space."""
-        return split_sites(self.b_dec, self.sites)[self.site_index(site)]
-
-    def decoder_norms(self) -> Float[Tensor, "d_sae n_sites"]:
-        """||d_j^m|| in the normalised space; see `scaled_decoder_norms`."""
-        return scaled_decoder_norms(self.W_dec, self.sites)
-
-    def get_W_dec_norm(self) -> Float[Tensor, " d_sae"]:
-        """n_j = sum_m ||d_j^m||, the weight of a latent in selection, penalties and folding."""
-        return self.decoder_norms().sum(dim=-1).clamp(min=1e-8)
-
-    @torch.no_grad()
-    def fold_site_scales_(self, scales: Sequence[float]) -> None:
-        """Make a dictionary for activations times `scales` one for the activations themselves.
-
-        The scales, one per site, are recorded in the sites: decoder norms are read through them.
-        """
-        parts = zip(
-            scales,
-            split_sites(self.W_enc, self.sites, dim=0),
-            split_sites(self.W_dec, self.sites),
-            split_sites(self.b_dec, self.sites),
-            strict=True,
-        )
-        for scale, W_enc, W_dec, b_dec in parts:
-            W_enc.mul_(scale)
-            W_dec.div_(scale)
-            b_dec.div_(scale)
-        pairs = zip(self.sites, scales, strict=True)
-        self.cfg.sites = tuple(replace(s, scale=s.scale * scale) for s, scale in pairs)
-        self.cfg.metadata.sites = [s.to_dict() for s in self.cfg.sites]
-
-    def flatten(self, x: Tensor) -> Float[Tensor, "... d_in"]:
-        """Stacked `[..., n_sites, d_model]` or flat `[..., d_in]` activations as flat ones."""
-        d_in = self.cfg.d_in
-        if x.shape[-1] == d_in:  # also where a single site's axis could be taken for another
-            return x
-        if x.ndim >= 2 and x.shape[-2] == self.n_sites and x.shape[-2] * x.shape[-1] == d_in:
-            return x.flatten(-2)
-        raise ValueError(
-            f"activations of shape {list(x.shape)} do not fit this crosscoder: it takes "
-            f"[..., {self.n_sites}, d_model] or [..., {d_in}] for the sites "
-            f"{[(s.name, s.d_model) for s in self.sites]}."
-        )
 
 
 class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
@@ -176,17 +80,22 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
 
     def save(self, path: str | Path) -> Path:
         """Write `cfg.json` and `sae_weights.safetensors` into the folder, each atomically."""
-        return _save(Path(path), self.cfg.to_dict(), self.state_dict())
+        path = Path(path)
+        files.write_tensors(path / WEIGHTS_NAME, self.state_dict())
+        files.write_json(path / CFG_NAME, self.cfg.to_dict())
+        return path
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> "Crosscoder":
-        """Read a folder that `save` wrote.
+        """Read a folder that `save` wrote, or an embedded dictionary by its run's name.
 
         Raises:
             FileNotFoundError: no such folder, or not a dictionary.
-            ValueError: a damaged file, non-finite weights, or another kind of dictionary.
+            ValueError: a damaged file, non-finite weights, another kind of dictionary, or no such
+                device.
         """
-        path = Path(path)
+        path = embedded_run(path) or Path(path)
+        devices_of(device, 1)
         _check_folder(path)
         try:
             crosscoder = cls.load_from_disk(path, device=device)
@@ -194,6 +103,11 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
             raise ValueError(
                 f"{path / WEIGHTS_NAME} cannot be read ({error}): the file is truncated or does "
                 "not belong to the cfg.json beside it. Copy it again, or train again."
+            ) from error
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path / CFG_NAME} cannot be read ({error}): it is damaged, or of a newer version "
+                "of tl_crosscoder."
             ) from error
         bad = [n for n, p in crosscoder.state_dict().items() if not p.isfinite().all()]
         if bad:
@@ -267,12 +181,6 @@ def concatenation_config(cfg: CrosscoderConfig) -> JumpReLUSAEConfig:
     )
 
 
-def _save(path: Path, cfg: dict, state_dict: dict[str, Tensor]) -> Path:
-    files.write_tensors(path / WEIGHTS_NAME, state_dict)
-    files.write_json(path / CFG_NAME, cfg)
-    return path
-
-
 def _check_folder(path: Path) -> None:
     missing = [n for n in (CFG_NAME, WEIGHTS_NAME) if not (path / n).is_file()]
     if not path.is_dir() or missing:
@@ -284,7 +192,7 @@ def _check_folder(path: Path) -> None:
             f"{WEIGHTS_NAME}, as `tl-crosscoder train` writes into its --output."
         )
     try:
-        architecture = json.loads((path / CFG_NAME).read_text()).get("architecture")
+        architecture = json.loads((path / CFG_NAME).read_text(encoding="utf-8")).get("architecture")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{path / CFG_NAME} is not a JSON object ({error}).") from error
     if architecture != ARCHITECTURE:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_crosscoder.choices import Reconstruction
 from tl_crosscoder.crosscoder.config import AuxK
-from tl_crosscoder.crosscoder.crosscoder import split_sites
+from tl_crosscoder.crosscoder.site_views import split_sites
 from tl_crosscoder.site import Site, subtracted_sites
 
 

@@ -31,11 +31,12 @@ from tl_crosscoder.crosscoder.config import (
     CrosscoderConfig,
     CrosscoderTrainingConfig,
 )
-from tl_crosscoder.crosscoder.crosscoder import Crosscoder, SiteViews, split_sites
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.geometry import geometric_median
 from tl_crosscoder.crosscoder.losses import auxk_codes, site_difference
 from tl_crosscoder.crosscoder.objective import Objective
 from tl_crosscoder.crosscoder.parts import is_constrained, project_decoder_, project_encoder_
+from tl_crosscoder.crosscoder.site_views import SiteViews, split_sites
 from tl_crosscoder.crosscoder.sparsity import (
     BatchTopK,
     JumpReLU,

@@ -67,9 +67,7 @@ def hand_off(
             cannot show.
         FileNotFoundError: the run has no examples or no text.
     """
-    output, settings = Path(output), settings or HandoffSettings()
-    if output.exists() and not files.is_empty_folder(output):
-        raise ValueError(f"{output} is not an empty folder: choose another; nothing was written.")
+    output, settings = files.new_folder(output), settings or HandoffSettings()
     chosen = settings.latents
     if chosen is not None:
         checked_latents(chosen, run.crosscoder)

@@ -47,7 +47,8 @@ class ShownSite:
         Of a diff-SAE it is the fine-tuned model, with the directions of the difference.
 
         Raises:
-            ValueError: an unknown site, models of another dictionary, or a hook in no block.
+            ValueError: an unknown site, models of another dictionary, or a hook in no block or
+                off the residual stream.
         """
         check_source(models, crosscoder)
         if site is None:
@@ -65,9 +66,17 @@ class ShownSite:
                 f"the hook {own.hook_name!r} is in no block, and dashboards are numbered by layer: "
                 "hand off a dictionary of a hook such as 'blocks.0.hook_resid_post'."
             )
+        model = source.models[position]
+        if own.d_model != model.cfg.d_model:
+            raise ValueError(
+                f"site {own.name!r} is {own.d_model} wide and not on the residual stream of "
+                f"{model.cfg.d_model}, so that its latents have no logits to show. Name another "
+                f"site (--site) of {[(s.name, s.d_model) for s in models.sites]}, or hand off a "
+                "dictionary of a hook such as 'blocks.0.hook_resid_post'."
+            )
         return cls(
             site=own,
-            model=source.models[position],
+            model=model,
             tokenizer=source.tokenizer,
             decoder=crosscoder.decoder(at).detach(),
             n_vocab=min(source.d_vocab, len(source.tokenizer)),

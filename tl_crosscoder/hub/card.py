@@ -47,8 +47,11 @@ class Summary:
         analysis: Mapping[str, Any] | None,
     ) -> "Summary":
         """From the content of its files."""
-        sites, measured = cfg["sites"], (analysis or {}).get("reconstruction", {})
-        fve = dict(measured.get("fve", {})) | {"difference": measured.get("difference_fve")}
+        measured = (analysis or {}).get("reconstruction", {})
+        # Of a diff-SAE the difference is a site itself.
+        fve = {"difference": measured.get("difference_fve")} | dict(measured.get("fve", {}))
+        order = sorted(fve, key=lambda name: name == "difference")
+        sites = [s for own in cfg["sites"] for s in (own.get("minus"), own) if s]
         return cls(
             id=id,
             models=tuple(dict.fromkeys(s["adapter"] or s["model_name"] for s in sites)),
@@ -56,7 +59,7 @@ class Summary:
             d_sae=cfg["d_sae"],
             recipe=None if record is None else recipe_label(record),
             l0=measured.get("l0"),
-            fve={name: value for name, value in fve.items() if value is not None},
+            fve={name: fve[name] for name in order if fve[name] is not None},
         )
 
 
@@ -91,6 +94,9 @@ def dictionary_card(
         summary=Summary.of(id, run.cfg, record=run.record, analysis=run.analysis),
         d_in=run.cfg["d_in"],
         sites=run.sites,
+        is_difference=run.sites[0].minus is not None,
+        is_stacked=len({s.d_model for s in run.sites}) == 1,
+        has_embedded=any(s.label.startswith(PREFIX) for s in run.read_sites),
         imported=run.cfg["metadata"].get("imported_from"),
         record=run.record,
         texts=[] if run.record is None else _texts(run.record["training"]),
@@ -133,7 +139,7 @@ def repository_card(
 
 def hub_models(run: PublishedRun) -> list[str]:
     """Models and adapters of the sites that have the form of a repository of the hub."""
-    names = [n for s in run.sites for n in (s.model_name, s.adapter) if n]
+    names = [n for s in run.read_sites for n in (s.model_name, s.adapter) if n]
     is_repository = re.compile(r"[\w.-]+/[\w.-]+").fullmatch
     found = [n for n in names if is_repository(n) and not n.startswith(PREFIX)]
     return [*dict.fromkeys(n for n in found if not Path(n).exists())]
@@ -198,7 +204,7 @@ def code(value: object) -> str:
 
 def plain(value: object) -> str:
     """Text in which no Markdown or HTML means anything."""
-    text = html.escape(" ".join(str(value).split()))
+    text = html.escape(" ".join(str(value).split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", text)
 
 

@@ -106,7 +106,7 @@ def write_export(
     folder: str | Path, sae: JumpReLUSAE | JumpReLUTranscoder, card: str, **about: Any
 ) -> Path:
     """Write config, weights and card, all or none. Raises ValueError for a folder in use."""
-    folder = new_folder(folder)
+    folder = files.new_folder(folder)
     # Less than 32 bits would round thresholds and with them change what is active.
     dtype = torch.float64 if sae.dtype == torch.float64 else torch.float32
     made_with = f"tl_crosscoder {tl_crosscoder.__version__}"
@@ -121,12 +121,4 @@ def write_export(
         files.write_tensors(temporary / WEIGHTS_NAME, weights)
         files.write_json(temporary / CFG_NAME, cfg)
         files.write_text(temporary / CARD_NAME, card)
-    return folder
-
-
-def new_folder(folder: str | Path) -> Path:
-    """The folder, which is not there or is empty. Raises ValueError for another."""
-    folder = Path(folder)
-    if folder.exists() and not files.is_empty_folder(folder):
-        raise ValueError(f"{folder} is not an empty folder: choose another; nothing was written.")
     return folder

@@ -18,13 +18,14 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
+from tl_crosscoder import files
 from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.activations.harvest import harvest_rows
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.reconstruction import Moments
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.hub.export import exported_site, new_folder, write_export
+from tl_crosscoder.hub.export import exported_site, write_export
 from tl_crosscoder.hub.export_card import side_card
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.site import Site, site_parts
@@ -77,10 +78,10 @@ def export_side(
         batch_size: contexts a forward pass.
 
     Raises:
-        ValueError: a folder that is not empty, an unknown or single site, a dictionary of other
-            models, or a text of too few tokens.
+        ValueError: a folder that is not empty, an unknown or single site or one of a width of its
+            own, a dictionary of other models, or a text of too few tokens.
     """
-    new_folder(folder)
+    files.new_folder(folder)
     check_source(source, crosscoder)
     at = exported_site(crosscoder, site)
     sites = crosscoder.sites
@@ -143,8 +144,13 @@ def one_model_sae(crosscoder: Crosscoder, estimate: BaseEstimate) -> JumpReLUSAE
 
 def _other_site(sites: tuple[Site, ...], at: int) -> Site:
     """The first of the same width, which the quality of the estimate compares with."""
-    others = [s for i, s in enumerate(sites) if i != at]
-    return next((s for s in others if s.d_model == sites[at].d_model), others[0])
+    for i, site in enumerate(sites):
+        if i != at and site.d_model == sites[at].d_model:
+            return site
+    raise ValueError(
+        f"no other site is as wide as {sites[at].name!r}, {[(s.name, s.d_model) for s in sites]}: "
+        "an estimate is between sites of one width. Export it as transcoder, which is exact."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

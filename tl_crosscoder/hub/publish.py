@@ -20,14 +20,13 @@ from tl_crosscoder.hub import card, publish_files
 from tl_crosscoder.hub.export_card import concat_card
 from tl_crosscoder.hub.publish_checks import findings
 from tl_crosscoder.hub.publish_files import (
-    ANALYSIS_NAMES,
     SAELENS_FOLDER,
     PublishedFile,
     PublishedRun,
 )
 from tl_crosscoder.hub.publish_repository import Repository, read_repository
+from tl_crosscoder.hub.publish_warnings import model_warnings, run_warnings
 from tl_crosscoder.hub_errors import first_line
-from tl_crosscoder.train.record import RECORD_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -119,9 +118,10 @@ def plan_publication(
         refusals=(
             *_licence_refusals(licence, repository),
             *_place_refusals(repository, there, private=private, overwrite=overwrite),
-            *(str(f) for file in files for f in findings(file.path, file.content)),
+            # Not in the repository's card: ours in it is in these, the rest is there already.
+            *(str(f) for file in files[:-1] for f in findings(file.path, file.content)),
         ),
-        warnings=tuple(_warnings(run, repository)),
+        warnings=(*run_warnings(run, repository), *model_warnings(run)),
     )
 
 
@@ -182,36 +182,6 @@ def _place_refusals(
         )
     if private and repository.is_private is False:
         yield f"{repository.name} is public: --private is for a new repository."
-
-
-def _warnings(run: PublishedRun, repository: Repository) -> Iterator[str]:
-    if repository.unread is not None:
-        yield (
-            f"the repository could not be read, so it is shown as if it were new: "
-            f"{repository.unread}"
-        )
-    for name, what, verb in (
-        (ANALYSIS_NAMES[0], "no measures", "analyze --fresh"),
-        (publish_files.PATCHING_NAME, "no KL recovery", "patch"),
-    ):
-        if not (run.folder / name).is_file():
-            yield f"the card has {what}: run `tl-crosscoder {verb}` first."
-    if not any(run.causal_tests):
-        yield "the card has no interventions: run `tl-crosscoder ablate` and `steer` first."
-    if run.record is None:
-        yield f"there is no {RECORD_NAME}: nobody can tell how the dictionary was made."
-    for site in run.sites:
-        name = site.adapter or site.model_name
-        if Path(name).exists():
-            yield (
-                f"site {site.name} names the folder {name!r}: nobody else has it. Say what others "
-                f"load with --rename {name}=owner/name."
-            )
-        elif site.revision is None and name in card.hub_models(run):
-            yield (
-                f"no revision of {name} is recorded (site {site.name}): if it changes on the hub, "
-                "the dictionary no longer fits."
-            )
 
 
 def push(publication: Publication) -> str:

@@ -59,6 +59,8 @@ def findings(path: str, content: Path | bytes) -> list[Finding]:
     if not path.endswith(TEXT_SUFFIXES):
         return _in_line(path, None, data.decode("latin-1"), with_paths=False)
     lines = data.decode(errors="replace").splitlines()
+    if path.endswith((".json", ".jsonl")):  # which may write the letters of a path as escapes
+        lines = [re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), line) for line in lines]
     return [
         found
         for i, line in enumerate(lines, start=1)

@@ -91,6 +91,11 @@ class PublishedRun:
         """The sites, renamed."""
         return tuple(Site.from_dict(s) for s in self.cfg["sites"])
 
+    @property
+    def read_sites(self) -> tuple[Site, ...]:
+        """Those that models are read at: of a diff-SAE, what is subtracted too."""
+        return tuple(s for own in self.sites for s in (own.minus, own) if s is not None)
+
     @cached_property
     def measurement(self) -> Measurement | None:
         """The measures; None where nothing has been measured."""

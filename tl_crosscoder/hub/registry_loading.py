@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME, Crosscoder
+from tl_crosscoder.devices import devices_of
 from tl_crosscoder.hub.convert import convert
 from tl_crosscoder.hub.registry import WEIGHTS, Entry, find, in_repository, nearest
 from tl_crosscoder.hub_errors import explained
@@ -27,8 +28,9 @@ def load_pretrained(
 
     Raises:
         ValueError: no such release, repository, revision or dictionary (the nearest is named), a
-            folder that is here, or a hub that does not answer.
+            folder that is here, no such device, or a hub that does not answer.
     """
+    devices_of(device, 1)
     _refuse_a_folder(release, sae_id)
     release, revision = _revision_of(release, revision)
     entry = find(release, sae_id)

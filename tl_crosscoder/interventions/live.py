@@ -7,7 +7,7 @@ they need whole texts, and generation without key-value cache. Limit: unpadded o
 and no edit that asks for the roles of tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from tl_crosscoder.compared_models import Prompts
 from tl_crosscoder.hooked_model import HookedModel, replacing_hook
 from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Stream, Sum, Where
 from tl_crosscoder.interventions.subject import Streams, Subject
+from tl_crosscoder.running_ids import RunningIds
 from tl_crosscoder.tokenization import own_bos_id
 
 
@@ -79,8 +80,10 @@ def edited(subject: Subject, edit: Edit) -> Iterator[EditedModel]:
         )
     model = subject.models.models[edit.site]
     hook_name = subject.models.sites[edit.site].hook_name
-    running = _Pass(subject, edit)
-    with running.watching(model), model.hooks(fwd_hooks=[replacing_hook(hook_name, running.new)]):
+    with (
+        _running(subject, edit) as new,
+        model.hooks(fwd_hooks=[replacing_hook(hook_name, new)]),
+    ):
         yield EditedModel(model=model, subject=subject, edit=edit)
 
 
@@ -102,93 +105,31 @@ def _asks_for_roles(edit: Edit) -> bool:
     return isinstance(edit, Where)
 
 
-class _Pass:
-    """The forward pass that runs: its ids, and what the edit makes of its stream."""
+@contextmanager
+def _running(subject: Subject, edit: Edit) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What makes the edited stream of a stream, while the context is open."""
+    models = subject.models
+    if is_local(edit):
+        yield lambda x: edit(_of_one_site(subject, edit.site, x.to(models.device, torch.float32)))
+        return
+    model: Any = models.models[edit.site]
+    ids = RunningIds(model, tokenizer=models.tokenizer)
+    # At once: a hook before the blocks does not see the cache.
+    handle = model.blocks[0].register_forward_pre_hook(lambda *_: ids.check_cache())
 
-    def __init__(self, subject: Subject, edit: Edit) -> None:
-        self.subject, self.edit = subject, edit
-        self.embedded: Tensor | None = None
-        self.known: Tensor | None = None
-        self.is_inner = False
+    def new(x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        if ids.is_paused:
+            return x  # in a pass that the edit asks for
+        own = x.to(models.device, torch.float32)
+        known = ids.of(*own.shape[:2])
+        with ids.paused():
+            return edit(_of_all_sites(subject, edit.site, own, ids=known))
 
-    @contextmanager
-    def watching(self, model: HookedModel) -> Iterator[None]:
-        """Catch the ids, and refuse a filled key-value cache, unless the edit is local."""
-        if is_local(self.edit):
-            yield
-            return
-        parts: Any = model
-        handles = [
-            parts.embed.register_forward_pre_hook(self._embedding),
-            parts.blocks[0].register_forward_pre_hook(self._entering, with_kwargs=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _embedding(self, module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG002
-        if not self.is_inner:
-            self.embedded = args[0]
-
-    def _entering(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
-        n_cached = _n_cached([*args, *kwargs.values()])
-        if n_cached and not self.is_inner:
-            raise ValueError(
-                f"this pass goes on from a key-value cache of {n_cached} positions, but the edit "
-                "needs the codes of the whole text. Generate with use_past_kv_cache=False, or with "
-                "the generate method of what the context yields."
-            )
-
-    def new(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The edited stream; the stream itself in passes that the edit asks for."""
-        if self.is_inner:
-            return x
-        own = x.to(self.subject.models.device, torch.float32)
-        if is_local(self.edit):
-            return self.edit(_of_one_site(self.subject, self.edit.site, own))
-        ids = self._ids(own.shape[0], own.shape[1])
-        self.is_inner = True
-        try:
-            return self.edit(_of_all_sites(self.subject, self.edit.site, own, ids=ids))
-        finally:
-            self.is_inner = False
-
-    def _ids(self, batch: int, n_pos: int) -> Int[Tensor, "batch pos"]:
-        # HookedTransformer generates without cache from embeddings that it keeps, so that only the
-        # prompt and then each new token pass the embedding.
-        ids, before = self.embedded, self.known
-        if ids is not None and before is not None and ids.shape == (batch, 1) and n_pos > 1:
-            ids = torch.cat([before, ids], dim=1) if len(before) == batch else None
-        if ids is None or ids.shape != (batch, n_pos):
-            raise ValueError(
-                f"the ids of the {batch} x {n_pos} tokens at the hook are not known: the edit runs "
-                "other models on them, so the model must begin with token ids, not embeddings."
-            )
-        self.embedded, self.known = None, ids
-        _check_padding(ids, self.subject.models.tokenizer)
-        return ids
-
-
-def _n_cached(values: list[Any]) -> int:
-    """Positions in a key-value cache, by what either kind of model hands its blocks."""
-    for value in values:
-        if hasattr(value, "get_seq_length"):
-            return int(value.get_seq_length())
-        if hasattr(value, "past_keys"):
-            return int(value.past_keys.shape[1])
-    return 0
-
-
-def _check_padding(ids: Int[Tensor, "batch pos"], tokenizer: Any) -> None:
-    starts = ids[:, 0] == (-1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-    if starts.any() and not starts.all():
-        raise ValueError(
-            f"{int(starts.sum())} of {len(ids)} rows begin with padding, but the edit runs other "
-            "models on the ids without a mask. Pad on the right, or give the prompts to the "
-            "generate method of what the context yields."
-        )
+    try:
+        yield new
+    finally:
+        handle.remove()
+        ids.stop()
 
 
 def _of_one_site(subject: Subject, site: int, own: Float[Tensor, "batch pos d_model"]) -> Streams:

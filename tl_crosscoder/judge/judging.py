@@ -99,7 +99,8 @@ def prepare(
         ValueError: a latent out of range, examples of another text, or no latent with examples.
         FileNotFoundError: the run has no measures or no examples.
     """
-    chosen = list(settings.latents or _first_latents(run, settings.n_latents))
+    # Each once: a latent that is named twice is asked about once.
+    chosen = [*dict.fromkeys(settings.latents or _first_latents(run, settings.n_latents))]
     source, text = run.measured()
     active = find_active(source, run.crosscoder, text, latents=chosen, show_progress=show_progress)
     promoted = _promoted(run, chosen, settings.n_promoted)
@@ -225,7 +226,8 @@ def _promoted(run: RunFolder, latents: Sequence[int], n: int) -> dict[int, list[
         rows = logit_effect(run.models, run.crosscoder, latents, n=n).rows
     except ValueError as error:
         raise ValueError(
-            f"{error} Or name latents without the tokens they promote (--n-promoted 0)."
+            f"the tokens that latents promote are not known of these sites: {error} Name latents "
+            "without them: --n-promoted 0, JudgeSettings(n_promoted=0)."
         ) from error
     names = list(dict.fromkeys(row.direction for row in rows))
     direction = names[-2] if len(names) > 1 else names[0]

@@ -127,7 +127,7 @@ class EditedDiff:
 def insertion(subject: Subject, latents: Sequence[int] | Int[Tensor, " n"]) -> Shift:
     """The base model's stream plus what some latents add to it: x^0 + sum f_j (d_j^1 - d_j^0).
 
-    The patch of Minder et al. 2025 (methods, section 4) in the base model, as `causal_test` inserts
+    The patch of Minder et al. 2025 (arXiv 2504.02922) in the base model, as `causal_test` inserts
     it. Raises ValueError for latents out of range.
     """
     ids, site = subject.latents(latents), subject.base

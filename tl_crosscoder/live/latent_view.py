@@ -1,38 +1,47 @@
 """One latent to look at, and the latents whose examples hold a text.
 
 Contract: what `tl-crosscoder analyze --latent` and `--search` print, as values with an HTML form.
-Limit: examples are those in the run's `examples.sqlite`, which is made where there is none, and the
-effect on the logits needs the models.
+What a run's sites cannot have, such as the effect on the logits of an attention head's output, is
+said in its place. Limit: examples are those in the run's `examples.sqlite`, which is made where
+there is none; the lenses need the models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from markupsafe import Markup
 
 from tl_crosscoder.activations.roles import ROLES
 from tl_crosscoder.analysis.example_database import StoredExample
 from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.latent_measures import LatentMeasures
-from tl_crosscoder.analysis.lens import LogitEffects, logit_effect
+from tl_crosscoder.analysis.lens import LogitEffects
+from tl_crosscoder.analysis.max_activating import Example
+from tl_crosscoder.analysis.neighbours import checked_latents
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.analysis.ranking import RankedLatent, in_order
+from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.html_results import in_context
 from tl_crosscoder.html_tables import box, heading, note, table
-from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.result_columns import shown_value
 from tl_crosscoder.run_examples import run_examples
 from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.site import compared_sites
+from tl_crosscoder.site_difference import SiteDifference
 from tl_crosscoder.tables import TableOfRows
-from tl_crosscoder.visualize.analysis_tables import one_latent
+from tl_crosscoder.visualize.analysis_tables import MEASURES, one_latent
 from tl_crosscoder.visualize.circuits_html import TokensHtml
+from tl_crosscoder.visualize.logit_effects import effects_on_logits
+from tl_crosscoder.visualize.terminal import context
 from tl_crosscoder.visualize.token_panels import colored_tokens
+
+T = TypeVar("T")
 
 N_TOP, N_OF_QUANTILE = 5, 1
 """Examples shown: with the largest codes, and of each quantile."""
-_MEASURES = ("relative_decoder_norm", "delta_norm", "decoder_cosine", "nu_error",
-             "nu_reconstruction", "difference_alone", "difference_lost_without", "latent_class",
-             "n_active", "active_share", "template_share")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,35 +54,37 @@ class LatentView:
     """Those of all latents."""
     stored: tuple[StoredExample, ...]
     """All examples: the largest codes, then those of each quantile."""
-    effects: LogitEffects
-    """Tokens that it promotes and suppresses."""
-    scope: Patchscope
-    """Tokens that a model names when its decoder row stands in place of an activation."""
+    effects: LogitEffects | None
+    """Tokens that it promotes and suppresses; None where `missing` says why."""
+    scope: Patchscope | None
+    """Tokens that a model names when its decoder row stands in place of an activation; likewise."""
+    missing: tuple[str, ...] = ()
+    """What these models and this hook cannot say, and why."""
 
     @classmethod
-    def of(cls, run: RunFolder, subject: Subject, latent: int, *, n: int = 8) -> "LatentView":
+    def of(cls, run: RunFolder, latent: int, *, n: int = 8) -> "LatentView":
         """Collect it; n tokens of each kind.
 
         Raises:
             ValueError: a latent that does not exist.
             FileNotFoundError: the run keeps neither examples nor text.
         """
-        subject.latents([latent])
+        check_source(run.models, run.crosscoder)
+        checked_latents([latent], run.crosscoder)
         measured = run.measurement().latents
         with run_examples(run) as database:
             stored = database.latent(latent)
-        # A latent of the base alone has no row in the fine-tuned model to be named.
-        at = subject.finetuned
-        if not subject.decoder(at)[latent].any():
-            at = subject.base
-        row, site = subject.decoder(at)[[latent]], subject.site_name(at)
         (measures,) = in_order(measured, [latent], order="chosen").rows
+        missing: list[str] = []
         return cls(
             measures=measures,
             latents=measured,
             stored=tuple(stored),
-            effects=logit_effect(run.models, run.crosscoder, [latent], n=n),
-            scope=patchscope(subject.models, row, site=site, n=n),
+            effects=_or_missing(
+                lambda: effects_on_logits(run, [latent], n=n), "effect on the logits", missing
+            ),
+            scope=_or_missing(lambda: _patchscope(run, latent, n), "patchscope", missing),
+            missing=tuple(missing),
         )
 
     @property
@@ -93,18 +104,18 @@ class LatentView:
         return TokensHtml(panels=tuple(panels))
 
     def __repr__(self) -> str:
-        return one_latent(self.measures, self.latents, self.stored, self.effects, self.scope)
+        lenses = {"effects": self.effects, "scope": self.scope, "missing": self.missing}
+        return one_latent(self.measures, self.latents, self.stored, **lenses)
 
     def _repr_html_(self) -> str:
-        firing = self.latents.firing
+        names = (*MEASURES, "n_active", "latent_class")
         parts = [
             heading(f"Latent {self.latent}"),
-            table({name: [getattr(self.measures, name)] for name in _MEASURES}),
-            table(_by_role(firing, self.latent)),
-            heading("Direct effect on the next token's logits"),
-            table(_effects(self.effects)),
-            note(f"Patchscope of its {self.scope.site} row, by multiples of the stream's norm"),
-            table(_scope(self.scope)),
+            table({name: [getattr(self.measures, name)] for name in names}),
+            table(_by_role(self.latents.firing, self.latent)),
+            *([] if self.effects is None else _effects(self.effects)),
+            *([] if self.scope is None else _scope(self.scope)),
+            *map(note, self.missing),
             heading("Examples" if self.stored else "No examples: silent on the measured text"),
         ]
         return box(*parts) + (self.examples()._repr_html_() if self.stored else "")
@@ -126,6 +137,7 @@ class Hit:
     token: str
     """That of the strongest such example."""
     after: str
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +153,49 @@ class Hits(TableOfRows):
         """Their numbers."""
         return [row.latent for row in self.rows]
 
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"No latent has {self.text!r} among its examples."
+        said = f"Latents with {self.text!r} among their examples (R; tokens on it, near it, of all)"
+        lines = [said]
+        for row in self.rows:
+            R = shown_value("relative_decoder_norm", row.relative_decoder_norm)
+            counts = f"{row.n_on_token} on it, {row.n_near} near, of {row.n_examples}"
+            lines.append(f"  latent {row.latent:<6} R {R}  {counts}")
+            around = {"before": row.before, "token": row.token, "after": row.after}
+            lines.append(f"      {context(Example(**around, value=0.0, source=row.source))}")
+        return "\n".join(lines)
+
     def _repr_html_(self) -> str:
         columns = self.columns()
         around = [columns.pop(name) for name in ("before", "token", "after")]
         examples: list[Any] = [in_context(*each) for each in zip(*around, strict=True)]
         said = f"Latents with {self.text!r} among their examples"
         return box(note(said), table(columns | {"example": examples}))
+
+
+def _or_missing(made: Callable[[], T], what: str, missing: list[str]) -> T | None:
+    """What cannot be had of these sites is said in its place, and the rest is shown."""
+    try:
+        return made()
+    except ValueError as error:
+        missing.append(f"No {what}: {error}")
+        return None
+
+
+def _patchscope(run: RunFolder, latent: int, n: int) -> Patchscope:
+    """Of the fine-tuned row; of the base's where the latent writes to the base alone."""
+    models, crosscoder = run.models, run.crosscoder
+    if isinstance(models, SiteDifference):
+        source, rows = models.source, {models.positions[1]: crosscoder.decoder(0)[latent]}
+    else:
+        base, finetuned = compared_sites(models.sites) or (0, 0)
+        source, rows = models, {i: crosscoder.decoder(i)[latent] for i in (finetuned, base)}
+    at = next((i for i, row in rows.items() if row.any()), None)
+    if at is None:
+        raise ValueError(f"latent {latent} writes nothing: there is no row to name tokens of.")
+    assert isinstance(source, ComparedModels), "a run loads models"
+    return patchscope(source, rows[at][None], site=source.sites[at].name, n=n)
 
 
 def search(run: RunFolder, text: str, *, n: int = 20) -> Hits:
@@ -170,6 +219,7 @@ def search(run: RunFolder, text: str, *, n: int = 20) -> Hits:
             before=hit.example.before,
             token=hit.example.token,
             after=hit.example.after,
+            source=hit.example.source,
         )
         for hit, row in zip(found, ranked.rows, strict=True)
     ]
@@ -195,19 +245,20 @@ def _by_role(firing: Firing, latent: int) -> dict[str, list[Any]]:
     }
 
 
-def _effects(effects: LogitEffects) -> dict[str, Sequence[str]]:
+def _effects(effects: LogitEffects) -> list[Markup]:
     names = [*dict.fromkeys(row.direction for row in effects.rows)]
     columns: dict[str, Sequence[str]] = {"direction": names}
     for is_promoted, name in ((True, "promotes"), (False, "suppresses")):
         own = [r for r in effects.rows if r.is_promoted == is_promoted]
         columns[name] = [_quoted(r.token for r in own if r.direction == d) for d in names]
-    return columns
+    return [heading("Direct effect on the next token's logits"), table(columns)]
 
 
-def _scope(scope: Patchscope) -> dict[str, Sequence[Any]]:
+def _scope(scope: Patchscope) -> list[Markup]:
     scales = [*dict.fromkeys(row.scale for row in scope.rows)]
     tokens = [_quoted(row.token for row in scope.rows if row.scale == s) for s in scales]
-    return {"multiple": [f"{s:g}" for s in scales], "tokens": tokens}
+    said = f"Patchscope of its {scope.site} row, by multiples of the stream's norm"
+    return [note(said), table({"multiple": [f"{s:g}" for s in scales], "tokens": tokens})]
 
 
 def _quoted(tokens: Any) -> str:

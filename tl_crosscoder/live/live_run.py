@@ -10,26 +10,22 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.analysis.measuring import measure
 from tl_crosscoder.compared_models import ComparedModels
-from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.devices import devices_of
-from tl_crosscoder.diffing import save_measurement
+from tl_crosscoder.diffing import check_models, train_and_measure
 from tl_crosscoder.estimate import estimate
 from tl_crosscoder.hooked_model import HookedModel
 from tl_crosscoder.live.live_text import Text, checked_text, read_text
 from tl_crosscoder.pair import ModelPair
 from tl_crosscoder.presets import recipe_of
-from tl_crosscoder.run_folder import HELD_OUT_NAME
-from tl_crosscoder.run_text import RunText, check_text, write_documents
+from tl_crosscoder.run_text import RunText, check_text
 from tl_crosscoder.site_difference import SiteDifference
-from tl_crosscoder.sources import load_source, sites_of
+from tl_crosscoder.sources import load_source
 from tl_crosscoder.train.config import RunConfig
-from tl_crosscoder.train.trainer import Trainer, crosscoder_config
+from tl_crosscoder.train.trainer import crosscoder_config
 
 Model = str | Path | HookedModel
 """A name, a folder, or a model of either TransformerLens kind."""
@@ -39,6 +35,7 @@ MOST_TOKENS, MOST_PASSES = 2_000_000, 10
 TOKENS_PER_LATENT = 100
 LEAST_STEPS, LEAST_BATCH = 500, 64
 _OF_NAMES = ("adapter", "device", "dtype", "merge_adapter", "revision", "finetuned_revision")
+_SCALARS = {bool, int, float, str, NoneType}
 _NOT_HERE = ("cache", "mixture", "text", "output", "base", "finetuned")
 
 
@@ -82,7 +79,10 @@ class LiveRun:
         config = RunConfig(**{"output": "", **given, **named, "text": path})
         if path is not None:
             check_text(config)
-        models = _named_models(config) if named else _pair(base, finetuned, config, model_names)
+        if named:
+            check_models(config)
+        recipe_of(config)
+        models = load_source(config) if named else _pair(base, finetuned, config, model_names)
         changes: dict[str, Any] = {} if named else {"dtype": _dtype(models)}
         if "context_size" not in given:
             changes["context_size"] = min(config.context_size, models.n_ctx)
@@ -113,22 +113,10 @@ class LiveRun:
     def train(self, output: Path, *, resume: bool = False) -> None:
         """Train, measure, and leave it all in `output`; a run that is whole there stays as it is.
 
-        Raises as `Trainer` and its `fit` do.
+        Raises: as `train_and_measure` does.
         """
-        config, text = replace(self.config, output=str(output)), self.text
-        how = {"config": config, "recipe": recipe_of(config), "output": output, "resume": resume}
-        trainer = Trainer(self.models, text.training, text.held_out, **how)
-        write_documents(output / HELD_OUT_NAME, text.held_out_documents)
-        was_complete = trainer.is_complete
-        crosscoder = trainer.fit()
-        del trainer  # and with it gradients and optimizer, several times the dictionary
-        if not (was_complete and _is_measured(output)):
-            self._measure(crosscoder, output)
-
-    def _measure(self, crosscoder: Crosscoder, output: Path) -> None:
-        held_out, tokenizer = self.text.held_out, self.models.tokenizer
-        found = measure(self.models, crosscoder, held_out, show_progress=True)
-        save_measurement(found, output, text=held_out, tokenizer=tokenizer)
+        config = replace(self.config, output=str(output))
+        train_and_measure([config], self.models, self.text, resume=resume)
 
 
 def sized(config: RunConfig, n_text_tokens: int, d_model: int, given: Collection[str]) -> RunConfig:
@@ -172,6 +160,13 @@ def _check_settings(given: Mapping[str, Any]) -> None:
                 + ". Settings are the fields of tl_crosscoder.RunConfig; a cache or a mixture of "
                 "texts is trained on with run_diff, and opened with load_diff."
             )
+    hints = get_type_hints(RunConfig)
+    for name, value in given.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        kinds = (*kinds, int) if float in kinds else kinds
+        if set(kinds) <= _SCALARS and type(value) not in kinds:
+            names = " or ".join(k.__name__ for k in kinds if k is not NoneType)
+            raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; it is {names}.")
 
 
 def _named(
@@ -181,7 +176,7 @@ def _named(
     model_names: tuple[str, str] | None,
 ) -> dict[str, str | None]:
     """Fields of a config that name the models; empty where they are loaded."""
-    each = [m for m in (base, finetuned) if m is not None]
+    each = [base, *([] if finetuned is None else [finetuned])]
     are_names = [isinstance(m, str | Path) for m in each]
     if all(are_names) and model_names is None:
         return {"base": str(base), "finetuned": None if finetuned is None else str(finetuned)}
@@ -203,17 +198,15 @@ def _kind(model: Any) -> str:
     return repr(model) if isinstance(model, str | Path | None) else f"a {type(model).__name__}"
 
 
-def _named_models(config: RunConfig) -> Models:
-    sites = sites_of(config)
-    devices_of(config.device, len({(s.model_name, s.revision, s.adapter) for s in sites}))
-    return load_source(config)
-
-
 def _pair(
     base: Any, finetuned: Any, config: RunConfig, model_names: tuple[str, str] | None
 ) -> Models:
     """Loaded models. Raises ValueError where a dictionary could not tell them apart by name."""
-    assert config.hook_name is not None
+    if config.hook_name is None or "," in config.hook_name:
+        raise ValueError(
+            f"hook_name is {config.hook_name!r}: loaded models are read at one hook point. Several "
+            "are read in models that are given by name."
+        )
     pair = ModelPair(base, finetuned, hook_name=config.hook_name, model_names=model_names)
     names = [site.model_name for site in pair.sites]
     if names[0] == names[1] and model_names is None:
@@ -233,11 +226,3 @@ def _dtype(models: Models) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-
-
-def _is_measured(output: Path) -> bool:
-    try:
-        Measurement.load(output)
-    except (FileNotFoundError, ValueError):  # none, or of an earlier version
-        return False
-    return True

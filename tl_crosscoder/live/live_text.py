@@ -49,7 +49,9 @@ def checked_text(text: Any) -> str | Path | TokenizedText | list[Document]:
                 "a `datasets` name, a list of strings or of documents ({'text': str} or "
                 "{'messages': [...]}), or a TokenizedText."
             )
-    return load_documents(documents)
+    found = load_documents(documents)
+    split_documents(found[:2])  # refuses fewer than two
+    return found
 
 
 def _is_document(value: Any) -> bool:

@@ -25,7 +25,6 @@ from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.analysis.ranking import Ranking, rank_latents
 from tl_crosscoder.causal import N_NEUTRAL_TOKENS, CausalQuestion, ablate_run, patch_run, steer_run
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.html_results import measurement_html, sites_html
 from tl_crosscoder.interventions.ablation import ablation
@@ -40,12 +39,13 @@ from tl_crosscoder.live.live_run import LiveRun, Model, Models
 from tl_crosscoder.live.live_text import Text
 from tl_crosscoder.live.prompt_diff import PromptDiff, prompt_diff
 from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.text_tables import wrapped
 from tl_crosscoder.train.recipe_config import PresetName
 from tl_crosscoder.train.record import check_output
 from tl_crosscoder.visualize.figures import run_figures
 from tl_crosscoder.visualize.report import report
 from tl_crosscoder.visualize.report.models import ReportSettings
-from tl_crosscoder.visualize.terminal import render, spoken, wrapped
+from tl_crosscoder.visualize.terminal import render, spoken
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -128,11 +128,7 @@ def load_diff(
     """
     if models is not None:
         device = str(models.device)
-    run = RunFolder(path=Path(folder), device=device)
-    if models is not None:
-        check_source(models, run.crosscoder)
-        # Fills the cached property: nothing is loaded a second time.
-        vars(run)["models"] = models
+    run = RunFolder(path=Path(folder), device=device, loaded=models)
     return ModelDiff(run=run)
 
 
@@ -175,7 +171,7 @@ class ModelDiff:
 
     def latent(self, latent: int) -> LatentView:
         """All that is known of one latent. Raises ValueError for one that does not exist."""
-        return LatentView.of(self.run, self.subject, latent)
+        return LatentView.of(self.run, latent)
 
     def search(self, text: str, *, n: int = 20) -> Hits:
         """Latents with a text among their examples, those active on it first."""

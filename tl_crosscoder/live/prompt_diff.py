@@ -21,11 +21,12 @@ from tl_crosscoder.analysis.ranking import in_order
 from tl_crosscoder.causal import prompt_ids
 from tl_crosscoder.crosscoder.codes import SparseCodes
 from tl_crosscoder.crosscoder.kernels import sampled_dots
-from tl_crosscoder.html_tables import box, heading, note, plain, table
+from tl_crosscoder.html_tables import box, heading, note, table
 from tl_crosscoder.interventions.subject import Streams, Subject
 from tl_crosscoder.live.edited_diff import N_NEW_TOKENS
 from tl_crosscoder.run_folder import RunFolder
-from tl_crosscoder.tables import TableOfRows
+from tl_crosscoder.tables import Columns, TableOfRows
+from tl_crosscoder.text_tables import table_text
 from tl_crosscoder.tokenization import decode_continuation
 from tl_crosscoder.visualize.causal_tables import samples_table
 from tl_crosscoder.visualize.circuits_html import TokensHtml
@@ -79,24 +80,22 @@ class PromptDiff(TableOfRows):
 
     def __str__(self) -> str:
         samples = samples_table([(self.prompt, {"base": self.base, "finetuned": self.finetuned})])
-        lines = [
-            f"  latent {r.latent:<6} said {r.said:6.1%}  max code {r.max_code:.2f} on "
-            f"{r.token!r}  R {plain(r.relative_decoder_norm)}  {r.latent_class}"
-            for r in self.rows
-        ]
-        return "\n".join([samples, "", "Latents by what they say of the difference here", *lines])
+        said = "Latents by what they say of the difference here"
+        return "\n".join([samples, "", said, table_text(self._columns(), n_rows=None)])
 
     def _repr_html_(self) -> str:
         texts = {"prompt": [self.prompt]}
         texts |= {"base model": [self.base], "fine-tuned model": [self.finetuned]}
-        columns = {name: values for name, values in self.columns().items() if name != "codes"}
         parts = [
             table(texts),
             heading("Latents by what they say of the difference here"),
-            table(columns),
+            table(self._columns()),
             note(f"{self.n_prompt_tokens} tokens of the prompt, then what the fine-tune writes"),
         ]
         return box(*parts) + (self.panel()._repr_html_() if self.rows else "")
+
+    def _columns(self) -> Columns:
+        return {name: values for name, values in self.columns().items() if name != "codes"}
 
 
 def prompt_diff(

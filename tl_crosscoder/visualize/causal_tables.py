@@ -9,7 +9,7 @@ from statistics import fmean
 
 from tl_crosscoder.interventions.causal_result import CausalRow, CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
-from tl_crosscoder.visualize.terminal import WIDTH, wrapped
+from tl_crosscoder.text_tables import WIDTH, wrapped
 
 _NAMES = {
     "necessity": "Necessity: taken out of the fine-tuned model; share of the change that goes",

@@ -5,7 +5,7 @@ import math
 from tl_crosscoder.judge.client import Messages
 from tl_crosscoder.judge.judged import Judged, JudgedLatent
 from tl_crosscoder.judge.judging import Plan
-from tl_crosscoder.visualize.terminal import wrapped
+from tl_crosscoder.text_tables import wrapped
 
 _INDENT = " " * 6
 

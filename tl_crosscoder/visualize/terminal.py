@@ -2,15 +2,15 @@
 
 import math
 import textwrap
-import unicodedata
 from collections.abc import Sequence
-from itertools import accumulate
 
 from tl_crosscoder.analysis.max_activating import Example
 from tl_crosscoder.analysis.measurement import LatentSummary, Measurement
+from tl_crosscoder.html_results import UNRANKED
+from tl_crosscoder.result_columns import DIRECTIONS, visible
 from tl_crosscoder.site import Site
+from tl_crosscoder.text_tables import WIDTH, cut, n_columns, wrapped
 
-WIDTH = 100
 INDENT = " " * 6
 _USUAL = ("base", "finetuned")
 
@@ -36,7 +36,7 @@ def question(sites: Sequence[Site]) -> str:
     sites = [*(s.minus for s in sites if s.minus), *sites]
     hooks = list(dict.fromkeys(s.hook_name for s in sites))
     # A model against itself, at one hook, is named twice.
-    models = [s.label for s in sites]
+    models = [visible(s.label) for s in sites]
     models = models if len(hooks) == 1 else list(dict.fromkeys(models))
     if len(sites) == 1:
         return f"What there is in {models[0]} at {hooks[0]}"
@@ -73,12 +73,19 @@ def _difference(measurement: Measurement) -> str:
 
 
 def _comparison(measurement: Measurement) -> list[str]:
-    """The table of classes, and first which sites are meant where names do not say it."""
+    """The table of classes, and first which sites are meant."""
     if measurement.compared is None:
         return []
-    base, finetuned = measurement.compared
-    said = f"Difference, R and classes compare {finetuned} (as finetuned) with {base} (as base)."
-    return [*([] if measurement.compared == _USUAL else [wrapped(said)]), _classes(measurement)]
+    said = meant_sites(measurement.compared)
+    return [*([wrapped(said)] if said else []), _classes(measurement)]
+
+
+def meant_sites(compared: tuple[str, str] | None) -> str:
+    """Which two sites the measures compare, where their names do not say it."""
+    if compared in (None, _USUAL):
+        return ""
+    base, finetuned = compared
+    return f"Difference, R and classes compare {finetuned} (as finetuned) with {base} (as base)."
 
 
 def _classes(measurement: Measurement) -> str:
@@ -96,16 +103,10 @@ def _scaling(measurement: Measurement) -> list[str]:
     scaling, alive = measurement.latents.scaling, measurement.latents.n_active > 0
     if not scaling or not bool(alive.any()):
         return []
-    names = {
-        "finetuned": "of the fine-tuned rows",
-        "base": "of the base rows",
-        "random": "random directions",
-        "other": "other latents' rows",
-    }
     header = ["Latent Scaling", "specific latents", "median |nu|: error", "reconstruction"]
     rows = [
         [
-            names[name],
+            DIRECTIONS[name],
             f"{int(table.is_specific.sum()):,}",
             _number(table.nu_error[alive].abs().nanmedian().item(), ".2f").strip(),
             _number(table.nu_reconstruction[alive].abs().nanmedian().item(), ".2f").strip(),
@@ -134,6 +135,8 @@ _ORDERS = {
 
 def _ranking(measurement: Measurement) -> str:
     n = len(measurement.top)
+    if not n:
+        return UNRANKED
     if measurement.order == "activity" or measurement.compared is None:
         return f"The {n} latents that are active on most tokens"
     finetuned = measurement.compared[1]
@@ -166,41 +169,17 @@ def _number(value: float, form: str) -> str:
     return "    -" if math.isnan(value) else format(value, form)
 
 
-def wrapped(text: str) -> str:
-    """A paragraph, its further lines indented."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
-
-
 def context(example: Example) -> str:
     """One line: the end of the context, the token in brackets, and what follows."""
-    token = _visible(example.token)
-    before, after = (_visible(" ".join(t.split())) for t in (example.before, example.after))
+    token = visible(example.token)
+    before, after = (visible(" ".join(t.split())) for t in (example.before, example.after))
     gap = " " if example.before[-1:].isspace() or token[:1].isspace() else ""
     gap_after = " " if example.after[:1].isspace() or example.token[-1:].isspace() else ""
-    token, source = _cut(token.strip() or token, 40), _cut(_visible(example.source), 30)
-    room = WIDTH - len(INDENT) - _columns(f"{gap}[{token}]   ({source})")
-    before = _cut(before[::-1], room * 2 // 3)[::-1]
-    after = _cut(after, room - _columns(before))
+    token, source = cut(token.strip() or token, 40), cut(visible(example.source), 30)
+    room = WIDTH - len(INDENT) - n_columns(f"{gap}[{token}]   ({source})")
+    before = cut(before[::-1], room * 2 // 3)[::-1]
+    after = cut(after, room - n_columns(before))
     return f"{before}{gap}[{token}]{gap_after}{after}  ({source})"
-
-
-def _visible(text: str) -> str:
-    """Control characters, which would move the cursor, as their escapes."""
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
-
-
-def _columns(text: str) -> int:
-    """Width in a terminal: two for a CJK character or an emoji, none for a combining mark."""
-    marks = sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
-    return len(text) - marks + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-
-
-def _cut(text: str, room: int) -> str:
-    """The start of `text` that fits into `room` columns, with an ellipsis for the rest."""
-    if _columns(text) <= room:
-        return text
-    ends = accumulate(_columns(c) for c in text)
-    return "".join(c for c, end in zip(text, ends, strict=True) if end < room) + "…"
 
 
 def _table(rows: list[list[str]]) -> str:

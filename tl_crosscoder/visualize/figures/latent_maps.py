@@ -41,7 +41,7 @@ def latent_scaling_map(measurement: Measurement, *, direction: str = "finetuned"
     Raises:
         ValueError: no Latent Scaling (a single site, or unequal widths), or no such direction.
     """
-    scaling, other = _scaling(measurement, direction)
+    scaling, rows, other = _scaling(measurement, direction)
     alive = measurement.latents.n_active > 0
     x, y = scaling.nu_error[alive], scaling.nu_reconstruction[alive]
     what = "nu error %{x:.2f}, nu reconstruction %{y:.2f}"
@@ -58,7 +58,7 @@ def latent_scaling_map(measurement: Measurement, *, direction: str = "finetuned"
         figure,
         title=f"Latent Scaling of {int(alive.sum()):,} living latents",
         said=[
-            f"{_ROWS[direction]}. nu = 0: not in the {other} model, 1: as much as in its own. "
+            f"{rows}. nu = 0: not in the {other} model, 1: as much as in its own. "
             f"Dotted: specific, |nu error| < {NU_ERROR} and |nu reconstruction| < "
             f"{NU_RECONSTRUCTION} ({n_specific:,} latents).",
             *_left_out(x, y),
@@ -81,7 +81,7 @@ def delta_norm_map(measurement: Measurement, *, direction: str = "finetuned") ->
     Raises:
         ValueError: as `latent_scaling_map`.
     """
-    scaling, _ = _scaling(measurement, direction)
+    scaling, rows, _ = _scaling(measurement, direction)
     latents = measurement.latents
     alive = latents.n_active > 0
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
@@ -101,12 +101,14 @@ def delta_norm_map(measurement: Measurement, *, direction: str = "finetuned") ->
     for x in (0.1, 0.4, 0.6, 0.9):
         figure.add_vline(x=x, line={"color": TEXT, "dash": "dot", "width": 1})
     figure.update_xaxes(range=_DELTA_RANGE)
-    figure.update_xaxes(title_text="Delta-norm (1 = fine-tuned only, 0 = base only)", row=2, col=1)
+    base, finetuned = compared_names(measurement)
+    said_x = escaped(f"Delta-norm (1 = {finetuned} only, 0 = {base} only)")
+    figure.update_xaxes(title_text=said_x, row=2, col=1)
     return dressed(
         figure,
         title=f"Delta-norm against nu of {int(alive.sum()):,} living latents",
         said=[
-            f"{_ROWS[direction]}. Pearson correlation within the axes: {', '.join(said)}. Dotted: "
+            f"{rows}. Pearson correlation within the axes: {', '.join(said)}. Dotted: "
             "borders of the classes.",
             *_left_out(*outside),
         ],
@@ -114,17 +116,15 @@ def delta_norm_map(measurement: Measurement, *, direction: str = "finetuned") ->
     )
 
 
-_ROWS = {
-    "finetuned": "Rows of the fine-tuned decoder",
-    "base": "Rows of the base decoder",
-    "random": "Control: random directions",
-    "other": "Control: other latents' rows",
-}
-
-
-def _scaling(measurement: Measurement, direction: str) -> tuple[LatentScaling, str]:
-    """The table of a direction, and the model that its latents may not be in."""
+def _scaling(measurement: Measurement, direction: str) -> tuple[LatentScaling, str, str]:
+    """The table of a direction, whose rows it is of, and the model that they may not be in."""
     base, finetuned = compared_names(measurement)
+    rows = {
+        "finetuned": f"Rows of the {finetuned} decoder",
+        "base": f"Rows of the {base} decoder",
+        "random": "Control: random directions",
+        "other": "Control: other latents' rows",
+    }
     scaling = measurement.latents.scaling
     if not scaling:
         raise NothingToDraw(
@@ -132,7 +132,7 @@ def _scaling(measurement: Measurement, direction: str) -> tuple[LatentScaling, s
         )
     if direction not in scaling:
         raise ValueError(f"direction {direction!r} was not measured; there are {sorted(scaling)}.")
-    return scaling[direction], finetuned if direction == "base" else base
+    return scaling[direction], rows[direction], finetuned if direction == "base" else base
 
 
 def _left_out(*values: Tensor) -> list[str]:

@@ -21,6 +21,8 @@ TEXT = "#797979"
 SCALE = ((0.0, "#a4b4be"), (0.5, "#4d9bcb"), (1.0, "#00669f"))
 """From few to many."""
 _GRID = "rgba(128, 128, 128, 0.3)"
+_BOTTOM, _LEGEND_ROW = 60, 20
+"""Pixels: below the plot, and a row of the legend."""
 _SMALL = '<span style="font-size:12px">'
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon", "hexagon")
@@ -66,11 +68,14 @@ def dressed(
 ) -> go.Figure:
     """Give a figure its look, title and margins; `height` is of the plot without these, in pixels.
 
-    What is said stands in small letters under the title.
+    What is said stands in small letters under the title, and the legend under that: a reader who
+    sees only the beginning of a figure sees what its lines are.
     """
     big, small = lines(title, 36), [x for sentence in said for x in lines(sentence, 52)]
     text = "<br>".join([f"<b>{'<br>'.join(big)}</b>", *(f"{_SMALL}{x}</span>" for x in small)])
-    top, bottom = 38 + 21 * (len(big) + len(small)), 60 + 22 * _legend_rows(figure)
+    words, n_rows = 30 + 21 * (len(big) + len(small)), _legend_rows(figure)
+    top = words + 8 + (_LEGEND_ROW * n_rows + 8 if n_rows else 0)
+    total = top + height + _BOTTOM
     return figure.update_layout(
         template=_TEMPLATE,
         title={
@@ -82,15 +87,16 @@ def dressed(
             "yanchor": "top",
             "pad": {"t": 24, "l": 14},
         },
-        height=top + height + bottom,
-        margin={"t": top, "b": bottom, "l": 64, "r": 18},
+        height=total,
+        margin={"t": top, "b": _BOTTOM, "l": 64, "r": 18},
         legend={
             "orientation": "h",
             "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
+            "y": 1 - words / total,
+            "yanchor": "top",
             "xref": "container",
             "x": 0.02,
+            "tracegroupgap": 0,
         },
     )
 

@@ -199,7 +199,7 @@ def _finished(
             *beyond([r.share for r in rows], axis),
             *said,
         ],
-        height=460,
+        height=380,
     )
 
 

@@ -95,8 +95,9 @@ def causes_of(folder: Path) -> Causes:
 def _recovered(result: PatchingResult) -> Recovered | None:
     """Of the sets that were asked for, or else of the candidates."""
     kind = result.rows[0].tokens
-    chosen = [r for r in result.rows if r.tokens == kind and r.group == "chosen"]
-    chosen = chosen or [r for r in result.rows if r.tokens == kind and r.variant == "candidates"]
+    sets = [r for r in result.rows if r.tokens == kind and r.n_latents]
+    chosen = [r for r in sets if r.group == "chosen"]
+    chosen = chosen or [r for r in sets if r.variant == "candidates"]
     if not chosen:
         return None
     row = max(chosen, key=lambda r: r.n_latents)

@@ -4,17 +4,17 @@ Contract: models are loaded once, before any long work; what cannot be had of th
 samples of a single site, is left out and said. Limit: a few texts, and a few latents over them.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from tl_crosscoder.analysis.lens import LogitEffects, direction_logits, logit_effect
+from tl_crosscoder.analysis.lens import LogitEffects
+from tl_crosscoder.html_results import UNRANKED
 from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.run_folder import HELD_OUT_NAME, RunFolder
-from tl_crosscoder.site_difference import SiteDifference
 from tl_crosscoder.visualize.circuits_html import TokenPanel
+from tl_crosscoder.visualize.logit_effects import effects_on_logits
 from tl_crosscoder.visualize.report.prompts import N_CANDIDATES
 from tl_crosscoder.visualize.report.samples import Samples, SampleSettings, sample_latents
-from tl_crosscoder.visualize.token_names import token_namer
 from tl_crosscoder.visualize.tokens import latent_tokens
 
 N_LOGITS = 8
@@ -91,7 +91,9 @@ def of_models(
     samples, texts = None, []
     if settings.samples is None:
         missing.append(Missing(what="Samples and texts", how="left out (--no-samples)."))
-    elif latents and _has_two_models(run, missing):
+    elif not latents:
+        missing.append(Missing(what="Samples and texts", how=UNRANKED))
+    elif _has_two_models(run, missing):
         _check_text(run, settings)
         how = {"text": settings.text, "show_progress": show_progress}
         samples = sample_latents(run, latents, settings.samples, **how)
@@ -103,27 +105,10 @@ def _effects(run: RunFolder, latents: list[int], missing: list[Missing]) -> Logi
     if not latents:
         return None
     try:
-        found = _logit_effect(run, latents)
+        return effects_on_logits(run, latents, n=N_LOGITS)
     except ValueError as error:
-        # A hook off the residual stream, or sites of unequal width, have no such effect.
         missing.append(Missing(what="Effect on the logits", how=str(error)))
         return None
-    name = token_namer(run.models.tokenizer)
-    rows = tuple(replace(row, token=name(row.token_id)) for row in found.rows)
-    return replace(found, rows=rows)
-
-
-def _logit_effect(run: RunFolder, latents: list[int]) -> LogitEffects:
-    """Of both models and of the difference, or of a single site."""
-    models, crosscoder = run.models, run.crosscoder
-    if len(crosscoder.sites) > 1 or isinstance(models, SiteDifference):
-        return logit_effect(models, crosscoder, latents, n=N_LOGITS)
-    (site,) = [site.name for site in models.sites]
-    rows = crosscoder.decoder(0).detach()[latents]
-    found = direction_logits(models, rows, site=site, n=N_LOGITS)
-    return replace(
-        found, rows=tuple(replace(row, latent=latents[row.latent]) for row in found.rows)
-    )
 
 
 def _has_two_models(run: RunFolder, missing: list[Missing]) -> bool:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tl_crosscoder.html_tables import plain
+from tl_crosscoder.html_results import site_columns
 from tl_crosscoder.organisms.suite import load_suite
+from tl_crosscoder.result_columns import plain
 from tl_crosscoder.run_folder import RunFolder
 
 _PLACES = ("output", "cache")
@@ -53,24 +54,10 @@ def origin_of(run: RunFolder) -> Origin:
         ("Versions", _facts(record.get("environment", {}))),
     ]  # fmt: skip
     return Origin(
-        sites=_sites(run),
+        sites=site_columns(run.crosscoder.sites, scales=True),
         sections=[(title, facts) for title, facts in sections if facts],
         planted=_planted(run),
     )
-
-
-def _sites(run: RunFolder) -> dict[str, list[Any]]:
-    sites = run.crosscoder.sites
-    every = [own for site in sites for own in ([site.minus, site] if site.minus else [site])]
-    return {
-        "site": [s.name if s.minus is None else f"{s.name}, less the one above" for s in every],
-        "model": [s.model_name for s in every],
-        "adapter": [s.adapter for s in every],
-        "revision": [s.revision for s in every],
-        "hook": [s.hook_name for s in every],
-        "d_model": [s.d_model for s in every],
-        "scale": [s.scale for s in every],
-    }
 
 
 def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -22,13 +22,14 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from tl_crosscoder import html_tables
+from tl_crosscoder.html_results import UNRANKED
 from tl_crosscoder.interventions.causal_result import CausalRow
 from tl_crosscoder.visualize.circuits_html import circuits_script, script_json
 from tl_crosscoder.visualize.report.causes import Recovered
 from tl_crosscoder.visualize.report.data import ReportData
 from tl_crosscoder.visualize.report.glossary import GLOSSARY, limits
 from tl_crosscoder.visualize.report.prompts import N_CANDIDATES
-from tl_crosscoder.visualize.terminal import spoken
+from tl_crosscoder.visualize.terminal import meant_sites, spoken
 
 _SCRIPTS = ("elements", "table", "latent", "lazy", "main")
 _ORDERS = {
@@ -63,6 +64,8 @@ def page(data: ReportData, figures: Mapping[str, go.Figure]) -> str:
         classes=[name for name, count, _ in data.dictionary.classes if count],
         roles=sorted({record.main_role for record in data.latents}),
         figures={name: figure["layout"].get("height", 450) for name, figure in drawn.items()},
+        said_compared=meant_sites(data.compared),
+        unranked=UNRANKED,
         glossary=GLOSSARY,
         limits=limits(data),
         n_candidates=N_CANDIDATES,

@@ -1,18 +1,18 @@
-// The table of latents: columns, sorting, filters, search.
+// The table of latents: columns, sorting, filters, search. A narrow window has no room for minor columns.
 const COLUMNS = [
   { name: "#", key: (l) => l.ranked.place, show: count },
   { name: "latent", key: (l) => l.latent, show: String },
-  { name: "class", term: "class", key: (l) => l.ranked.latent_class, isText: true },
-  { name: "score", term: "score", key: (l) => l.ranked.score, show: number(4) },
+  ...(data.compared ? [{ name: "class", term: "class", key: (l) => l.ranked.latent_class, isText: true, isMinor: true }] : []),
+  { name: "score", term: "score", key: (l) => l.ranked.score, show: number(4), isMinor: true },
   { name: "R", term: "R", key: (l) => l.ranked.relative_decoder_norm, show: number(3) },
-  { name: "Δ-norm", term: "delta_norm", key: (l) => l.ranked.delta_norm, show: number(3) },
-  { name: "cosine", term: "cosine", key: (l) => l.ranked.decoder_cosine, show: number(2) },
-  { name: "nu error", term: "nu_error", key: (l) => l.ranked.nu_error, show: number(2) },
-  { name: "nu rec.", term: "nu_reconstruction", key: (l) => l.ranked.nu_reconstruction, show: number(2) },
+  { name: "Δ-norm", term: "delta_norm", key: (l) => l.ranked.delta_norm, show: number(3), isMinor: true },
+  { name: "cosine", term: "cosine", key: (l) => l.ranked.decoder_cosine, show: number(2), isMinor: true },
+  { name: "nu error", term: "nu_error", key: (l) => l.ranked.nu_error, show: number(2), isMinor: true },
+  { name: "nu rec.", term: "nu_reconstruction", key: (l) => l.ranked.nu_reconstruction, show: number(2), isMinor: true },
   { name: "says", term: "alone", key: (l) => l.ranked.difference_alone, show: percent(2) },
-  { name: "fires", term: "fires", key: (l) => l.ranked.active_share, show: percent(2) },
-  { name: "template", term: "template", key: (l) => l.ranked.template_share, show: percent(0) },
-  { name: "mostly on", term: "role", key: (l) => l.main_role, isText: true },
+  { name: "fires", term: "fires", key: (l) => l.ranked.active_share, show: percent(2), isMinor: true },
+  { name: "template", term: "template", key: (l) => l.ranked.template_share, show: percent(0), isMinor: true },
+  { name: "mostly on", term: "role", key: (l) => l.main_role, isText: true, isMinor: true },
 ].filter((column) => column.isText || data.latents.some((l) => column.key(l) !== null));
 
 const records = data.latents;
@@ -21,24 +21,27 @@ const body = document.querySelector("#table tbody");
 let sorted = { column: COLUMNS[0], descending: false };
 let visible = records.map((_, i) => i);
 
+// Whole characters: half an emoji would be shown as a replacement character.
+const first = (text, n) => [...text].slice(0, n).join(""), last = (text, n) => [...text].slice(-n).join("");
 const lineOf = (tokens) => tokens.join("").replaceAll("\u2060", "").replaceAll("↵\n", "↵");
 const contextOf = (example) => {
   const cell = document.createDocumentFragment();
   if (!example) { cell.append(NONE); return cell; }
   const { tokens, at } = example;
   cell.append(
-    el("bdi", { class: "tok-line", text: lineOf(tokens.slice(0, at)).slice(-36) }),
+    el("bdi", { class: "tok-line", text: last(lineOf(tokens.slice(0, at)), 36) }),
     el("b", { class: "tok-line", text: lineOf([tokens[at]]) }),
-    el("bdi", { class: "tok-line", text: lineOf(tokens.slice(at + 1)).slice(0, 60) }),
+    el("bdi", { class: "tok-line", text: first(lineOf(tokens.slice(at + 1)), 60) }),
   );
   return cell;
 };
 
+const classOf = (column) => [column.isText ? "" : "num", column.isMinor ? "minor" : ""].join(" ").trim() || null;
 const rows = records.map((record, i) => {
   const cells = COLUMNS.map((column) => {
     const shown = column.isText ? column.key(record) : column.show(column.key(record));
     const node = column.name === "latent" ? el("a", { href: `#latent-${record.latent}`, text: shown }) : shown;
-    return el("td", { class: column.isText ? null : "num" }, node);
+    return el("td", { class: classOf(column) }, node);
   });
   const context = el("td", { class: "context" }, contextOf(record.examples[0]));
   return el("tr", { "data-place": i }, ...cells, context);
@@ -46,8 +49,8 @@ const rows = records.map((record, i) => {
 
 const sortBy = (column) => {
   // Numbers begin with the largest, places and words with the first.
-  const first = column.isText || column.name === "#" || column.name === "latent";
-  const descending = sorted.column === column ? !sorted.descending : !first;
+  const isAscending = column.isText || column.name === "#" || column.name === "latent";
+  const descending = sorted.column === column ? !sorted.descending : !isAscending;
   sorted = { column, descending };
   update();
 };
@@ -55,7 +58,7 @@ const sortBy = (column) => {
 const heads = COLUMNS.map((column) => {
   const tipOf = column.term ? { "data-tip": meaning(column.term) } : {};
   const button = el("button", { type: "button", text: column.name, onclick: () => sortBy(column), ...tipOf });
-  return el("th", { scope: "col", class: column.isText ? null : "num" }, button);
+  return el("th", { scope: "col", class: classOf(column) }, button);
 });
 document.querySelector("#table thead").append(el("tr", {}, ...heads, el("th", { scope: "col", text: "example" })));
 
@@ -97,11 +100,11 @@ const showMatch = (i, words) => {
   rows[i].lastChild.replaceChildren(line === undefined ? contextOf(records[i].examples[0]) : matchOf(line, words[0]));
 };
 const matchOf = (line, word) => {
-  const at = line.toLowerCase().indexOf(word), start = Math.max(0, at - 30), found = document.createDocumentFragment();
+  const at = line.toLowerCase().indexOf(word), end = at + word.length, found = document.createDocumentFragment();
   found.append(
-    el("bdi", { class: "tok-line", text: line.slice(start, at) }),
-    el("mark", { class: "tok-line", text: line.slice(at, at + word.length) }),
-    el("bdi", { class: "tok-line", text: line.slice(at + word.length, start + 110) }),
+    el("bdi", { class: "tok-line", text: last(line.slice(0, at), 30) }),
+    el("mark", { class: "tok-line", text: line.slice(at, end) }),
+    el("bdi", { class: "tok-line", text: first(line.slice(end), 80) }),
   );
   return found;
 };

@@ -1,0 +1,114 @@
+"""Per-site views of parameters over the concatenation of sites, for every kind of crosscoder.
+
+Contract: parameters are SAELens's, `W_enc [d_in, d_sae]`, `W_dec [d_sae, d_in]`, `b_dec [d_in]`,
+with the sites side by side in `d_in`; views share their memory. Limit: stacked activations need
+sites of equal width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
+from tl_crosscoder.site import Site
+
+
+def split_sites(flat: Tensor, sites: tuple[Site, ...], *, dim: int = -1) -> tuple[Tensor, ...]:
+    """Views of a concatenation, one per site, along `dim`."""
+    return flat.split([s.d_model for s in sites], dim=dim)
+
+
+def scaled_decoder_norms(
+    W_dec: Float[Tensor, "d_sae d_in"], sites: tuple[Site, ...]
+) -> Float[Tensor, "d_sae n_sites"]:
+    """||d_j^m|| in the normalised space, where training saw every site at the same size.
+
+    A saved dictionary works on raw activations; multiplying by the site's scale undoes that.
+    """
+    rows = split_sites(W_dec, sites)
+    return torch.stack([r.norm(dim=-1) * s.scale for r, s in zip(rows, sites, strict=True)], dim=-1)
+
+
+class SiteViews:
+    """Per-site views of flattened parameters, shared by the trained and the training class."""
+
+    cfg: CrosscoderConfig
+    W_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in the order of the concatenation; site 0 is the base."""
+        return self.cfg.sites
+
+    @property
+    def n_sites(self) -> int:
+        """Number of sites."""
+        return len(self.cfg.sites)
+
+    def site_index(self, site: str | int) -> int:
+        """Position of a site given by name or position."""
+        names = [s.name for s in self.sites]
+        if isinstance(site, str) and site in names:
+            return names.index(site)
+        if isinstance(site, int) and -len(names) <= site < len(names):
+            return site % len(names)
+        raise ValueError(f"site {site!r} is not in this crosscoder; its sites are {names}.")
+
+    def encoder(self, site: str | int) -> Float[Tensor, "d_model d_sae"]:
+        """View of the encoder of one site, raw space."""
+        return split_sites(self.W_enc, self.sites, dim=0)[self.site_index(site)]
+
+    def decoder(self, site: str | int) -> Float[Tensor, "d_sae d_model"]:
+        """View of the decoder of one site, raw space."""
+        return split_sites(self.W_dec, self.sites)[self.site_index(site)]
+
+    def decoder_bias(self, site: str | int) -> Float[Tensor, " d_model"]:
+        """View of the decoder bias of one site, raw space."""
+        return split_sites(self.b_dec, self.sites)[self.site_index(site)]
+
+    def decoder_norms(self) -> Float[Tensor, "d_sae n_sites"]:
+        """||d_j^m|| in the normalised space; see `scaled_decoder_norms`."""
+        return scaled_decoder_norms(self.W_dec, self.sites)
+
+    def get_W_dec_norm(self) -> Float[Tensor, " d_sae"]:
+        """n_j = sum_m ||d_j^m||, the weight of a latent in selection, penalties and folding."""
+        return self.decoder_norms().sum(dim=-1).clamp(min=1e-8)
+
+    @torch.no_grad()
+    def fold_site_scales_(self, scales: Sequence[float]) -> None:
+        """Make a dictionary for activations times `scales` one for the activations themselves.
+
+        The scales, one per site, are recorded in the sites: decoder norms are read through them.
+        """
+        parts = zip(
+            scales,
+            split_sites(self.W_enc, self.sites, dim=0),
+            split_sites(self.W_dec, self.sites),
+            split_sites(self.b_dec, self.sites),
+            strict=True,
+        )
+        for scale, W_enc, W_dec, b_dec in parts:
+            W_enc.mul_(scale)
+            W_dec.div_(scale)
+            b_dec.div_(scale)
+        pairs = zip(self.sites, scales, strict=True)
+        self.cfg.sites = tuple(replace(s, scale=s.scale * scale) for s, scale in pairs)
+        self.cfg.metadata.sites = [s.to_dict() for s in self.cfg.sites]
+
+    def flatten(self, x: Tensor) -> Float[Tensor, "... d_in"]:
+        """Stacked `[..., n_sites, d_model]` or flat `[..., d_in]` activations as flat ones."""
+        d_in = self.cfg.d_in
+        if x.shape[-1] == d_in:  # also where a single site's axis could be taken for another
+            return x
+        if x.ndim >= 2 and x.shape[-2] == self.n_sites and x.shape[-2] * x.shape[-1] == d_in:
+            return x.flatten(-2)
+        raise ValueError(
+            f"activations of shape {list(x.shape)} do not fit this crosscoder: it takes "
+            f"[..., {self.n_sites}, d_model] or [..., {d_in}] for the sites "
+            f"{[(s.name, s.d_model) for s in self.sites]}."
+        )
