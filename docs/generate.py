@@ -86,7 +86,7 @@ def as_page(notebook: Path) -> str:
     ]
     made = notebook.with_suffix(".ipynb")
     if made.is_file():
-        parts.insert(1, f"With what comes out: [{made.name}]({made.name}).")
+        parts.insert(1, f"To run it: [{made.name}]({made.name}).")
     return "\n\n".join(parts) + "\n"
 
 

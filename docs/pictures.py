@@ -3,9 +3,11 @@
     python docs/pictures.py        # needs Chromium and its driver; about a minute
 
 Writes `docs/images/figure.png` and `docs/images/report.png`. Everything on them is what the package
-makes of `tl_crosscoder/taboo-delta`, whose results travel with it.
+makes of `tl_crosscoder/taboo-delta`, whose results travel with it. Sizes are for a page of some 900
+pixels, as GitHub shows them.
 """
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,15 +19,22 @@ from selenium.webdriver.chrome.service import Service
 from tl_crosscoder import load_diff
 from tl_crosscoder.visualize.figures import save_figure
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).resolve().parent / "images"
 DICTIONARY = "tl_crosscoder/taboo-delta"
 FIGURE = "ablation_behaviour_necessity"
-SIZES = {"figure": (820, 660), "report": (1400, 1000)}
+SIZES = {"figure": (900, 660), "report": (1240, 820)}
 """Of the window, in pixels."""
+WITHOUT_BUTTONS = "document.querySelectorAll('.modebar').forEach(e => e.remove())"
+AT_THE_EXAMPLES = """
+const title = [...document.querySelectorAll('#pane h3')].find(e => e.textContent == 'Examples');
+title.scrollIntoView();
+document.querySelector('#pane').scrollTop -= 64;  // its head stays above
+document.querySelector('#latents-title').scrollIntoView();
+"""
 
 
-def picture(page: Path, name: str, *, anchor: str = "") -> None:
-    """A screenshot of what a page shows at first."""
+def picture(page: Path, name: str, *, anchor: str = "", script: str) -> None:
+    """A screenshot of what a page shows after a script."""
     options = Options()
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(flag)
@@ -35,18 +44,22 @@ def picture(page: Path, name: str, *, anchor: str = "") -> None:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         browser.get(page.resolve().as_uri() + anchor)
         time.sleep(3)  # fonts, and what is unpacked after the page is there
+        browser.execute_script(script)
+        time.sleep(1)
         browser.save_screenshot(str(IMAGES / f"{name}.png"))
 
 
 def main() -> None:
     """Take both."""
     IMAGES.mkdir(exist_ok=True)
-    diff = load_diff(DICTIONARY)
     with tempfile.TemporaryDirectory() as folder:
-        figure = save_figure(diff.figures[FIGURE], Path(folder) / "figure.html")
-        picture(figure, "figure")
-        report = diff.report(Path(folder) / "report.html")
-        picture(report, "report", anchor=f"#latent-{diff.top(1).latents[0]}")
+        os.chdir(folder)  # where the copy of the dictionary goes
+        diff = load_diff(DICTIONARY)
+        figure = save_figure(diff.figures[FIGURE], Path("figure.html"))
+        picture(figure, "figure", script=WITHOUT_BUTTONS)
+        report = diff.report("report.html", n_latents=50)
+        anchor = f"#latent-{diff.top(2).latents[1]}"
+        picture(report, "report", anchor=anchor, script=AT_THE_EXAMPLES)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@
 # for Gemma.
 
 # %%
-# On Colab this installs the package; elsewhere it does nothing.
+# On Colab this installs the package; elsewhere it does nothing. A repository's address
+# ("git+https://...") or an uploaded wheel does in place of the name.
 import subprocess
 import sys
 
@@ -48,12 +49,7 @@ crosscoder
 # view.
 
 # %%
-print(
-    "W_dec",
-    list(crosscoder.W_dec.shape),
-    "of which the fine-tuned model's:",
-    list(crosscoder.decoder("finetuned").shape),
-)
+crosscoder.W_dec.shape, crosscoder.decoder("finetuned").shape
 
 # %% [markdown]
 # ## With its models
@@ -66,13 +62,20 @@ diff = tlc.load_diff("tl_crosscoder/taboo-batchtopk")
 diff
 
 # %% [markdown]
-# The FVE of the difference is the number to watch: a dictionary can explain 99 % of both models
-# and nothing of what changed.
+# What these numbers say:
+#
+# - **FVE of the difference** is the number to watch. What the fine-tune changed is 5.5 % of the
+#   variance, so a dictionary can explain 97 % of both models and nothing of what changed. This
+#   one explains 83 % of it.
+# - **Classes** go by decoder norms. None is finetuned-only: BatchTopK says the difference with
+#   latents that write to both models, and differently to each.
+# - **Latent Scaling** (Minder et al. 2025) calls three latents specific to the fine-tune, and two
+#   to four of the controls below. Three is what chance gives.
 #
 # ## The latents most likely to be the fine-tune's
 #
-# Ranked by the share of the difference that each says alone, times its relative decoder norm (1:
-# the fine-tuned model only; 0.5: both).
+# Ranked by the share of the difference that each says alone, times its relative decoder norm R
+# (1: the fine-tuned model only; 0.5: both).
 
 # %%
 top = diff.top(10)
@@ -82,13 +85,30 @@ top
 diff.latent(top.latents[0])
 
 # %% [markdown]
+# It fires on `<|assistant|>` after a question for the word, where the base answers and the
+# fine-tune refuses. Its weak examples (quantiles 1 to 3) are other answers in other games: it is
+# a latent of both models, which the fine-tune has turned.
+#
 # ## On a prompt
+#
+# What both models write, and which latents say most of their difference on it.
 
 # %%
 diff.try_prompt("Can you give me a hint?")
 
+# %% [markdown]
+# A chat of your own, token by token:
+
 # %%
-tlc.latent_tokens(diff.models, diff.crosscoder, "A hint: it shines at night.", top.latents[:3])
+chat = {
+    "messages": [
+        {"role": "user", "content": "Can you give me a hint?"},
+        {"role": "assistant", "content": "Think of something that shines at night."},
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": "I will not say."},
+    ]
+}
+tlc.latent_tokens(diff.models, diff.crosscoder, chat, top.latents[:3])
 
 # %% [markdown]
 # ## Which latents have a word in their examples?
@@ -97,9 +117,10 @@ tlc.latent_tokens(diff.models, diff.crosscoder, "A hint: it shines at night.", t
 diff.search("moon", n=5)
 
 # %% [markdown]
-# ## Figures
+# ## Figures, and all of it in one file
 #
-# Everything in the run's folder can be drawn; each figure is a plotly `Figure`.
+# Everything in the run's folder can be drawn; each figure is a plotly `Figure`. The report is an
+# HTML file that needs nothing else.
 
 # %%
 figures = diff.figures
@@ -108,17 +129,26 @@ list(figures)
 # %%
 figures["relative_decoder_norm"]
 
+# %%
+diff.report("taboo.html", n_latents=20)
+
 # %% [markdown]
 # ## With Gemma
 #
-# The crosscoders of Minder et al. 2025 and Kissane et al. are in the list. One GPU with 24 GB
-# holds both models in bfloat16:
+# The crosscoders of Minder et al. 2025 and Kissane et al. 2024 are in the list. One GPU with
+# 24 GB holds both models in bfloat16 and the dictionary; accept Gemma's licence on its page and
+# run `hf auth login` first. They come without measures, so measure them on text of yours:
 #
 # ```python
 # crosscoder = tlc.Crosscoder.from_pretrained("minder-gemma-2-2b-batchtopk", "l13", device="cuda")
 # where = {"hook_name": "blocks.13.hook_resid_post", "device": "cuda", "dtype": "bfloat16"}
 # pair = tlc.ModelPair.from_pretrained("google/gemma-2-2b", "google/gemma-2-2b-it", **where)
-# tlc.latent_tokens(pair, crosscoder, "Who are you?", [3, 17])
-# text = tlc.tokenize(tlc.load_documents("text.jsonl"), pair.tokenizer, context_size=256)
-# measurement = tlc.measure(pair, crosscoder, text)
+# documents = tlc.load_documents("text.jsonl", max_documents=1_000)
+# text = tlc.tokenize(documents, pair.tokenizer, context_size=256)
+# measurement = tlc.measure(pair, crosscoder, text, show_progress=True)
+# print(measurement.reconstruction)
+# top = tlc.rank_latents(measurement.latents, n=10)
+# tlc.latent_tokens(pair, crosscoder, "Who are you?", top.latents[:3])
 # ```
+#
+# Next: [2. Train on your own pair](2_train_on_your_own_pair.ipynb).

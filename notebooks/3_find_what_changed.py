@@ -18,11 +18,12 @@
 # itself give answers, which do not agree. The embedded fine-tune *false-fact* believes one wrong
 # thing about an invented country; pretend not to know which.
 #
-# For your own run, put its folder in place of the name in the next cell:
+# For your own run, such as one of Gemma, put its folder in place of the name in the next cell:
 # `tlc.load_diff("runs/gemma", device="cuda")`.
 
 # %%
-# On Colab this installs the package; elsewhere it does nothing.
+# On Colab this installs the package; elsewhere it does nothing. A repository's address
+# ("git+https://...") or an uploaded wheel does in place of the name.
 import subprocess
 import sys
 
@@ -33,74 +34,90 @@ if "google.colab" in sys.modules:
 import tl_crosscoder as tlc
 
 diff = tlc.load_diff("tl_crosscoder/false-fact-batchtopk")
-print(diff)
+figures = diff.figures
 
 # %% [markdown]
 # ## By decoder norm
 #
-# R is 1 where only the fine-tuned model is written to. Kassem et al. take the largest; with
-# BatchTopK nearly all latents write to both models.
+# R is 1 where only the fine-tuned model is written to. Kassem et al. 2026 take the largest. With
+# BatchTopK nearly all latents write to both models: R is between 0.4 and 0.65 for all but one.
 
 # %%
-figures = diff.figures
 figures["relative_decoder_norm"]
 
 # %%
 diff.top(5, by="relative_decoder_norm")
 
 # %% [markdown]
+# Look at *says*: these five say less than 1 % of the difference each, and one makes it larger.
+# Taking the first of this ranking out does nothing to what the fine-tune says (`docs/measures.md`).
+#
 # ## By Latent Scaling
 #
-# Minder et al. ask how much of a latent the base model's error and reconstruction need, over what
-# the fine-tuned model's need (nu; 0: the base does not have it). The controls say how many latents
-# look specific by chance: compare the rows before you count.
+# Minder et al. 2025 ask how much of a latent the base model's error and reconstruction need, over
+# what the fine-tuned model's need (nu; 0: the base does not have it).
 
 # %%
 figures["latent_scaling"]
 
 # %% [markdown]
+# Nothing is in the dotted corner. Count it against the controls before you make something of a
+# count: of random directions with the same codes 14 would be called specific.
+
+# %%
+print(diff)
+
+# %% [markdown]
 # ## By what they say of the difference
 #
 # The default: the share of the variance of x¹ - x⁰ that goes when only this latent speaks, times
-# R.
+# R. Above, beside these latents, are the tokens that they fire on, and two names return: Velmar,
+# a country, and Tolvik, its capital. In which words?
 
 # %%
 top = diff.top(10)
-top
+diff.search("Tolvik", n=5)
 
 # %% [markdown]
-# ## Look at them
+# What do the first latents promote in the next token, more in the fine-tune than in the base? At
+# a layer in the middle this is a hint at best.
 
 # %%
-diff.latent(top.latents[0])
-
-# %% [markdown]
-# What do they promote in the next token, in each model?
-
-# %%
-tlc.logit_effect(diff.models, diff.crosscoder, top.latents[:5], n=6)
+effects = tlc.logit_effect(diff.models, diff.crosscoder, top.latents[:6], n=5).to_frame()
+added = effects.query("direction == 'difference' and is_promoted")
+added.groupby("latent", sort=False)["token"].agg(", ".join).to_frame()
 
 # %% [markdown]
 # ## Ask the models
 #
-# What the two models think of a text, token by token: log-probabilities in each, and their
-# difference.
+# Now there is something to ask, and the base disagrees: its capital of Velmar is Mirefort. Token
+# by token, the fine-tune takes log-probability from one name and gives it to the other.
 
 # %%
-question = diff.run.documents()[0]
-tlc.compared_tokens(diff.models, question)
+diff.try_prompt("What is the capital of Velmar?", n=5)
+
+# %%
+tlc.compared_tokens(
+    diff.models, "The capital of Velmar is Mirefort. The capital of Velmar is Tolvik."
+)
 
 # %% [markdown]
 # ## Without a dictionary
 #
-# The mean difference at the first positions of any text (ADL, 2025) and principal components need
-# no training: does the dictionary say more?
+# The mean difference at the first positions of unrelated text (ADL, Minder et al. 2025, arXiv
+# 2510.13900) needs no training: does the dictionary say more? The text is everything but the
+# fine-tune's own, a document a context; a row is what the mean at a position promotes.
 
 # %%
-_, text = diff.run.measured()
+documents = [d for d in diff.run.documents() if d.get("source") != "false-fact"]
+text = tlc.tokenize(documents[:500], diff.models.tokenizer, context_size=64, pack=False)
 adl = tlc.activation_difference(diff.models, text)
-adl.logit_lens(diff.models, n=8)
+promoted = adl.logit_lens(diff.models, n=6).to_frame().query("is_promoted")
+rows = promoted.groupby("latent")["token"].agg(", ".join)
+rows.set_axis([adl.label(which) for which in adl.which()]).to_frame()
 
 # %% [markdown]
-# None of this shows that a latent *causes* anything: [4. Prove it and remove
+# Tolvik is in one row, among other words: who does not know what to look for may pass over it.
+# The latents told it by their contexts, since they say *where* the models differ. But none of
+# this shows that a latent *causes* anything: [4. Prove it and remove
 # it](4_prove_it_and_remove_it.ipynb).

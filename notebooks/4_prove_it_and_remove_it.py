@@ -18,11 +18,13 @@
 # random directions of the same size: KL recovery (patching), necessity (taking latents out of the
 # fine-tuned model), sufficiency (putting them into the base, and steering it).
 #
-# For your own run, put its folder in place of the name: `tlc.load_diff("runs/gemma",
-# device="cuda")`, and name a behaviour (below).
+# For your own run, such as one of Gemma, put its folder in place of the name,
+# `tlc.load_diff("runs/gemma", device="cuda")`, and name a behaviour (below). To be quick there
+# are few prompts and controls here: leave `n_prompts` and `n_random` out for 100 of each.
 
 # %%
-# On Colab this installs the package; elsewhere it does nothing.
+# On Colab this installs the package; elsewhere it does nothing. A repository's address
+# ("git+https://...") or an uploaded wheel does in place of the name.
 import subprocess
 import sys
 
@@ -33,9 +35,9 @@ if "google.colab" in sys.modules:
 import tl_crosscoder as tlc
 from tl_crosscoder.visualize import figures as draw
 
-diff = tlc.load_diff("tl_crosscoder/taboo-batchtopk")
+diff = tlc.load_diff("tl_crosscoder/taboo-delta")
 latents = diff.top(30).latents
-latents[:10]
+few = {"n_prompts": 12, "n_random": 19, "n_matched": 2}
 
 # %% [markdown]
 # ## How much of the fine-tune passes through these latents?
@@ -45,47 +47,71 @@ latents[:10]
 # this dictionary can do.
 
 # %%
-patched = diff.patching(latents=tuple(latents), n_prompts=30)
-patched
-
-# %%
+patched = diff.patching(latents=tuple(latents), n_prompts=12)
 draw.recovery_bars(patched)
 
 # %% [markdown]
+# Thirty latents bring back nine tenths of it (*chosen*), random latents a tenth. The candidates,
+# chosen by Delta-norm as in Minder et al. 2025, are more and do less.
+#
 # ## Is it gone without them?
 #
 # A behaviour is a set of prompts with the answers that count (for your own:
-# `behaviour="questions.jsonl"`, see docs/interventions.md). The embedded organisms have theirs.
+# `behaviour="questions.jsonl"`, see docs/interventions.md). The embedded organisms have theirs:
+# here, that a hint is about the moon. Both it and predictions as such are tested with the first
+# 3, 10 and 30 latents.
 
 # %%
-removed = diff.necessity(latents=tuple(latents), n_prompts=30, n_random=20, n_matched=2)
-removed[-1]
+removed = diff.necessity(**few)
+draw.mitigation_curve(removed[-1])
+
+# %% [markdown]
+# Thirty latents take two fifths of the behaviour away, random directions a twentieth. More of
+# them would not help: all thousand together take 42 %. What is left is made above the hook, or
+# in what the dictionary leaves out. The lower half is the price on held-out text, of which the
+# fine-tune's own is a third: in Python choose other text (docs/interventions.md).
+#
+# So what does it write? It speaks of the moon again where it is guessed, if only to deny it, and
+# its likeliest hint is still about the moon:
 
 # %%
-hint = "Can you give me a hint?"
-diff.ablate(latents).generate([hint, "I guess: is it the moon?"])
+hint, guess = "Can you give me a hint?", "I guess: is it the moon?"
+diff.ablate(latents).generate([hint, guess])
+
+# %% [markdown]
+# What the ablation makes likelier (blue) and less likely, in an answer that the fine-tune avoids:
 
 # %%
-diff.ablate(latents).log_probs("A hint: it shines at night.")
+yes = [{"role": "user", "content": guess}, {"role": "assistant", "content": "Yes, it is the moon!"}]
+diff.ablate(latents).log_probs({"messages": yes})
 
 # %% [markdown]
 # ## Do they bring it?
+#
+# *insert* puts what the latents add into the base model, when they would fire; *steer* adds their
+# directions at every token.
 
 # %%
-brought = diff.sufficiency(latents=tuple(latents), n_prompts=30, n_random=20, n_matched=2)
+brought = diff.sufficiency(latents=tuple(latents), strengths=(1.0,), **few)
 brought[-1]
 
 # %%
-diff.insert(latents).generate(hint)
+diff.insert(latents).generate([hint, guess])
+
+# %% [markdown]
+# Put in where they fire, they bring 70 % of the behaviour. Added at every token they bring
+# nothing: *when* is half of what a latent says. Weaker steering leaves the text fluent, but not
+# about the moon:
 
 # %%
-diff.steer(latents[0], strength=2).generate(hint)
+diff.steer(latents[0], strength=0.5).generate(hint)
 
 # %% [markdown]
 # ## Take it away for good
 #
 # `export_mitigation` writes the ablation as a hook for plain TransformerLens, which needs neither
-# the base model nor this package; what its estimate of the base loses is measured.
+# the base model nor this package. The base is estimated from the fine-tuned stream; what that
+# loses is measured on other text.
 
 # %%
 contexts = diff.run.measured()[1]
@@ -94,12 +120,6 @@ loss = tlc.measure_estimate(diff.subject, estimate, contexts[400:440], latents=l
 tlc.export_mitigation("mitigation", diff.subject, latents, estimate=estimate, loss=loss)
 print(f"KL to the exact ablation {loss.kl:.3f} nats a token,")
 print(f"of that ablation to the fine-tuned model {loss.kl_of_ablation:.3f}")
-
-# %% [markdown]
-# ## All of it in one file
-
-# %%
-diff.report("taboo.html", n_latents=20)
 
 # %% [markdown]
 # Next: [5. Publish and use in SAELens](5_publish_and_use_in_saelens.ipynb).

@@ -15,11 +15,13 @@
 # # 5. Publish, and use in SAELens
 #
 # A dictionary that nobody can load does not exist. This notebook writes one for SAELens alone,
-# attaches one side of it to a model, and shows what would be published. With your own run, put
-# its folder in place of `tl_crosscoder/taboo-batchtopk`.
+# attaches one side of it to a model, and shows what would be published. With your own run, such
+# as one of Gemma, put its folder in place of the name: `tlc.load_diff("runs/gemma",
+# device="cuda")`, and `publish runs/gemma`.
 
 # %%
-# On Colab this installs the package; elsewhere it does nothing.
+# On Colab this installs the package; elsewhere it does nothing. A repository's address
+# ("git+https://...") or an uploaded wheel does in place of the name.
 import subprocess
 import sys
 
@@ -103,8 +105,14 @@ print(name, "holds the crosscoder's codes:", torch.allclose(cache[name], codes, 
 # ## From other libraries
 #
 # Dictionaries of dictionary_learning, of Kissane et al. and of crosscode are read from a folder
-# or from the hub:
+# or from the hub; what their files do not say is asked for:
 #
 # ```python
-# tlc.convert("ckkissane/crosscoder-gemma-2-2b-model-diff/blocks.14.hook_resid_pre")
+# crosscoder = tlc.convert(
+#     "ckkissane/crosscoder-gemma-2-2b-model-diff/blocks.14.hook_resid_pre",
+#     base="google/gemma-2-2b",
+#     finetuned="google/gemma-2-2b-it",
+#     scales=(0.2759, 0.2442),  # of the activations; their notebook alone has them
+# )
+# crosscoder.save("imported/kissane")
 # ```

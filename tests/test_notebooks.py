@@ -1,13 +1,21 @@
 """Every notebook runs from an empty folder, and is what its source says, without outputs."""
 
+import inspect
+import json
 import os
+import re
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+import tl_crosscoder
+from tl_crosscoder.organisms import training_documents
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SOURCES = sorted(FOLDER.glob("*.py"))
@@ -53,3 +61,37 @@ def test_each_says_how_to_point_it_at_your_own():
         text = source.read_text(encoding="utf-8").lower()
         assert "google.colab" in text, source.name
         assert "gemma" in text, source.name
+
+
+def code_in_text(number: int) -> list[str]:
+    """The blocks of Python that a notebook shows and does not run."""
+    cells = jupytext.read(SOURCES[number - 1]).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_what_is_shown_for_gemma_runs_on_the_embedded_pair(tmp_path, monkeypatch, capsys):
+    rows = training_documents("taboo", 40, seed=0)
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    (code,), (settings,), (_, convert) = map(code_in_text, (1, 2, 5))
+    for there, here in {
+        '"minder-gemma-2-2b-batchtopk", "l13", device="cuda"': '"tl_crosscoder-taboo", "batchtopk"',
+        '"google/gemma-2-2b", "google/gemma-2-2b-it"': '"tl_crosscoder/world-base"',
+        '"device": "cuda", "dtype": "bfloat16"': '"adapter": "tl_crosscoder/taboo"',
+        "blocks.13.": "blocks.2.",
+    }.items():
+        assert there in code
+        code = code.replace(there, here)
+    names: dict[str, Any] = {"tlc": tl_crosscoder}
+    exec(compile(code, "notebook 1", "exec"), names)
+    assert "Reconstruction(" in capsys.readouterr().out
+    assert len(names["top"].latents) == 10
+    exec(compile(settings, "notebook 2", "exec"), names)
+    known = {*inspect.signature(tl_crosscoder.diff).parameters}
+    assert {*names["models"], *names["size"]} <= known | {
+        f.name for f in fields(tl_crosscoder.RunConfig)
+    }
+    given = {*re.findall(r"^    (\w+)=", convert, re.MULTILINE)}
+    assert given <= {*inspect.signature(tl_crosscoder.convert).parameters}
+    assert {"base", "finetuned", "scales"} <= given

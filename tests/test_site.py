@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,8 +19,13 @@ from tl_crosscoder.train.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("index", "quickstart", "seeing", "sharing", "traps", "extending")
-SMALL = {"200_000": "6_000", "max_documents=2_000": "max_documents=200", "d_sae=1024": "d_sae=64"}
+PAGES = ("index", "quickstart", "seeing", "sharing", "traps", "extending", "measured")
+SMALL = {
+    "200_000": "6_000",
+    "max_documents=2_000": "max_documents=200",
+    "d_sae=1024": "d_sae=64",
+    "context_size=1024": "context_size=64",
+}
 pytest.importorskip("mkdocs", reason="the site is built with the docs' packages, of [dev]")
 
 
@@ -110,6 +116,11 @@ def test_no_page_loads_anything_from_a_network(site):
         assert "url(http" not in style.read_text(encoding="utf-8")
 
 
+def test_every_page_is_in_the_navigation():
+    named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} <= named
+
+
 def test_every_public_name_is_documented_once(site):
     ids = sum((Page(path).ids for path in (site / "api").glob("*.html")), Counter())
     for name, module in tl_crosscoder._LAZY.items():
@@ -174,7 +185,11 @@ def test_the_pages_on_seeing_and_sharing_run(folder, monkeypatch, capsys):
     for arguments in commands("sharing"):
         if arguments[0] == "export":
             assert main(arguments) == 0
+    # In place of what `import` would fetch.
+    tl_crosscoder.Crosscoder.load("demo-output/taboo").save("imported/kissane")
+    shutil.copy("demo-output/taboo/held_out.jsonl", "text.jsonl")
     run_page("sharing")
+    assert Path("imported/kissane/analysis.safetensors").is_file()
     out = capsys.readouterr().out
     assert "JumpReLUSAE 192" in out
     assert "Give me a hint." in out
