@@ -5,7 +5,7 @@ No torch is imported before it runs.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -22,7 +22,7 @@ N_EVAL_TOKENS = 16_384
 class Analyze:
     """Print what was measured of a crosscoder: in all, of one latent, or where a text occurs."""
 
-    output: tyro.conf.Positional[str]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder that `train` or `demo` wrote, or an embedded dictionary (see `list`)."""
     fresh: bool = False
     """Load the models and measure anew on the run's held-out text."""

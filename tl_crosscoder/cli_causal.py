@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class _Question:
     """What the verbs have in common."""
 
-    output: Annotated[str, tyro.conf.Positional]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or an embedded dictionary (see `list`)."""
     text: str | None = None
     """Prompts to measure on: a file, a folder, or a `datasets` name. None is the run's held-out

@@ -20,7 +20,7 @@ N_MEASURED_TOKENS = 65_536
 class Export:
     """Write a dictionary for SAELens alone: exactly, or one model's side of it approximately."""
 
-    dictionary: Annotated[str, tyro.conf.Positional]
+    dictionary: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the dictionary, of `--to side` that of its run, or an embedded one (see `list`)."""
     output: str
     """Folder for the export; must be new or empty."""
@@ -96,7 +96,7 @@ def _said(quality: "SideQuality") -> str:
 class Import:
     """Read another library's crosscoder: dictionary_learning, ckkissane, crosscode."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder or weights file, or owner/name on the hub, with a folder or file after it."""
     output: str
     """Folder for the dictionary; must be new or empty."""

@@ -59,7 +59,7 @@ class Contrastive:
 class Inspect:
     """Print what a cache of activations holds, and what is known of its sites."""
 
-    cache: tyro.conf.Positional[str]
+    cache: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CACHE")]
     """Folder that `harvest` wrote."""
     verify: bool = False
     """Compare every shard with its sha256 first."""

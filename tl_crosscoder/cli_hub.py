@@ -29,7 +29,7 @@ class List:
 class Publish:
     """Publish a dictionary on the Hugging Face Hub; without --push, show what would be sent."""
 
-    dictionary: Annotated[str, tyro.conf.Positional]
+    dictionary: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or an embedded dictionary (see `list`)."""
     repo: str
     """Repository, owner/name; made where it does not exist. It may hold several dictionaries."""

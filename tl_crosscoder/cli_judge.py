@@ -14,7 +14,7 @@ import tyro
 class Handoff:
     """Write a run for Neuronpedia, SAEDashboard or delphi."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or an embedded dictionary (see `list`)."""
     to: Literal["neuronpedia", "sae-dashboard", "delphi"]
     """Whose format."""
@@ -76,7 +76,7 @@ class Judge:
     endpoint's key in OPENAI_API_KEY.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or an embedded dictionary (see `list`)."""
     model: str
     """The judge, as its endpoint names it."""

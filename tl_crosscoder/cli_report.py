@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Report:
     """Write one HTML file about a run: measures, latents, causes, samples; it needs no network."""
 
-    dictionary: Annotated[str, tyro.conf.Positional]
+    dictionary: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     output: str | None = None
     """The file; None is report.html in the folder."""

@@ -133,6 +133,12 @@ def _answer(client: Any, request: dict[str, Any]) -> str:
     return response.choices[0].message.content or ""
 
 
+def check_can_ask() -> None:
+    """Raises ValueError where the extra `judge` is not installed or there is no key."""
+    _library()
+    _key()
+
+
 def _library() -> Any:
     try:
         import openai

@@ -16,7 +16,7 @@ from tl_crosscoder.analysis.active_tokens import find_active
 from tl_crosscoder.analysis.lens import logit_effect
 from tl_crosscoder.analysis.ranking import rank_latents
 from tl_crosscoder.judge.cache import AnswerCache
-from tl_crosscoder.judge.client import Endpoint, Judge, Messages
+from tl_crosscoder.judge.client import Endpoint, Judge, Messages, check_can_ask
 from tl_crosscoder.judge.detection import Detection, batches, detection, detection_prompt
 from tl_crosscoder.judge.judged import JUDGED_NAME, Judged, JudgedLatent
 from tl_crosscoder.judge.naming import Name, naming_examples, naming_prompt, read_name
@@ -196,6 +196,8 @@ def judge_run(
     Raises: as `prepare` and `Judge.ask` do.
     """
     settings = settings or JudgeSettings()
+    if not cache_path(run.path).is_file():
+        check_can_ask()  # something will be asked: before long work
     cases = prepare(run, settings, show_progress=show_progress)
     with AnswerCache(cache_path(run.path)) as cache:
         judge = Judge(endpoint, cache)
