@@ -7,8 +7,9 @@
 Settings are those of `tl-crosscoder demo`, seed 0; `delta` has its loss at weight 1, which of the
 weights tried makes delta latents say most of the difference (docs/measured.md). Each is trained,
 measured, patched, ablated and steered in a folder below --runs; what `publish` would send, with
-examples in `analysis.json` (the text is ours) but without `saelens/`, goes to `pretrained/dictionaries`, a row
-into `pretrained/registry.yaml`, and the table into `docs/dictionaries/pretrained.md`.
+examples in `analysis.json` (the text is ours) but without `saelens/`, goes to
+`pretrained/dictionaries`, a row into `pretrained/registry.yaml`, and the table into
+`docs/dictionaries/pretrained.md`.
 """
 
 import argparse
