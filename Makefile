@@ -10,7 +10,7 @@ TEST_WORKERS ?= 2
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint types notebooks docs bench bench-step bench-data bench-demo bench-analysis bench-causal bench-report clean
+.PHONY: demo test slow lint types notebooks docs bench bench-step bench-data bench-demo bench-analysis bench-causal bench-report bench-exports clean
 
 demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
@@ -52,6 +52,9 @@ bench-analysis: $(VENV)/ready
 # Needs Chromium and its driver.
 bench-report: $(VENV)/ready
 	$(BIN)/python benchmarks/report_size.py tl_crosscoder/taboo-batchtopk --output benchmarks/results/report_size.json
+
+bench-exports: $(VENV)/ready
+	$(BIN)/python benchmarks/exports.py --output benchmarks/results/exports.json
 
 # An hour and a half: three seeds of two presets on two organisms.
 bench-causal: $(VENV)/ready
