@@ -149,3 +149,38 @@ def test_training_step():
                     numbers, (m["default_of_budget"], m["mapped_of_budget"]), strict=True
                 ):
                     assert abs(said - share) <= 0.0051, (name, said, share)
+
+
+def test_exports():
+    """Sizes to the digit, times as the range of the medians."""
+    found = results("exports")["rows"]
+    section = PAGE.partition("## Report and exports")[2]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
+    rows = {row[0]: row for row in cells}
+    for kind, label in (
+        ("ours", "ours (`Crosscoder.load`)"),
+        ("concat", "`concat`"),
+        ("transcoder", "`transcoder`"),
+        ("side", "`side`"),
+    ):
+        own = [r for r in found if r["kind"] == kind]
+        assert len(own) == 4
+        times = [f"{each:.1f}" for each in sorted(r["ms"] for r in own)]
+        _, size, shown, loses = rows[label]
+        assert abs(float(size) - own[0]["n_bytes"] / 1e6) < 0.01, kind
+        assert shown == f"{times[0]}-{times[-1]}", kind
+        for r in own if kind == "side" else []:
+            assert f"{r['fvu']:.3f} ({r['fvu_of_crosscoder']:.3f})".replace("0.", ".") in loses
+            assert short(r["jaccard"]) in loses
+
+
+def test_the_report():
+    found = results("report_size")
+    text = PAGE.partition("## Report and exports")[2].partition("\n\nThe four")[0]
+    milliseconds = [found["milliseconds"][n] for n in ("first paint", "page ready")]
+    assert f"is {found['bytes']['file'] / 1e6:.1f} MB" in text
+    assert all(f"after {int(ms + 0.5)}" in " ".join(text.split()) for ms in milliseconds)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tl_crosscoder import files
 from tl_crosscoder.activations.documents import Document
 from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.latent_measures import LatentMeasures
@@ -93,12 +92,6 @@ def steer_run(
     """Sufficiency: what latents add, inserted into the base model, and steering by them."""
     alphas = tuple(strengths)
     return _tested(run, question, tests=("insert", "steer"), name="sufficiency", alphas=alphas)
-
-
-def check_export(folder: Path) -> None:
-    """Refuse a folder that holds something, before any long work. Raises ValueError."""
-    if folder.exists() and not files.is_empty_folder(folder):
-        raise ValueError(f"{folder} is not an empty folder: choose another; nothing was written.")
 
 
 def baseline_run(

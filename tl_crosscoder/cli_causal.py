@@ -105,10 +105,11 @@ class Ablate(_Tested):
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder import causal
+        from tl_crosscoder.files import new_folder
         from tl_crosscoder.visualize.causal_tables import causal_table, samples_table
 
         if self.export:
-            causal.check_export(Path(self.export))
+            new_folder(self.export)  # before long work
         run, asked = self.run(), self.asked()
         results = causal.ablate_run(run, asked, mode=self.mode)
         print(*map(causal_table, results), sep="\n\n")

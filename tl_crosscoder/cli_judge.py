@@ -114,9 +114,9 @@ class Judge:
         from tl_crosscoder.judge.cache import AnswerCache
         from tl_crosscoder.judge.client import Endpoint
         from tl_crosscoder.judge.client import Judge as Client
+        from tl_crosscoder.judge.judged_table import judged_table, plan_text
         from tl_crosscoder.judge.windows import WindowSettings
         from tl_crosscoder.run_folder import RunFolder
-        from tl_crosscoder.visualize.judged_table import judged_table, plan_text
 
         windows = WindowSettings(
             n_active=self.n_active, n_inactive=self.n_inactive, n_hard=self.n_hard, seed=self.seed

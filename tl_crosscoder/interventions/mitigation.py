@@ -120,9 +120,7 @@ def export_mitigation(
     Raises:
         ValueError: as `Mitigation.of`, a folder that is not empty, or a loss of something else.
     """
-    folder = Path(folder)
-    if folder.exists() and not files.is_empty_folder(folder):
-        raise ValueError(f"{folder} is not an empty folder: choose another; nothing was written.")
+    folder = files.new_folder(folder)
     mitigation = Mitigation.of(subject, latents, mode=mode, estimate=estimate)
     if loss is not None:
         _check_loss(mitigation, loss)

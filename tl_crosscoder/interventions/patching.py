@@ -58,6 +58,11 @@ class PatchingRow:
     recovery_low: float
     recovery_high: float
 
+    @property
+    def drawn_as(self) -> str:
+        """The variant without the number that tells draws of one kind of control apart."""
+        return self.variant.rstrip("0123456789 ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchingResult(TableOfRows):

@@ -272,9 +272,7 @@ class ModelDiff:
 
         Raises ValueError for a folder that holds something.
         """
-        folder = Path(folder)
-        if folder.exists() and not files.is_empty_folder(folder):
-            raise ValueError(f"{folder} is not an empty folder: choose another; nothing was saved.")
+        folder = files.new_folder(folder)
         with files.replacing(folder) as temporary:
             copytree(self.path, temporary)
         return folder

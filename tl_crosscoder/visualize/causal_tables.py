@@ -50,15 +50,10 @@ def _patching_rows(result: PatchingResult, kinds: Sequence[str]) -> list[list[st
         if row.group != "random":
             own = [result.row(row.variant, kind) for kind in kinds]
             rows.append([row.variant, f"{row.n_latents or '-'}", *map(_recovered, own)])
-        elif (kind := _kind_of(row)) not in shown:
+        elif (kind := row.drawn_as) not in shown:
             shown.add(kind)
             rows.append(_mean_row(result, kind, kinds))
     return rows
-
-
-def _kind_of(row: PatchingRow) -> str:
-    """Draws of one kind differ by a number at the end of their names."""
-    return row.variant.rstrip("0123456789 ")
 
 
 def _recovered(row: PatchingRow) -> str:
@@ -90,7 +85,7 @@ def _share(value: float) -> str:
 def _mean_row(result: PatchingResult, kind: str, kinds: Sequence[str]) -> list[str]:
     """Draws of one kind of control: means, and the lowest and highest recovery."""
     cells = []
-    own = [r for r in result.rows if r.group == "random" and _kind_of(r) == kind]
+    own = [r for r in result.rows if r.group == "random" and r.drawn_as == kind]
     for tokens in kinds:
         drawn = [r for r in own if r.tokens == tokens]
         shares = [r.recovery for r in drawn]

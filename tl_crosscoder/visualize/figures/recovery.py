@@ -89,7 +89,7 @@ def _shown(result: PatchingResult, kind: str) -> list[PatchingRow]:
     draws: dict[str, list[PatchingRow]] = {}
     for row in own:
         if row.group == "random":
-            draws.setdefault(row.variant.rstrip("0123456789 "), []).append(row)
+            draws.setdefault(row.drawn_as, []).append(row)
     rest = [r for r in own if r.group != "random" and r.variant != "base stream"]
     return [*rest, *(_mean(name, drawn) for name, drawn in draws.items())]
 
