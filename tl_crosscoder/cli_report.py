@@ -18,7 +18,7 @@ class Report:
     """Write one HTML file about a run: measures, latents, causes, samples; it needs no network."""
 
     dictionary: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
+    """Folder of the run, or an embedded dictionary (see `list`)."""
     output: str | None = None
     """The file; None is report.html in the folder."""
     n_latents: int = 200

@@ -155,7 +155,7 @@ def _by_kind(rows: Sequence[PatchingRow]) -> dict[str, list[PatchingRow]]:
     """Draws of one kind differ by a number at the end of their names."""
     found: dict[str, list[PatchingRow]] = {}
     for row in rows:
-        found.setdefault(row.variant.rstrip("0123456789 "), []).append(row)
+        found.setdefault(row.drawn_as, []).append(row)
     return found
 
 
