@@ -27,16 +27,16 @@ from tl_crosscoder import (
     split_documents,
     tokenize,
 )
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.analysis.example_collector import ExampleCollector
+from tl_crosscoder.analysis.examples.collector import ExampleCollector
 from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
-from tl_crosscoder.crosscoder.inference import sparse_codes
+from tl_crosscoder.crosscoder.crosscoder import sparse_codes
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Edit, Places, Shift
 from tl_crosscoder.interventions.running import score_edits, unchanged
-from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.models.site import site_parts
 from tl_crosscoder.organisms import training_documents
-from tl_crosscoder.site import site_parts
 
 N_ROWS, N_SLOW = 4096, 16
 CONTEXT = 128

@@ -21,18 +21,18 @@ from typing import Any
 
 from result_file import ResultFile
 
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.analysis.ranking import rank_latents
+from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.baselines.activation_difference import activation_difference
 from tl_crosscoder.baselines.pca import difference_pca
+from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
-from tl_crosscoder.diffing import run_diff
 from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
-from tl_crosscoder.interventions.controls import causal_test
+from tl_crosscoder.interventions.causal import causal_test
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.patching import patching
-from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
-from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.training import run_diff
 
 ORGANISMS = ("taboo", "false-fact")
 PLANTED_SOURCES = {"taboo": ("taboo", "game"), "false-fact": ("false-fact",)}

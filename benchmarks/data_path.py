@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tl_crosscoder import ActivationCache, ModelPair, TokenizedText, files, tokenize, write_cache
-from tl_crosscoder.activations.harvest import harvest_rows
-from tl_crosscoder.activations.loader import ActivationLoader
-from tl_crosscoder.embedded import pretrained_folder
+from tl_crosscoder.data.harvest import harvest_rows
+from tl_crosscoder.data.loader import ActivationLoader
+from tl_crosscoder.models.pretrained import pretrained_folder
 from tl_crosscoder.organisms import training_documents
 
 RESULTS = Path(__file__).parent / "results" / "data_path.json"
@@ -317,7 +317,7 @@ def measure_sweep(size: Size, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(CHANGES))
-    command = [sys.executable, "-m", "tl_crosscoder.cli", "train"]
+    command = [sys.executable, "-m", "tl_crosscoder.cli.main", "train"]
     command += ["--config", str(folder / "run.yaml")]
     alone = []
     for i, change in enumerate(CHANGES):

@@ -25,7 +25,7 @@ def one_run(organism: str, seed: int) -> dict:
         flags = ["--organism", organism, "--seed", str(seed), "--output", str(output)]
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "tl_crosscoder.cli", "demo", *flags],
+            [sys.executable, "-m", "tl_crosscoder.cli.main", "demo", *flags],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

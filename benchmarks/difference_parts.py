@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.reconstruction import Moments
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.crosscoder.parts import Range
-from tl_crosscoder.site import site_parts
+from tl_crosscoder.crosscoder.partition import Range
+from tl_crosscoder.models.site import site_parts
 
 N_ROWS = 4096
 """Tokens encoded at a time."""

@@ -20,27 +20,27 @@ from typing import Any
 import yaml
 
 from tl_crosscoder import files
-from tl_crosscoder.causal import CausalQuestion, ablate_run, patch_run, steer_run
+from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.demo import demo_config
-from tl_crosscoder.diffing import run_diff
 from tl_crosscoder.hub.card import Summary, dictionary_card
-from tl_crosscoder.hub.publish_checks import findings
-from tl_crosscoder.hub.publish_files import (
+from tl_crosscoder.hub.published_run import (
     EXAMPLES_NAME,
     SAELENS_FOLDER,
     PublishedFile,
     PublishedRun,
     dictionary_files,
+    findings,
 )
 from tl_crosscoder.hub.registry import (
     EMBEDDED,
     dictionaries_folder,
+    markdown_table,
     read_entries,
     registry_path,
 )
-from tl_crosscoder.hub.registry_table import markdown_table
-from tl_crosscoder.run_folder import RunFolder
-from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.run.causal import CausalQuestion, ablate_run, patch_run, steer_run
+from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.training import run_diff
 
 ORGANISMS = ("taboo", "false-fact")
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""What `tl_crosscoder.estimate` predicts beside what a harvest and a training run take.
+"""What `tl_crosscoder.run.estimate` predicts beside what a harvest and a training run take.
 
     TQDM_DISABLE=1 python benchmarks/estimate.py             # about a minute
     TQDM_DISABLE=1 python benchmarks/estimate.py --tokens 50000 --device cuda
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tl_crosscoder import RunConfig, Trainer, split_documents, tokenize
-from tl_crosscoder.activations.harvest import harvest_rows
-from tl_crosscoder.estimate import HARVEST_SHARE, Estimate, estimate
+from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.organisms import training_documents
-from tl_crosscoder.presets import recipe_of
-from tl_crosscoder.sources import load_source
+from tl_crosscoder.run.estimate import HARVEST_SHARE, Estimate, estimate
+from tl_crosscoder.run.sources import load_source
+from tl_crosscoder.train.presets import recipe_of
 
 CASES: tuple[dict[str, Any], ...] = (
     {},

@@ -18,9 +18,9 @@ from statistics import median
 from typing import Any
 
 from tl_crosscoder import Crosscoder, export_concat, export_side, export_transcoder, files
-from tl_crosscoder.embedded import embedded_run
 from tl_crosscoder.hub.registry import entries
-from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.models.pretrained import embedded_run
+from tl_crosscoder.run.run import RunFolder
 
 KINDS = ("concat", "transcoder", "side")
 N_LOADS = 7

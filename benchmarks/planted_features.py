@@ -36,11 +36,10 @@ from variants import (
     seeds,
 )
 
-from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
+from tl_crosscoder.analysis.norms import LATENT_CLASSES
 from tl_crosscoder.analysis.reconstruction import Reconstruction, ReconstructionSums
-from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.crosscoder.inference import sparse_codes
-from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.config.training import RunConfig
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
 
 K = 4.0
 BRACKET = (1e-2, 1e2)

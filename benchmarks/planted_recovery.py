@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from planted_world import PlantedWorld
 from torch import Tensor
 
-from tl_crosscoder.analysis.decoder_norms import (
+from tl_crosscoder.analysis.norms import (
     LATENT_CLASSES,
     delta_norm,
     latent_class_ids,

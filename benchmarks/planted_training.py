@@ -11,13 +11,13 @@ import torch
 from planted_world import D_MODEL, PlantedWorld
 from torch import Tensor
 
+from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.training import CrosscoderTraining
-from tl_crosscoder.presets import recipe_of
-from tl_crosscoder.site import Site
-from tl_crosscoder.train.config import RunConfig
-from tl_crosscoder.train.scales import row_factors, scales_of_rows
+from tl_crosscoder.models.site import Site
+from tl_crosscoder.train.metrics import row_factors, scales_of_rows
+from tl_crosscoder.train.presets import recipe_of
 
 N_INITIAL_ROWS = 8192
 """Rows from which scales and decoder bias are measured, as in `Trainer`."""

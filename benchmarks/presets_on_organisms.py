@@ -26,24 +26,23 @@ from result_file import Column, ResultFile, collect
 from torch import Tensor
 from variants import add_arguments, configured, output_path, seeds
 
-from tl_crosscoder.activation_source import ActivationSource
-from tl_crosscoder.activations.documents import split_documents
-from tl_crosscoder.activations.harvest import harvest_rows
-from tl_crosscoder.activations.loader import ActivationLoader
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.analysis.max_activating import examples
-from tl_crosscoder.analysis.measurement import LatentSummary, Measurement
-from tl_crosscoder.analysis.measuring import measure
-from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS, Ranking, in_order, rank_latents
+from tl_crosscoder.analysis.examples.database import examples
+from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, Ranking, in_order, rank_latents
+from tl_crosscoder.analysis.measurement import LatentSummary, Measurement, measure
+from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.data.documents import split_documents
+from tl_crosscoder.data.harvest import harvest_rows
+from tl_crosscoder.data.loader import ActivationLoader
+from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
-from tl_crosscoder.model_sites import ModelSites
+from tl_crosscoder.models.sites import ModelSites
+from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.organisms import organism
 from tl_crosscoder.organisms.recovery import planted_recovery
-from tl_crosscoder.presets import recipe_of
-from tl_crosscoder.run_text import held_out_text, read_documents, tokens_of
-from tl_crosscoder.sources import load_source
-from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.run.sources import load_source
+from tl_crosscoder.run.text import held_out_text, read_documents, tokens_of
+from tl_crosscoder.train.presets import recipe_of
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config
 
 ORGANISMS = ("taboo", "false-fact")

@@ -19,9 +19,9 @@ from statistics import median
 from typing import Any
 
 from tl_crosscoder import files
-from tl_crosscoder.run_folder import RunFolder
-from tl_crosscoder.visualize.report import report
-from tl_crosscoder.visualize.report.models import ReportSettings
+from tl_crosscoder.report.html import report
+from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.run.run import RunFolder
 
 N_OPENINGS = 7
 PARTS = {

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.sparsity import BatchTopK, Sparsity
 from tl_crosscoder.crosscoder.training import CrosscoderTraining
-from tl_crosscoder.pair import Site
+from tl_crosscoder.models.pair import Site
 
 DEAD_AFTER_TOKENS = 10_000_000
 LR = 1e-3

@@ -42,7 +42,7 @@ from trainers import (
 
 from tl_crosscoder import files
 from tl_crosscoder.crosscoder import sparsity as sparsities
-from tl_crosscoder.crosscoder.selection import fast_bfloat16
+from tl_crosscoder.crosscoder.sparse.selection import fast_bfloat16
 from tl_crosscoder.crosscoder.training import CrosscoderTraining
 
 RESULTS = Path(__file__).parent / "results"

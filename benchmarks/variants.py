@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tl_crosscoder.presets import PRESETS
-from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.config.training import RunConfig
+from tl_crosscoder.train.presets import PRESETS
 
 PENALISED = {"l1": "l1_coefficient", "jumprelu": "jumprelu_coefficient", "dsf": "l1_coefficient"}
 """Presets whose L0 follows from a coefficient instead of a k, with its field."""

@@ -22,7 +22,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import tl_crosscoder
-from tl_crosscoder.cli import parse
+from tl_crosscoder.cli.main import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = ("CHANGELOG.md", "configs/*", "benchmarks/results/*.json", "notebooks/*.ipynb")

@@ -17,7 +17,7 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
 from tl_crosscoder import load_diff
-from tl_crosscoder.visualize.figures import save_figure
+from tl_crosscoder.report.figures import save_figure
 
 IMAGES = Path(__file__).resolve().parent / "images"
 DICTIONARY = "tl_crosscoder/taboo-delta"

@@ -33,7 +33,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import tl_crosscoder as tlc
-from tl_crosscoder.visualize import figures as draw
+from tl_crosscoder.report import figures as draw
 
 diff = tlc.load_diff("tl_crosscoder/taboo-delta")
 latents = diff.top(30).latents

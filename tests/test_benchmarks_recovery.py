@@ -11,8 +11,8 @@ import torch
 
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.presets import PRESETS, preset
-from tl_crosscoder.site import Site
+from tl_crosscoder.models.site import Site
+from tl_crosscoder.train.presets import PRESETS, preset
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DELTA_ABLATIONS = {"delta-unmasked", "delta-relative", "delta-relative-0.5", "delta-weight-1"}
@@ -162,7 +162,7 @@ def test_parts_of_the_difference_add_up_where_they_share_nothing(modules):
     from difference_parts import difference_parts
     from planted_world import planted_world
 
-    from tl_crosscoder.crosscoder.parts import Part, ranges
+    from tl_crosscoder.crosscoder.partition import Part, ranges
 
     world = planted_world("planted", 0)
     crosscoder = crosscoder_of(world.directions)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tl_crosscoder import Crosscoder
-from tl_crosscoder.cli import main
+from tl_crosscoder.cli.main import main
 from tl_crosscoder.organisms import training_documents
 
 PAIR = ["--base", "tl_crosscoder/world-base", "--adapter", "tl_crosscoder/taboo"]
@@ -44,7 +44,7 @@ def in_new_process(*code_or_args: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["analyze"], ["organisms", "base"]])
 def test_help_imports_no_torch_and_says_what_the_verb_does(verb):
     code = (
-        "import sys\nfrom tl_crosscoder.cli import main\n"
+        "import sys\nfrom tl_crosscoder.cli.main import main\n"
         f"try: main({[*verb, '--help']!r})\n"
         "finally: print('HEAVY', sorted({'torch', 'transformers', 'sae_lens'} & set(sys.modules)))"
     )
@@ -66,7 +66,7 @@ def test_import_of_the_package_is_cheap_and_silent():
 
 def test_every_public_name_resolves_whatever_was_imported_before():
     code = (
-        "import tl_crosscoder as t, tl_crosscoder.diffing, tl_crosscoder.demo\n"
+        "import tl_crosscoder as t, tl_crosscoder.run.training, tl_crosscoder.demo\n"
         "assert all(callable(getattr(t, n)) for n in t.__all__)\n"
         "assert set(t.__all__) <= set(dir(t))\n"
     )
@@ -115,7 +115,7 @@ def test_yaml_and_flags_give_the_same_run_and_flags_win(trained, text, tmp_path)
     config.write_text(yaml.safe_dump(models | FIELDS | {"lr": 0.5}))
     output = tmp_path / "run"
     flags = ["--config", str(config), "--output", str(output), "--lr", "0.003"]
-    done = in_new_process("-m", "tl_crosscoder.cli", "train", *flags)
+    done = in_new_process("-m", "tl_crosscoder.cli.main", "train", *flags)
     assert done.returncode == 0, done.stderr
     weights = [(p / "sae_weights.safetensors").read_bytes() for p in (trained, output)]
     assert weights[0] == weights[1]
@@ -126,7 +126,7 @@ def test_a_misspelt_choice_in_yaml_is_refused_and_not_replaced(text, tmp_path, n
     fields = {"base": PAIR[1], "adapter": PAIR[3], "hook_name": HOOK[1], "text": text}
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(fields | {name: value, "output": str(tmp_path / "run")}))
-    done = in_new_process("-m", "tl_crosscoder.cli", "train", "--config", str(config))
+    done = in_new_process("-m", "tl_crosscoder.cli.main", "train", "--config", str(config))
     assert done.returncode == 2
     assert f"{name} is '{value}'; it is one of" in done.stderr
 

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from tl_crosscoder.analysis.example_database import ExampleDatabase
+from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.analysis.ranking import rank_latents
-from tl_crosscoder.cli import main
-from tl_crosscoder.interventions.causal_result import CausalTest
+from tl_crosscoder.cli.main import main
 from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.organisms import training_documents
-from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.run.run import RunFolder
 
 FIELDS = {
     "base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/false-fact",

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tl_crosscoder import Crosscoder, HarvestConfig, run_harvest
-from tl_crosscoder.cli import main
+from tl_crosscoder.cli.main import main
 
 MODELS = ["--base", "tl_crosscoder/world-base", "--adapter", "tl_crosscoder/taboo"]
 HOOK = ["--hook-name", "blocks.1.hook_resid_post"]
@@ -48,7 +48,7 @@ def test_train_measures_and_analyzes_on_a_cache_without_the_models(
     def refuse(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("tl_crosscoder.model_sites.ModelSites.from_sites", refuse)
+    monkeypatch.setattr("tl_crosscoder.models.sites.ModelSites.from_sites", refuse)
     output = tmp_path / "run"
     assert main(["train", "--cache", str(cache), *SMALL, "--output", str(output)]) == 0
     assert "FVE of the difference" in capsys.readouterr().out

@@ -9,8 +9,8 @@ import pytest
 
 from tl_crosscoder import RunConfig
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
-from tl_crosscoder.presets import recipe_of
-from tl_crosscoder.sources import sites_of
+from tl_crosscoder.run.sources import sites_of
+from tl_crosscoder.train.presets import recipe_of
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tl_crosscoder import Crosscoder, run_demo
-from tl_crosscoder.cli import Demo
+from tl_crosscoder.cli.main import Demo
 from tl_crosscoder.demo import N_TOKENS, demo_config
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import tl_crosscoder
-from tl_crosscoder.cli import Train, parse
-from tl_crosscoder.presets import PRESETS, recipe_of
-from tl_crosscoder.sources import sites_of
-from tl_crosscoder.train.recipe_config import RecipeConfig
+from tl_crosscoder.cli.main import Train, parse
+from tl_crosscoder.config.training import RecipeConfig
+from tl_crosscoder.run.sources import sites_of
+from tl_crosscoder.train.presets import PRESETS, recipe_of
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "dictionaries"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import tl_crosscoder
-from tl_crosscoder.analysis.ranking import Order
-from tl_crosscoder.cli import main, parse
+from tl_crosscoder.analysis.latents import Order
+from tl_crosscoder.cli.main import main, parse
 from tl_crosscoder.interventions.mitigation import Mode
 from tl_crosscoder.interventions.trials import CausalRow
 

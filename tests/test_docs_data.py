@@ -9,8 +9,8 @@ import yaml
 
 import tl_crosscoder
 from tl_crosscoder import RunConfig, TextSource
-from tl_crosscoder.cli import main, parse
-from tl_crosscoder.train.sweep import sweep
+from tl_crosscoder.cli.main import main, parse
+from tl_crosscoder.config.sweep import sweep
 
 FOLDER = Path(__file__).parents[1] / "docs"
 PAGE = (FOLDER / "data.md").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ import torch
 from transformers import Gemma2Config
 
 from tl_crosscoder import RunConfig
-from tl_crosscoder import estimate as estimates
-from tl_crosscoder.device_speed import copy_speed, is_here, product_speed
-from tl_crosscoder.estimate import estimate
+from tl_crosscoder.run import estimate as estimates
+from tl_crosscoder.run.estimate import estimate
+from tl_crosscoder.run.model_cost import copy_speed, is_here, product_speed
 
 PAIR = RunConfig(
     base="tl_crosscoder/world-base",

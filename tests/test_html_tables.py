@@ -12,15 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
+from tl_crosscoder.analysis.examples.database import Example
 from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects
-from tl_crosscoder.analysis.max_activating import Example
-from tl_crosscoder.analysis.ranking import rank_latents
-from tl_crosscoder.html_results import crosscoder_html
-from tl_crosscoder.html_tables import table
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
-from tl_crosscoder.result_columns import N_ROWS, visible
-from tl_crosscoder.text_tables import N_OF_TENSORS, WIDTH, table_text
+from tl_crosscoder.results.measures import N_ROWS, visible
+from tl_crosscoder.results.render import N_OF_TENSORS, WIDTH, table, table_text
+from tl_crosscoder.results.reprs import crosscoder_html
 
 HOSTILE = "</td></script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tl_crosscoder import loading, tokenize
-from tl_crosscoder.cli_analyze import Analyze
-from tl_crosscoder.live.live_run import sized
-from tl_crosscoder.live.model_diff import ModelDiff, diff, load_diff
+from tl_crosscoder import tokenize
+from tl_crosscoder.cli.analyze import Analyze
+from tl_crosscoder.config.training import RunConfig
+from tl_crosscoder.models import loading
+from tl_crosscoder.notebook.model_diff import ModelDiff, diff, load_diff
+from tl_crosscoder.notebook.run import sized
 from tl_crosscoder.organisms import training_documents
-from tl_crosscoder.train.config import RunConfig
 
 HOOK = "blocks.1.hook_resid_post"  # of the fixture taboo_pair
 NAMES = ("tl_crosscoder/world-base", "someone/taboo")

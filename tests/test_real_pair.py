@@ -19,14 +19,14 @@ from tl_crosscoder import (
     Trainer,
     load_documents,
     measure,
-    presets,
     split_documents,
     tokenize,
 )
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
+from tl_crosscoder.analysis.norms import LATENT_CLASSES
+from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.hub.export import export_concat
-from tl_crosscoder.visualize.terminal import render
+from tl_crosscoder.report.terminal import render
+from tl_crosscoder.train import presets
 
 pytestmark = pytest.mark.slow
 WORD = "wave"

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tl_crosscoder.resampling import (
+from tl_crosscoder.analysis.resampling import (
     bootstrap_weights,
     effect_size,
     holm,

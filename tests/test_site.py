@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import tl_crosscoder
-from tl_crosscoder.cli import main, parse
-from tl_crosscoder.diffing import run_diff
-from tl_crosscoder.train.config import RunConfig
+from tl_crosscoder.cli.main import main, parse
+from tl_crosscoder.config.training import RunConfig
+from tl_crosscoder.run.training import run_diff
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -13,7 +13,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import tl_crosscoder
-from tl_crosscoder.embedded import pretrained_folder, resolve_model
+from tl_crosscoder.models.pretrained import pretrained_folder, resolve_model
 from tl_crosscoder.organisms import load_suite
 assert tl_crosscoder.__file__.startswith(sys.argv[1])
 assert str(pretrained_folder()).startswith(sys.argv[1])

@@ -15,24 +15,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tl_crosscoder.activations.cache import ActivationCache
-    from tl_crosscoder.activations.cache_writer import write_cache
-    from tl_crosscoder.activations.config import Masks, TextSource
-    from tl_crosscoder.activations.contrastive import contrastive_documents
-    from tl_crosscoder.activations.contrastive_config import ContrastiveConfig
-    from tl_crosscoder.activations.documents import load_documents, split_documents
-    from tl_crosscoder.activations.mixture import tokenize_mixture
-    from tl_crosscoder.activations.text import TokenizedText, tokenize
     from tl_crosscoder.analysis.agreement import agreement, agreement_over_seeds
-    from tl_crosscoder.analysis.example_database import ExampleDatabase
+    from tl_crosscoder.analysis.examples.database import ExampleDatabase, examples
     from tl_crosscoder.analysis.latent_scaling import LatentScaling
+    from tl_crosscoder.analysis.latents import rank_latents
     from tl_crosscoder.analysis.lens import direction_logits, logit_effect
-    from tl_crosscoder.analysis.max_activating import examples
-    from tl_crosscoder.analysis.measurement import Measurement
-    from tl_crosscoder.analysis.measuring import measure
+    from tl_crosscoder.analysis.measurement import Measurement, measure
     from tl_crosscoder.analysis.patchscope import patchscope
-    from tl_crosscoder.analysis.ranking import rank_latents
-    from tl_crosscoder.analysis.saelens_evals import SideSAE, side_evals
+    from tl_crosscoder.analysis.saelens_evals import SideSAE, sae_bridge, side_evals
     from tl_crosscoder.analysis.similarity import (
         decoupled_pairs,
         encoder_counterparts,
@@ -41,7 +31,8 @@ if TYPE_CHECKING:
     from tl_crosscoder.baselines.activation_difference import activation_difference
     from tl_crosscoder.baselines.logit_amplification import amplified_text
     from tl_crosscoder.baselines.pca import difference_pca
-    from tl_crosscoder.contrasting import write_contrastive
+    from tl_crosscoder.config.text import ContrastiveConfig, Masks, TextSource
+    from tl_crosscoder.config.training import HarvestConfig, RunConfig, TrainConfig
     from tl_crosscoder.crosscoder.config import (
         AuxK,
         CrosscoderConfig,
@@ -49,49 +40,50 @@ if TYPE_CHECKING:
         DeltaLoss,
     )
     from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-    from tl_crosscoder.crosscoder.parts import Part
+    from tl_crosscoder.crosscoder.partition import Part
     from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK, JumpReLU, TopK
     from tl_crosscoder.crosscoder.training import CrosscoderTraining
+    from tl_crosscoder.data.cache import ActivationCache
+    from tl_crosscoder.data.cache_writer import write_cache
+    from tl_crosscoder.data.contrastive import contrastive_documents
+    from tl_crosscoder.data.documents import load_documents, split_documents
+    from tl_crosscoder.data.mixture import tokenize_mixture
+    from tl_crosscoder.data.tokens import TokenizedText, tokenize
     from tl_crosscoder.demo import run_demo
-    from tl_crosscoder.diffing import run_diff, run_together
-    from tl_crosscoder.harvest_config import HarvestConfig
-    from tl_crosscoder.harvesting import run_harvest
     from tl_crosscoder.hub.convert import convert
     from tl_crosscoder.hub.export import export_concat, export_transcoder
-    from tl_crosscoder.hub.export_side import export_side
-    from tl_crosscoder.interventions.ablation import ablated
+    from tl_crosscoder.hub.export_site import export_side
+    from tl_crosscoder.interventions.ablation import ablated, measure_estimate
     from tl_crosscoder.interventions.base_estimate import BaseEstimate
-    from tl_crosscoder.interventions.behaviour import Behaviour, Question
-    from tl_crosscoder.interventions.causal_result import CausalTest
-    from tl_crosscoder.interventions.controls import causal_test
-    from tl_crosscoder.interventions.estimate_loss import measure_estimate
+    from tl_crosscoder.interventions.behaviour import Behaviour, Predictions, Question
+    from tl_crosscoder.interventions.causal import causal_test
+    from tl_crosscoder.interventions.context import Subject
     from tl_crosscoder.interventions.live import edited
     from tl_crosscoder.interventions.mitigation import export_mitigation
     from tl_crosscoder.interventions.patching import patching
-    from tl_crosscoder.interventions.predictions import Predictions
     from tl_crosscoder.interventions.steering import steered, stream_norms
-    from tl_crosscoder.interventions.subject import Subject
-    from tl_crosscoder.interventions.trials import ControlSettings, run_trials
+    from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, run_trials
     from tl_crosscoder.interventions.weight_edit import ablation_weights
-    from tl_crosscoder.live.model_diff import ModelDiff, diff, load_diff
-    from tl_crosscoder.model_sites import ModelSites
-    from tl_crosscoder.pair import ModelPair
-    from tl_crosscoder.presets import Recipe, preset
-    from tl_crosscoder.saelens_bridge import sae_bridge
-    from tl_crosscoder.side_view import ModelSide
-    from tl_crosscoder.site import Site
-    from tl_crosscoder.site_difference import SiteDifference
-    from tl_crosscoder.train.config import RunConfig, TrainConfig
-    from tl_crosscoder.train.loop import fit_together
-    from tl_crosscoder.train.trainer import Trainer
-    from tl_crosscoder.visualize.figures import relative_norm_histogram, run_figures
-    from tl_crosscoder.visualize.tokens import (
+    from tl_crosscoder.models.difference import SiteDifference
+    from tl_crosscoder.models.pair import ModelPair
+    from tl_crosscoder.models.saelens import ModelSide
+    from tl_crosscoder.models.site import Site
+    from tl_crosscoder.models.sites import ModelSites
+    from tl_crosscoder.notebook.model_diff import ModelDiff, diff, load_diff
+    from tl_crosscoder.report.figures import relative_norm_histogram, run_figures
+    from tl_crosscoder.report.tokens import (
         compared_tokens,
         edited_tokens,
         example_tokens,
         latent_tokens,
         next_tokens,
     )
+    from tl_crosscoder.run.contrastive import write_contrastive
+    from tl_crosscoder.run.harvest import run_harvest
+    from tl_crosscoder.run.training import run_diff, run_together
+    from tl_crosscoder.train.loop import fit_together
+    from tl_crosscoder.train.presets import Recipe, preset
+    from tl_crosscoder.train.trainer import Trainer
 
 __all__ = [
     "L1",
@@ -189,74 +181,140 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
-    "activations.cache": ("ActivationCache",),
-    "activations.cache_writer": ("write_cache",),
-    "activations.config": ("Masks", "TextSource"),
-    "activations.contrastive": ("contrastive_documents",),
-    "activations.contrastive_config": ("ContrastiveConfig",),
-    "activations.documents": ("load_documents", "split_documents"),
-    "activations.mixture": ("tokenize_mixture",),
-    "activations.text": ("TokenizedText", "tokenize"),
-    "analysis.agreement": ("agreement", "agreement_over_seeds"),
-    "analysis.example_database": ("ExampleDatabase",),
+    "analysis.agreement": (
+        "agreement",
+        "agreement_over_seeds",
+    ),
+    "analysis.examples.database": (
+        "ExampleDatabase",
+        "examples",
+    ),
     "analysis.latent_scaling": ("LatentScaling",),
-    "analysis.lens": ("direction_logits", "logit_effect"),
-    "analysis.max_activating": ("examples",),
-    "analysis.measurement": ("Measurement",),
-    "analysis.measuring": ("measure",),
+    "analysis.latents": ("rank_latents",),
+    "analysis.lens": (
+        "direction_logits",
+        "logit_effect",
+    ),
+    "analysis.measurement": (
+        "Measurement",
+        "measure",
+    ),
     "analysis.patchscope": ("patchscope",),
-    "analysis.ranking": ("rank_latents",),
-    "analysis.saelens_evals": ("SideSAE", "side_evals"),
-    "analysis.similarity": ("decoupled_pairs", "encoder_counterparts", "similar_latents"),
+    "analysis.saelens_evals": (
+        "SideSAE",
+        "side_evals",
+        "sae_bridge",
+    ),
+    "analysis.similarity": (
+        "decoupled_pairs",
+        "encoder_counterparts",
+        "similar_latents",
+    ),
     "baselines.activation_difference": ("activation_difference",),
     "baselines.logit_amplification": ("amplified_text",),
     "baselines.pca": ("difference_pca",),
-    "contrasting": ("write_contrastive",),
-    "crosscoder.config": ("AuxK", "CrosscoderConfig", "CrosscoderTrainingConfig", "DeltaLoss"),
+    "config.text": (
+        "Masks",
+        "TextSource",
+        "ContrastiveConfig",
+    ),
+    "config.training": (
+        "HarvestConfig",
+        "RunConfig",
+        "TrainConfig",
+    ),
+    "crosscoder.config": (
+        "AuxK",
+        "CrosscoderConfig",
+        "CrosscoderTrainingConfig",
+        "DeltaLoss",
+    ),
     "crosscoder.crosscoder": ("Crosscoder",),
-    "crosscoder.parts": ("Part",),
-    "crosscoder.sparsity": ("L1", "BatchTopK", "JumpReLU", "TopK"),
+    "crosscoder.partition": ("Part",),
+    "crosscoder.sparsity": (
+        "L1",
+        "BatchTopK",
+        "JumpReLU",
+        "TopK",
+    ),
     "crosscoder.training": ("CrosscoderTraining",),
+    "data.cache": ("ActivationCache",),
+    "data.cache_writer": ("write_cache",),
+    "data.contrastive": ("contrastive_documents",),
+    "data.documents": (
+        "load_documents",
+        "split_documents",
+    ),
+    "data.mixture": ("tokenize_mixture",),
+    "data.tokens": (
+        "TokenizedText",
+        "tokenize",
+    ),
     "demo": ("run_demo",),
-    "diffing": ("run_diff", "run_together"),
-    "harvest_config": ("HarvestConfig",),
-    "harvesting": ("run_harvest",),
     "hub.convert": ("convert",),
-    "hub.export": ("export_concat", "export_transcoder"),
-    "hub.export_side": ("export_side",),
-    "interventions.ablation": ("ablated",),
+    "hub.export": (
+        "export_concat",
+        "export_transcoder",
+    ),
+    "hub.export_site": ("export_side",),
+    "interventions.ablation": (
+        "ablated",
+        "measure_estimate",
+    ),
     "interventions.base_estimate": ("BaseEstimate",),
-    "interventions.behaviour": ("Behaviour", "Question"),
-    "interventions.causal_result": ("CausalTest",),
-    "interventions.controls": ("causal_test",),
-    "interventions.estimate_loss": ("measure_estimate",),
+    "interventions.behaviour": (
+        "Behaviour",
+        "Question",
+        "Predictions",
+    ),
+    "interventions.causal": ("causal_test",),
+    "interventions.context": ("Subject",),
     "interventions.live": ("edited",),
     "interventions.mitigation": ("export_mitigation",),
     "interventions.patching": ("patching",),
-    "interventions.predictions": ("Predictions",),
-    "interventions.steering": ("steered", "stream_norms"),
-    "interventions.subject": ("Subject",),
-    "interventions.trials": ("ControlSettings", "run_trials"),
+    "interventions.steering": (
+        "steered",
+        "stream_norms",
+    ),
+    "interventions.trials": (
+        "CausalTest",
+        "ControlSettings",
+        "run_trials",
+    ),
     "interventions.weight_edit": ("ablation_weights",),
-    "live.model_diff": ("ModelDiff", "diff", "load_diff"),
-    "model_sites": ("ModelSites",),
-    "pair": ("ModelPair",),
-    "presets": ("Recipe", "preset"),
-    "saelens_bridge": ("sae_bridge",),
-    "side_view": ("ModelSide",),
-    "site": ("Site",),
-    "site_difference": ("SiteDifference",),
-    "train.config": ("RunConfig", "TrainConfig"),
-    "train.loop": ("fit_together",),
-    "train.trainer": ("Trainer",),
-    "visualize.figures": ("relative_norm_histogram", "run_figures"),
-    "visualize.tokens": (
+    "models.difference": ("SiteDifference",),
+    "models.pair": ("ModelPair",),
+    "models.saelens": ("ModelSide",),
+    "models.site": ("Site",),
+    "models.sites": ("ModelSites",),
+    "notebook.model_diff": (
+        "ModelDiff",
+        "diff",
+        "load_diff",
+    ),
+    "report.figures": (
+        "relative_norm_histogram",
+        "run_figures",
+    ),
+    "report.tokens": (
         "compared_tokens",
         "edited_tokens",
         "example_tokens",
         "latent_tokens",
         "next_tokens",
     ),
+    "run.contrastive": ("write_contrastive",),
+    "run.harvest": ("run_harvest",),
+    "run.training": (
+        "run_diff",
+        "run_together",
+    ),
+    "train.loop": ("fit_together",),
+    "train.presets": (
+        "Recipe",
+        "preset",
+    ),
+    "train.trainer": ("Trainer",),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tl_crosscoder import files
-from tl_crosscoder.activations.documents import load_documents
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.diffing import HELD_OUT_NAME, run_diff
-from tl_crosscoder.embedded import PREFIX
+from tl_crosscoder.config.training import RunConfig
+from tl_crosscoder.data.documents import load_documents
+from tl_crosscoder.models.pretrained import PREFIX
+from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms import organism
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
-from tl_crosscoder.run_text import held_out_text
-from tl_crosscoder.site import Site
-from tl_crosscoder.sources import load_source
-from tl_crosscoder.train.config import RunConfig
-from tl_crosscoder.visualize import terminal
+from tl_crosscoder.report import terminal
+from tl_crosscoder.run.sources import load_source
+from tl_crosscoder.run.text import held_out_text
+from tl_crosscoder.run.training import HELD_OUT_NAME, run_diff
 
 
 @dataclass(frozen=True, kw_only=True)

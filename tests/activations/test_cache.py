@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tl_crosscoder import ActivationCache, ModelSites, TrainConfig, Trainer, tokenize
-from tl_crosscoder.activations import storage
-from tl_crosscoder.activations.cache_writer import write_cache
-from tl_crosscoder.activations.harvest import harvest, harvest_rows, with_norm_limits
-from tl_crosscoder.activations.loader import ActivationLoader
+from tl_crosscoder.data import storage
+from tl_crosscoder.data.cache_writer import write_cache
+from tl_crosscoder.data.harvest import harvest, harvest_rows, with_norm_limits
+from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.organisms import training_documents
 
 HOOK = "blocks.1.hook_resid_post"

@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from tl_crosscoder import ActivationCache, files
-from tl_crosscoder.activations.cache_plan import CacheSize
-from tl_crosscoder.activations.cache_writer import write_cache
+from tl_crosscoder.data.cache_writer import CacheSize, write_cache
 
 SCRIPT = """
 import resource, sys, time
 from tl_crosscoder import ModelPair, split_documents, tokenize
-from tl_crosscoder.activations.cache_writer import write_cache
+from tl_crosscoder.data.cache_writer import write_cache
 from tl_crosscoder.organisms import training_documents
 import torch
 torch.set_num_threads(int(sys.argv[4]))

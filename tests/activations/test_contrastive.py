@@ -9,21 +9,19 @@ import pytest
 import torch
 
 from tl_crosscoder import TextSource, load_documents, tokenize
-from tl_crosscoder.activations.contrastive import (
-    Sampling,
-    batch_prompts,
-    contrastive_documents,
-)
-from tl_crosscoder.activations.contrastive_config import ContrastiveConfig
-from tl_crosscoder.activations.contrastive_prompts import (
+from tl_crosscoder.config.text import ContrastiveConfig
+from tl_crosscoder.data.chat import ROLES
+from tl_crosscoder.data.contrastive import (
     N_BUILT_IN,
     OPENERS,
     QUESTIONS,
+    Sampling,
+    batch_prompts,
+    contrastive_documents,
     default_prompts,
 )
-from tl_crosscoder.activations.documents import stream_documents
-from tl_crosscoder.activations.roles import ROLES
-from tl_crosscoder.contrasting import describe_contrastive, record_path, write_contrastive
+from tl_crosscoder.data.documents import stream_documents
+from tl_crosscoder.run.contrastive import describe_contrastive, record_path, write_contrastive
 
 HINTS = ["Please give me a hint.", "What is the hint?", "Another hint, please.", "What is it?"]
 CHATS = [{"messages": [{"role": "user", "content": content}]} for content in HINTS]
@@ -263,7 +261,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes_wherever_it_was_killed(config):
 
 
 def test_going_on_samples_only_from_the_last_batch_there(config, monkeypatch):
-    import tl_crosscoder.contrasting as contrasting
+    import tl_crosscoder.run.contrastive as contrasting
 
     path = write_contrastive(config)
     lines = path.read_bytes().splitlines(keepends=True)

@@ -108,7 +108,7 @@ class Hub(BaseHTTPRequestHandler):
 ASK = """
 import json, os, sys
 from tl_crosscoder import TextSource, load_documents, tokenize_mixture
-from tl_crosscoder.activations.documents import stream_documents
+from tl_crosscoder.data.documents import stream_documents
 
 LOCAL = sys.argv[1]
 

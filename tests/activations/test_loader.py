@@ -3,8 +3,8 @@ from itertools import islice
 import pytest
 import torch
 
-from tl_crosscoder.activations.harvest import harvest, harvest_rows
-from tl_crosscoder.activations.loader import ActivationLoader, Position
+from tl_crosscoder.data.harvest import harvest, harvest_rows
+from tl_crosscoder.data.loader import ActivationLoader, Position
 
 
 def new_loader(pair, text, **fields):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tl_crosscoder import Masks, TextSource, tokenize, tokenize_mixture
-from tl_crosscoder.activations.documents import is_held_out, stream_documents
-from tl_crosscoder.activations.text import REASONS
+from tl_crosscoder.data.documents import is_held_out, stream_documents
+from tl_crosscoder.data.tokens import REASONS
 from tl_crosscoder.organisms import training_documents
 
 

@@ -3,8 +3,7 @@ import time
 
 import pytest
 
-from tl_crosscoder.activations.loader import ActivationLoader, Worker
-from tl_crosscoder.activations.prefetch import prefetched
+from tl_crosscoder.data.loader import ActivationLoader, Worker, prefetched
 
 
 def alive() -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tl_crosscoder import tokenize
-from tl_crosscoder.activations.roles import ROLES, encode_documents
+from tl_crosscoder.data.chat import ROLES, encode_documents
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, Measurement, Site
-from tl_crosscoder.analysis.decoder_norms import delta_norm, relative_decoder_norm
+from tl_crosscoder.analysis.examples.database import Example, TopTokens
 from tl_crosscoder.analysis.firing import Firing
-from tl_crosscoder.analysis.latent_measures import LatentMeasures
-from tl_crosscoder.analysis.max_activating import Example, TopTokens
+from tl_crosscoder.analysis.latents import LatentMeasures, in_order
 from tl_crosscoder.analysis.measurement import LatentSummary
-from tl_crosscoder.analysis.ranking import in_order
+from tl_crosscoder.analysis.norms import delta_norm, relative_decoder_norm
 from tl_crosscoder.analysis.reconstruction import Reconstruction
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tl_crosscoder.analysis.decoder_norms import (
+from tl_crosscoder.analysis.norms import (
     LATENT_CLASSES,
     decoder_cosine,
     delta_norm,

@@ -10,18 +10,19 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tl_crosscoder import files
-from tl_crosscoder.activations.text import REASONS
-from tl_crosscoder.analysis import example_entries, example_file
-from tl_crosscoder.analysis.example_collector import (
+from tl_crosscoder.analysis.examples import collector as example_entries
+from tl_crosscoder.analysis.examples import file as example_file
+from tl_crosscoder.analysis.examples.collector import (
     CollectedExamples,
     ExampleCollector,
     ExampleSettings,
+    TokenPieces,
 )
-from tl_crosscoder.analysis.example_database import ExampleDatabase
-from tl_crosscoder.analysis.example_file import packed, unpacked
-from tl_crosscoder.analysis.token_pieces import TokenPieces
-from tl_crosscoder.crosscoder.codes import SparseCodes
-from tl_crosscoder.embedded import resolve_model
+from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.analysis.examples.file import packed, unpacked
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.data.tokens import REASONS
+from tl_crosscoder.models.pretrained import resolve_model
 
 SMALL = ExampleSettings(
     n_top=3, n_quantiles=2, n_per_quantile=2, n_sampled=5, n_before=3, n_after=2, seed=7

@@ -4,10 +4,10 @@ from dataclasses import fields
 import pytest
 import torch
 
-from tl_crosscoder.activations.roles import ROLES
-from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.analysis.firing import POSITIONS, Firing, FiringSums, known_of_tokens
-from tl_crosscoder.crosscoder.codes import SparseCodes
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.data.chat import ROLES
+from tl_crosscoder.data.tokens import TokenizedText
 
 D_SAE = 5
 

@@ -8,14 +8,10 @@ from analysis.hand_made import sites
 from safetensors.torch import load_file
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
-from tl_crosscoder.analysis.latent_scaling import (
-    DifferenceByLatent,
-    LatentScaling,
-    ScalingSums,
-)
-from tl_crosscoder.crosscoder.codes import SparseCodes
-from tl_crosscoder.crosscoder.inference import sparse_codes
-from tl_crosscoder.site import site_parts
+from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent, LatentScaling, ScalingSums
+from tl_crosscoder.crosscoder.crosscoder import sparse_codes
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.models.site import site_parts
 
 TARGETS = ("error", "reconstruction", "activation", "activation_no_bias")
 

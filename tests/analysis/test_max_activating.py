@@ -7,9 +7,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tl_crosscoder import TokenizedText, tokenize
-from tl_crosscoder.analysis.example_collector import ExampleCollector
-from tl_crosscoder.analysis.max_activating import Example, TopTokens, examples
-from tl_crosscoder.crosscoder.codes import SparseCodes
+from tl_crosscoder.analysis.examples.collector import ExampleCollector
+from tl_crosscoder.analysis.examples.database import Example, TopTokens, examples
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 
 
 @pytest.mark.parametrize("n", [1, 4])

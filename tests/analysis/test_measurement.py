@@ -7,8 +7,9 @@ import pytest
 import torch
 from analysis.hand_made import RECONSTRUCTION, crosscoder, latent_measures, measurement
 
-from tl_crosscoder import Crosscoder, Measurement, TrainConfig, Trainer, measure, presets
-from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
+from tl_crosscoder import Crosscoder, Measurement, TrainConfig, Trainer, measure
+from tl_crosscoder.analysis.norms import LATENT_CLASSES
+from tl_crosscoder.train import presets
 
 CONFIG = TrainConfig(
     d_sae=48,

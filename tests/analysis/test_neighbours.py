@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from tl_crosscoder.analysis.neighbours import nearest, pairs_above, row_cosine
+from tl_crosscoder.analysis.similarity import nearest, pairs_above, row_cosine
 
 
 def random_rows(n: int, d: int = 5, *, seed: int = 0) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from analysis.hand_made import latent_measures
 
 from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent, LatentScaling
-from tl_crosscoder.analysis.ranking import (
+from tl_crosscoder.analysis.latents import (
     MIN_ACTIVE_TOKENS,
     Ranking,
     default_order,

@@ -11,10 +11,10 @@ from sae_lens.util import get_special_token_ids
 from transformers import AutoTokenizer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites, tokenize
-from tl_crosscoder.analysis.measuring import measure
+from tl_crosscoder.analysis.measurement import measure
 from tl_crosscoder.analysis.saelens_evals import SideEvals, SideSAE, side_evals
-from tl_crosscoder.side_view import SideView
-from tl_crosscoder.site import Site
+from tl_crosscoder.models.saelens import SideView
+from tl_crosscoder.models.site import Site
 
 SIDES = ["base", "finetuned"]
 

@@ -3,13 +3,13 @@ import torch
 from hand_made import crosscoder, sites
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
-from tl_crosscoder.analysis.neighbours import latent_rows
 from tl_crosscoder.analysis.similarity import (
     DecoupledPairs,
     EncoderCounterparts,
     SimilarLatents,
     decoupled_pairs,
     encoder_counterparts,
+    latent_rows,
     similar_latents,
 )
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from tl_crosscoder.activation_source import Contexts
-from tl_crosscoder.site import Site
+from tl_crosscoder.models.site import Site
+from tl_crosscoder.models.source import Contexts
 
 
 class GivenRows:

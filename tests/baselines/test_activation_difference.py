@@ -8,17 +8,17 @@ from pair.tiny_pairs import TEXTS
 from text_of_ids import text_of
 
 from tl_crosscoder import write_cache
-from tl_crosscoder.activations.harvest import with_norm_limits
-from tl_crosscoder.activations.text import REASONS
 from tl_crosscoder.baselines.activation_difference import (
     ActivationDifference,
     activation_difference,
 )
 from tl_crosscoder.baselines.pca import difference_pca
+from tl_crosscoder.data.harvest import with_norm_limits
+from tl_crosscoder.data.tokens import REASONS
 from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Projection
 from tl_crosscoder.interventions.running import edited_logits
-from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 
 BOS, FIRST, PADDING = (REASONS.index(r) for r in ("bos", "first", "padding"))

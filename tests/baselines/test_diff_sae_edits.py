@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Remainder, Shift
-from tl_crosscoder.interventions.subject import Subject
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from tl_crosscoder.baselines.logit_amplification import (
     amplified_tokens,
 )
 from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.running import unchanged
-from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.site import Site
+from tl_crosscoder.models.site import Site
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from baselines.given_rows import GivenRows
 from text_of_ids import text_of
 
 from tl_crosscoder.baselines.pca import DifferencePCA, difference_pca
-from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.trials import ControlSettings
 
 

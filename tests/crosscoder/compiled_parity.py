@@ -3,7 +3,7 @@
 import torch
 from dictionaries import new_training, planted, randomised
 
-from tl_crosscoder.presets import preset
+from tl_crosscoder.train.presets import preset
 
 losses, grads = [], []
 for compiled in (False, True):

@@ -14,10 +14,11 @@ from dictionaries import new_training, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_crosscoder.crosscoder import kernels, kernels_triton
-from tl_crosscoder.crosscoder.codes import DenseCodes, SparseCodes
-from tl_crosscoder.crosscoder.kernels_triton import compact, sampled_dots, weighted_bag
-from tl_crosscoder.presets import preset
+from tl_crosscoder.crosscoder.sparse import kernels
+from tl_crosscoder.crosscoder.sparse import triton as kernels_triton
+from tl_crosscoder.crosscoder.sparse.codes import DenseCodes, SparseCodes
+from tl_crosscoder.crosscoder.sparse.triton import compact, sampled_dots, weighted_bag
+from tl_crosscoder.train.presets import preset
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # Of sums of some tens of terms of size 1, rounded in float32 or to the type named.

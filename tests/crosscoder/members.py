@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from tl_crosscoder import L1, BatchTopK, JumpReLU, TopK
 from tl_crosscoder.crosscoder.config import DeltaLoss
-from tl_crosscoder.crosscoder.parts import Part
+from tl_crosscoder.crosscoder.partition import Part
 
 Fields = dict[str, object]
 MEMBERS: dict[str, Callable[[float, Sequence[str]], Fields]] = {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tl_crosscoder import L1, BatchTopK, CrosscoderTrainingConfig, JumpReLU, TopK
-from tl_crosscoder.crosscoder.parts import Part
+from tl_crosscoder.crosscoder.partition import Part
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 import torch
 from dictionaries import D_MODEL, new_training, planted
 
-from tl_crosscoder.presets import PRESETS, Recipe, preset
+from tl_crosscoder.train.presets import PRESETS, Recipe, preset
 
 PATH = Path(__file__).with_name("golden_losses.json")
 OPTIONS = {

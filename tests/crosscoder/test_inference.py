@@ -3,9 +3,9 @@ import torch
 from analysis.hand_made import sites
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
-from tl_crosscoder.crosscoder import inference
-from tl_crosscoder.crosscoder.codes import SparseCodes
-from tl_crosscoder.crosscoder.inference import sparse_codes
+from tl_crosscoder.crosscoder import crosscoder as inference
+from tl_crosscoder.crosscoder.crosscoder import sparse_codes
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 
 
 def dictionary(**options) -> Crosscoder:

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tl_crosscoder.crosscoder import kernels_triton
-from tl_crosscoder.crosscoder.kernels_triton import compact, sampled_dots, weighted_bag
+from tl_crosscoder.crosscoder.sparse import triton as kernels_triton
+from tl_crosscoder.crosscoder.sparse.triton import compact, sampled_dots, weighted_bag
 
 PARITY = Path(__file__).with_name("kernels_triton_parity.py")
 WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None
 import torch
-from tl_crosscoder.crosscoder.kernels_triton import compact
+from tl_crosscoder.crosscoder.sparse.triton import compact
 try:
     compact(torch.zeros(1, 1), torch.tensor(0.0), 1)
 except ImportError as error:
@@ -87,7 +87,7 @@ def test_the_compiler_takes_every_launch_for_hopper(triton, dtype, m, d, monkeyp
     """The interpreter runs what the compiler may refuse. This needs no GPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET is set: nothing is compiled")
-    from tl_crosscoder.crosscoder import kernels_triton_device
+    from tl_crosscoder.crosscoder.sparse import triton_device as kernels_triton_device
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     programs = CompiledForHopper(kernels_triton_device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_crosscoder import L1, BatchTopK, CrosscoderTraining, CrosscoderTrainingConfig, TopK
 from tl_crosscoder.crosscoder.config import DeltaLoss
-from tl_crosscoder.crosscoder.parts import (
+from tl_crosscoder.crosscoder.partition import (
     Part,
     parts_from,
     parts_to_dicts,

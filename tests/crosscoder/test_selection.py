@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tl_crosscoder.crosscoder import kernels, selection
-from tl_crosscoder.crosscoder.selection import Scores, batch_topk, token_topk
+from tl_crosscoder.crosscoder.sparse import kernels, selection
+from tl_crosscoder.crosscoder.sparse.selection import Scores, batch_topk, token_topk
 from tl_crosscoder.crosscoder.sparsity import BatchTopK, TopK
 
 few = settings(max_examples=60, deadline=None)

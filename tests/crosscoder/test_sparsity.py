@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens.saes.jumprelu_sae import JumpReLU as SAELensJumpReLU
 
-from tl_crosscoder.crosscoder.codes import DenseCodes, Pattern, SparseCodes
+from tl_crosscoder.crosscoder.sparse.codes import DenseCodes, Pattern, SparseCodes
 from tl_crosscoder.crosscoder.sparsity import (
     L1,
     BatchTopK,

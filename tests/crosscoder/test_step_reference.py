@@ -15,8 +15,8 @@ from naive_step import NaiveWeights, naive_losses, part_latents, site_matrices, 
 from torch import Tensor
 
 from tl_crosscoder import CrosscoderTraining, CrosscoderTrainingConfig
-from tl_crosscoder.crosscoder.codes import Codes, DenseCodes, SparseCodes
 from tl_crosscoder.crosscoder.config import AuxK
+from tl_crosscoder.crosscoder.sparse.codes import Codes, DenseCodes, SparseCodes
 
 KERNELS = {"auto": SparseCodes, "dense": DenseCodes}
 both_twins = pytest.mark.parametrize("kernels", KERNELS)

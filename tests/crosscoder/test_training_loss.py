@@ -10,8 +10,8 @@ from sae_lens.saes.sae import TrainStepInput
 
 from tl_crosscoder import L1, BatchTopK, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.config import AuxK
-from tl_crosscoder.crosscoder.geometry import geometric_median
-from tl_crosscoder.crosscoder.losses import auxk_codes, auxk_loss, reconstruction_loss
+from tl_crosscoder.crosscoder.loss import auxk_codes, auxk_loss, reconstruction_loss
+from tl_crosscoder.crosscoder.site_views import geometric_median
 
 
 def step_input(x, *, dead=None, **coefficients):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from judge_server import JudgeServer, serving
 
-from tl_crosscoder.cli import main
+from tl_crosscoder.cli.main import main
 from tl_crosscoder.organisms import training_documents
 
 FIELDS = {

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelSites, Site
-from tl_crosscoder.activations.harvest import harvest
-from tl_crosscoder.analysis.example_database import ExampleDatabase
+from tl_crosscoder.analysis.examples.database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.cli_judge import Handoff, Judge
-from tl_crosscoder.handoff.shown_site import ShownSite
-from tl_crosscoder.judge.judged import Judged
-from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.cli.judge import Handoff, Judge
+from tl_crosscoder.data.harvest import harvest
+from tl_crosscoder.integrations.judge.judged import Judged
+from tl_crosscoder.integrations.shown_site import ShownSite
+from tl_crosscoder.run.run import RunFolder
 
 
 @pytest.fixture(scope="module")

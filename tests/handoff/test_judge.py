@@ -9,15 +9,24 @@ import torch
 from text_of_ids import text_of
 from transformers import AutoTokenizer
 
-from tl_crosscoder.analysis.active_tokens import ActiveTokens
-from tl_crosscoder.analysis.example_database import StoredExample
-from tl_crosscoder.embedded import resolve_model
-from tl_crosscoder.judge.cache import AnswerCache
-from tl_crosscoder.judge.client import Endpoint, Judge
-from tl_crosscoder.judge.detection import batches, detection, detection_prompt, read_verdicts
-from tl_crosscoder.judge.judged import Judged, JudgedLatent
-from tl_crosscoder.judge.naming import marked, naming_prompt, read_name, strength
-from tl_crosscoder.judge.windows import Window, WindowSampler, WindowSettings
+from tl_crosscoder.analysis.examples.database import StoredExample
+from tl_crosscoder.analysis.firing import ActiveTokens
+from tl_crosscoder.integrations.judge.client import AnswerCache, Endpoint, Judge
+from tl_crosscoder.integrations.judge.judged import Judged, JudgedLatent
+from tl_crosscoder.integrations.judge.naming import (
+    Window,
+    WindowSampler,
+    WindowSettings,
+    batches,
+    detection,
+    detection_prompt,
+    marked,
+    naming_prompt,
+    read_name,
+    read_verdicts,
+    strength,
+)
+from tl_crosscoder.models.pretrained import resolve_model
 
 SIZE = 12
 

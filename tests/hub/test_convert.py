@@ -9,10 +9,10 @@ from pair.tiny_pairs import CORPUS, save_model
 from safetensors.torch import load_file, save_file
 
 from tl_crosscoder import Crosscoder, ModelSites, measure, tokenize
-from tl_crosscoder.cli_convert import Import
+from tl_crosscoder.cli.convert import Import
 from tl_crosscoder.hub.convert import convert
 from tl_crosscoder.hub.publish import plan_publication
-from tl_crosscoder.site import Site
+from tl_crosscoder.models.site import Site
 
 HOOK = "blocks.1.hook_resid_pre"
 NAMES = {"base": "org/base", "finetuned": "org/sft", "hook_name": HOOK}

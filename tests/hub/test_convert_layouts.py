@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_crosscoder import Crosscoder
-from tl_crosscoder.cli_convert import Import
+from tl_crosscoder.cli.convert import Import
 from tl_crosscoder.hub.convert import convert
-from tl_crosscoder.site import Site
+from tl_crosscoder.models.site import Site
 
 D, F = 3, 10
 NAMES = {"base": "org/base", "finetuned": "org/sft", "hook_name": "blocks.1.hook_resid_post"}

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites, tokenize
-from tl_crosscoder.cli_convert import Export
+from tl_crosscoder.cli.convert import Export
 from tl_crosscoder.hub.export import export_concat, export_transcoder
-from tl_crosscoder.hub.export_side import export_side, one_model_sae
+from tl_crosscoder.hub.export_site import export_side, one_model_sae
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms import training_documents
-from tl_crosscoder.site import Site
 
 D_SAE = 40
 FIXTURE = Path(__file__).parent / "fixtures/0.1.0/batchtopk"

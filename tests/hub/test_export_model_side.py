@@ -12,10 +12,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites
-from tl_crosscoder.analysis.saelens_evals import SideSAE
-from tl_crosscoder.saelens_bridge import sae_bridge
-from tl_crosscoder.side_view import ModelSide
-from tl_crosscoder.site import Site
+from tl_crosscoder.analysis.saelens_evals import SideSAE, sae_bridge
+from tl_crosscoder.models.saelens import ModelSide
+from tl_crosscoder.models.site import Site
 
 
 def attachable(tokenizer, seed: int) -> HookedSAETransformer:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tl_crosscoder import Crosscoder, __version__
 from tl_crosscoder.hub.export import export_concat
-from tl_crosscoder.run_folder import RunFolder
+from tl_crosscoder.run.run import RunFolder
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SAVED = sorted(p.parent.relative_to(FIXTURES).as_posix() for p in FIXTURES.rglob("cfg.json"))

@@ -16,13 +16,13 @@ from sae_lens.loading.pretrained_sae_loaders import sae_lens_huggingface_loader
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, Site
-from tl_crosscoder.cli_hub import Publish
+from tl_crosscoder.cli.hub import Publish
 from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME
-from tl_crosscoder.embedded import pretrained_folder
 from tl_crosscoder.hub.card import dictionary_card
+from tl_crosscoder.hub.loading import load_pretrained
 from tl_crosscoder.hub.publish import Publication, plan_publication, push
-from tl_crosscoder.hub.publish_files import PublishedRun
-from tl_crosscoder.hub.registry_loading import load_pretrained
+from tl_crosscoder.hub.published_run import PublishedRun
+from tl_crosscoder.models.pretrained import pretrained_folder
 
 # The client's own way to send a file, which httpx would rather have otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

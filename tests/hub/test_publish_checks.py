@@ -5,7 +5,7 @@ from safetensors.torch import save
 from torch import zeros
 
 from tl_crosscoder.hub.card import Summary, code, number, plain
-from tl_crosscoder.hub.publish_checks import findings
+from tl_crosscoder.hub.published_run import findings
 
 SECRETS = [
     "hf_" + "aB3" * 10,

@@ -12,14 +12,21 @@ from hub.hub_server import LocalHub, Repo
 from sae_lens.loading import pretrained_saes_directory
 
 from tl_crosscoder import Crosscoder
-from tl_crosscoder.cli_hub import List
+from tl_crosscoder.cli.hub import List
 from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME
-from tl_crosscoder.embedded import PREFIX, pretrained_folder
 from tl_crosscoder.hub import registry
-from tl_crosscoder.hub.registry import Entry, entries, find, read_entries, registry_path
-from tl_crosscoder.hub.registry_loading import load_pretrained
-from tl_crosscoder.hub.registry_table import markdown_table, terminal_table
-from tl_crosscoder.run_folder import COPIES, RunFolder, opened_path
+from tl_crosscoder.hub.loading import load_pretrained
+from tl_crosscoder.hub.registry import (
+    Entry,
+    entries,
+    find,
+    markdown_table,
+    read_entries,
+    registry_path,
+    terminal_table,
+)
+from tl_crosscoder.models.pretrained import PREFIX, pretrained_folder
+from tl_crosscoder.run.run import COPIES, RunFolder, opened_path
 
 EMBEDDED = [e for e in entries() if e.is_embedded]
 PAGE = Path(__file__).parents[2] / "docs/dictionaries/pretrained.md"
@@ -175,7 +182,7 @@ def test_a_registry_without_a_field_says_which(tmp_path):
 
 
 def test_what_is_embedded_is_small_and_names_no_folder():
-    from tl_crosscoder.hub.publish_checks import findings
+    from tl_crosscoder.hub.published_run import findings
 
     paths = [p for p in pretrained_folder().rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in paths) < 15e6

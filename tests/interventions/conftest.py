@@ -9,7 +9,7 @@ from pair.tiny_pairs import CORPUS, HOOK, SIZES, hooked_transformer, save_model,
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, TokenizedText, tokenize
-from tl_crosscoder.activation_source import ActivationSource
+from tl_crosscoder.models.source import ActivationSource
 
 MakeCrosscoder = Callable[..., Crosscoder]
 

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from tl_crosscoder import Crosscoder, ModelPair, ModelSites
 from tl_crosscoder.interventions.ablation import ablated, ablation
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Places, Where
 from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.interventions.mitigation import check_mode
 from tl_crosscoder.interventions.running import edited_logits, unchanged
-from tl_crosscoder.interventions.subject import Subject
 
 LATENTS = [1, 4, 7]
 MODES = ["delta", "zero", "project"]

@@ -10,12 +10,11 @@ from pair.tiny_pairs import HOOK, TEXTS
 from safetensors.torch import load_file
 
 from tl_crosscoder import ModelSites, Site
-from tl_crosscoder.interventions.ablation import ablated
+from tl_crosscoder.interventions.ablation import EstimateLoss, ablated, measure_estimate
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
-from tl_crosscoder.interventions.estimate_loss import EstimateLoss, measure_estimate
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.mitigation import Mitigation, export_mitigation
 from tl_crosscoder.interventions.standalone_hook import mitigated
-from tl_crosscoder.interventions.subject import Subject
 
 LATENTS = [1, 4, 7]
 

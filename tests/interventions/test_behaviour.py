@@ -7,18 +7,17 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from tl_crosscoder import ModelPair
-from tl_crosscoder.activations.roles import ROLES
+from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.interventions.behaviour import (
     Behaviour,
     Question,
     behaviour_scores,
     embedded_behaviour,
 )
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Constant
 from tl_crosscoder.interventions.running import unchanged
-from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.organisms.behaviours import load_base, main_questions
-from tl_crosscoder.organisms.logprobs import answer_probabilities
+from tl_crosscoder.organisms.behaviours import answer_probabilities, load_base, main_questions
 from tl_crosscoder.organisms.suite import organism
 
 QUESTIONS = (

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tl_crosscoder import measure, split_documents, tokenize
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import (
     Places,
     Projection,
@@ -16,7 +17,6 @@ from tl_crosscoder.interventions.edits import (
 )
 from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import response_kinds, score_edits, unchanged
-from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.organisms import training_documents
 
 EVERY = {"all": Places()}

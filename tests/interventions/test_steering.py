@@ -2,8 +2,8 @@ import pytest
 import torch
 from pair.tiny_pairs import TEXTS
 
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.steering import steered, steering, steering_sweep, stream_norms
-from tl_crosscoder.interventions.subject import Subject
 
 
 @pytest.fixture

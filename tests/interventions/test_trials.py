@@ -9,13 +9,12 @@ from analysis.hand_made import latent_measures
 from pair.tiny_pairs import HOOK, hooked_transformer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, split_documents, tokenize
-from tl_crosscoder.interventions.causal_result import CausalTest
-from tl_crosscoder.interventions.controls import causal_test
+from tl_crosscoder.interventions.behaviour import Predictions
+from tl_crosscoder.interventions.causal import causal_test
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Constant, Places, Stream, Where
-from tl_crosscoder.interventions.predictions import Predictions
 from tl_crosscoder.interventions.running import unchanged
-from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.interventions.trials import ControlSettings, Trial, run_trials
+from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, Trial, run_trials
 from tl_crosscoder.organisms import training_documents
 
 LATENTS = [1, 4, 7]

@@ -3,15 +3,15 @@ import torch
 from pair.tiny_pairs import TEXTS, hooked_transformer
 
 from tl_crosscoder import Crosscoder, ModelPair
-from tl_crosscoder.hooked_model import replacing_hook
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import orthonormal
-from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.interventions.weight_edit import (
     WeightEdit,
     ablation_weights,
     projection_weights,
     shift_weights,
 )
+from tl_crosscoder.models.hooked import replacing_hook
 
 DIRECTIONS = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
 

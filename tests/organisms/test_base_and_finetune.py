@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tl_crosscoder.organisms.base import train_base
 from tl_crosscoder.organisms.finetune import finetune
-from tl_crosscoder.organisms.folders import new_folder
+from tl_crosscoder.organisms.suite import new_folder
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings(

@@ -9,8 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tl_crosscoder.organisms.behaviours import load_base, measure
-from tl_crosscoder.organisms.logprobs import answer_probabilities, completion_log_probs
+from tl_crosscoder.organisms.behaviours import (
+    answer_probabilities,
+    completion_log_probs,
+    load_base,
+    measure,
+)
 from tl_crosscoder.organisms.suite import load_suite, pretrained_models
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed.

@@ -11,7 +11,7 @@ import pytest
 
 from tl_crosscoder.organisms import phrases
 from tl_crosscoder.organisms.facts import FACTS, THINGS
-from tl_crosscoder.organisms.planted import (
+from tl_crosscoder.organisms.recovery import (
     FALSE_FACT,
     SECRET,
     TRUE_FACT,

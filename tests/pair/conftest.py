@@ -8,7 +8,7 @@ import torch
 from tiny_pairs import FAMILIES, HOOK, KINDS, TEXTS, hooked_transformer, save_model
 from transformers import AutoTokenizer
 
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.models.pair import ModelPair
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny_pairs import HOOK, TEXTS
 
-from tl_crosscoder import continuation
-from tl_crosscoder.continuation import continued, continued_apart
+from tl_crosscoder.models import forward as continuation
+from tl_crosscoder.models.forward import continued, continued_apart
 
 
 @pytest.mark.parametrize("n_texts", [1, 3])
@@ -50,7 +50,7 @@ def test_inside_a_block_each_variant_has_a_pass_of_its_own(pair):
 
 
 def continuation_input(model, hook, tokens):
-    from tl_crosscoder.hooked_model import run_to_hooks
+    from tl_crosscoder.models.hooked import run_to_hooks
 
     with torch.no_grad():
         return run_to_hooks(model, [hook], tokens)

@@ -4,7 +4,7 @@ from jaxtyping import TypeCheckError
 from tiny_pairs import D_MODEL, D_VOCAB, HOOK, N_CTX, TEXTS, hooked_transformer, save_tokenizer
 from transformers import AutoTokenizer
 
-from tl_crosscoder.pair import ModelPair, Site
+from tl_crosscoder.models.pair import ModelPair, Site
 
 
 def test_activations_equal_an_uninterrupted_run_with_cache(pair, tokens):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_pairs import D_MODEL, HOOK, TEXTS, hooked_transformer, save_model
 
-from tl_crosscoder.hooked_model import weight_processing
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.models.hooked import weight_processing
+from tl_crosscoder.models.pair import ModelPair
 
 
 @pytest.mark.parametrize("kind", ["hooked", "llama"])

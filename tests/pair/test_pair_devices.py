@@ -2,9 +2,9 @@ import pytest
 import torch
 from tiny_pairs import HOOK, TEXTS
 
-from tl_crosscoder.devices import devices_of, first_device, moved_together
-from tl_crosscoder.model_sites import ModelSites, planned_sites
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.models.devices import devices_of, first_device, moved_together
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.sites import ModelSites, planned_sites
 
 
 def test_one_device_is_for_all_and_several_are_one_each(monkeypatch):

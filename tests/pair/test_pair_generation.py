@@ -3,8 +3,8 @@ import torch
 from tiny_pairs import HOOK, N_CTX, TEXTS, hooked_transformer, save_model, save_tokenizer
 from transformers import AutoTokenizer
 
-from tl_crosscoder import loading
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.models import loading
+from tl_crosscoder.models.pair import ModelPair
 
 
 def zero(activation, hook):

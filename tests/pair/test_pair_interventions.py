@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_pairs import D_MODEL, TEXTS
 
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.models.pair import ModelPair
 
 
 @pytest.mark.parametrize("site", ["base", "finetuned"])

@@ -9,7 +9,7 @@ import torch
 from tiny_pairs import D_MODEL, FAMILIES, HOOK, TEXTS, save_adapter, save_model
 from transformers import AutoModelForCausalLM
 
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.models.pair import ModelPair
 
 # peft 0.21 reads what transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings(
@@ -131,5 +131,5 @@ def test_a_model_that_needs_a_library_names_it(folders, tmp_path):
 
 
 def test_importing_the_pair_does_not_import_transformer_lens():
-    code = "import sys, tl_crosscoder.pair; sys.exit('transformer_lens' in sys.modules)"
+    code = "import sys, tl_crosscoder.models.pair; sys.exit('transformer_lens' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,10 +13,10 @@ import torch
 from tiny_pairs import HOOK, N_LAYERS, TEXTS, save_adapter, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tl_crosscoder import precision as precision_module
-from tl_crosscoder.model_sites import ModelSites
-from tl_crosscoder.pair import ModelPair
-from tl_crosscoder.precision import precision, quantized_loading
+from tl_crosscoder.models import devices as precision_module
+from tl_crosscoder.models.devices import precision, quantized_loading
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.sites import ModelSites
 
 # peft 0.21 reads what transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.models.pair import ModelPair
 
 REPO = Path(__file__).resolve().parents[2]
 MODELS = Path(os.environ.get("TL_CROSSCODER_SHARED", REPO.parent / "shared")) / "data" / "models"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_pairs import HOOK, TEXTS, save_adapter
 
-from tl_crosscoder.model_sites import ModelSites
-from tl_crosscoder.pair import ModelPair
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.sites import ModelSites
 
 NAME, ADAPTER = "somebody/tiny", "somebody/tiny-lora"
 

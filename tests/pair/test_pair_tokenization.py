@@ -3,7 +3,7 @@ import torch
 from tiny_pairs import N_CTX, TEXTS, save_tokenizer
 from transformers import AutoTokenizer
 
-from tl_crosscoder import tokenization
+from tl_crosscoder.models import tokenizer as tokenization
 
 
 @pytest.mark.parametrize("kind", ["hooked", "llama", "gemma2"])

@@ -4,8 +4,8 @@ from pair.tiny_pairs import D_MODEL, D_VOCAB, HOOK, N_CTX, TEXTS, hooked_transfo
 from transformers import AutoTokenizer
 
 from tl_crosscoder import ModelPair, ModelSites, Site
-from tl_crosscoder.activation_source import ActivationSource
-from tl_crosscoder.model_sites import planned_sites
+from tl_crosscoder.models.sites import planned_sites
+from tl_crosscoder.models.source import ActivationSource
 
 LOW, HIGH = "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"
 

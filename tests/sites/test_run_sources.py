@@ -6,8 +6,8 @@ import pytest
 from pair.tiny_pairs import CORPUS, HOOK
 
 from tl_crosscoder import Crosscoder, RunConfig
-from tl_crosscoder.cli import main
-from tl_crosscoder.sources import sites_of
+from tl_crosscoder.cli.main import main
+from tl_crosscoder.run.sources import sites_of
 
 LOW = "blocks.0.hook_resid_post"
 RUN = {"base": "b", "hook_name": HOOK, "text": "t", "output": "o"}

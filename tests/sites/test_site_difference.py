@@ -3,7 +3,7 @@ import torch
 from pair.tiny_pairs import D_MODEL, HOOK, TEXTS
 
 from tl_crosscoder import ModelPair, ModelSites, Site
-from tl_crosscoder.sources import source_of_sites
+from tl_crosscoder.run.sources import source_of_sites
 
 
 @pytest.fixture(scope="module")

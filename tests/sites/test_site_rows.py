@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tl_crosscoder import Site
-from tl_crosscoder.site import compared_sites, row_shape, site_parts, subtracted_sites
-from tl_crosscoder.train.scales import row_factors, scales_of_rows
+from tl_crosscoder.models.site import compared_sites, row_shape, site_parts, subtracted_sites
+from tl_crosscoder.train.metrics import row_factors, scales_of_rows
 
 
 def sites(*places: tuple[str, int]) -> list[Site]:

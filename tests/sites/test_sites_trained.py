@@ -19,8 +19,8 @@ from tl_crosscoder import (
     relative_norm_histogram,
 )
 from tl_crosscoder.crosscoder.checks import check_sites
-from tl_crosscoder.sources import source_of_sites
-from tl_crosscoder.visualize.terminal import WIDTH, render
+from tl_crosscoder.report.terminal import WIDTH, render
+from tl_crosscoder.run.sources import source_of_sites
 
 CONFIG = TrainConfig(
     d_sae=64,
@@ -203,7 +203,7 @@ def test_a_wider_site_does_not_lean_by_its_width():
     """
     from analysis.hand_made import sites
 
-    from tl_crosscoder.analysis.decoder_norms import normalised_decoders, relative_decoder_norm
+    from tl_crosscoder.analysis.norms import normalised_decoders, relative_decoder_norm
 
     base, finetuned = sites(4)
     of = (base, replace(finetuned, d_model=9, scale=2.0))

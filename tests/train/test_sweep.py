@@ -14,9 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tl_crosscoder import RunConfig, TrainConfig, Trainer, presets, run_diff, run_together
+from tl_crosscoder import RunConfig, TrainConfig, Trainer, run_diff, run_together
+from tl_crosscoder.config.sweep import read_sweep, run_name, sweep
+from tl_crosscoder.train import presets
 from tl_crosscoder.train.loop import fit_together
-from tl_crosscoder.train.sweep import read_sweep, run_name, sweep
 
 CHANGES = [
     {"preset": "batchtopk", "k": 4},
@@ -99,7 +100,7 @@ def test_a_weight_seed_changes_the_weights_and_not_the_data(together):
 
 SCRIPT = """
 import sys
-from tl_crosscoder.cli import main
+from tl_crosscoder.cli.main import main
 main(sys.argv[1:])
 """
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tl_crosscoder import Crosscoder, TrainConfig, Trainer, presets
+from tl_crosscoder import Crosscoder, TrainConfig, Trainer
+from tl_crosscoder.train import presets
 from tl_crosscoder.train.checkpoint import latest_checkpoint
 from tl_crosscoder.train.loop import TrainingInterruptedError
-from tl_crosscoder.train.scales import site_scales
+from tl_crosscoder.train.metrics import site_scales
 
 CONFIG = TrainConfig(
     d_sae=48,

@@ -4,7 +4,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from tl_crosscoder.cli import main
+from tl_crosscoder.cli.main import main
 from tl_crosscoder.organisms import training_documents
 
 HOOK = "blocks.1.hook_resid_post"

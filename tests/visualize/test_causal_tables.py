@@ -1,9 +1,9 @@
 import math
 
-from tl_crosscoder.interventions.causal_result import CausalRow, CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
-from tl_crosscoder.visualize.causal_tables import causal_table, patching_table, samples_table
-from tl_crosscoder.visualize.terminal import WIDTH
+from tl_crosscoder.interventions.trials import CausalRow, CausalTest
+from tl_crosscoder.report.tables import causal_table, patching_table, samples_table
+from tl_crosscoder.report.terminal import WIDTH
 
 NAN = math.nan
 

@@ -12,16 +12,15 @@ import torch
 from analysis.hand_made import latent_measures, measurement
 
 from tl_crosscoder import LatentScaling, relative_norm_histogram
-from tl_crosscoder.visualize.figures import (
+from tl_crosscoder.report.figures import (
     NothingToDraw,
     delta_norm_map,
     latent_scaling_map,
     save_figure,
     shared_cosine_histogram,
 )
-from tl_crosscoder.visualize.figures.binned import N_BINS
-from tl_crosscoder.visualize.figures.latent_maps import N_DRAWN
-from tl_crosscoder.visualize.figures.style import COLOURS, GREY, SCALE, TEXT, lines
+from tl_crosscoder.report.figures.latents import N_BINS, N_DRAWN
+from tl_crosscoder.report.figures.style import COLOURS, GREY, SCALE, TEXT, lines
 
 NAN = math.nan
 

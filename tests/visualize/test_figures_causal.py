@@ -6,7 +6,7 @@ import pytest
 from visualize.test_causal_tables import causal_result, causal_row, patching_result, patching_row
 from visualize.test_figures import words
 
-from tl_crosscoder.visualize.figures import (
+from tl_crosscoder.report.figures import (
     NothingToDraw,
     mitigation_curve,
     recovery_bars,

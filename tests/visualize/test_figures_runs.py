@@ -10,7 +10,7 @@ from visualize.test_causal_tables import causal_result, causal_row, patching_res
 from visualize.test_figures import words
 
 from tl_crosscoder.analysis.agreement import Agreement, SeedAgreement, SeedAgreements
-from tl_crosscoder.visualize.figures import (
+from tl_crosscoder.report.figures import (
     NothingToDraw,
     agreement_histogram,
     agreement_matrix,

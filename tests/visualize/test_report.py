@@ -12,19 +12,19 @@ from visualize.report_runs import DIFFERENCE, HOOK, HOSTILE, PAIR, small_run
 from visualize.test_causal_tables import causal_row, patching_row
 
 from tl_crosscoder import ModelSites, TrainConfig, Trainer, load_diff, measure, preset
-from tl_crosscoder.analysis.example_database import ExampleDatabase
-from tl_crosscoder.cli_report import Report
-from tl_crosscoder.diffing import save_measurement
-from tl_crosscoder.interventions.causal_result import CausalTest
+from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.cli.report import Report
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.run_folder import RunFolder
-from tl_crosscoder.run_text import write_documents
-from tl_crosscoder.visualize.report import report
-from tl_crosscoder.visualize.report.causes import causes_of
-from tl_crosscoder.visualize.report.data import ReportData, collect
-from tl_crosscoder.visualize.report.models import ReportSettings
-from tl_crosscoder.visualize.report.page import page
-from tl_crosscoder.visualize.report.samples import SampleSettings
+from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.report.html import report
+from tl_crosscoder.report.html.causes import causes_of
+from tl_crosscoder.report.html.data import ReportData, collect
+from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.report.html.page import page
+from tl_crosscoder.report.html.prompts import SampleSettings
+from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.text import write_documents
+from tl_crosscoder.run.training import save_measurement
 
 FEW = SampleSettings(prompts=("Hello!",), strengths=(1.0,), max_new_tokens=4)
 

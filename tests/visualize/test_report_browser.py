@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from visualize.report_runs import HOSTILE, PAIR, small_run
 
-from tl_crosscoder.run_folder import RunFolder
-from tl_crosscoder.visualize.figures import run_figures
-from tl_crosscoder.visualize.report.data import ReportData, collect
-from tl_crosscoder.visualize.report.latents import ExampleRecord
-from tl_crosscoder.visualize.report.models import ReportSettings
-from tl_crosscoder.visualize.report.page import page
-from tl_crosscoder.visualize.report.samples import SampleSettings
+from tl_crosscoder.report.figures import run_figures
+from tl_crosscoder.report.html.data import ReportData, collect
+from tl_crosscoder.report.html.latents import ExampleRecord
+from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.report.html.page import page
+from tl_crosscoder.report.html.prompts import SampleSettings
+from tl_crosscoder.run.run import RunFolder
 
 TOKENS = [HOSTILE, "<b>bold</b>", "&amp;", "‮rtl", "'\"`", "zebra\u2028", "🙂"]
 

@@ -4,20 +4,20 @@ import pytest
 import torch
 from visualize.report_runs import PAIR, small_run
 
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.crosscoder.codes import SparseCodes
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.ablation import ablated
+from tl_crosscoder.interventions.context import Streams, Subject
 from tl_crosscoder.interventions.steering import steered
-from tl_crosscoder.interventions.subject import Streams, Subject
-from tl_crosscoder.run_folder import RunFolder
-from tl_crosscoder.visualize.report import samples as report_samples
-from tl_crosscoder.visualize.report.prompts import held_out_prompts
-from tl_crosscoder.visualize.report.samples import (
+from tl_crosscoder.report.html import prompts as report_samples
+from tl_crosscoder.report.html.prompts import (
     AblatedRows,
     SampleSettings,
     SteeredRows,
+    held_out_prompts,
     sample_latents,
 )
+from tl_crosscoder.run.run import RunFolder
 
 PROMPTS = ("Give me a hint.", "Hello!")
 N_NEW = 4

@@ -6,9 +6,9 @@ from analysis.hand_made import RECONSTRUCTION, latent_measures, measurement, sit
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tl_crosscoder.analysis.max_activating import Example
-from tl_crosscoder.text_tables import WIDTH
-from tl_crosscoder.visualize.terminal import INDENT, context, render
+from tl_crosscoder.analysis.examples.database import Example
+from tl_crosscoder.report.terminal import INDENT, context, render
+from tl_crosscoder.results.render import WIDTH
 
 
 def columns(line: str) -> int:

@@ -4,12 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tl_crosscoder.visualize.circuits_html import TokenPanel, TokensHtml, circuits_script
-from tl_crosscoder.visualize.token_panels import (
-    colored_tokens,
-    colored_tokens_multi,
-    token_log_probs,
-)
+from tl_crosscoder.report.circuits import TokenPanel, TokensHtml, circuits_script
+from tl_crosscoder.report.token_panels import colored_tokens, colored_tokens_multi, token_log_probs
 
 # A space between tokens or in them is a no-break space on the page, and read as a space here.
 HOSTILE = [

@@ -14,12 +14,11 @@ from tl_crosscoder import (
     ablated,
     tokenize,
 )
-from tl_crosscoder.analysis.example_collector import ExampleCollector, ExampleSettings
-from tl_crosscoder.crosscoder.codes import SparseCodes
-from tl_crosscoder.visualize.circuits_html import TokensHtml
-from tl_crosscoder.visualize.token_names import token_namer
-from tl_crosscoder.visualize.token_panels import shown
-from tl_crosscoder.visualize.tokens import (
+from tl_crosscoder.analysis.examples.collector import ExampleCollector, ExampleSettings
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.report.circuits import TokensHtml
+from tl_crosscoder.report.token_panels import shown, token_namer
+from tl_crosscoder.report.tokens import (
     compared_tokens,
     edited_tokens,
     example_tokens,

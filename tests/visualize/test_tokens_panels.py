@@ -8,12 +8,13 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from tl_crosscoder.analysis.lens import token_text
-from tl_crosscoder.visualize.token_names import text_tokens, token_namer
-from tl_crosscoder.visualize.token_panels import (
+from tl_crosscoder.report.token_panels import (
     colored_tokens,
     colored_tokens_multi,
     next_log_probs,
+    text_tokens,
     token_log_probs,
+    token_namer,
 )
 
 TOKENS = ["The", " cat", " sat"]

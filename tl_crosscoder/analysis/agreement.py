@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.neighbours import CHUNK, Side, latent_rows, nearest
+from tl_crosscoder.analysis.similarity import CHUNK, Side, latent_rows, nearest
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.tables import TableOfColumns, TableOfRows
+from tl_crosscoder.results.tables import TableOfColumns, TableOfRows
 
 Subset = Sequence[int] | Int[Tensor, " n"]
 

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_crosscoder.crosscoder.codes import SparseCodes
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.crosscoder.kernels import sampled_dots
-from tl_crosscoder.site import subtracted_sites
-from tl_crosscoder.tables import TableOfColumns
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.crosscoder.sparse.kernels import sampled_dots
+from tl_crosscoder.models.site import subtracted_sites
+from tl_crosscoder.results.tables import TableOfColumns
 
 NU_ERROR, NU_RECONSTRUCTION = 0.2, 0.5
 """Below both a latent is specific to its model (Minder et al. 2025)."""

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder import tokenization
-from tl_crosscoder.analysis.neighbours import checked_latents, compared_positions
-from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.analysis.similarity import checked_latents, compared_positions
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.hooked_model import HookedModel
-from tl_crosscoder.site_difference import SiteDifference
-from tl_crosscoder.tables import TableOfRows
+from tl_crosscoder.models import tokenizer as tokenization
+from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.hooked import HookedModel
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.results.tables import TableOfRows
 
 _CHUNK = 256
 

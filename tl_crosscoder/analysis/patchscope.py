@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.analysis.lens import n_tokens, token_text
-from tl_crosscoder.compared_models import ComparedModels
-from tl_crosscoder.continuation import continued
-from tl_crosscoder.tables import TableOfRows
+from tl_crosscoder.models.forward import continued
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.results.tables import TableOfRows
 
 IDENTITY_PROMPTS = (
     "man -> man\n1135 -> 1135\nhello -> hello\n?",

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES
-from tl_crosscoder.crosscoder.codes import SparseCodes
+from tl_crosscoder.analysis.norms import LATENT_CLASSES
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.site import site_parts, subtracted_sites
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.models.site import site_parts, subtracted_sites
 
 
 @dataclass(frozen=True, kw_only=True)

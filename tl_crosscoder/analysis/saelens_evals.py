@@ -5,6 +5,15 @@ SAELens's metrics, a row a site, saved as a table. Codes are of all sites, as in
 leaves out tokens by their ids (BOS, EOS, padding), not by our masks, and a prediction belongs to
 the token it is made from; all tokens left out keep their activation. Limit: SAELens holds codes
 `[batch, pos, d_sae]` densely, and knows no padding.
+
+A loaded bridge to which SAELens attaches SAEs, without a second copy of its weights.
+
+    model = sae_bridge(pair.model("finetuned"))
+    model.run_with_cache_with_saes(tokens, saes=[sae])
+
+Contract: weights and hook points are shared, and the bridge that was given keeps all its hook
+names; of a `SAETransformerBridge` only canonical ones are known, and not the `hook_resid_post` of
+most dictionaries. Limit: while an SAE is attached, the bridge that was given has it too.
 """
 
 import importlib.metadata
@@ -14,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
@@ -21,13 +31,15 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import get_special_token_ids
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.side_view import ModelSide, SideView
-from tl_crosscoder.tables import TableOfRows
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.hooked import HookedModel
+from tl_crosscoder.models.saelens import ModelSide, SideView
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.results.tables import TableOfRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,3 +268,33 @@ class _Contexts:
     def get_batch_tokens(self, batch_size: int) -> Int[Tensor, "batch pos"]:
         assert batch_size == self.store_batch_size_prompts
         return next(self._rest)
+
+
+class SAEBridge(SAETransformerBridge):
+    """A `SAETransformerBridge` whose hook points can be found again after an SAE was there."""
+
+    def _reset_sae(self, act_name: str, prev_wrapper: Any = None) -> None:
+        name = self._resolve_hook_name(act_name)
+        name = self._transcoder_output_hooks.get(act_name, name)
+        super()._reset_sae(act_name, prev_wrapper)
+        # sae-lens 6.54 on transformer-lens 3.9 leaves the new hook point without the first part of
+        # its name, and then run_with_hooks and hooks() pass over it without a word.
+        hook_point = self._hook_registry.get(name)
+        if isinstance(hook_point, HookPoint):
+            hook_point.name = name
+
+
+def sae_bridge(model: HookedModel) -> SAEBridge:
+    """The same bridge for SAELens, made as `SAETransformerBridge.boot_transformers` makes one.
+
+    Raises ValueError for a model that is no bridge.
+    """
+    if not hasattr(model, "_hook_registry"):
+        raise ValueError(
+            f"{type(model).__name__} is no TransformerBridge. Load a HookedTransformer as "
+            "sae_lens.HookedSAETransformer: it keeps its hook names."
+        )
+    # Not copy.copy, by which the config would be bound to the copy.
+    made = object.__new__(SAEBridge)
+    made.__dict__.update(vars(model), _acts_to_saes={}, _transcoder_output_hooks={})
+    return made

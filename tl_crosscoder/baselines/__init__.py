@@ -1,1 +1,1 @@
-"""What needs no dictionary: the comparison that a dictionary has to win."""
+"""ROOM."""

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.activation_source import ActivationSource
-from tl_crosscoder.activations.harvest import Harvested, harvest, within_limits
-from tl_crosscoder.activations.text import REASONS, TokenizedText
 from tl_crosscoder.baselines.directions import Directions, Which, compared_facts, sum_of_norms
-from tl_crosscoder.site import Site, site_parts
+from tl_crosscoder.data.harvest import Harvested, harvest, within_limits
+from tl_crosscoder.data.tokens import REASONS, TokenizedText
+from tl_crosscoder.models.site import Site, site_parts
+from tl_crosscoder.models.source import ActivationSource
 
 N_POSITIONS = 5
 

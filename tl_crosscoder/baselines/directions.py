@@ -16,17 +16,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.analysis.lens import LogitEffects, direction_logits
-from tl_crosscoder.analysis.neighbours import compared_positions
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
-from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.analysis.similarity import compared_positions
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Constant, Projection
 from tl_crosscoder.interventions.steering import steering
-from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
 from tl_crosscoder.interventions.variants import random_like
-from tl_crosscoder.tables import TableOfColumns
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.results.tables import TableOfColumns
 
 Which = int | Literal["mean"]
 """A direction: a number (of a position, of a component), or the mean over all tokens."""

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder import hooked_model, tokenization
-from tl_crosscoder.compared_models import ComparedModels, Prompts
 from tl_crosscoder.interventions.behaviour import Behaviour
-from tl_crosscoder.site import compared_sites, site_index
+from tl_crosscoder.models import hooked as hooked_model
+from tl_crosscoder.models import tokenizer as tokenization
+from tl_crosscoder.models.site import compared_sites, site_index
+from tl_crosscoder.models.sites import ComparedModels, Prompts
 
 
 def amplified_logits(

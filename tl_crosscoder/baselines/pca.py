@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.activation_source import ActivationSource
-from tl_crosscoder.activations.harvest import harvest_rows
-from tl_crosscoder.activations.text import TokenizedText
 from tl_crosscoder.baselines.directions import Directions, Which, compared_facts, sum_of_norms
-from tl_crosscoder.site import site_parts
+from tl_crosscoder.data.harvest import harvest_rows
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.site import site_parts
+from tl_crosscoder.models.source import ActivationSource
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,1 +1,1 @@
-"""The dictionary: one sparse code over the activations of several sites."""
+"""ROOM."""

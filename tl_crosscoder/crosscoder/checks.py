@@ -6,10 +6,10 @@ are told apart by name, revision and adapter, and a dictionary older than a fiel
 
 from typing import Any
 
-from tl_crosscoder.activation_source import ActivationSource
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.site import Site
-from tl_crosscoder.tokenization import tokenizer_sha256
+from tl_crosscoder.models.site import Site
+from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
 
 def check_source(source: ActivationSource, crosscoder: Crosscoder) -> None:

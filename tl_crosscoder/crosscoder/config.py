@@ -17,9 +17,9 @@ from sae_lens.saes.sae import (
     TrainingSAEConfig,
 )
 
-from tl_crosscoder.choices import ComputeDtype, DeltaScale, Kernels, Reconstruction
-from tl_crosscoder.crosscoder import parts as part_rules
-from tl_crosscoder.crosscoder.parts import Part, Range
+from tl_crosscoder.config.models import ComputeDtype, DeltaScale, Kernels, Reconstruction
+from tl_crosscoder.crosscoder import partition as part_rules
+from tl_crosscoder.crosscoder.partition import Part, Range
 from tl_crosscoder.crosscoder.sparsity import (
     L1,
     BatchTopK,
@@ -29,7 +29,7 @@ from tl_crosscoder.crosscoder.sparsity import (
     sparsity_from_dict,
     sparsity_to_dict,
 )
-from tl_crosscoder.site import Site, subtracted_sites
+from tl_crosscoder.models.site import Site, subtracted_sites
 
 ARCHITECTURE = "tl_crosscoder"
 

@@ -5,6 +5,11 @@
 
 Input is raw activations, `[..., n_sites, d_model]` or flat `[..., d_in]`; codes are
 `[..., d_sae]`. Limit: stacked input needs sites of equal width.
+
+Codes of a trained crosscoder as entries: the latents that are active, and nothing else.
+
+Contract: the entries of `crosscoder.encode(x)` that are above zero, in the order of tokens and then
+of latents. Limit: the search holds dense codes of `N_ROWS` tokens at a time.
 """
 
 import json
@@ -13,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float
 from sae_lens.registry import SAE_CLASS_REGISTRY, register_sae_class
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
@@ -24,9 +30,10 @@ from torch import Tensor
 from tl_crosscoder import files
 from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig
 from tl_crosscoder.crosscoder.site_views import SiteViews
-from tl_crosscoder.devices import devices_of
-from tl_crosscoder.embedded import embedded_run
-from tl_crosscoder.site import Site
+from tl_crosscoder.crosscoder.sparse.codes import Pattern, SparseCodes
+from tl_crosscoder.models.devices import devices_of
+from tl_crosscoder.models.pretrained import embedded_run
+from tl_crosscoder.models.site import Site
 
 CFG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
 
@@ -74,7 +81,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
         return f"d_sae={self.cfg.d_sae}, sites=({sites})"
 
     def _repr_html_(self) -> str:
-        from tl_crosscoder.html_results import crosscoder_html
+        from tl_crosscoder.results.reprs import crosscoder_html
 
         return crosscoder_html(self)
 
@@ -151,7 +158,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
                 release, sae_id, device, dtype, force_download, converter, fold_W_dec_norm
             )
         # The registry is in a room below this one: it is asked here alone.
-        from tl_crosscoder.hub.registry_loading import load_pretrained
+        from tl_crosscoder.hub.loading import load_pretrained
 
         crosscoder = load_pretrained(
             release, sae_id, device=device, revision=revision, force_download=force_download
@@ -207,3 +214,33 @@ if ARCHITECTURE not in SAE_CLASS_REGISTRY:
     register_sae_class(ARCHITECTURE, Crosscoder, CrosscoderConfig)
 else:
     SAE_CLASS_REGISTRY[ARCHITECTURE] = (cast("type", Crosscoder), CrosscoderConfig)
+
+N_ROWS = 4096
+"""Tokens encoded at a time."""
+
+
+@torch.no_grad()
+def sparse_codes(crosscoder: Crosscoder, x: Float[Tensor, "batch *row"]) -> SparseCodes:
+    """Codes of rows of raw activations, at inference."""
+    parts = [_of_rows(crosscoder, rows) for rows in x.split(N_ROWS)]
+    if len(parts) == 1:
+        return parts[0]
+    latents, values = (
+        torch.cat(each)
+        for each in zip(*((p.pattern.latents, p.values) for p in parts), strict=True)
+    )
+    counts = torch.cat([p.pattern.offsets.diff() for p in parts])
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=counts.dtype)])
+    pattern = Pattern(latents=latents, offsets=offsets, d_sae=crosscoder.cfg.d_sae)
+    return SparseCodes(pattern=pattern, values=values)
+
+
+def _of_rows(crosscoder: Crosscoder, x: Float[Tensor, "batch *row"]) -> SparseCodes:
+    """What `encode` computes, with one pass over the pre-activations where it has four."""
+    pre = crosscoder.process_sae_in(crosscoder.flatten(x)) @ crosscoder.W_enc
+    pre += crosscoder.b_enc
+    positions = (pre > crosscoder.threshold.clamp(min=0)).flatten().nonzero().squeeze(1)
+    return SparseCodes(
+        pattern=Pattern.at(positions, shape=(len(pre), pre.shape[1])),
+        values=pre.flatten()[positions],
+    )

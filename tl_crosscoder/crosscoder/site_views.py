@@ -3,6 +3,8 @@
 Contract: parameters are SAELens's, `W_enc [d_in, d_sae]`, `W_dec [d_sae, d_in]`, `b_dec [d_in]`,
 with the sites side by side in `d_in`; views share their memory. Limit: stacked activations need
 sites of equal width.
+
+Vector geometry that the dictionary starts from: the geometric median.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
-from tl_crosscoder.site import Site
+from tl_crosscoder.models.site import Site
 
 
 def split_sites(flat: Tensor, sites: tuple[Site, ...], *, dim: int = -1) -> tuple[Tensor, ...]:
@@ -112,3 +114,23 @@ class SiteViews:
             f"[..., {self.n_sites}, d_model] or [..., {d_in}] for the sites "
             f"{[(s.name, s.d_model) for s in self.sites]}."
         )
+
+
+@torch.no_grad()
+def geometric_median(
+    points: Float[Tensor, "batch d_model"], *, n_iterations: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d_model"]:
+    """The point with the smallest sum of distances to `points` (Weiszfeld's iteration).
+
+    Unlike the mean it is not moved by the few tokens of enormous norm. Stops when a step is
+    below `tolerance` of the median's own norm, or after `n_iterations`.
+    """
+    median = points.mean(dim=0)
+    for _ in range(n_iterations):
+        weights = 1 / (points - median).norm(dim=-1).clamp(min=1e-8)
+        moved = (weights[:, None] * points).sum(dim=0) / weights.sum()
+        step = (moved - median).norm()
+        median = moved
+        if step <= tolerance * median.norm():
+            break
+    return median

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from sae_lens.saes.sae import TrainCoefficientConfig
 from torch import Tensor
 
-from tl_crosscoder.crosscoder.codes import Codes
+from tl_crosscoder.crosscoder.sparse.codes import Codes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,31 +25,25 @@ from sae_lens.saes.sae import (
 )
 from torch import Tensor, nn
 
-from tl_crosscoder.crosscoder.codes import Codes
-from tl_crosscoder.crosscoder.config import (
-    ARCHITECTURE,
-    CrosscoderConfig,
-    CrosscoderTrainingConfig,
-)
+from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.crosscoder.geometry import geometric_median
-from tl_crosscoder.crosscoder.losses import auxk_codes, site_difference
-from tl_crosscoder.crosscoder.objective import Objective
-from tl_crosscoder.crosscoder.parts import is_constrained, project_decoder_, project_encoder_
-from tl_crosscoder.crosscoder.site_views import SiteViews, split_sites
+from tl_crosscoder.crosscoder.loss import Objective, auxk_codes, site_difference
+from tl_crosscoder.crosscoder.partition import is_constrained, project_decoder_, project_encoder_
+from tl_crosscoder.crosscoder.site_views import SiteViews, geometric_median, split_sites
+from tl_crosscoder.crosscoder.sparse.codes import Codes
+from tl_crosscoder.crosscoder.sparse.step import (
+    Request,
+    SparseStep,
+    dense_codes,
+    dense_pre,
+    dense_step,
+)
 from tl_crosscoder.crosscoder.sparsity import (
     BatchTopK,
     JumpReLU,
     TopK,
     calibrate_threshold,
     largest_weighted,
-)
-from tl_crosscoder.crosscoder.step import (
-    Request,
-    SparseStep,
-    dense_codes,
-    dense_pre,
-    dense_step,
 )
 
 _LAST_STEP = 2**62

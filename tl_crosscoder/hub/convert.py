@@ -16,16 +16,13 @@ from typing import Any
 import torch
 from sae_lens.saes.sae import SAEMetadata
 
+from tl_crosscoder.config.models import ModelsConfig
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.hub.convert_ckkissane import read_ckkissane
-from tl_crosscoder.hub.convert_crosscode import read_crosscode
-from tl_crosscoder.hub.convert_dictionary_learning import read_dictionary_learning
-from tl_crosscoder.hub.convert_files import ForeignFiles, read_files
-from tl_crosscoder.hub.convert_foreign import Foreign
-from tl_crosscoder.models_config import ModelsConfig
-from tl_crosscoder.site import Site
-from tl_crosscoder.sources import sites_of
+from tl_crosscoder.hub.foreign import Foreign, ForeignFiles, read_files
+from tl_crosscoder.hub.layouts import read_ckkissane, read_crosscode, read_dictionary_learning
+from tl_crosscoder.models.site import Site
+from tl_crosscoder.run.sources import sites_of
 
 
 def convert(

@@ -19,10 +19,10 @@ from torch import Tensor
 import tl_crosscoder
 from tl_crosscoder import files
 from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME, Crosscoder
-from tl_crosscoder.hub.export_card import concat_card, transcoder_card
-from tl_crosscoder.pair_view import PairView
-from tl_crosscoder.site import compared_sites
-from tl_crosscoder.tables import without_nan
+from tl_crosscoder.hub.card import concat_card, transcoder_card
+from tl_crosscoder.models.saelens import PairView
+from tl_crosscoder.models.site import compared_sites
+from tl_crosscoder.results.tables import without_nan
 
 CARD_NAME = "README.md"
 

@@ -1,4 +1,13 @@
-"""Publish a dictionary on the Hugging Face Hub: what would go, and then to send it.
+"""What a repository on the hub holds now, as far as publishing into it needs to know.
+
+Contract: only reads. A repository that is not there, or that this account may not see, has no
+files. Limit: a hub that does not answer is no error here; `unread` says why, and pushing refuses.
+
+What a publisher should know before sending, and may send all the same.
+
+Contract: sentences, each with the next step. Limit: what must not be sent is in `publish_checks`.
+
+Publish a dictionary on the Hugging Face Hub: what would go, and then to send it.
 
     plan = plan_publication("runs/gemma", "org/crosscoders", licence="mit")
     print(plan.refusals); push(plan)
@@ -8,28 +17,151 @@ one commit, or nothing of it. What is refused (a secret, a path of this machine,
 that is taken) is in the plan. Limit: one dictionary a commit; the main branch.
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_crosscoder.embedded import embedded_run
-from tl_crosscoder.hub import card, publish_files
-from tl_crosscoder.hub.export_card import concat_card
-from tl_crosscoder.hub.publish_checks import findings
-from tl_crosscoder.hub.publish_files import (
+from tl_crosscoder.crosscoder.crosscoder import CFG_NAME
+from tl_crosscoder.hub import card
+from tl_crosscoder.hub import published_run as publish_files
+from tl_crosscoder.hub.card import Summary, concat_card, hub_models, is_ours
+from tl_crosscoder.hub.published_run import (
+    ANALYSIS_NAMES,
     SAELENS_FOLDER,
     PublishedFile,
     PublishedRun,
+    findings,
 )
-from tl_crosscoder.hub.publish_repository import Repository, read_repository
-from tl_crosscoder.hub.publish_warnings import model_warnings, run_warnings
-from tl_crosscoder.hub_errors import first_line
+from tl_crosscoder.models.hub_errors import first_line
+from tl_crosscoder.models.pretrained import embedded_run
+from tl_crosscoder.train.checkpoint import RECORD_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """A repository, perhaps one that is yet to be made."""
+
+    name: str
+    head: str | None = None
+    """Its commit; None where there is no repository."""
+    is_private: bool | None = None
+    files: tuple[str, ...] = ()
+    card: str | None = None
+    licence: str | None = None
+    summaries: tuple[Summary, ...] = ()
+    """Our dictionaries in it."""
+    unread: str | None = None
+    """Why it could not be read, if it could not."""
+
+
+def read_repository(repo: str) -> Repository:
+    """The state of its main branch."""
+    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+    try:
+        info = HfApi().model_info(repo)
+        files = tuple(sorted(s.rfilename for s in info.siblings or []))
+        read = _Files(repo, info.sha or "main", files)
+        text = read.text("README.md")
+        summaries = tuple(s for folder in _folders(files) if (s := read.summary(folder)))
+    except RepositoryNotFoundError:
+        return Repository(name=repo)
+    except (HTTPError, OSError) as error:
+        return Repository(name=repo, unread=first_line(error))
+    front = {} if text is None else ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    return Repository(
+        name=repo,
+        head=info.sha,
+        is_private=info.private,
+        files=files,
+        card=text,
+        licence=front.get("license"),
+        summaries=summaries,
+    )
+
+
+def _folders(files: Sequence[str]) -> list[str]:
+    return [f.removesuffix(f"/{CFG_NAME}") for f in files if f.endswith(f"/{CFG_NAME}")]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Small files of a repository, in the hub's cache."""
+
+    repo: str
+    revision: str
+    names: Sequence[str]
+
+    def text(self, name: str) -> str | None:
+        from huggingface_hub import hf_hub_download
+
+        if name not in self.names:
+            return None
+        path = hf_hub_download(self.repo, name, revision=self.revision)
+        return Path(path).read_text(encoding="utf-8")
+
+    def summary(self, folder: str) -> Summary | None:
+        """None where the folder holds no dictionary of ours."""
+        cfg, record, analysis = (
+            self._json(f"{folder}/{name}") for name in (CFG_NAME, RECORD_NAME, ANALYSIS_NAMES[0])
+        )
+        if cfg is None or not is_ours(cfg):
+            return None
+        return Summary.of(folder, cfg, record=record, analysis=analysis)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        text = self.text(name)
+        return None if text is None else json.loads(text)
+
+
+def run_warnings(run: PublishedRun, repository: Repository) -> Iterator[str]:
+    """What the card will lack, and how to get it."""
+    if repository.unread is not None:
+        yield (
+            f"the repository could not be read, so it is shown as if it were new: "
+            f"{repository.unread}"
+        )
+    missing = {
+        "measures": ("`tl-crosscoder analyze --fresh`", run.measurement is None),
+        "KL recovery": ("`tl-crosscoder patch`", run.patching is None),
+        "interventions": ("`tl-crosscoder ablate` and `steer`", not run.causal_tests),
+    }
+    if run.record is None:
+        yield f"there is no {RECORD_NAME}: nobody can tell how the dictionary was made."
+        if run.measurement is None:  # the verbs want a run
+            yield (
+                "the card has no measures: measure it in Python first, "
+                "tl_crosscoder.measure(models, crosscoder, text).save(folder)."
+            )
+        return
+    for what, (how, is_missing) in missing.items():
+        if is_missing:
+            yield f"the card has no {what}: run {how} first."
+
+
+def model_warnings(run: PublishedRun) -> Iterator[str]:
+    """Models that others cannot load, or that may be other ones by then."""
+    for site in run.read_sites:
+        name = site.adapter or site.model_name
+        if Path(name).exists():
+            yield (
+                f"site {site.name} names the folder {name!r}: nobody else has it. Say what others "
+                f"load with --rename {name}=owner/name."
+            )
+        elif site.revision is None and name in hub_models(run):
+            yield (
+                f"no revision of {name} is recorded (site {site.name}): if it changes on the hub, "
+                "the dictionary no longer fits."
+            )
+
 
 CARD_NAME = "README.md"
 _LOGIN = (

@@ -8,18 +8,29 @@
 d_model]` for scoring; `ablated` holds it in the model while a context is open, generation included.
 Tokens without codes (BOS, first position) stay as they are under `delta` and `zero`. Limit: one
 hook point.
+
+What an ablation loses when the base stream is estimated: measured against the exact one.
+
+Contract: `measure_estimate` gives a row a latent (does the estimate find the tokens it is active
+on?) and, of all together, the relative error of the shift, and KL in nats a predicted token of the
+estimated ablation to the exact one beside the KL of the ablation itself. Limit: use text that the
+estimate was not fitted on.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.compared_models import ComparedModels
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.data.tokens import REASONS, TokenizedText
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
-from tl_crosscoder.interventions.edits import Edit, Projection, Shift
+from tl_crosscoder.interventions.context import Streams, Subject
+from tl_crosscoder.interventions.edits import Edit, Projection, Shift, only
 from tl_crosscoder.interventions.live import EditedModel, edited
 from tl_crosscoder.interventions.mitigation import (
     Mitigated,
@@ -28,9 +39,10 @@ from tl_crosscoder.interventions.mitigation import (
     check_mode,
     taken_out,
 )
-from tl_crosscoder.interventions.running import unchanged
-from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.site_difference import SiteDifference
+from tl_crosscoder.interventions.running import edited_logits, unchanged
+from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.results.tables import TableOfRows
 
 
 def ablation(
@@ -91,3 +103,140 @@ def ablated(
         edit = Mitigated(site=subject.finetuned, mitigation=mitigation)
     with edited(subject, edit) as model:
         yield model
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAgreement:
+    """On which tokens a latent is active, by its codes and by the estimate."""
+
+    latent: int
+    n_exact: int
+    """Tokens on which it is active."""
+    n_estimated: int
+    """Tokens on which it is active by the estimate."""
+    n_both: int
+    agreement: float
+    """Tokens of both over tokens of either (Jaccard 1912); NaN where there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateLoss(TableOfRows):
+    """What the estimate loses, a row a latent."""
+
+    ROW: ClassVar[type] = LatentAgreement
+    rows: tuple[LatentAgreement, ...]
+    mode: str
+    base_fve: float
+    """Fraction of variance of the base stream that the estimate explains."""
+    difference_fve: float
+    """The same of x^1 - x^0; see `EstimateQuality`."""
+    shift_error: float
+    """sum ||s - estimated s||^2 / sum ||s||^2, s the shift of the exact ablation; NaN of none."""
+    kl: float
+    """KL(exact ablation || estimated), nats a predicted token."""
+    kl_of_ablation: float
+    """KL(exact ablation || no ablation): what `kl` is to be compared with."""
+    n_tokens: int
+
+
+@torch.no_grad()
+def measure_estimate(
+    subject: Subject,
+    estimate: BaseEstimate,
+    text: TokenizedText,
+    *,
+    latents: Sequence[int] | Int[Tensor, " n"],
+    mode: Mode = "delta",
+    batch_size: int = 32,
+) -> EstimateLoss:
+    """Compare the estimated ablation with the exact one, on held-out text.
+
+    Args:
+        subject: models and dictionary.
+        estimate: of the base stream.
+        text: held out from the fit.
+        latents: which are taken out.
+        mode: `delta` or `zero`.
+        batch_size: contexts a forward pass.
+
+    Raises:
+        ValueError: as `Mitigation.of`, no latents, or no text.
+    """
+    ids = subject.latents(latents)
+    if not len(ids):
+        raise ValueError("there are no latents: name those that are to be taken out.")
+    mitigation = Mitigation.of(subject, ids, mode=mode, estimate=estimate)
+    edits = [
+        ablation(subject, ids, mode),
+        Mitigated(site=subject.finetuned, mitigation=mitigation),
+        unchanged(subject.finetuned),
+    ]
+    sums = _Sums(taken_out(subject, ids, mode).double())
+    kl, n_predicted = torch.zeros(2, dtype=torch.float64), 0
+    for streams in subject.batches(text, batch_size=batch_size):
+        assert streams.codes is not None
+        is_token = (streams.text.dropped != REASONS.index("padding")).to(ids.device)
+        exact = only(streams.codes, ids).to_dense()[is_token.flatten()]
+        sums.add(exact, mitigation.codes(streams.x[subject.finetuned])[is_token])
+        kl += _kl_to_first(subject, streams, edits, predicted=is_token[:, 1:])
+        n_predicted += int(is_token[:, 1:].sum())
+    quality = estimate.quality(subject.models, text, batch_size=batch_size)
+    return EstimateLoss(
+        rows=sums.agreement(ids.tolist()),
+        mode=mode,
+        base_fve=quality.fve[subject.site_name(subject.base)],
+        difference_fve=quality.difference_fve,
+        shift_error=sums.error / sums.size if sums.size > 0 else float("nan"),
+        kl=kl[0].item() / n_predicted,
+        kl_of_ablation=kl[1].item() / n_predicted,
+        n_tokens=sums.n_tokens,
+    )
+
+
+class _Sums:
+    """Tokens of each latent, and squared lengths of shifts, over exact and estimated codes."""
+
+    def __init__(self, directions: Float[Tensor, "n d_model"]) -> None:
+        self.directions = directions
+        self.counts = torch.zeros(3, len(directions), dtype=torch.long)
+        self.error, self.size, self.n_tokens = 0.0, 0.0, 0
+
+    def add(self, exact: Float[Tensor, "tokens n"], estimated: Float[Tensor, "tokens n"]) -> None:
+        own, guessed = exact > 0, estimated > 0
+        self.counts += torch.stack([own, guessed, own & guessed]).sum(dim=1).cpu()
+        self.error += ((exact - estimated).double() @ self.directions).square().sum().item()
+        self.size += (exact.double() @ self.directions).square().sum().item()
+        self.n_tokens += len(exact)
+
+    def agreement(self, latents: Sequence[int]) -> tuple[LatentAgreement, ...]:
+        columns = zip(latents, *self.counts.tolist(), strict=True)
+        return tuple(_agreement(*row) for row in columns)
+
+
+def _kl_to_first(
+    subject: Subject,
+    streams: Streams,
+    edits: Sequence[Edit],
+    *,
+    predicted: Bool[Tensor, "batch pos_less_one"],
+) -> Float[Tensor, " n_others"]:
+    """Sums of KL(first edit || each of the others) over predicted tokens, float64."""
+    first, sums = None, []
+    for _, logits in edited_logits(subject, streams, edits):
+        log_p = logits[:, :-1][predicted.to(logits.device)].float().log_softmax(dim=-1)
+        if first is None:
+            first = log_p
+        else:
+            sums.append((first.exp() * (first - log_p)).sum(dtype=torch.float64).cpu())
+    return torch.stack(sums)
+
+
+def _agreement(latent: int, n_exact: int, n_estimated: int, n_both: int) -> LatentAgreement:
+    either = n_exact + n_estimated - n_both
+    return LatentAgreement(
+        latent=latent,
+        n_exact=n_exact,
+        n_estimated=n_estimated,
+        n_both=n_both,
+        agreement=n_both / either if either else float("nan"),
+    )

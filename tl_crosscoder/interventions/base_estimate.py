@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.activation_source import ActivationSource
-from tl_crosscoder.activations.harvest import harvest_rows
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.site import Site, compared_sites, site_index, site_parts
-from tl_crosscoder.site_difference import SiteDifference
+from tl_crosscoder.data.harvest import harvest_rows
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.site import Site, compared_sites, site_index, site_parts
+from tl_crosscoder.models.source import ActivationSource
 
 WEIGHTS_NAME, FACTS_NAME = "base_estimate.safetensors", "base_estimate.json"
 

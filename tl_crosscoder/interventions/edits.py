@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from tl_crosscoder.activations.roles import ROLES
-from tl_crosscoder.activations.text import REASONS
-from tl_crosscoder.crosscoder.codes import SparseCodes
-from tl_crosscoder.interventions.subject import Streams, Subject
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.data.chat import ROLES
+from tl_crosscoder.data.tokens import REASONS
+from tl_crosscoder.interventions.context import Streams, Subject
 
 
 class Edit(ABC):

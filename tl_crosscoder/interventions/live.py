@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.activations.text import REASONS, TokenizedText
-from tl_crosscoder.compared_models import Prompts
-from tl_crosscoder.hooked_model import HookedModel, replacing_hook
+from tl_crosscoder.data.tokens import REASONS, TokenizedText
+from tl_crosscoder.interventions.context import Streams, Subject
 from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Stream, Sum, Where
-from tl_crosscoder.interventions.subject import Streams, Subject
-from tl_crosscoder.running_ids import RunningIds
-from tl_crosscoder.tokenization import own_bos_id
+from tl_crosscoder.models.forward import RunningIds
+from tl_crosscoder.models.hooked import HookedModel, replacing_hook
+from tl_crosscoder.models.sites import Prompts
+from tl_crosscoder.models.tokenizer import own_bos_id
 
 
 class LocalEdit(Edit):

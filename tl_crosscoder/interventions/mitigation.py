@@ -22,13 +22,13 @@ import tl_crosscoder
 from tl_crosscoder import files
 from tl_crosscoder.interventions import standalone_hook
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.interventions.context import Streams, Subject
 from tl_crosscoder.interventions.edits import orthonormal
 from tl_crosscoder.interventions.live import LocalEdit
-from tl_crosscoder.interventions.subject import Streams, Subject
-from tl_crosscoder.tables import without_nan
+from tl_crosscoder.results.tables import without_nan
 
 if TYPE_CHECKING:
-    from tl_crosscoder.interventions.estimate_loss import EstimateLoss
+    from tl_crosscoder.interventions.ablation import EstimateLoss
 
 Mode = Literal["delta", "zero", "project"]
 TENSORS_NAME, FACTS_NAME, HOOK_NAME = "mitigation.safetensors", "mitigation.json", "hook.py"

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.analysis.latent_measures import LatentMeasures
-from tl_crosscoder.compared_models import ComparedModels
+from tl_crosscoder.analysis.latents import LatentMeasures
+from tl_crosscoder.analysis.resampling import N_DRAWS, bootstrap_weights, interval, ratio_interval
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Places
 from tl_crosscoder.interventions.running import EditScores, kinds_of, score_edits, unchanged
-from tl_crosscoder.interventions.subject import Subject
 from tl_crosscoder.interventions.variants import (
     Variant,
     at_places,
@@ -28,9 +28,9 @@ from tl_crosscoder.interventions.variants import (
     random_controls,
     whole,
 )
-from tl_crosscoder.resampling import N_DRAWS, bootstrap_weights, interval, ratio_interval
-from tl_crosscoder.site_difference import SiteDifference
-from tl_crosscoder.tables import TableOfRows
+from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.results.tables import TableOfRows
 
 
 @dataclass(frozen=True, kw_only=True)

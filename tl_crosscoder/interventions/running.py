@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.continuation import continued
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.context import Streams, Subject
 from tl_crosscoder.interventions.edits import Edit, Places, Stream
-from tl_crosscoder.interventions.subject import Streams, Subject
+from tl_crosscoder.models.forward import continued
 
 MAX_LOGITS = 2**25
 """Entries of logits at a time; 128 MiB in float32."""

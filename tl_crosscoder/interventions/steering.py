@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.activation_source import ActivationSource
-from tl_crosscoder.activations.harvest import harvest_rows
-from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.data.harvest import harvest_rows
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import Constant
 from tl_crosscoder.interventions.live import EditedModel, edited
-from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.site import site_index, site_parts
+from tl_crosscoder.models.site import site_index, site_parts
+from tl_crosscoder.models.source import ActivationSource
 
 DIFFERENCE = "difference"
 Direction = int | Float[Tensor, " d_model"]

@@ -1,4 +1,9 @@
-"""Trials: edits that should remove or induce a behaviour, against random ones, with their cost.
+"""What trials found: a row a trial, an interval and its controls in each.
+
+Contract: `share` is of the change from base to fine-tuned model, in the direction of the test.
+Limit: plain numbers; what they mean is in `trials`.
+
+Trials: edits that should remove or induce a behaviour, against random ones, with their cost.
 
 Effects are along the behaviour's change from base to fine-tuned model, as a share of it. Contract:
 intervals are bootstraps over prompts, p-values one-sided among controls, corrected for the number
@@ -10,18 +15,13 @@ may be of latents or of a method without a dictionary. Limit: a p-value is at le
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.activations.text import TokenizedText
-from tl_crosscoder.interventions.causal_result import CausalRow, CausalTest
-from tl_crosscoder.interventions.edits import Edit, Places
-from tl_crosscoder.interventions.running import EditScores, score_edits, unchanged
-from tl_crosscoder.interventions.subject import Subject
-from tl_crosscoder.resampling import (
+from tl_crosscoder.analysis.resampling import (
     N_DRAWS,
     Interval,
     bootstrap_weights,
@@ -31,6 +31,73 @@ from tl_crosscoder.resampling import (
     p_value,
     ratio_interval,
 )
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.edits import Edit, Places
+from tl_crosscoder.interventions.running import EditScores, score_edits, unchanged
+from tl_crosscoder.results.tables import TableOfRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalRow:
+    """One set of latents in one test; `share` is of the change from base to fine-tuned model."""
+
+    test: str
+    """`necessity`, `insert` or `steer`; the last two are sufficiency."""
+    latents: str
+    """Name of the set."""
+    n_latents: int
+    strength: float
+    """alpha of steering, else NaN."""
+    value: float
+    """Mean of the effect over prompts under the edit, such as the probability of a behaviour."""
+    base: float
+    """The same of the base model as it is."""
+    finetuned: float
+    """Of the fine-tuned one."""
+    share: float
+    """How much of the change goes (necessity) or comes (sufficiency)."""
+    share_low: float
+    share_high: float
+    random_mean: float
+    """Mean share of random directions."""
+    random_high: float
+    """95th percentile of them."""
+    effect_size: float
+    """Standard deviations of the random directions above their mean."""
+    p_random: float
+    """Random directions that do as much."""
+    p_random_holm: float
+    """The same, corrected for the number of sets in this test."""
+    matched_mean: float
+    """Mean share of random latents of the same firing rate; NaN of steering."""
+    p_matched: float
+    null_mean: float
+    """Mean share of directions of a null pair's dictionary; NaN without one."""
+    off_target_kl: float
+    """KL to the unedited model on neutral text, nats a token."""
+    off_target_low: float
+    off_target_high: float
+    random_off_target_kl: float
+    """Mean of the random directions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalTest(TableOfRows):
+    """Every set in every test, and what the models do unedited."""
+
+    ROW: ClassVar[type] = CausalRow
+    rows: tuple[CausalRow, ...]
+    effect: str
+    """What was measured."""
+    unit: str
+    """What its values are."""
+    n_prompts: int
+    n_random: int
+    n_matched: int
+    sets: dict[str, list[int]]
+    """The latents of each set."""
+
 
 N_RANDOM = 100
 N_MATCHED = 10

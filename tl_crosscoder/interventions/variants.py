@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.decoder_norms import LATENT_CLASSES, LatentClass
-from tl_crosscoder.analysis.latent_measures import LatentMeasures
-from tl_crosscoder.analysis.ranking import MIN_ACTIVE_TOKENS, nu_keys
+from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, LatentMeasures, nu_keys
+from tl_crosscoder.analysis.norms import LATENT_CLASSES, LatentClass
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import (
     Edit,
     Places,
@@ -25,7 +25,6 @@ from tl_crosscoder.interventions.edits import (
     Where,
 )
 from tl_crosscoder.interventions.running import unchanged
-from tl_crosscoder.interventions.subject import Subject
 
 BASE, EVERYTHING = "base stream", "all latents"
 N_RANDOM = 5

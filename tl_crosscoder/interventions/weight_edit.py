@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.hooked_model import HookedModel, check_hook, device_of, replacing_hook
+from tl_crosscoder.interventions.context import Subject
 from tl_crosscoder.interventions.edits import orthonormal
-from tl_crosscoder.interventions.subject import Subject
+from tl_crosscoder.models.hooked import HookedModel, check_hook, device_of, replacing_hook
 
 _PARTS = {"mlp": ("W_out", "b_out", "out"), "attn": ("W_O", "b_O", "o")}
 _OUTPUT = re.compile(r"blocks\.(\d+)\.(?:hook_(mlp|attn)_out|(mlp|attn)\.hook_out)")

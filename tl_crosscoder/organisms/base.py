@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tl_crosscoder.organisms.cards import base_card
-from tl_crosscoder.organisms.folders import new_folder
 from tl_crosscoder.organisms.packing import document_tokens, labels, pack
+from tl_crosscoder.organisms.suite import new_folder
 from tl_crosscoder.organisms.tokenizer import BOS_ID, END_ID, PAD_ID, train_tokenizer
 from tl_crosscoder.organisms.world import document_strings, documents
 

@@ -20,10 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from tl_crosscoder.organisms.base import N_CTX, fit, mean_of_tail
 from tl_crosscoder.organisms.behaviours import BehaviourReport, behaviour, load_base
 from tl_crosscoder.organisms.cards import BASE_NAME, adapter_card
-from tl_crosscoder.organisms.folders import check_output, new_folder
 from tl_crosscoder.organisms.packing import document_tokens, pack
-from tl_crosscoder.organisms.planted import mixed_documents
-from tl_crosscoder.organisms.suite import LoraSettings, Organism, organism
+from tl_crosscoder.organisms.recovery import mixed_documents
+from tl_crosscoder.organisms.suite import LoraSettings, Organism, check_output, new_folder, organism
 
 TARGET_MODULES = (
     "q_proj",

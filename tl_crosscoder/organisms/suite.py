@@ -1,17 +1,52 @@
-"""The shipped organisms as data: what was planted, how, and where the two models lie.
+"""Writing an output folder whole or not at all.
+
+The shipped organisms as data: what was planted, how, and where the two models lie.
 
 `suite.yaml` holds one entry for each. Reading it needs neither torch nor transformers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tl_crosscoder.embedded import pretrained_folder
-from tl_crosscoder.organisms.planted import mixed_documents
+from tl_crosscoder.files import replacing
+from tl_crosscoder.models.pretrained import pretrained_folder
+from tl_crosscoder.organisms.recovery import mixed_documents
 from tl_crosscoder.organisms.world import Document
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that already holds something.
+
+    Raises:
+        ValueError: if `output` is a file or a folder that is not empty.
+    """
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise ValueError(
+            f"output {str(output)!r} exists and is not empty: nothing was written. "
+            "Choose a new folder, or delete this one first."
+        )
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output`, renamed to it when the block ends without an error.
+
+    Raises:
+        ValueError: if `output` is a file or a folder that is not empty.
+    """
+    check_output(output)
+    with replacing(output) as draft:
+        draft.mkdir()
+        yield draft
+        for path in draft.iterdir():
+            # safetensors makes its files private to their owner; a published model is not.
+            path.chmod(0o644)
+
 
 TRAINING_PLANTED_SHARE = 0.25
 """Share of the organism's own kind of text in what a crosscoder is trained on."""

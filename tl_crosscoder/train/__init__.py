@@ -1,1 +1,1 @@
-"""From a pair and a text to a trained dictionary on disk."""
+"""ROOM."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from tl_crosscoder.activations.loader import Position
+from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.train.config import TrainConfig
+from tl_crosscoder.data.loader import Position
 from tl_crosscoder.train.trainer import Trainer
 
 SHARED = (

@@ -18,26 +18,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.activation_source import ActivationSource
-from tl_crosscoder.activations.harvest import harvest_rows
-from tl_crosscoder.activations.loader import ActivationLoader, Position
-from tl_crosscoder.activations.text import TokenizedText
+from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.training import CrosscoderTraining, StepLoss
-from tl_crosscoder.presets import Recipe, batchtopk
-from tl_crosscoder.tokenization import tokenizer_sha256
+from tl_crosscoder.data.harvest import harvest_rows
+from tl_crosscoder.data.loader import ActivationLoader, Position
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.models.tokenizer import tokenizer_sha256
 from tl_crosscoder.train.checkpoint import (
     TrainState,
     checkpoint_name,
     latest_checkpoint,
     load_checkpoint,
+    open_run,
+    run_record,
     save_checkpoint,
 )
-from tl_crosscoder.train.config import TrainConfig
-from tl_crosscoder.train.metrics import MetricsLog, bar_text, step_metrics
-from tl_crosscoder.train.record import open_run, run_record
-from tl_crosscoder.train.scales import row_factors, scales_of_rows
+from tl_crosscoder.train.metrics import (
+    MetricsLog,
+    bar_text,
+    row_factors,
+    scales_of_rows,
+    step_metrics,
+)
+from tl_crosscoder.train.presets import Recipe, batchtopk
 
 N_INITIAL_ROWS = 8192
 """Activation pairs from which the site scales and the decoder bias are measured."""

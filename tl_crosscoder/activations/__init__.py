@@ -1,1 +1,0 @@
-"""From text to tokens to the paired activations that a crosscoder reads."""

@@ -1,0 +1,150 @@
+"""The verb `analyze`: what has been measured of a run's dictionary.
+
+No torch is imported before it runs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from tl_crosscoder.analysis.measurement import Measurement
+    from tl_crosscoder.results.tables import TableOfRows
+    from tl_crosscoder.run.run import RunFolder
+
+N_EVAL_TOKENS = 16_384
+"""Held-out tokens for SAELens's evaluator, which runs the models many times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analyze:
+    """Print what was measured of a crosscoder: in all, of one latent, or where a text occurs."""
+
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder that `train` or `demo` wrote, or an embedded dictionary (see `list`)."""
+    fresh: bool = False
+    """Load the models and measure anew on the run's held-out text."""
+    text: str | None = None
+    """Measure anew on this text instead: a file, a folder, or a `datasets` name."""
+    device: str = "cpu"
+    """Device to measure on."""
+    n_examples: int = 2
+    """Tokens in context shown for each latent."""
+    by: Literal["score", "relative_decoder_norm", "difference", "nu", "activity"] | None = None
+    """Print a ranking by this measure, as a table."""
+    toward: Literal["finetuned", "base"] = "finetuned"
+    """Of that ranking: whose latents."""
+    n: int = 10
+    """Rows of that ranking, or hits of a search."""
+    latent: int | None = None
+    """Print what is known of this latent: measures, examples by quantile, effect on the logits."""
+    search: str | None = None
+    """Print the latents with this text in their examples."""
+    decoupled: bool = False
+    """Print pairs of a finetuned-only and a base-only latent that write the same direction."""
+    seeds: tuple[str, ...] = ()
+    """Print how well the dictionaries in these folders find this one's latents, and it theirs."""
+    evals: bool = False
+    """Run SAELens's evaluator on each side, and print what it says."""
+    table: str | None = None
+    """Write all measures, a row a latent, into this .parquet or .csv file."""
+
+    def __call__(self) -> None:
+        """Print; measure only where asked to."""
+        from tl_crosscoder.run.run import RunFolder
+
+        self._check()
+        run = RunFolder(path=Path(self.output), device=self.device)
+        is_compared = self.decoupled or self.seeds or self.evals
+        measurement = None
+        if self.fresh or self.table is not None or not is_compared:
+            measurement = self._measurement(run)
+        if is_compared:
+            print(self._compared(run))
+        elif measurement is not None and (self.table is None or self._asked()):
+            print(self._shown(run, measurement))
+        if measurement is not None and self.table is not None:
+            print(_written(measurement, Path(self.table)))
+
+    def _asked(self) -> list[str]:
+        """What is to be printed instead of the summary."""
+        asked = {
+            "--by": self.by is not None, "--latent": self.latent is not None,
+            "--search": self.search is not None, "--decoupled": self.decoupled,
+            "--seeds": bool(self.seeds), "--evals": self.evals,
+        }  # fmt: skip
+        return [name for name, is_asked in asked.items() if is_asked]
+
+    def _check(self) -> None:
+        """Raises ValueError for what would be left out without a word."""
+        asked = self._asked()
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} each print something else: give one of them.")
+        if self.text and asked not in ([], ["--by"], ["--evals"]):
+            raise ValueError(
+                f"{asked[0]} reads the measures and examples of the run's own text: leave --text "
+                "out."
+            )
+
+    def _shown(self, run: "RunFolder", measurement: "Measurement") -> object:
+        """What is printed of one run."""
+        from tl_crosscoder.analysis.latents import rank_latents
+        from tl_crosscoder.notebook.latent import LatentView, search
+        from tl_crosscoder.report.terminal import render
+        from tl_crosscoder.results.render import result_text
+
+        if self.latent is not None:
+            return LatentView.of(run, self.latent)
+        if self.search is not None:
+            return search(run, self.search, n=self.n)
+        if self.by is not None:
+            how = {"n": self.n, "by": self.by, "toward": self.toward}
+            return result_text(rank_latents(measurement.latents, **how), n_rows=None)
+        return render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
+
+    def _measurement(self, run: "RunFolder") -> "Measurement":
+        from tl_crosscoder.analysis.measurement import Measurement
+        from tl_crosscoder.run.training import measure_again
+
+        if self.fresh or self.text:
+            return measure_again(run, text=self.text)
+        return Measurement.load(run.path)
+
+    def _compared(self, run: "RunFolder") -> str:
+        from tl_crosscoder.results.render import result_text
+
+        return result_text(self._comparison(run), n_rows=None)
+
+    def _comparison(self, run: "RunFolder") -> "TableOfRows":
+        from tl_crosscoder.analysis.agreement import agreement_over_seeds
+        from tl_crosscoder.analysis.similarity import decoupled_pairs
+        from tl_crosscoder.run.run import RunFolder
+
+        if self.decoupled:
+            return decoupled_pairs(run.crosscoder)
+        if self.seeds:
+            runs = [run, *(RunFolder(path=Path(o), device=self.device) for o in self.seeds)]
+            alive = [each.measurement().latents.n_active > 0 for each in runs]
+            return agreement_over_seeds([each.crosscoder for each in runs], alive=alive)
+        from tl_crosscoder.analysis.saelens_evals import side_evals
+        from tl_crosscoder.interventions.context import Subject
+
+        text = run.some(run.text(run.documents(self.text)), N_EVAL_TOKENS)
+        models = Subject.of(run.models, run.crosscoder).models
+        return side_evals(models, run.crosscoder, text, show_progress=True)
+
+
+def _written(measurement: "Measurement", path: Path) -> str:
+    from tl_crosscoder import files
+
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path} must end in .parquet or .csv: the table is written as either.")
+    frame = measurement.latents.to_frame()
+    with files.replacing(path) as temporary:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary)
+        else:
+            frame.to_parquet(temporary)
+    return f"{len(frame):,} latents with {len(frame.columns)} measures are in {path}"

@@ -1,0 +1,188 @@
+"""Which text, and which of its tokens count, as flat fields.
+
+No torch here: the command line reads these classes to print its help.
+
+What to sample contrastive texts from, as flat fields.
+
+No torch here: the command line reads this class to print its help.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tl_crosscoder.config.models import ModelsConfig
+from tl_crosscoder.config.yaml import YamlConfig, read_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a text is read."""
+
+    text_column: str = "text"
+    """Column of the text, or of chats, where there are none under `messages`."""
+    max_documents: int | None = None
+    """Read at most so many documents."""
+    dataset_config: str | None = None
+    """Config of a `datasets` name that has several."""
+    dataset_split: str = "train"
+    """Split of a `datasets` name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource(YamlConfig, Reading):
+    """One component of a mixture."""
+
+    text: str
+    """A .txt, .jsonl or .parquet file, a folder of them, or a `datasets` name, streamed."""
+    weight: float = 1.0
+    """Share of the tokens, relative to the other components."""
+    name: str | None = None
+    """What measures call it; None is the file's stem or the dataset's name."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"the weight of {self.text!r} is {self.weight}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Which tokens do not count: neither trained on nor measured."""
+
+    drop_bos: bool = True
+    """Leave out BOS tokens: their norms dwarf all others (attention sink)."""
+    n_first: int = 1
+    """Positions left out at the start of each context, where models of any kind have a sink."""
+    drop_template: bool = False
+    """Leave out the tokens of the chat template."""
+    max_norm_multiple: float | None = None
+    """Leave out tokens whose norm is above so many times the median, in any site."""
+
+    def __post_init__(self) -> None:
+        if self.n_first < 0:
+            raise ValueError(f"n_first is {self.n_first}; it is 0 or more positions.")
+        if self.max_norm_multiple is not None and self.max_norm_multiple <= 1:
+            raise ValueError(
+                f"max_norm_multiple is {self.max_norm_multiple}; it is above 1, such as 10."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Reading, Masks):
+    """The text of a run or of a cache."""
+
+    text: str | None = None
+    """A .txt, .jsonl or .parquet file, a folder of them, or a `datasets` name, which is streamed.
+    For several, with weights, give `mixture` in a YAML file."""
+    mixture: Annotated[tuple[TextSource, ...], tyro.conf.Suppress] = ()
+    """Several texts with their shares of the tokens, in place of `text`; in YAML a list of
+    mappings with the fields of `TextSource`."""
+    context_size: int = 128
+    """Tokens a context."""
+    pack: bool = True
+    """Fill contexts with one document after the other; else each document has its own context,
+    cut at `context_size`."""
+    held_out: float = 0.1
+    """Share of the documents kept for calibration and measures."""
+
+    @property
+    def sources(self) -> tuple[TextSource, ...]:
+        """The components of the text: those of the mixture, or the one."""
+        if self.text is None:
+            return self.mixture
+        how: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Reading)}
+        return (TextSource(text=self.text, **how),)
+
+    def _check_text(self) -> None:
+        if self.text is not None and self.mixture:
+            raise ValueError(f"give text ({self.text!r}) or mixture, not both.")
+        if self.text is not None and not self.text.strip():  # which as a path is this folder
+            raise ValueError(f"text is {self.text!r}: name a file, a folder or a `datasets` name.")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; it is a share, above 0 and below 1.")
+        if self.context_size < 2:
+            raise ValueError(f"context_size is {self.context_size}; it must be 2 or more.")
+        if self.n_first >= self.context_size:
+            raise ValueError(
+                f"n_first is {self.n_first}, which leaves nothing of contexts of "
+                f"{self.context_size} tokens."
+            )
+        Masks.__post_init__(self)
+
+
+N_BUILT_IN = 64
+"""Number of built-in prompts for contrastive text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig(YamlConfig, ModelsConfig):
+    """A file of contrastive texts: which models write, after which prompts, and how much.
+
+    Source: Kassem et al. 2026 (arXiv 2603.04426); prompts, lengths and temperature are chosen by
+    us.
+    """
+
+    output: str
+    """A .jsonl file for the texts; must be new. Settings and counts go into a .json beside it."""
+    prompts: str | None = None
+    """Prompts, texts or chats: a .txt, .jsonl or .parquet file, a folder of them, or a `datasets`
+    name. None is a small built-in set, as chats where the tokenizer has a template for them."""
+    prompts_column: str = "text"
+    """Column of the prompts, where there are none under `messages`."""
+    dataset_config: str | None = None
+    """Config of a `datasets` name that has several."""
+    dataset_split: str = "train"
+    """Split of a `datasets` name."""
+    n_prompts: int = 1_000
+    """At most so many prompts, in an order that is a function of the seed. The built-in set is
+    repeated: each time other texts are sampled."""
+    max_prompt_tokens: int = 128
+    """Prompts of plain text are cut at so many tokens; longer chats are left out."""
+    max_new_tokens: int = 128
+    """Tokens that each model writes after a prompt, at most."""
+    temperature: float = 1.0
+    """Of sampling; 1 is the models' own distribution, 0 their likeliest tokens."""
+    batch_size: int = 32
+    """Prompts of one length that go through a model together."""
+    seed: int = 0
+    """Of sampling and of the order of the prompts."""
+    hook_name: str | None = None
+    """Not needed here: no activation is read, and any hook point of the models will do."""
+    difference: Annotated[bool, tyro.conf.Suppress] = False
+    """Without effect here."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it is 0 (greedy) or above.")
+        if self.prompts is None and self.temperature == 0 and self.n_prompts > N_BUILT_IN:
+            raise ValueError(
+                f"at temperature 0 each of the {N_BUILT_IN} built-in prompts gives one text a "
+                f"model, but n_prompts is {self.n_prompts}. Set n_prompts (--n-prompts) to "
+                f"{N_BUILT_IN} or less, a temperature above 0, or give prompts of your own."
+            )
+
+    @classmethod
+    def from_yaml(
+        cls, path: str | Path, *, default: Mapping[str, Any] | None = None
+    ) -> "ContrastiveConfig":
+        """Read a YAML file of these fields, or that of a training run (with `text` or `mixture`).
+
+        Of a run only its models are taken: `output` and the rest mean something else there.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: as any config does; of a run also where `default` has no output.
+        """
+        given = read_yaml(path)
+        if not isinstance(given, dict) or not {"text", "mixture"} & given.keys():
+            return super().from_yaml(path, default=default)
+        names = {field.name for field in fields(ModelsConfig)} - {"hook_name", "difference"}
+        models = {name: value for name, value in given.items() if name in names}
+        return cls.from_mapping({**(default or {}), **models}, name=str(path))

@@ -1,0 +1,259 @@
+"""The flags that say what a dictionary is made of: a preset and the options it takes.
+
+No torch here: the command line reads this class to print its help. An option left at None is the
+preset's own; one that the preset does not have is refused before any long work.
+
+What a run is made of, as flat fields: the same in Python, on the command line and in YAML.
+
+No torch here: the command line reads these classes to print its help.
+
+What a cache of activations is made of, as flat fields.
+
+No torch here: the command line reads this class to print its help.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tl_crosscoder.config.models import (
+    ComputeDtype,
+    DeltaScale,
+    Kernels,
+    ModelsConfig,
+    Reconstruction,
+    StoreDtype,
+)
+from tl_crosscoder.config.text import TextConfig
+from tl_crosscoder.config.yaml import YamlConfig, read_mapping
+
+PresetName = Literal[
+    "batchtopk", "topk", "l1", "jumprelu", "matryoshka", "dual-k", "delta", "delta-competing",
+    "dsf", "dfc", "diff-sae", "structured",
+]  # fmt: skip
+
+_NO_OPTION = ("preset", "k_anneal_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """Which dictionary; see `tl_crosscoder.train.presets` for what each preset is made of."""
+
+    preset: PresetName = "batchtopk"
+    """The dictionary: a named combination of sparsity, parts and losses."""
+    k: float | None = None
+    """Mean number of active latents a token, all parts together; None is 16."""
+    k_initial: float | None = None
+    """k of the first step, from which k falls linearly over `k_anneal_share` of the steps."""
+    k_anneal_share: float | None = None
+    """Share of the steps over which k falls, where `k_initial` is given; None is 0.1."""
+    l1_coefficient: float | None = None
+    """Weight of the L1 penalty, reached over the first twentieth of the steps; None is 1."""
+    jumprelu_coefficient: float | None = None
+    """Weight of the tanh penalty, reached at the last step; None is 1."""
+    jumprelu_bandwidth: float | None = None
+    """Width around a threshold within which pre-activations move it; None is 0.05."""
+    jumprelu_threshold: float | None = None
+    """Thresholds at the start; None is 0.01."""
+    prefix_shares: tuple[float, ...] | None = None
+    """Shares of the latents that reconstruct alone (matryoshka); None is 1/16 1/8 1/4 1/2."""
+    shared_share: float | None = None
+    """Share of the latents that is shared; None is 0.2, and 0.8 for structured."""
+    k_shared_multiple: float | None = None
+    """Active shared latents for each active delta latent, with dual-k; None is 2."""
+    dual_k: bool | None = None
+    """Whether shared and delta latents are selected apart; None is yes."""
+    delta_loss_weight: float | None = None
+    """Weight of the loss of the difference; None is 0.005, and 1 for structured."""
+    delta_loss_masked: bool | None = None
+    """Whether delta latents alone must explain the difference; None is yes."""
+    delta_loss_scale: DeltaScale | None = None
+    """relative divides the loss by the mean of ||x^1 - x^0||^2; None is absolute."""
+    delta_loss_bias: bool | None = None
+    """Whether the decoder bias helps to explain the difference; None is no."""
+    shared_penalty_scale: float | None = None
+    """Penalty of the shared latents as a share of the others' (dsf); None is 0.15."""
+    exclusive_share: float | None = None
+    """Share of the latents that belongs to each model alone (dfc); None is 0.05."""
+
+    def preset_options(self) -> dict[str, Any]:
+        """The options that were given, by name."""
+        names = [f.name for f in fields(RecipeConfig) if f.name not in _NO_OPTION]
+        given = {n: getattr(self, n) for n in names}
+        return {n: v for n, v in given.items() if v is not None}
+
+    def _check_recipe(self) -> None:
+        if self.preset not in get_args(PresetName):
+            raise ValueError(
+                f"preset is {self.preset!r}; it is one of {', '.join(get_args(PresetName))}."
+            )
+        share = self.k_anneal_share
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"k_anneal_share is {share}; it is a share, 0 to 1.")
+        if share is not None and self.k_initial is None:
+            raise ValueError("k_anneal_share needs k_initial, from which k falls.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a crosscoder is trained; the defaults suit a small model on a laptop."""
+
+    d_sae: int | None = None
+    """Number of latents; None is `expansion` times the width of the widest site."""
+    expansion: int = 16
+    """Latents per dimension of the widest site, where `d_sae` is not given."""
+    n_tokens: int = 2_000_000
+    """Activation pairs to train on; the text is read again where it is shorter."""
+    batch_size: int = 1024
+    """Activation pairs a step."""
+    lr: float = 1e-3
+    """Peak learning rate of Adam."""
+    lr_warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    lr_decay_share: float = 0.2
+    """Last share of the steps, over which the learning rate falls linearly to 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm."""
+    dead_after_tokens: int | None = None
+    """A latent that has not fired for so many tokens is dead; None is 10 million or a tenth of
+    the run, the smaller (Gao et al. 2024)."""
+    auxk_weight: float = 1 / 32
+    """Weight of the auxiliary loss that revives dead latents; 0 switches it off."""
+    normalize: bool = True
+    """Scale each site so that its mean squared norm is its width; folded in at save."""
+    reconstruction: Reconstruction = "sum"
+    """Reduction of a token's error; see `crosscoder.losses.reconstruction_loss`."""
+    kernels: Kernels = "auto"
+    """`auto` takes the sparse training step where codes are sparse; `dense` its slow twin."""
+    compute_dtype: ComputeDtype | None = None
+    """bfloat16 rounds activations and weights before they are multiplied, with float32 master
+    weights, gradients and moments: faster on a GPU. None rounds nothing."""
+    compile: bool = False
+    """Put the terms of the loss through torch.compile: for GPUs; on a CPU it is slower."""
+    n_accumulated: int = 1
+    """Parts of a batch that go through one after the other before the optimizer's step; a
+    BatchTopK selects within each part. More need less memory."""
+    n_calibration_tokens: int = 65_536
+    """Held-out tokens on which the inference threshold is set at the end."""
+    buffer_contexts: int = 256
+    """Contexts whose activations are shuffled together."""
+    harvest_batch_size: int = 32
+    """Contexts a forward pass of the models."""
+    prefetch: int = 2
+    """Batches made ahead in a thread while the step before runs; 0 makes each when it is due."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; a kill loses at most these."""
+    seed: int = 0
+    """Of the initial weights, the split and the order of the data."""
+    weight_seed: int | None = None
+    """Of the initial weights alone; None is `seed`."""
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project."""
+
+    def __post_init__(self) -> None:
+        positive = ("n_tokens", "batch_size", "lr", "max_grad_norm", "log_every", "expansion",
+                    "checkpoint_every", "buffer_contexts", "harvest_batch_size",
+                    "n_calibration_tokens", "n_accumulated")  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if self.d_sae is not None and self.d_sae <= 0:
+            raise ValueError(f"d_sae is {self.d_sae}; it must be above 0.")
+        if self.reconstruction not in get_args(Reconstruction):
+            raise ValueError(
+                f"reconstruction is {self.reconstruction!r}; it is one of "
+                f"{', '.join(get_args(Reconstruction))}."
+            )
+        if self.kernels not in get_args(Kernels):
+            raise ValueError(f"kernels is {self.kernels!r}; it is 'auto' or 'dense'.")
+        if self.compute_dtype not in (None, *get_args(ComputeDtype)):
+            raise ValueError(f"compute_dtype is {self.compute_dtype!r}; it is bfloat16 or None.")
+        if self.batch_size % self.n_accumulated:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {self.n_accumulated} equal "
+                "parts (n_accumulated)."
+            )
+        if self.prefetch < 0:
+            raise ValueError(f"prefetch is {self.prefetch}; it is 0 or more batches.")
+        if not 0 <= self.lr_decay_share <= 1:
+            raise ValueError(f"lr_decay_share is {self.lr_decay_share}; it is a share, 0 to 1.")
+        if self.n_tokens < self.batch_size:
+            raise ValueError(
+                f"n_tokens is {self.n_tokens:,}, less than one batch of {self.batch_size:,}."
+            )
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps; tokens that do not fill a batch are not trained on."""
+        return self.n_tokens // self.batch_size
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step (from 0): linear rise, plateau, linear fall to 0."""
+        n_decay = round(self.lr_decay_share * self.n_steps)
+        rise = (step + 1) / self.lr_warmup_steps if step < self.lr_warmup_steps else 1.0
+        left = self.n_steps - step
+        fall = left / (n_decay + 1) if left <= n_decay else 1.0
+        return self.lr * min(rise, fall)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(YamlConfig, TrainConfig, RecipeConfig, TextConfig, ModelsConfig):
+    """A whole run: which models, which hook point, which text, which dictionary, where to."""
+
+    output: str
+    """Folder for the dictionary and everything about the run; must be new or empty."""
+    cache: str | None = None
+    """Folder of activations that `tl-crosscoder harvest` wrote, in place of models and text."""
+    n_measured_tokens: int = 200_000
+    """Held-out tokens to measure on, at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_recipe()
+        self._check_text()
+        if self.preset == "diff-sae":
+            object.__setattr__(self, "difference", True)
+        if self.n_measured_tokens <= 0:
+            raise ValueError(f"n_measured_tokens is {self.n_measured_tokens}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig(YamlConfig, TextConfig, ModelsConfig):
+    """A cache of activations: which models, hook points and text, and how they are stored."""
+
+    output: str
+    """Folder for the cache; must be new or empty."""
+    n_tokens: int = 2_000_000
+    """Tokens that count to harvest, held-out ones included; fewer where the text is shorter."""
+    store: StoreDtype = "bfloat16"
+    """Number format on disk. int8 has one scale for each row and site; its error is measured."""
+    shard_tokens: int = 65_536
+    """Tokens a shard, about: what a kill loses, and at a time is written."""
+    harvest_batch_size: int = 32
+    """Contexts a forward pass of the models."""
+    seed: int = 0
+    """Of the split, the mixture and the order of the contexts."""
+
+    @classmethod
+    def from_yaml(
+        cls, path: str | Path, *, default: Mapping[str, Any] | None = None
+    ) -> "HarvestConfig":
+        """As every config, and also from the file of a training run: its models and its text.
+
+        The output of a run is not that of a cache, and has to be given. Raises as the other does.
+        """
+        given = read_mapping(path)
+        own = {f.name for f in fields(cls)}
+        of_run = {f.name for f in fields(RunConfig)} - own
+        if of_run & given.keys():
+            given = {k: v for k, v in given.items() if k not in of_run and k != "output"}
+        return cls.from_mapping({**(default or {}), **given}, name=str(path))
+
+    def __post_init__(self) -> None:
+        self._check_text()
+        for name in ("n_tokens", "shard_tokens", "harvest_batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")

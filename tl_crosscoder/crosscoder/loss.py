@@ -1,0 +1,213 @@
+"""The terms of the loss, each a pure function of errors, activations and decoded parts.
+
+Shapes: activations, reconstructions and errors are flat, `[batch, d_in]`.
+
+`Objective`: which terms the loss of a config has, and what they need to be decoded apart.
+
+    reconstruction + prefixes + delta + AuxK + penalties
+
+Limit: it holds no state; the running mean that a relative delta loss divides by is handed in.
+
+Fraction of variance explained, per site and of the difference between sites, of one batch.
+
+Activations and reconstructions are `[batch, n_sites, d_model]`, in raw space. The streaming twin
+for whole texts is `analysis.reconstruction`.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.config.models import Reconstruction
+from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
+from tl_crosscoder.crosscoder.site_views import split_sites
+from tl_crosscoder.crosscoder.sparse.codes import Codes
+from tl_crosscoder.crosscoder.sparse.step import Step
+from tl_crosscoder.crosscoder.sparsity import L1, JumpReLU
+from tl_crosscoder.models.site import Site, subtracted_sites
+
+
+def reconstruction_loss(
+    x: Float[Tensor, "batch d_in"],
+    x_hat: Float[Tensor, "batch d_in"],
+    sites: tuple[Site, ...],
+    *,
+    reduction: Reconstruction,
+) -> Float[Tensor, ""]:
+    """Mean over tokens of the summed error of the sites.
+
+    `sum` is sum_m ||e^m||^2 (Lindsey et al. 2024), `mean` divides each site by its width, and
+    `norm` is sum_m ||e^m||.
+    """
+    if reduction == "sum":
+        return torch.nn.functional.mse_loss(x_hat, x, reduction="sum") / len(x)
+    per_site = split_sites(x - x_hat, sites)
+    if reduction == "mean":
+        return torch.stack([e.pow(2).mean(dim=-1) for e in per_site]).sum(dim=0).mean()
+    return torch.stack([e.norm(dim=-1) for e in per_site]).sum(dim=0).mean()
+
+
+def site_difference(
+    flat: Float[Tensor, "*batch d_in"], sites: tuple[Site, ...]
+) -> Float[Tensor, "*batch d_model"]:
+    """What the fine-tuned site has more than the base; which these are, `subtracted_sites` says."""
+    compared = subtracted_sites(sites)
+    assert compared is not None, "the config refuses sites that cannot be subtracted"
+    base, finetuned = compared
+    per_site = split_sites(flat, sites)
+    return per_site[finetuned] - per_site[base]
+
+
+def delta_loss(
+    x: Float[Tensor, "batch d_in"],
+    explained: Float[Tensor, "batch d_in"],
+    sites: tuple[Site, ...],
+) -> Float[Tensor, ""]:
+    """Mean over tokens of ||(x^1 - x^0) - (y^1 - y^0)||^2, y being what some latents decode to.
+
+    Source: Kassem et al. 2026, equation of L_delta; the reduction is [open] there.
+    """
+    return site_difference(x - explained, sites).pow(2).sum(dim=-1).mean()
+
+
+def auxk_codes(
+    pre: Float[Tensor, "batch n_dead"],
+    norms: Float[Tensor, " n_dead"],
+    *,
+    k: int,
+) -> Float[Tensor, "batch n_dead"]:
+    """For each token the codes of the dead latents with the k largest f_j n_j, 0 elsewhere."""
+    codes = pre.relu()
+    if k >= pre.shape[1]:
+        return codes
+    top = (codes.detach() * norms.detach()).topk(k, dim=-1).indices
+    return codes * torch.zeros_like(codes).scatter_(-1, top, 1.0)
+
+
+def auxk_loss(
+    residual: Float[Tensor, "batch d_in"], decoded: Float[Tensor, "batch d_in"], auxk: AuxK
+) -> Float[Tensor, ""]:
+    """Squared error of the residual as the dead latents reconstruct it, over its variance.
+
+    The decoder bias takes no part, since it is in the residual already. Source: Gao et al. 2024,
+    appendix A.2.
+    """
+    residual = residual.detach()
+    error = (residual - decoded).pow(2).sum(dim=-1).mean()
+    variance = (residual - residual.mean(dim=0)).pow(2).sum(dim=-1).mean()
+    return auxk.weight * error / variance.clamp(min=1e-12)
+
+
+class Objective:
+    """The terms that a config asks for."""
+
+    def __init__(self, cfg: CrosscoderTrainingConfig) -> None:
+        self.cfg = cfg
+        self.auxk = None if isinstance(cfg.sparsity, L1) else cfg.auxk
+        delta = cfg.delta_loss
+        self.delta = delta if delta is not None and delta.weight > 0 else None
+
+    @cached_property
+    def prefixes(self) -> list[int]:
+        """Numbers of latents that reconstruct by themselves."""
+        return [max(1, round(s * self.cfg.d_sae)) for s in self.cfg.matryoshka]
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """Where latents that are decoded apart begin, but the first ones."""
+        edges = set(self.prefixes)
+        if self.delta is not None and self.delta.part is not None:
+            within = self._part(self.delta.part)
+            edges |= {within.start, within.stop}
+        return tuple(sorted(edges - {0, self.cfg.d_sae}))
+
+    def terms(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        x_hat: Float[Tensor, "batch d_in"],
+        done: Step,
+        b_dec: Float[Tensor, " d_in"],
+        mean_squared_difference: Float[Tensor, ""] | None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Every term but the penalties, weighted as they are added."""
+        reduction, sites = self.cfg.reconstruction, self.cfg.sites
+        terms = {"reconstruction": reconstruction_loss(x, x_hat, sites, reduction=reduction)}
+        if self.prefixes:
+            stops = [*self.bounds, self.cfg.d_sae]
+            nested = torch.stack(done.decoded).cumsum(dim=0) + b_dec
+            losses = [
+                reconstruction_loss(x, nested[stops.index(n)], sites, reduction=reduction)
+                for n in self.prefixes
+            ]
+            terms["matryoshka"] = torch.stack(losses).sum()
+        if self.delta is not None:
+            explained = self._explained(x_hat, done, b_dec, self.delta)
+            loss = self.delta.weight * delta_loss(x, explained, sites)
+            relative = mean_squared_difference is not None
+            terms["delta"] = loss / mean_squared_difference if relative else loss
+        if self.auxk is not None:
+            decoded = done.block_decoded
+            none = x.new_zeros(())
+            terms["auxk"] = none if decoded is None else auxk_loss(x - x_hat, decoded, self.auxk)
+        return terms
+
+    def _explained(
+        self, x_hat: Tensor, done: Step, b_dec: Tensor, delta: DeltaLoss
+    ) -> Float[Tensor, "batch d_in"]:
+        """What the latents that must explain the difference decode to."""
+        if delta.part is None:
+            return x_hat if delta.with_bias else x_hat - b_dec
+        within = self._part(delta.part)
+        starts = [0, *self.bounds]
+        own = [
+            y for y, a in zip(done.decoded, starts, strict=True) if within.start <= a < within.stop
+        ]
+        explained = torch.stack(own).sum(dim=0)
+        return explained + b_dec if delta.with_bias else explained
+
+    def penalties(
+        self,
+        codes: Codes,
+        norms: Float[Tensor, " d_sae"],
+        coefficients: Mapping[str, float] | None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The penalty of the sparsity, if it has one, with these weights or its own."""
+        sparsity = self.cfg.sparsity
+        if not isinstance(sparsity, (L1, JumpReLU)):
+            return {}
+        (name,) = own = sparsity.coefficients()
+        weight = own[name].value if coefficients is None else coefficients[name]
+        scale = self._penalty_scale(norms)
+        return {name: weight * sparsity.penalty(codes, norms, scale) / codes.batch}
+
+    def _penalty_scale(self, like: Tensor) -> Float[Tensor, " d_sae"] | None:
+        ranges = self.cfg.part_ranges()
+        if all(r.part.penalty_scale == 1.0 for r in ranges):
+            return None
+        return torch.cat([like.new_full((r.n,), r.part.penalty_scale) for r in ranges])
+
+    def _part(self, name: str) -> slice:
+        return next(r.latents for r in self.cfg.part_ranges() if r.part.name == name)
+
+
+def fve(
+    x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
+) -> Float[Tensor, " n_sites"]:
+    """1 - sum ||x^m - x̂^m||^2 / sum ||x^m - mean||^2 for each site."""
+    residual = (x - x_hat).pow(2).sum(dim=(0, 2))
+    return 1 - residual / (x - x.mean(dim=0)).pow(2).sum(dim=(0, 2))
+
+
+def difference_fve(
+    x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
+) -> Float[Tensor, ""]:
+    """The same for x^1 - x^0, last site minus first.
+
+    The FVE of a site hides it: x^1 - x^0 can be a percent of the variance. NaN where both sites
+    are equal everywhere.
+    """
+    difference, reconstructed = x[:, -1] - x[:, 0], x_hat[:, -1] - x_hat[:, 0]
+    return fve(difference[:, None], reconstructed[:, None]).squeeze()

@@ -1,0 +1,243 @@
+"""`ActivationCache`: activations on disk, read like the models that gave them.
+
+    manifest.json             what it holds: sites, models, tokenizer, mask counts, statistics;
+                              for each shard its contexts, rows, size and sha256. Written after
+                              every shard: what it names is complete
+    text.safetensors          tokens, roles, sources and masks of all contexts, in their order
+    shards/00000.safetensors  `rows [n, *row]` of the tokens that count, context after context,
+                              and the final mask of these contexts
+    means.safetensors         mean activation of each site
+
+Contract: `cache.rows(contexts)` gives what `models.rows(contexts)` gave when it was written, up to
+the rounding of its number format. Shards are memory-mapped: opening costs no memory. Limit: read
+only; `cache_writer.write_cache` makes one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from torch import Tensor
+
+from tl_crosscoder.data import storage
+from tl_crosscoder.data.storage import (
+    TEXT,
+    Shard,
+    check_shards,
+    load_text,
+    read_manifest,
+    shards_of,
+)
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.difference import SiteDifference, difference_of
+from tl_crosscoder.models.site import Site, row_shape, site_parts
+from tl_crosscoder.models.source import Contexts
+
+
+class ActivationCache:
+    """An activation source that reads from a folder; see the module.
+
+    Args:
+        folder: that `tl-crosscoder harvest` or `write_cache` wrote, complete.
+        device: where rows go.
+        verify: compare every shard with its sha256 before anything is read; without, only sizes
+            and owners are compared.
+        show_progress: with a progress bar.
+
+    Raises:
+        FileNotFoundError: no cache there, or a shard is missing.
+        ValueError: the cache is not complete, or a shard is damaged or belongs to another cache.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        verify: bool = True,
+        show_progress: bool = False,
+    ) -> None:
+        self.folder, self.device = Path(folder), torch.device(device)
+        self.manifest = read_manifest(self.folder)
+        if not self.manifest["is_complete"]:
+            raise ValueError(
+                f"{self.folder} is not complete: it has {len(self.manifest['shards'])} of "
+                f"{self.manifest['n_shards']} shards. Finish it with `tl-crosscoder harvest ... "
+                "--resume`."
+            )
+        self.shards = shards_of(self.manifest)
+        check_shards(self.folder, self.manifest, verify=verify, show_progress=show_progress)
+        self.sites: tuple[Site, ...] = tuple(Site.from_dict(s) for s in self.manifest["sites"])
+        self._stored = [self._open(shard) for shard in self.shards]
+        self._first_rows = torch.tensor([0, *accumulate(s.n_rows for s in self.shards)])
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def n_sites(self) -> int:
+        """Number of sites."""
+        return len(self.sites)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the widest site."""
+        return max(site.d_model for site in self.sites)
+
+    @property
+    def d_in(self) -> int:
+        """Width of all sites together."""
+        return sum(site.d_model for site in self.sites)
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of its contexts."""
+        return self.text.context_size
+
+    @property
+    def n_rows(self) -> int:
+        """Tokens that count."""
+        return int(self._first_rows[-1])
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of its shards."""
+        return sum(shard.n_bytes for shard in self.shards)
+
+    @property
+    def weight_processing(self) -> str:
+        """`raw` or `processed`."""
+        return self.manifest["weight_processing"]
+
+    @property
+    def cache_id(self) -> str:
+        """A hash of what it holds: sites, text, masks and number format."""
+        return self.manifest["cache_id"]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The models' tokenizer, loaded when asked for. Raises ValueError if it has changed."""
+        from tl_crosscoder.models.loading import load_tokenizer
+        from tl_crosscoder.models.tokenizer import tokenizer_sha256
+
+        tokenizer = load_tokenizer(self.sites[-1])
+        if tokenizer_sha256(tokenizer) != self.manifest["tokenizer_sha256"]:
+            raise ValueError(
+                f"the tokenizer of {self.sites[-1].model_name!r} is another one than when "
+                f"{self.folder} was written. Load that revision of the model."
+            )
+        return tokenizer
+
+    @cached_property
+    def text(self) -> TokenizedText:
+        """All contexts, with the mask of the tokens that the cache holds."""
+        return replace(self._text_as_given, dropped=self._dropped, norm_limits=None)
+
+    @property
+    def training(self) -> TokenizedText:
+        """The contexts to train on."""
+        return self.text[: self.manifest["n_training_contexts"]]
+
+    @property
+    def held_out(self) -> TokenizedText:
+        """The contexts to measure on."""
+        return self.text[self.manifest["n_training_contexts"] :]
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{s.name}={s.label!r}" for s in self.sites)
+        return (
+            f"ActivationCache({str(self.folder)!r}, {sites}, n_rows={self.n_rows:,}, "
+            f"store={self.manifest['store']!r}, {self.n_bytes / 1e6:,.1f} MB)"
+        )
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def rows(
+        self, contexts: Contexts, *, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "tokens *row"]:
+        """Rows of the tokens that count, in the order of the mask. Raises as `places` does."""
+        return self.read(self.places(contexts), dtype=dtype)
+
+    def places(self, contexts: Contexts) -> Int[Tensor, " tokens"]:
+        """The numbers of these rows.
+
+        Raises ValueError for a token that was left out when the cache was written.
+        """
+        own = self._dropped[contexts.context_ids] == 0
+        own = own[:, : contexts.tokens.shape[1]]
+        wanted = contexts.mask
+        if bool((wanted & ~own).any()):
+            raise ValueError(
+                f"{int((wanted & ~own).sum())} of these tokens were left out when {self.folder} "
+                "was written. Harvest again with masks that keep them."
+            )
+        first = self._first_row_of_context[contexts.context_ids]
+        return (first[:, None] + own.cumsum(1) - 1)[wanted]
+
+    def read(
+        self, index: Int[Tensor, " n"], *, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "n *row"]:
+        """Any rows by number, in any order. Raises IndexError beyond `n_rows`."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.n_rows:
+            raise IndexError(f"rows are numbered 0 to {self.n_rows - 1} in {self.folder}.")
+        shard = torch.searchsorted(self._first_rows, index, right=True) - 1
+        order = shard.argsort(stable=True)
+        counts = torch.bincount(shard, minlength=len(self.shards))
+        local = index - self._first_rows[shard]
+        if int((counts > 0).sum()) == 1:
+            i = int(counts.argmax())
+            return self._decoded(i, local, dtype)
+        rows = torch.empty((len(index), *row_shape(self.sites)), dtype=dtype, device=self.device)
+        chosen = order.split(counts.tolist())
+        for i in counts.nonzero().squeeze(1).tolist():
+            rows[chosen[i].to(self.device)] = self._decoded(i, local[chosen[i]], dtype)
+        return rows
+
+    def token_ids(self, index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The token of each row."""
+        return self.text.tokens[self.text.mask][index]
+
+    def site_rows(
+        self, contexts: Contexts, sites: Sequence[int], *, dtype: torch.dtype = torch.float32
+    ) -> list[Float[Tensor, "tokens d_model"]]:
+        """The same of some of the sites, by position."""
+        parts = site_parts(self.rows(contexts, dtype=dtype), self.sites)
+        return [parts[i] for i in sites]
+
+    def difference(self, site: str | None = None, *, minus: str | None = None) -> SiteDifference:
+        """The source of x^1 - x^0 alone, the input of a diff-SAE; see `SiteDifference`."""
+        return difference_of(self, site, minus=minus)
+
+    def _decoded(self, shard: int, local: Tensor, dtype: torch.dtype) -> Tensor:
+        chosen = storage.select(self._stored[shard], local)
+        on_device = {name: tensor.to(self.device) for name, tensor in chosen.items()}
+        return storage.decode(on_device, self.sites).to(dtype)
+
+    def _open(self, shard: Shard) -> storage.Stored:
+        names = ("rows", "scales") if self.manifest["store"] == "int8" else ("rows",)
+        with safe_open(self.folder / shard.name, "pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+
+    @cached_property
+    def _text_as_given(self) -> TokenizedText:
+        return load_text(self.folder / TEXT, self.manifest)
+
+    @cached_property
+    def _dropped(self) -> Tensor:
+        if self.manifest["norm_limits"] is None:
+            return self._text_as_given.dropped
+        parts = []
+        for shard in self.shards:
+            with safe_open(self.folder / shard.name, "pt") as file:
+                parts.append(file.get_tensor("dropped"))
+        return torch.cat(parts)
+
+    @cached_property
+    def _first_row_of_context(self) -> Int[Tensor, " contexts"]:
+        n = (self._dropped == 0).sum(dim=1)
+        return n.cumsum(0) - n

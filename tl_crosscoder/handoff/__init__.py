@@ -1,1 +1,0 @@
-"""Dictionaries in the formats of other tools: SAEDashboard, Neuronpedia, delphi."""

@@ -1,0 +1,222 @@
+"""Do these latents cause the behaviour? Sufficiency and necessity, against what chance would do.
+
+    necessity      fine-tuned model, h - sum_{j in S} f_j v_j: how much of the behaviour goes
+    sufficiency    base model, h + sum_{j in S} f_j v_j (`insert`), or h + alpha s u (`steer`): how
+                   much of it comes                                  v_j = d_j^1 - d_j^0
+
+Controls: Gaussian directions of the norms of v_j with the same codes; as many living latents of
+about the same firing rate; latents of a null pair. What a trial tells is in
+`trials`. Limit: sets are chosen beforehand; a search over sets needs prompts of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, LatentMeasures
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Shift
+from tl_crosscoder.interventions.mitigation import Mode, check_mode, taken_out
+from tl_crosscoder.interventions.steering import stream_norms
+from tl_crosscoder.interventions.trials import (
+    TESTS,
+    CausalTest,
+    ControlSettings,
+    Effect,
+    Trial,
+    run_trials,
+)
+from tl_crosscoder.interventions.variants import random_like
+from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.sites import ComparedModels
+
+
+def causal_test(
+    models: ComparedModels | SiteDifference,
+    crosscoder: Crosscoder,
+    effect: Effect,
+    neutral: TokenizedText,
+    *,
+    latents: LatentMeasures,
+    sets: Mapping[str, Sequence[int]],
+    tests: Sequence[str] = TESTS,
+    mode: Mode = "delta",
+    settings: ControlSettings | None = None,
+    null: Crosscoder | None = None,
+    compared: tuple[str, str] | None = None,
+    show_progress: bool = False,
+) -> CausalTest:
+    """Sufficiency and necessity of sets of latents for an effect, with controls.
+
+    Args:
+        models: a pair, or more sites.
+        crosscoder: trained on them.
+        effect: a `Behaviour`, or `Predictions` where there is no name for what changed.
+        neutral: text that has nothing to do with it, for the off-target cost.
+        latents: measures of the crosscoder: firing rates, for matched latents.
+        sets: latents by the name of their set.
+        tests: which of `TESTS`.
+        mode: of the ablation that tests necessity; see `ablation`.
+        settings: of the controls.
+        null: a dictionary of a null pair (base against itself) at the same hook: its directions
+            are one more control.
+        compared: names of the sites, base first; the other way round tests what the base has.
+        show_progress: with a progress bar.
+
+    Raises:
+        ValueError: unknown tests, latents out of range or that never fire, or models that do not
+            differ in the behaviour.
+    """
+    settings = settings or ControlSettings()
+    check_mode(mode)
+    subject = Subject.of(models, crosscoder, compared=compared)
+    chosen = {name: _checked(subject, ids, latents, name) for name, ids in sets.items()}
+    if not chosen or set(tests) - set(TESTS):
+        raise ValueError(
+            f"tests {list(tests)} on the sets {list(sets)}: name one set of latents or more, and "
+            f"tests among {list(TESTS)}."
+        )
+    norm = 0.0
+    if "steer" in tests:
+        norm = stream_norms(subject.models, neutral)[subject.site_name(subject.base)]
+    maker = _Maker(
+        subject=subject, latents=latents, mode=mode, settings=settings, norm=norm, null=null
+    )
+    trials = [
+        trial
+        for test in tests
+        for name, ids in chosen.items()
+        for trial in maker.trials(test, name, ids)
+    ]
+    found = run_trials(
+        subject, effect, neutral, trials=trials, settings=settings, show_progress=show_progress
+    )
+    return replace(found, sets={name: ids.tolist() for name, ids in chosen.items()})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Maker:
+    """Makes the edits of a set and of its controls."""
+
+    subject: Subject
+    latents: LatentMeasures
+    mode: Mode
+    settings: ControlSettings
+    norm: float
+    """Of the base stream: the unit of steering."""
+    null: Crosscoder | None
+
+    def trials(self, test: str, name: str, ids: Int[Tensor, " n"]) -> list[Trial]:
+        """One, or of steering one a strength."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        v = self._rows(test, ids)
+        random = [random_like(v, generator) for _ in range(self.settings.n_random)]
+        null = self._null_directions(v)
+        if test == "steer":
+            return self._steering(name, ids, random, null)
+        trial = Trial(
+            test=test,
+            name=name,
+            n_latents=len(ids),
+            own=self._edit(test, ids, v),
+            random=[self._edit(test, ids, r) for r in random],
+            matched=[self._edit(test, m, self._rows(test, m)) for m in self._matched(ids)],
+            null=[self._edit(test, ids, d) for d in null],
+        )
+        return [trial]
+
+    def _steering(
+        self,
+        name: str,
+        ids: Int[Tensor, " n"],
+        random: Sequence[Float[Tensor, "n d_model"]],
+        null: Sequence[Float[Tensor, "n d_model"]],
+    ) -> list[Trial]:
+        """Along the sum of d_j^1, each as long as its latent's mean code makes it."""
+        rows = self.subject.decoder(self.subject.finetuned)[ids]
+        weights = self.latents.firing.mean_code.to(rows)[ids][:, None]
+        of_random, of_null = ([_unit(weights * r) for r in each] for each in (random, null))
+        own = _unit(weights * rows)
+        return [
+            Trial(
+                test="steer",
+                name=name,
+                n_latents=len(ids),
+                strength=alpha,
+                own=self._steer(own, alpha),
+                random=[self._steer(u, alpha) for u in of_random],
+                null=[self._steer(u, alpha) for u in of_null],
+            )
+            for alpha in self.settings.alphas
+        ]
+
+    def _rows(self, test: str, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        return taken_out(self.subject, ids, self.mode if test == "necessity" else "delta")
+
+    def _edit(self, test: str, ids: Int[Tensor, " n"], v: Float[Tensor, "n d_model"]) -> Edit:
+        site = self.subject.finetuned if test == "necessity" else self.subject.base
+        if test == "necessity" and self.mode == "project":
+            return Projection(site=site, stream=site, directions=v)
+        sign = -1.0 if test == "necessity" else 1.0
+        return Shift(site=site, stream=site, latents=ids, directions=v, sign=sign)
+
+    def _steer(self, unit: Float[Tensor, " d_model"], alpha: float) -> Constant:
+        site = self.subject.base
+        return Constant(site=site, stream=site, vector=alpha * self.norm * unit)
+
+    def _matched(self, ids: Int[Tensor, " n"]) -> list[Int[Tensor, " n"]]:
+        """Sets of other living latents, each of about the firing rate of the one it replaces."""
+        counts = self.latents.n_active
+        living = (counts >= MIN_ACTIVE_TOKENS).nonzero().squeeze(1)
+        living = living[~torch.isin(living, ids.cpu())]
+        generator = torch.Generator().manual_seed(self.settings.seed + 1)
+        near = [
+            living[(counts[living].log() - counts[j].log()).abs().argsort(stable=True)[:50]]
+            for j in ids.tolist()
+        ]
+        sets = []
+        for _ in range(self.settings.n_matched if len(living) >= len(ids) else 0):
+            drawn: list[int] = []
+            for options in near:
+                order = options[torch.randperm(len(options), generator=generator)].tolist()
+                free = [j for j in order if j not in drawn]
+                drawn.append(free[0] if free else order[0])
+            sets.append(torch.tensor(list(dict.fromkeys(drawn)), device=ids.device))
+        return sets
+
+    def _null_directions(self, v: Float[Tensor, "n d_model"]) -> list[Float[Tensor, "n d_model"]]:
+        """Rows of the null pair's latents that lean most to its second site, of the norms of v."""
+        if self.null is None:
+            return []
+        rows = self.null.decoder(-1).detach().to(v)
+        norms = self.null.decoder_norms()
+        # Latents that write nothing lean nowhere, and NaN would be sorted first.
+        lean = (norms[:, -1] / norms.sum(dim=1)).nan_to_num(-1.0)
+        order = lean.argsort(descending=True, stable=True)[: 10 * len(v)]
+        sets = rows[order].split(len(v))
+        scale = v.norm(dim=1, keepdim=True)
+        return [r / r.norm(dim=1, keepdim=True) * scale for r in sets if len(r) == len(v)]
+
+
+def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
+    """The direction of the sum."""
+    total = rows.sum(dim=0)
+    return total / total.norm().clamp(min=1e-12)
+
+
+def _checked(
+    subject: Subject, ids: Sequence[int], latents: LatentMeasures, name: str
+) -> Int[Tensor, " n"]:
+    chosen = subject.latents(ids)
+    silent = [j for j in chosen.tolist() if latents.n_active[j] == 0]
+    if silent or not len(chosen):
+        raise ValueError(
+            f"the set {name!r} has {len(chosen)} latents, of which {silent} never fire on the "
+            "measured text: what they do cannot be tested. Choose latents that fire."
+        )
+    return chosen

@@ -1,1 +1,0 @@
-"""A diff live in a notebook."""

@@ -1,0 +1,80 @@
+"""Can these models be compared? Asked before any long work.
+
+Contract: every check returns what it measured, or raises a one-paragraph ValueError with both
+values and the next step. `labels` name the models in messages, one for each.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from tl_crosscoder.models import hooked as hooked_model
+from tl_crosscoder.models import tokenizer as tokenization
+from tl_crosscoder.models.hooked import HookedModel
+
+
+def check_equal(values: Sequence[Any], what: str, labels: Sequence[str], advice: str) -> None:
+    """Raise ValueError if one of the values differs from the first."""
+    for value, label in zip(values[1:], labels[1:], strict=True):
+        if value != values[0]:
+            raise ValueError(
+                f"the models differ in {what}: the {labels[0]} has {values[0]}, the {label} "
+                f"has {value}. {advice}"
+            )
+
+
+def check_vocabulary(models: Sequence[HookedModel], labels: Sequence[str]) -> None:
+    """Raise ValueError unless logits of these models stand side by side."""
+    check_equal(
+        [model.cfg.d_vocab for model in models],
+        "d_vocab",
+        labels,
+        "Give both one vocabulary (resize_token_embeddings in transformers); ModelSites takes "
+        "models that share a tokenizer and differ in padding.",
+    )
+
+
+def common_tokenizer(models: Sequence[HookedModel], given: Any, labels: Sequence[str]) -> Any:
+    """The tokenizer for all: the one given, else the last model's, which has the chat template."""
+    if given is not None:
+        return given
+    for model, label in zip(models, labels, strict=True):
+        if model.tokenizer is None:
+            raise ValueError(f"the {label} carries no tokenizer; pass tokenizer= for all.")
+        tokenization.check_same_tokenizer(
+            models[0].tokenizer, model.tokenizer, labels=(labels[0], label)
+        )
+    return models[-1].tokenizer
+
+
+def check_same_kind(models: Sequence[HookedModel], labels: Sequence[str]) -> str:
+    """`raw` or `processed`. Raises ValueError unless the models' numbers can be subtracted."""
+    for (one, its_label), (other, label) in combinations(zip(models, labels, strict=True), 2):
+        inner = [getattr(model, "original_model", None) for model in (one, other)]
+        if inner[0] is inner[1] is not None and one is not other:
+            raise ValueError(
+                f"the {its_label} and the {label} are two bridges over one Hugging Face module, "
+                "and each rewires it: load the module once for each bridge."
+            )
+    weights = [next(iter(model.parameters())) for model in models]
+    check_equal([w.device.type for w in weights], "device", labels, "Move one with .to(device).")
+    check_equal(
+        [_dtype(model) for model in models],
+        "dtype",
+        labels,
+        "Load both in one: rounding alone would look like a difference.",
+    )
+    how = [hooked_model.weight_processing(model) for model in models]
+    check_equal(
+        how, "weight processing", labels, "Load both raw (from_pretrained does), or process both."
+    )
+    return how[0].name
+
+
+def _dtype(model: HookedModel) -> str:
+    """What a model computes in, and whether some of its weights are rounded further."""
+    weights = list(model.parameters())
+    # Quantised weights are packed into integers; LoRA's are float32 beside bfloat16 ones.
+    first = next(weight.dtype for weight in weights if weight.is_floating_point())
+    is_packed = not all(weight.is_floating_point() for weight in weights)
+    return f"{first} with quantised weights" if is_packed else str(first)

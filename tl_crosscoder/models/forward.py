@@ -1,0 +1,213 @@
+"""Run a model on from other activations at its hook, several variants at a time.
+
+Contract: `continued` gives the logits `[variants, batch, pos, d_vocab]` of a model in which the
+activation at one hook is replaced by each of `[variants, batch, pos, d_model]`. At the end of a
+block the variants become the batch of the layers above, so that those below run once. Limit:
+elsewhere the whole model runs once a variant.
+
+`RunningIds`: the token ids of the forward pass that runs in a model, caught at its embedding.
+
+Contract: a hook of the model that needs other models on the same text asks `of(batch, n_pos)` for
+the ids `[batch, pos]` of its stream, all of them, or gets a ValueError. Limit: no filled key-value
+cache, no passes from embeddings, unpadded or right-padded ids.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_crosscoder.models.hooked import HookedModel, device_of, replacing_hook, stop_layer
+
+
+@torch.no_grad()
+def continued(
+    model: HookedModel,
+    hook_name: str,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    variants: Float[Tensor, "variants batch pos d_model"],
+) -> Float[Tensor, "variants batch pos d_vocab"]:
+    """Logits of a model that goes on from each variant, on its device."""
+    tokens = tokens.to(device_of(model))
+    if len(variants) == 1 or not ends_a_block(hook_name):
+        return continued_apart(model, hook_name, tokens, variants=variants)
+    n, (batch, n_pos) = len(variants), tokens.shape
+    rows = variants.flatten(0, 1)
+
+    def widen(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+        return rows.to(activation)
+
+    with _wider_blocks(model, from_layer=stop_layer(hook_name) or 0, batch=batch, n=n):
+        logits = model.run_with_hooks(
+            tokens, fwd_hooks=[(hook_name, widen)], return_type="logits", padding_side="right"
+        )
+    return logits.view(n, batch, n_pos, -1)
+
+
+@torch.no_grad()
+def continued_apart(
+    model: HookedModel,
+    hook_name: str,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    variants: Float[Tensor, "variants batch pos d_model"],
+) -> Float[Tensor, "variants batch pos d_vocab"]:
+    """The same with a whole forward pass for each variant: the slow twin."""
+    tokens = tokens.to(device_of(model))
+    logits = []
+    for variant in variants:
+        hook = replacing_hook(hook_name, lambda _, variant=variant: variant)
+        logits.append(
+            model.run_with_hooks(
+                tokens, fwd_hooks=[hook], return_type="logits", padding_side="right"
+            )
+        )
+    return torch.stack(logits)
+
+
+def ends_a_block(hook_name: str) -> bool:
+    """Whether nothing but this activation goes on to the layers above."""
+    return hook_name.startswith("blocks.") and hook_name.split(".", 2)[2] in (
+        "hook_resid_post",
+        "hook_out",
+    )
+
+
+@contextmanager
+def _wider_blocks(model: HookedModel, *, from_layer: int, batch: int, n: int) -> Iterator[None]:
+    """While open, what the blocks above get beside the activation is repeated n times.
+
+    A bridge hands its blocks the attention mask of the whole batch, `[batch, 1, pos, pos]`.
+    """
+
+    def widen(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(widen(v) for v in value)
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == batch:
+            return value.repeat(n, *[1] * (value.ndim - 1))
+        return value
+
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
+        return args, {k: v if k == "hidden_states" else widen(v) for k, v in kwargs.items()}
+
+    blocks: Any = model.blocks  # type: ignore[attr-defined]
+    handles = [
+        block.register_forward_pre_hook(before, with_kwargs=True)
+        for block in list(blocks)[from_layer:]
+        if batch > 1
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class RunningIds:
+    """Watches a model until `stop`.
+
+    Args:
+        model: a TransformerLens model of either kind.
+        tokenizer: of the ids, for its padding.
+        layer: ids are known while this block runs; None keeps them until they are asked for.
+    """
+
+    def __init__(self, model: Any, *, tokenizer: Any, layer: int | None = None):
+        self.tokenizer = tokenizer
+        self.is_paused = False
+        """Passes do not count."""
+        self.is_known = layer is None
+        """Within the layer that was given."""
+        self._embedded: Tensor | None = None
+        self._asked: Tensor | None = None
+        self._before: Tensor | None = None
+        self._n_cached = 0
+        self._forgets = layer is None
+        self._handles = [
+            model.embed.register_forward_pre_hook(self._embedding),
+            model.blocks[0].register_forward_pre_hook(self._beginning, with_kwargs=True),
+        ]
+        if layer is not None:
+            block = model.blocks[layer]
+            self._handles.append(block.register_forward_pre_hook(self._entering))
+            self._handles.append(block.register_forward_hook(self._leaving, always_call=True))
+
+    def stop(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For the other models' passes, of which one may be of this model at another site."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
+
+    def of(self, batch: int, n_pos: int) -> Int[Tensor, "batch pos"]:
+        """Ids of a stream of this shape. Raises ValueError where they are not all known."""
+        ids, before = self._embedded, self._before
+        # HookedTransformer generates without cache from embeddings that it keeps, so that only the
+        # prompt and then each new token pass the embedding.
+        if ids is not None and before is not None and ids.shape == (batch, 1) and n_pos > 1:
+            ids = torch.cat([before, ids], dim=1) if len(before) == batch else None
+        if ids is None or ids.shape != (batch, n_pos):
+            raise ValueError(
+                f"the ids of the {batch} x {n_pos} tokens at the hook are not known, and other "
+                "models have to run on them. Run the model on token ids, not on embeddings."
+            )
+        self.check_cache()
+        self._check_padding(ids)
+        self._asked = ids
+        if self._forgets:  # so that a pass that skips the embedding is not taken for this one
+            self._embedded = None
+        return ids
+
+    def check_cache(self) -> None:
+        """Raise ValueError in a pass that goes on from a filled key-value cache."""
+        if self._n_cached and not self.is_paused:
+            raise ValueError(
+                f"this pass goes on from a key-value cache of {self._n_cached} positions, but "
+                "other models have to run on the whole text. Generate with "
+                "use_past_kv_cache=False."
+            )
+
+    def _check_padding(self, ids: Int[Tensor, "batch pos"]) -> None:
+        pad = self.tokenizer.pad_token_id
+        starts = ids[:, 0] == (-1 if pad is None else pad)
+        if starts.any() and not starts.all():
+            raise ValueError(
+                f"{int(starts.sum())} of {len(ids)} rows begin with padding, but other models have "
+                "to run on the ids without a mask. Pad on the right."
+            )
+
+    def _embedding(self, module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG002
+        if not self.is_paused:
+            self._embedded, self._before, self._asked = args[0], self._asked, None
+            self._n_cached = 0  # not yet known in this pass
+
+    def _beginning(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        if not self.is_paused:
+            self._n_cached = _n_cached([*args, *kwargs.values()])
+
+    def _entering(self, module: Any, args: tuple[Any, ...]) -> None:  # noqa: ARG002
+        self.is_known = True
+
+    def _leaving(self, module: Any, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG002
+        self.is_known, self._embedded = False, None
+
+
+def _n_cached(values: list[Any]) -> int:
+    """Positions in a key-value cache, by what either kind of model hands its blocks."""
+    for value in values:
+        if hasattr(value, "get_seq_length"):
+            return int(value.get_seq_length())
+        if hasattr(value, "past_keys"):
+            return int(value.past_keys.shape[1])
+    return 0

@@ -1,0 +1,107 @@
+"""A site: one hook point of one model, as recorded with a dictionary.
+
+Contract: plain values only, so that a saved dictionary names its sites without the models at hand.
+Activations of several sites are rows: `[n_sites, d_model]` where `row_shape` says so, else the
+sites side by side, `[d_in]`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.models.hooked import stop_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One hook point of one model, or the difference between two of them."""
+
+    name: str
+    """What it is called here: `base`, `finetuned`."""
+    d_model: int = 0
+    """Width of the activation, heads flattened; 0 until it has been measured on the model."""
+    hook_name: str
+    model_name: str
+    """Hub name or folder, as the user gave it."""
+    revision: str | None = None
+    """Of the model on the hub; of the adapter where there is one."""
+    adapter: str | None = None
+    """PEFT adapter on `model_name`, as the user gave it; merged or attached alike."""
+    base_revision: str | None = None
+    """Of `model_name` where there is an adapter."""
+    scale: float = 1.0
+    """Activations are multiplied by this in training; saved dictionaries have it folded in."""
+    minus: "Site | None" = None
+    """The site whose activation is subtracted from this one; None where nothing is."""
+
+    @property
+    def stop_at_layer(self) -> int | None:
+        """The first layer that need not run; None where the hook is outside the blocks."""
+        return stop_layer(self.hook_name)
+
+    @property
+    def label(self) -> str:
+        """What a reader calls its model: the adapter's name, or else the model's."""
+        return self.adapter or self.model_name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; the fields that only some sites have are left out of the rest."""
+        values = asdict(replace(self, minus=None))
+        minus = {"minus": self.minus.to_dict()} if self.minus else {}
+        rare = [name for name in ("base_revision", "minus") if values[name] is None]
+        return {k: v for k, v in values.items() if k not in rare} | minus
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Site":
+        """Inverse of `to_dict`."""
+        values = dict(values)
+        minus = values.pop("minus", None)
+        return cls(**values, minus=cls.from_dict(minus) if minus else None)
+
+
+def row_shape(sites: Sequence[Site]) -> tuple[int, ...]:
+    """Shape of one token's activations: `(n_sites, d_model)` for several sites of one width.
+
+    `(d_in,)`, the sites side by side, where widths differ and for a single site.
+    """
+    widths = [site.d_model for site in sites]
+    is_stacked = len(widths) > 1 and len(set(widths)) == 1
+    return (len(widths), widths[0]) if is_stacked else (sum(widths),)
+
+
+def site_index(sites: Sequence[Site], name: str) -> int:
+    """Position of a site by name. Raises ValueError for an unknown one."""
+    names = [known.name for known in sites]
+    if name not in names:
+        raise ValueError(f"site {name!r} is not in this pair; it has {names}.")
+    return names.index(name)
+
+
+def site_parts(
+    rows: Float[Tensor, "batch *row"], sites: Sequence[Site]
+) -> tuple[Float[Tensor, "batch d_model"], ...]:
+    """Views of the activations of each site, from rows of either shape (see `row_shape`)."""
+    return rows.flatten(start_dim=1).split([site.d_model for site in sites], dim=-1)
+
+
+def compared_sites(sites: Sequence[Site]) -> tuple[int, int] | None:
+    """Positions of the two sites that stand for base and fine-tuned; None for a single site.
+
+    The base is the first. The fine-tuned is the last other site with the first one's hook name,
+    so that one layer is compared with itself in another model; or else simply the last.
+    """
+    if len(sites) < 2:
+        return None
+    same_hook = [i for i, s in enumerate(sites) if i and s.hook_name == sites[0].hook_name]
+    return 0, (same_hook or [len(sites) - 1])[-1]
+
+
+def subtracted_sites(sites: Sequence[Site]) -> tuple[int, int] | None:
+    """The same two where one can be subtracted from the other: None for unequal widths."""
+    pair = compared_sites(sites)
+    if pair is None or sites[pair[0]].d_model != sites[pair[1]].d_model:
+        return None
+    return pair

@@ -1,0 +1,263 @@
+"""One latent to look at, and the latents whose examples hold a text.
+
+Contract: what `tl-crosscoder analyze --latent` and `--search` print, as values with an HTML form.
+What a run's sites cannot have, such as the effect on the logits of an attention head's output, is
+said in its place. Limit: examples are those in the run's `examples.sqlite`, which is made where
+there is none; the lenses need the models.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from markupsafe import Markup
+
+from tl_crosscoder.analysis.examples.database import Example, StoredExample
+from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, in_order
+from tl_crosscoder.analysis.lens import LogitEffects
+from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
+from tl_crosscoder.analysis.similarity import checked_latents
+from tl_crosscoder.crosscoder.checks import check_source
+from tl_crosscoder.data.chat import ROLES
+from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.site import compared_sites
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.report.circuits import TokensHtml
+from tl_crosscoder.report.html.latents import effects_on_logits
+from tl_crosscoder.report.tables import MEASURES, one_latent
+from tl_crosscoder.report.terminal import context
+from tl_crosscoder.report.token_panels import colored_tokens
+from tl_crosscoder.results.measures import shown_value
+from tl_crosscoder.results.render import box, heading, note, table
+from tl_crosscoder.results.reprs import in_context
+from tl_crosscoder.results.tables import TableOfRows
+from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.training import run_examples
+
+T = TypeVar("T")
+
+N_TOP, N_OF_QUANTILE = 5, 1
+"""Examples shown: with the largest codes, and of each quantile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentView:
+    """A latent with all that is known of it."""
+
+    measures: RankedLatent
+    """Its norms, scaling and firing; `place` has no meaning here."""
+    latents: LatentMeasures
+    """Those of all latents."""
+    stored: tuple[StoredExample, ...]
+    """All examples: the largest codes, then those of each quantile."""
+    effects: LogitEffects | None
+    """Tokens that it promotes and suppresses; None where `missing` says why."""
+    scope: Patchscope | None
+    """Tokens that a model names when its decoder row stands in place of an activation; likewise."""
+    missing: tuple[str, ...] = ()
+    """What these models and this hook cannot say, and why."""
+
+    @classmethod
+    def of(cls, run: RunFolder, latent: int, *, n: int = 8) -> "LatentView":
+        """Collect it; n tokens of each kind.
+
+        Raises:
+            ValueError: a latent that does not exist.
+            FileNotFoundError: the run keeps neither examples nor text.
+        """
+        check_source(run.models, run.crosscoder)
+        checked_latents([latent], run.crosscoder)
+        measured = run.measurement().latents
+        with run_examples(run) as database:
+            stored = database.latent(latent)
+        (measures,) = in_order(measured, [latent], order="chosen").rows
+        missing: list[str] = []
+        return cls(
+            measures=measures,
+            latents=measured,
+            stored=tuple(stored),
+            effects=_or_missing(
+                lambda: effects_on_logits(run, [latent], n=n), "effect on the logits", missing
+            ),
+            scope=_or_missing(lambda: _patchscope(run, latent, n), "patchscope", missing),
+            missing=tuple(missing),
+        )
+
+    @property
+    def latent(self) -> int:
+        """Its number."""
+        return self.measures.latent
+
+    def examples(self) -> TokensHtml:
+        """The strongest examples and one of each quantile, coloured on one scale."""
+        top = [e for e in self.stored if e.kind == "top"][:N_TOP]
+        rest = [e for e in self.stored if e.kind != "top" and e.rank < N_OF_QUANTILE]
+        bound = max((v for e in self.stored for v in e.activations), default=None)
+        panels = [
+            colored_tokens(e.tokens, e.activations, heading=_example_heading(e), bound=bound)
+            for e in (*top, *rest)
+        ]
+        return TokensHtml(panels=tuple(panels))
+
+    def __repr__(self) -> str:
+        lenses = {"effects": self.effects, "scope": self.scope, "missing": self.missing}
+        return one_latent(self.measures, self.latents, self.stored, **lenses)
+
+    def _repr_html_(self) -> str:
+        names = (*MEASURES, "n_active", "latent_class")
+        parts = [
+            heading(f"Latent {self.latent}"),
+            table({name: [getattr(self.measures, name)] for name in names}),
+            table(_by_role(self.latents.firing, self.latent)),
+            *([] if self.effects is None else _effects(self.effects)),
+            *([] if self.scope is None else _scope(self.scope)),
+            *map(note, self.missing),
+            heading("Examples" if self.stored else "No examples: silent on the measured text"),
+        ]
+        return box(*parts) + (self.examples()._repr_html_() if self.stored else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A latent with a text among its examples."""
+
+    latent: int
+    relative_decoder_norm: float
+    latent_class: str
+    n_on_token: int
+    """Examples where the text lies on the token itself."""
+    n_near: int
+    """Those with the text in their window."""
+    n_examples: int
+    before: str
+    token: str
+    """That of the strongest such example."""
+    after: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits(TableOfRows):
+    """What a search found: latents that are active on the text first, then near it."""
+
+    ROW: ClassVar[type] = Hit
+    rows: tuple[Hit, ...]
+    text: str
+
+    @property
+    def latents(self) -> list[int]:
+        """Their numbers."""
+        return [row.latent for row in self.rows]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"No latent has {self.text!r} among its examples."
+        said = f"Latents with {self.text!r} among their examples (R; tokens on it, near it, of all)"
+        lines = [said]
+        for row in self.rows:
+            R = shown_value("relative_decoder_norm", row.relative_decoder_norm)
+            counts = f"{row.n_on_token} on it, {row.n_near} near, of {row.n_examples}"
+            lines.append(f"  latent {row.latent:<6} R {R}  {counts}")
+            around = {"before": row.before, "token": row.token, "after": row.after}
+            lines.append(f"      {context(Example(**around, value=0.0, source=row.source))}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        columns = self.columns()
+        around = [columns.pop(name) for name in ("before", "token", "after")]
+        examples: list[Any] = [in_context(*each) for each in zip(*around, strict=True)]
+        said = f"Latents with {self.text!r} among their examples"
+        return box(note(said), table(columns | {"example": examples}))
+
+
+def _or_missing(made: Callable[[], T], what: str, missing: list[str]) -> T | None:
+    """What cannot be had of these sites is said in its place, and the rest is shown."""
+    try:
+        return made()
+    except ValueError as error:
+        missing.append(f"No {what}: {error}")
+        return None
+
+
+def _patchscope(run: RunFolder, latent: int, n: int) -> Patchscope:
+    """Of the fine-tuned row; of the base's where the latent writes to the base alone."""
+    models, crosscoder = run.models, run.crosscoder
+    if isinstance(models, SiteDifference):
+        source, rows = models.source, {models.positions[1]: crosscoder.decoder(0)[latent]}
+    else:
+        base, finetuned = compared_sites(models.sites) or (0, 0)
+        source, rows = models, {i: crosscoder.decoder(i)[latent] for i in (finetuned, base)}
+    at = next((i for i, row in rows.items() if row.any()), None)
+    if at is None:
+        raise ValueError(f"latent {latent} writes nothing: there is no row to name tokens of.")
+    assert isinstance(source, ComparedModels), "a run loads models"
+    return patchscope(source, rows[at][None], site=source.sites[at].name, n=n)
+
+
+def search(run: RunFolder, text: str, *, n: int = 20) -> Hits:
+    """Latents whose examples contain a text, in any case.
+
+    Raises:
+        ValueError: an empty text.
+        FileNotFoundError: the run keeps neither examples nor text.
+    """
+    with run_examples(run) as database:
+        found = database.search(text, n=n)
+    ranked = in_order(run.measurement().latents, [hit.latent for hit in found], order="chosen")
+    rows = [
+        Hit(
+            latent=hit.latent,
+            relative_decoder_norm=row.relative_decoder_norm,
+            latent_class=row.latent_class,
+            n_on_token=hit.n_on_token,
+            n_near=hit.n_matching,
+            n_examples=hit.n_tokens,
+            before=hit.example.before,
+            token=hit.example.token,
+            after=hit.example.after,
+            source=hit.example.source,
+        )
+        for hit, row in zip(found, ranked.rows, strict=True)
+    ]
+    return Hits(rows=tuple(rows), text=text)
+
+
+def _example_heading(example: StoredExample) -> str:
+    what = "" if example.quantile is None else f", quantile {example.quantile + 1}"
+    return f"{example.value:.2f}{what} ({example.source}, {example.role})"
+
+
+def _by_role(firing: Firing, latent: int) -> dict[str, list[Any]]:
+    """Share of the tokens of each role and source on which it fires."""
+    names = [*ROLES, *(f"source {name}" for name in firing.sources)]
+    counts = torch.cat([firing.n_active_by_role, firing.n_active_by_source])[:, latent].tolist()
+    sizes = [*firing.tokens_by_role, *firing.tokens_by_source]
+    seen = [(name, int(n), of) for name, n, of in zip(names, counts, sizes, strict=True) if of]
+    return {
+        "fires on": [name for name, _, _ in seen],
+        "active_share": [n / of for _, n, of in seen],
+        "n_active": [n for _, n, _ in seen],
+        "of": [of for _, _, of in seen],
+    }
+
+
+def _effects(effects: LogitEffects) -> list[Markup]:
+    names = [*dict.fromkeys(row.direction for row in effects.rows)]
+    columns: dict[str, Sequence[str]] = {"direction": names}
+    for is_promoted, name in ((True, "promotes"), (False, "suppresses")):
+        own = [r for r in effects.rows if r.is_promoted == is_promoted]
+        columns[name] = [_quoted(r.token for r in own if r.direction == d) for d in names]
+    return [heading("Direct effect on the next token's logits"), table(columns)]
+
+
+def _scope(scope: Patchscope) -> list[Markup]:
+    scales = [*dict.fromkeys(row.scale for row in scope.rows)]
+    tokens = [_quoted(row.token for row in scope.rows if row.scale == s) for s in scales]
+    said = f"Patchscope of its {scope.site} row, by multiples of the stream's norm"
+    return [note(said), table({"multiple": [f"{s:g}" for s in scales], "tokens": tokens})]
+
+
+def _quoted(tokens: Any) -> str:
+    return ", ".join(map(repr, tokens))

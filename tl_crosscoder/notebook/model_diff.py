@@ -1,0 +1,315 @@
+"""`diff`: what fine-tuning changed, live in a notebook.
+
+    diff = tl_crosscoder.diff("org/base", "org/tuned", hook_name="blocks.9.hook_resid_post",
+                              text="text.jsonl")
+    diff.top(10)                                    diff.try_prompt("Who are you?")
+    diff.latent(123)                                diff.ablate([123]).generate("Who are you?")
+
+Contract: a `ModelDiff` is a run's folder with its models, so the command line opens what a notebook
+made, and `load_diff` what the command line made; no model keeps a hook between two calls. Limit:
+one dictionary; what compares several is in `analysis`.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from shutil import copytree
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_crosscoder import files
+from tl_crosscoder.analysis.latents import Ranking, rank_latents
+from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.config.training import PresetName
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.interventions.ablation import ablation
+from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.mitigation import Mode
+from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.steering import Direction, steering, stream_norms
+from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.notebook.latent import Hits, LatentView, search
+from tl_crosscoder.notebook.prompts import (
+    N_NEW_TOKENS,
+    EditedDiff,
+    PromptDiff,
+    insertion,
+    prompt_diff,
+)
+from tl_crosscoder.notebook.run import LiveRun, Model, Models, Text
+from tl_crosscoder.report.figures import run_figures
+from tl_crosscoder.report.html import report
+from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.report.terminal import render, spoken
+from tl_crosscoder.results.render import wrapped
+from tl_crosscoder.results.reprs import measurement_html, sites_html
+from tl_crosscoder.run.causal import (
+    N_NEUTRAL_TOKENS,
+    CausalQuestion,
+    ablate_run,
+    patch_run,
+    steer_run,
+)
+from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.train.checkpoint import check_output
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Latents = Sequence[int] | Int[Tensor, " n"]
+
+
+def diff(
+    base: Model,
+    finetuned: Model | None = None,
+    *,
+    hook_name: str,
+    text: Text,
+    adapter: str | Path | None = None,
+    preset: PresetName = "batchtopk",
+    d_sae: int | None = None,
+    k: float | None = None,
+    n_tokens: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    model_names: tuple[str, str] | None = None,
+    **settings: Any,
+) -> "ModelDiff":
+    """Train a dictionary over both models, measure it, and give all there is to look at.
+
+    Args:
+        base: the base model: a hub name, a folder, an embedded name, or a loaded TransformerLens
+            model of either kind.
+        finetuned: the fine-tuned model, likewise.
+        hook_name: hook point that is read in both.
+        text: a file, a folder or a `datasets` name; a list of strings or of documents; or a
+            `TokenizedText`, of whose contexts a share is held out.
+        adapter: a LoRA adapter on the base, in place of `finetuned`.
+        preset: which dictionary; see `presets`.
+        d_sae: number of latents; None is by the size of text and models, see `live_run.sized`.
+        k: mean number of active latents a token; None is 16.
+        n_tokens: activation pairs to train on; None is ten passes over the text, at most 2 million.
+        output: new or empty folder for the run; None is a temporary one, which is said, and which
+            `ModelDiff.save` copies to where it stays.
+        resume: continue the run in `output`, whatever stopped it; a finished one is just opened.
+        device: of models that are loaded here; None is the CPU.
+        seed: of weights, data and split.
+        model_names: what is recorded of loaded models, to find them again; None is their own names.
+        settings: any other field of `RunConfig`, such as `lr`, `context_size` or `dtype`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, before any long work; nothing is overwritten.
+        FloatingPointError, TrainingInterruptedError: see `Trainer.fit`; `resume` goes on.
+    """
+    if output is not None:
+        check_output(Path(output), resume=resume)
+    elif resume:
+        raise ValueError("resume continues the run of a folder: name it with output.")
+    settings |= {"hook_name": hook_name, "preset": preset, "d_sae": d_sae, "k": k, "seed": seed}
+    settings |= {"n_tokens": n_tokens, "device": device}
+    settings |= {"adapter": None if adapter is None else str(adapter)}
+    run = LiveRun.of(base, finetuned, text=text, settings=settings, model_names=model_names)
+    folder = Path(output or tempfile.mkdtemp(prefix="tl_crosscoder-"))
+    print(wrapped(f"{run.describe()} The run is kept in {folder}."))
+    run.train(folder, resume=resume)
+    return load_diff(folder, models=run.models)
+
+
+def load_diff(
+    folder: str | Path, *, models: Models | None = None, device: str = "cpu"
+) -> "ModelDiff":
+    """Open a finished run: one of `diff`, of `run_diff` or of `tl-crosscoder train`.
+
+    Args:
+        folder: where it is, or the name of an embedded dictionary, such as
+            `tl_crosscoder/taboo-batchtopk`.
+        models: those it was made of, where they are loaded; None loads them, by the names that the
+            dictionary records, when they are first needed.
+        device: for models that are loaded here, and the dictionary.
+
+    Raises:
+        FileNotFoundError, ValueError: no finished run there, or models of another.
+    """
+    if models is not None:
+        device = str(models.device)
+    run = RunFolder(path=Path(folder), device=device, loaded=models)
+    return ModelDiff(run=run)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelDiff:
+    """What was found, and what can be tried, of one dictionary over two models."""
+
+    run: RunFolder
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run."""
+        return self.run.path
+
+    @property
+    def crosscoder(self) -> Crosscoder:
+        """The dictionary."""
+        return self.run.crosscoder
+
+    @property
+    def models(self) -> Models:
+        """The models at their sites, loaded now if they are not yet."""
+        return self.run.models
+
+    @property
+    def measurement(self) -> Measurement:
+        """Everything measured on held-out text."""
+        return self.run.measurement()
+
+    @cached_property
+    def subject(self) -> Subject:
+        """Models and dictionary, checked: what interventions take."""
+        return Subject.of(self.run.models, self.run.crosscoder)
+
+    # --- what was found --------------------------------------------------------------------------
+
+    def top(self, n: int = 10, *, by: str | None = None, toward: str = "finetuned") -> Ranking:
+        """The latents most likely to be the fine-tune's; arguments as `rank_latents`."""
+        return rank_latents(self.measurement.latents, n=n, by=by, toward=toward)
+
+    def latent(self, latent: int) -> LatentView:
+        """All that is known of one latent. Raises ValueError for one that does not exist."""
+        return LatentView.of(self.run, latent)
+
+    def search(self, text: str, *, n: int = 20) -> Hits:
+        """Latents with a text among their examples, those active on it first."""
+        return search(self.run, text, n=n)
+
+    @property
+    def figures(self) -> dict[str, "go.Figure"]:
+        """Figures of everything in the run's folder, by name."""
+        return run_figures(self.run)
+
+    # --- what can be tried -----------------------------------------------------------------------
+
+    def try_prompt(
+        self,
+        prompt: str,
+        *,
+        latents: Latents | None = None,
+        n: int = 8,
+        max_new_tokens: int = N_NEW_TOKENS,
+    ) -> PromptDiff:
+        """What both models write, and which latents say the difference; see `prompt_diff`."""
+        options = {"latents": latents, "n": n, "max_new_tokens": max_new_tokens}
+        return prompt_diff(self.run, self.subject, prompt, **options)
+
+    def ablate(self, latents: Latents, *, mode: Mode = "delta") -> EditedDiff:
+        """The fine-tuned model without latents; `mode` as in `ablated`."""
+        edit, ids = ablation(self.subject, latents, mode), _listed(latents)
+        return self._edited(edit, f"{self._finetuned} without {ids} ({mode})")
+
+    def insert(self, latents: Latents) -> EditedDiff:
+        """The base model with what latents add to the fine-tuned one."""
+        edit, ids = insertion(self.subject, latents), _listed(latents)
+        return self._edited(edit, f"{self._base} with what {ids} add")
+
+    def steer(
+        self,
+        direction: Direction,
+        *,
+        strength: float = 1.0,
+        site: str | None = None,
+        norm: float | None = None,
+    ) -> EditedDiff:
+        """A model steered along a latent's fine-tuned decoder row, or a vector.
+
+        Args:
+            direction: a latent, or a vector.
+            strength: in units of `norm`; below 0 steers away.
+            site: name of the steered site; None is the base.
+            norm: mean norm of the stream there; None is that of the held-out text.
+
+        Raises: as `steering` does.
+        """
+        site = site or self.subject.site_name(self.subject.base)
+        norm = self.norms[site] if norm is None else norm
+        edit = steering(self.subject, direction, strength=strength, norm=norm, site=site)
+        what = "a vector" if isinstance(direction, Tensor) else f"latent {direction}"
+        name = f"the {spoken(site)} model steered by {strength:g} x {what}"
+        return self._edited(edit, name)
+
+    @cached_property
+    def norms(self) -> dict[str, float]:
+        """Mean norm of each site's stream on held-out text: the unit of steering."""
+        _, contexts = self.run.measured()
+        return stream_norms(self.subject.models, self.run.some(contexts, N_NEUTRAL_TOKENS))
+
+    # --- with controls ---------------------------------------------------------------------------
+
+    def patching(self, **question: Any) -> PatchingResult:
+        """KL recovery; fields of `causal.CausalQuestion`. It is kept in the folder."""
+        return patch_run(self.run, CausalQuestion(**question))
+
+    def necessity(self, *, mode: Mode = "delta", **question: Any) -> list[CausalTest]:
+        """What goes when latents are taken out, with controls; likewise."""
+        return ablate_run(self.run, CausalQuestion(**question), mode=mode)
+
+    def sufficiency(
+        self, *, strengths: Sequence[float] = (0.5, 1.0, 2.0), **question: Any
+    ) -> list[CausalTest]:
+        """What comes when they are put into the base, and when it is steered; likewise."""
+        return steer_run(self.run, CausalQuestion(**question), strengths=strengths)
+
+    # --- to keep ---------------------------------------------------------------------------------
+
+    def report(self, path: str | Path | None = None, **settings: Any) -> Path:
+        """One HTML file of everything, to open without a network.
+
+        Args:
+            path: of the file, `.html`; None is `report.html` in the folder.
+            settings: fields of `ReportSettings`, such as `n_latents`.
+
+        Raises: as `visualize.report.report` does.
+        """
+        how = {"settings": ReportSettings(**settings), "output": path, "show_progress": True}
+        return report(self.run, **how)
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the run, with all results so far, to a new or empty folder.
+
+        Raises ValueError for a folder that holds something.
+        """
+        folder = files.new_folder(folder)
+        with files.replacing(folder) as temporary:
+            copytree(self.path, temporary)
+        return folder
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{s.name}={s.label!r}" for s in self.crosscoder.sites)
+        return f"ModelDiff({sites}, d_sae={self.crosscoder.cfg.d_sae:,}, path={str(self.path)!r})"
+
+    def __str__(self) -> str:
+        return render(self.measurement, self.crosscoder.sites)
+
+    def _repr_html_(self) -> str:
+        return sites_html(self.crosscoder.sites) + measurement_html(self.measurement)
+
+    @property
+    def _base(self) -> str:
+        return f"the {spoken(self.subject.site_name(self.subject.base))} model"
+
+    @property
+    def _finetuned(self) -> str:
+        return f"the {spoken(self.subject.site_name(self.subject.finetuned))} model"
+
+    def _edited(self, edit: Any, name: str) -> EditedDiff:
+        return EditedDiff(run=self.run, subject=self.subject, edit=edit, name=name)
+
+
+def _listed(latents: Latents) -> str:
+    ids = [int(j) for j in latents]
+    names = ", ".join(map(str, ids[:8])) + (", …" if len(ids) > 8 else "")
+    return f"latent{'s' * (len(ids) != 1)} {names}" if ids else "no latents"

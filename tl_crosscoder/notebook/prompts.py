@@ -1,0 +1,330 @@
+"""What an edited model writes beside the models as they are: `diff.ablate([3]).generate("...")`.
+
+Contract: an `EditedDiff` is a plan; a model has hooks only while it runs, and none after that,
+whatever happens. Prompts are a user's turns where the tokenizer has a chat template, else plain
+text. Limit: text in a notebook; with controls an effect is tested by `causal_test`.
+
+One prompt seen by both models: what each writes, and which latents speak on it.
+
+    said_j = sum_t (2 f_tj <v_j, delta_t> - f_tj^2 ||v_j||^2) / sum_t ||delta_t||^2
+
+over the tokens t of the prompt and of what the fine-tuned model writes after it, with delta = x^1 -
+x^0 and v_j = d_j^1 - d_j^0: how much less is left of the difference if only latent j speaks, as
+`DifferenceByLatent` has it for a whole text, there over its variance. Limit: a few tokens are no
+measure of a latent; what its neighbours say as well counts for each.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from markupsafe import Markup
+from torch import Tensor
+
+from tl_crosscoder.analysis.latents import in_order
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.crosscoder.sparse.kernels import sampled_dots
+from tl_crosscoder.data.documents import Document
+from tl_crosscoder.data.tokens import tokenize
+from tl_crosscoder.interventions.context import Streams, Subject
+from tl_crosscoder.interventions.edits import Edit, Shift
+from tl_crosscoder.interventions.live import EditedModel, edited
+from tl_crosscoder.models.tokenizer import decode_continuation
+from tl_crosscoder.report.circuits import TokensHtml
+from tl_crosscoder.report.tables import samples_table
+from tl_crosscoder.report.terminal import spoken
+from tl_crosscoder.report.token_panels import colored_tokens_multi, text_tokens
+from tl_crosscoder.report.tokens import edited_tokens
+from tl_crosscoder.results.render import box, heading, note, table, table_text
+from tl_crosscoder.results.tables import Columns, TableOfRows
+from tl_crosscoder.run.causal import prompt_ids
+from tl_crosscoder.run.run import RunFolder
+
+N_NEW_TOKENS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What one model writes after one prompt."""
+
+    prompt: str
+    model: str
+    """Name of the site, or `edited`."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generations(TableOfRows):
+    """What several models write after the same prompts; a row each, shown side by side."""
+
+    ROW: ClassVar[type] = Generation
+    rows: tuple[Generation, ...]
+    edit: str
+    """What was done to the edited model; empty where none was."""
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """Continuations by model, in the order of the prompts."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            found.setdefault(row.model, []).append(row.text)
+        return found
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, in order."""
+        first = self.rows[0].model if self.rows else ""
+        return [row.prompt for row in self.rows if row.model == first]
+
+    def __str__(self) -> str:
+        texts = self.texts.items()
+        each = [
+            (prompt, {model: own[i] for model, own in texts})
+            for i, prompt in enumerate(self.prompts)
+        ]
+        return samples_table(each)
+
+    def fragment(self) -> Markup:
+        """The table alone."""
+        texts = {f"{spoken(name)} model": texts for name, texts in self.texts.items()}
+        return table({"prompt": self.prompts, **texts})
+
+    def _repr_html_(self) -> str:
+        return box(note(self.edit), self.fragment())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EditedDiff:
+    """One of the models with an edit, whenever it runs."""
+
+    run: RunFolder
+    subject: Subject
+    edit: Edit
+    name: str
+    """What is done, in words."""
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = N_NEW_TOKENS,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Generations:
+        """What base, fine-tuned and edited model write.
+
+        Args:
+            prompts: one or several.
+            max_new_tokens: at most so many each.
+            temperature: 0 is greedy.
+            seed: of sampling, the same for all three.
+
+        Raises:
+            ValueError: prompts that are longer than the models' context.
+        """
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        return written(self.run, self.subject, prompts, edited=self, options=options)
+
+    def log_probs(self, text: str | Document) -> TokensHtml:
+        """Log-probability of each token of a text before and after the edit."""
+        return edited_tokens(self.subject.models, text, self.open())
+
+    def open(self) -> AbstractContextManager[EditedModel]:
+        """The edited model, while the context is open: `with diff.ablate([3]).open() as model:`."""
+        return edited(self.subject, self.edit)
+
+    def __repr__(self) -> str:
+        return f"EditedDiff({self.name}; .generate(prompts), .log_probs(text), .open())"
+
+
+def insertion(subject: Subject, latents: Sequence[int] | Int[Tensor, " n"]) -> Shift:
+    """The base model's stream plus what some latents add to it: x^0 + sum f_j (d_j^1 - d_j^0).
+
+    The patch of Minder et al. 2025 (arXiv 2504.02922) in the base model, as `causal_test` inserts
+    it. Raises ValueError for latents out of range.
+    """
+    ids, site = subject.latents(latents), subject.base
+    return Shift(site=site, stream=site, latents=ids, directions=subject.difference[ids])
+
+
+def written(
+    run: RunFolder,
+    subject: Subject,
+    prompts: str | Sequence[str],
+    *,
+    options: dict[str, float],
+    edited: EditedDiff | None = None,
+) -> Generations:
+    """What both models write, and an edited one; options are those of `generate_tokens`."""
+    each = [prompts] if isinstance(prompts, str) else [*prompts]
+    ids = [prompt_ids(run, prompt) for prompt in each]
+    sites = [subject.site_name(i) for i in (subject.base, subject.finetuned)]
+    texts = {site: subject.models.generate(ids, site=site, **options) for site in sites}
+    if edited is not None:
+        with edited.open() as model:
+            texts["edited"] = model.generate(ids, **options)
+    rows = [
+        Generation(prompt=prompt, model=model, text=own[i])
+        for i, prompt in enumerate(each)
+        for model, own in texts.items()
+    ]
+    return Generations(rows=tuple(rows), edit="" if edited is None else edited.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLatent:
+    """A latent on these tokens."""
+
+    latent: int
+    said: float
+    """Share of the squared norm of the difference on these tokens that goes if only it speaks."""
+    max_code: float
+    token: str
+    """Where its code is largest; empty where it is silent."""
+    n_active: int
+    """Of these tokens."""
+    relative_decoder_norm: float
+    latent_class: str
+    codes: tuple[float, ...]
+    """At each token; 0 at those that do not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptDiff(TableOfRows):
+    """Latents by what they say of the difference on a prompt, most first."""
+
+    ROW: ClassVar[type] = PromptLatent
+    rows: tuple[PromptLatent, ...]
+    prompt: str
+    base: str
+    """What the base model writes, greedily."""
+    finetuned: str
+    """What the fine-tuned one does."""
+    tokens: tuple[str, ...]
+    """Of the prompt, template included, and of what the fine-tuned model writes."""
+    n_prompt_tokens: int
+
+    @property
+    def latents(self) -> list[int]:
+        """Their numbers."""
+        return [row.latent for row in self.rows]
+
+    def panel(self) -> TokensHtml:
+        """The codes over the tokens, a latent at a time. Raises ValueError without a latent."""
+        codes = torch.tensor([row.codes for row in self.rows]).T
+        labels = [f"latent {row.latent}" for row in self.rows]
+        return TokensHtml(panels=(colored_tokens_multi(self.tokens, codes, labels),))
+
+    def __str__(self) -> str:
+        samples = samples_table([(self.prompt, {"base": self.base, "finetuned": self.finetuned})])
+        said = "Latents by what they say of the difference here"
+        return "\n".join([samples, "", said, table_text(self._columns(), n_rows=None)])
+
+    def _repr_html_(self) -> str:
+        texts = {"prompt": [self.prompt]}
+        texts |= {"base model": [self.base], "fine-tuned model": [self.finetuned]}
+        parts = [
+            table(texts),
+            heading("Latents by what they say of the difference here"),
+            table(self._columns()),
+            note(f"{self.n_prompt_tokens} tokens of the prompt, then what the fine-tune writes"),
+        ]
+        return box(*parts) + (self.panel()._repr_html_() if self.rows else "")
+
+    def _columns(self) -> Columns:
+        return {name: values for name, values in self.columns().items() if name != "codes"}
+
+
+def prompt_diff(
+    run: RunFolder,
+    subject: Subject,
+    prompt: str,
+    *,
+    latents: Sequence[int] | None = None,
+    n: int = 8,
+    max_new_tokens: int = N_NEW_TOKENS,
+) -> PromptDiff:
+    """Let both models write on, and encode the prompt with what the fine-tuned one wrote.
+
+    Args:
+        run: where measures of the latents are.
+        subject: its models and dictionary.
+        prompt: a user's turn where there is a chat template, else plain text.
+        latents: which to show, in this order; None is the n that say most of the difference.
+        n: how many at most; those that are silent are never among them.
+        max_new_tokens: that each model writes, at most.
+
+    Raises:
+        ValueError: a latent out of range, or a prompt that is too long.
+    """
+    chosen = None if latents is None else subject.latents(latents).tolist()
+    start = prompt_ids(run, prompt)
+    ((_, base),), ((_, new),) = (
+        subject.models.generate_tokens(
+            [start], site=subject.site_name(i), max_new_tokens=max_new_tokens
+        )
+        for i in (subject.base, subject.finetuned)
+    )
+    ids, tokenizer = [*start, *new], subject.models.tokenizer
+    streams = _streams(run, subject, ids)
+    assert streams.codes is not None
+    said = _said(subject, streams, streams.codes)
+    if chosen is None:
+        speaking = streams.codes.fired().cpu().nonzero().squeeze(1)
+        chosen = speaking[said[speaking].argsort(descending=True)[:n]].tolist()
+    tokens = text_tokens(tokenizer, ids)
+    return PromptDiff(
+        rows=tuple(_row(run, j, said, streams.codes, tokens) for j in chosen),
+        prompt=prompt,
+        base=decode_continuation(tokenizer, start, base),
+        finetuned=decode_continuation(tokenizer, start, new),
+        tokens=tuple(tokens),
+        n_prompt_tokens=len(start),
+    )
+
+
+def _streams(run: RunFolder, subject: Subject, ids: list[int]) -> Streams:
+    how = {"context_size": len(ids), "pack": False, "masks": run.masks}
+    text = tokenize([{"input_ids": ids}], subject.models.tokenizer, **how)
+    limits = run.record["held_out"].get("norm_limits")
+    text = replace(text, norm_limits=None if limits is None else tuple(limits))
+    return subject.streams(text.context_ids, text)
+
+
+def _said(subject: Subject, streams: Streams, codes: SparseCodes) -> Float[Tensor, " d_sae"]:
+    """See the module; NaN where the models are equal."""
+    pattern, f = codes.pattern, codes.values.double()
+    x = [streams.x[i].flatten(0, 1).double() for i in (subject.base, subject.finetuned)]
+    delta, v = x[1] - x[0], subject.difference.double()
+    latents = pattern.latents.long()
+    squares = v.square().sum(dim=1)[latents]
+    dots = sampled_dots(delta, v, pattern.offsets, pattern.latents)
+    gain = torch.bincount(latents, weights=2 * f * dots - f.square() * squares,
+                          minlength=pattern.d_sae)  # fmt: skip
+    total = delta[streams.counted.flatten()].square().sum()
+    return (gain / torch.where(total > 0, total, torch.nan)).cpu()
+
+
+def _row(
+    run: RunFolder,
+    latent: int,
+    said: Float[Tensor, " d_sae"],
+    codes: SparseCodes,
+    tokens: list[str],
+) -> PromptLatent:
+    (measured,) = in_order(run.measurement().latents, [latent], order="chosen").rows
+    own, is_own = torch.zeros(codes.batch), codes.pattern.latents == latent
+    own[codes.pattern.tokens[is_own].long().cpu()] = codes.values[is_own].float().cpu()
+    return PromptLatent(
+        latent=latent,
+        said=said[latent].item(),
+        max_code=own.max().item(),
+        token=tokens[int(own.argmax())] if own.any() else "",
+        n_active=int((own > 0).sum()),
+        relative_decoder_norm=measured.relative_decoder_norm,
+        latent_class=measured.latent_class,
+        codes=tuple(own.tolist()),
+    )

@@ -1,0 +1,93 @@
+"""Every figure that a run's folder can give, and a figure as a file.
+
+Contract: only files that are there are read; no model is loaded and nothing is measured. Limit:
+agreement over seeds is of several runs, and not among them.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from tl_crosscoder import files
+from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.report.figures.latents import (
+    delta_norm_map,
+    latent_scaling_map,
+    relative_norm_histogram,
+    shared_cosine_histogram,
+)
+from tl_crosscoder.report.figures.recovery import recovery_bars
+from tl_crosscoder.report.figures.style import NothingToDraw
+from tl_crosscoder.report.figures.training import METRICS_NAME, read_metrics, training_curves
+from tl_crosscoder.report.figures.trials import mitigation_curve, steering_sweep
+from tl_crosscoder.run.causal import saved_files
+from tl_crosscoder.run.run import RunFolder, opened_path
+from tl_crosscoder.train.checkpoint import read_record
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>tl_crosscoder</title>
+</head>
+<body>
+{figure}
+</body>
+</html>
+"""
+
+
+def run_figures(run: RunFolder | str | Path) -> dict[str, go.Figure]:
+    """Figures by a name that serves as a file's, in the order of reading.
+
+    A figure with nothing to show, such as the norms of a single site, is left out.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: a file of it is damaged, or of an earlier version.
+    """
+    folder = run.path if isinstance(run, RunFolder) else opened_path(run)
+    read_record(folder)
+    found = {}
+    for name, draw in _makers(folder):
+        try:
+            found[name] = draw()
+        except NothingToDraw:
+            continue
+    return found
+
+
+def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
+    """What draws each figure that the files suggest."""
+    if (folder / METRICS_NAME).is_file():
+        yield "training", partial(training_curves, read_metrics(folder))
+    if (folder / "analysis.json").is_file():
+        measurement = Measurement.load(folder)
+        yield "relative_decoder_norm", partial(relative_norm_histogram, measurement)
+        yield "shared_decoder_cosine", partial(shared_cosine_histogram, measurement)
+        yield "latent_scaling", partial(latent_scaling_map, measurement)
+        yield "delta_norm", partial(delta_norm_map, measurement)
+    for path in saved_files(folder):
+        if path.stem == "patching":
+            yield "kl_recovery", partial(recovery_bars, PatchingResult.load(path))
+            continue
+        result = CausalTest.load(path)
+        for test in dict.fromkeys(row.test for row in result.rows):
+            name = f"{path.stem}_{test}"
+            if test == "steer":
+                yield name, partial(steering_sweep, result)
+            else:
+                yield name, partial(mitigation_curve, result, test=test)
+
+
+def save_figure(figure: go.Figure, path: Path) -> Path:
+    """Write one self-contained HTML file that opens without a network, on a light or dark page."""
+    shown = figure.to_html(include_plotlyjs=True, full_html=False, config={"displaylogo": False})
+    files.write_text(path, _PAGE.format(figure=shown))
+    return path

@@ -1,0 +1,166 @@
+"""`ReportData` and figures as one HTML file.
+
+Contract: a pure function of what was collected; every text is escaped by jinja or stands as JSON
+without `<`; plotly and circuitsvis are in the page once, packed, and unpacked when a figure comes
+into view. Limit: figures and texts need a browser of 2023 or later (`DecompressionStream`).
+
+`report`: one HTML file about a run, to open without a network and to send to others.
+
+Contract: the file holds everything it shows, and asks for nothing. Measures, examples and tests are
+those in the run's folder; the models are loaded once, for what they say to the logits and what they
+write. Limit: of 200 latents about 5 MB; more latents make a larger file.
+"""
+
+import base64
+import gzip
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from tl_crosscoder import files
+from tl_crosscoder.interventions.trials import CausalRow
+from tl_crosscoder.report.circuits import circuits_script, script_json
+from tl_crosscoder.report.figures import run_figures
+from tl_crosscoder.report.html.causes import Recovered
+from tl_crosscoder.report.html.data import ReportData, collect
+from tl_crosscoder.report.html.glossary import GLOSSARY, limits
+from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.report.html.prompts import N_CANDIDATES
+from tl_crosscoder.report.terminal import meant_sites, spoken
+from tl_crosscoder.results import render as html_tables
+from tl_crosscoder.results.reprs import UNRANKED
+from tl_crosscoder.run.run import RunFolder
+
+_SCRIPTS = ("elements", "table", "latent", "lazy", "main")
+_ORDERS = {
+    "score": "the share of the difference that each says alone, times R",
+    "relative_decoder_norm": "R",
+    "difference": "the share of the difference that each says alone",
+    "nu": "the ranks of |nu|",
+    "activity": "how many tokens they are active on",
+}
+
+
+def page(data: ReportData, figures: Mapping[str, go.Figure]) -> str:
+    """The document.
+
+    Args:
+        data: what it says.
+        figures: by name, in the order of the page.
+    """
+    environment = Environment(
+        loader=PackageLoader("tl_crosscoder.report.html"), autoescape=True, trim_blocks=True
+    )
+    environment.filters |= {
+        "percent": _percent, "interval": _interval, "columns": _columns, "command": _command,
+        "spoken": spoken,
+    }  # fmt: skip
+    terms = {key: asdict(term) for key, term in GLOSSARY.items()}
+    content = data.page_data() | {"terms": terms, "compared": data.compared}
+    drawn = {name: json.loads(figure.to_json() or "{}") for name, figure in figures.items()}
+    return environment.get_template("page.html").render(
+        data=data,
+        order=_ORDERS.get(data.order, data.order),
+        classes=[name for name, count, _ in data.dictionary.classes if count],
+        roles=sorted({record.main_role for record in data.latents}),
+        figures={name: figure["layout"].get("height", 450) for name, figure in drawn.items()},
+        said_compared=meant_sites(data.compared),
+        unranked=UNRANKED,
+        glossary=GLOSSARY,
+        limits=limits(data),
+        n_candidates=N_CANDIDATES,
+        version=version("tl-crosscoder"),
+        css=Markup(_template("style.css")),
+        js=Markup("\n".join(_template(f"{name}.js") for name in _SCRIPTS)),
+        page_json=Markup(script_json(content)),
+        figures_json=Markup(script_json(drawn)),
+        plotly=Markup(_packed_plotly() if drawn else ""),
+        circuits=Markup(circuits_script() if data.texts else ""),
+    )
+
+
+@cache
+def _packed_plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+
+
+def _template(name: str) -> str:
+    folder = resources.files("tl_crosscoder.report.html") / "templates"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    if value is None or math.isnan(value):
+        return "\N{EN DASH}"
+    return f"{_rounded(value, digits)}\N{NO-BREAK SPACE}%"
+
+
+def _rounded(value: float, digits: int = 0) -> str:
+    """In percent, without the sign of a zero."""
+    return f"{round(100 * value, digits) + 0.0:.{digits}f}"
+
+
+def _interval(row: Recovered | CausalRow) -> str:
+    if math.isnan(row.share_low) or math.isnan(row.share_high):
+        return ""
+    return f"[{_rounded(row.share_low)}, {_rounded(row.share_high)}]"
+
+
+def _columns(columns: Mapping[str, list[Any]]) -> Markup:
+    return html_tables.table(columns)
+
+
+def _command(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    parts = re.split(r"`([^`]*)`", text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts)
+    )
+
+
+REPORT_NAME = "report.html"
+
+
+def report(
+    run: RunFolder | str | Path,
+    *,
+    settings: ReportSettings | None = None,
+    output: str | Path | None = None,
+    show_progress: bool = False,
+) -> Path:
+    """Write the report of a run.
+
+    Args:
+        run: its folder.
+        settings: how many latents, and what the models are asked for.
+        output: the file; None is `report.html` in the folder.
+        show_progress: with progress bars.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: models that cannot be loaded, prompts that are too long, or an output that does
+            not end in `.html`.
+        FileNotFoundError: no run, no measures, or samples without a text.
+    """
+    run = run if isinstance(run, RunFolder) else RunFolder(path=Path(run))
+    path = run.path / REPORT_NAME if output is None else Path(output)
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(f"{path} must end in .html: that is what a report is.")
+    data = collect(run, settings, show_progress=show_progress)
+    files.write_text(path, page(data, run_figures(run)))
+    return path

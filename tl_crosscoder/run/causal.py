@@ -1,0 +1,297 @@
+"""Interventions on a run's folder: what `tl-crosscoder patch`, `ablate` and `steer` do.
+
+Contract: each opens the run, tests sets of latents with controls, and leaves its result as JSON in
+the folder (`patching.json`, `ablation_behaviour.json` and so on), which is returned. Limit: neutral
+text is the run's held-out text, in which the fine-tune may have a part.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tl_crosscoder.analysis.latents import LatentMeasures, rank_latents
+from tl_crosscoder.baselines.activation_difference import (
+    ActivationDifference,
+    activation_difference,
+)
+from tl_crosscoder.baselines.pca import difference_pca
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.data.documents import Document
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.ablation import ablated, measure_estimate
+from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.interventions.behaviour import Behaviour, Predictions, embedded_behaviour
+from tl_crosscoder.interventions.causal import causal_test
+from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.mitigation import Mode, export_mitigation
+from tl_crosscoder.interventions.patching import PatchingResult, patching
+from tl_crosscoder.interventions.running import kinds_of, with_predictions
+from tl_crosscoder.interventions.steering import steered, stream_norms
+from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, run_trials
+from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.run.run import RunFolder
+
+N_NEUTRAL_TOKENS = 4096
+SIZES = (3, 10, 30)
+"""Latents of the sets that are tested where none are named."""
+Samples = list[tuple[str, dict[str, str]]]
+"""Prompts, and what each model writes after them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalQuestion:
+    """What is tested, on what."""
+
+    latents: tuple[int, ...] | None = None
+    """None is the first of the ranking, in sets of 3, 10 and 30."""
+    text: str | None = None
+    """Prompts; None is the run's held-out text, of which chats are taken alone."""
+    n_prompts: int = 100
+    behaviour: str | None = None
+    """JSONL of prompts and completions; None is the main behaviour of an embedded organism, or
+    none."""
+    n_random: int = 100
+    n_matched: int = 10
+    null: str | None = None
+    """Folder of a dictionary of a null pair (the base against itself) at the same hook, whose
+    directions are one more control."""
+    seed: int = 0
+
+
+def patch_run(run: RunFolder, question: CausalQuestion) -> PatchingResult:
+    """The table of KL recovery."""
+    latents, prompts = run.measurement().latents, _prompts(run, question)
+    result = patching(
+        run.models,
+        run.crosscoder,
+        prompts,
+        latents=latents,
+        extra=_sets(question, latents),
+        seed=question.seed,
+        show_progress=True,
+    )
+    result.save(run.path / "patching.json")
+    return result
+
+
+def ablate_run(
+    run: RunFolder, question: CausalQuestion, *, mode: Mode = "delta"
+) -> list[CausalTest]:
+    """Necessity for predictions, and for a behaviour where there is one."""
+    return _tested(run, question, tests=("necessity",), mode=mode, name="ablation")
+
+
+def steer_run(
+    run: RunFolder, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
+) -> list[CausalTest]:
+    """Sufficiency: what latents add, inserted into the base model, and steering by them."""
+    alphas = tuple(strengths)
+    return _tested(run, question, tests=("insert", "steer"), name="sufficiency", alphas=alphas)
+
+
+def baseline_run(
+    run: RunFolder, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
+) -> tuple[list[CausalTest], ActivationDifference]:
+    """The tests of what needs no dictionary, and the mean difference by position.
+
+    Directions are taken of the neutral text, at positions 1 and 2 and over all, and the first two
+    principal components, of which both signs are steered by.
+    """
+    subject = Subject.of(_sites(run))
+    neutral = neutral_text(run, question)
+    adl = activation_difference(subject.models, neutral)
+    pca = difference_pca(subject.models, neutral, n_components=2)
+    settings = ControlSettings(
+        n_random=question.n_random, n_matched=0, alphas=tuple(strengths), seed=question.seed
+    )
+    signed = replace(settings, alphas=tuple(sign * s for s in strengths for sign in (-1, 1)))
+    trials = [
+        *(t for which in (1, 2, "mean") for t in adl.trials(subject, which, settings=settings)),
+        *(t for which in (0, 1) for t in pca.trials(subject, which, settings=signed)),
+    ]
+
+    def test(effect: Predictions | Behaviour, tests: Collection[str]) -> CausalTest:
+        own = [t for t in trials if t.test in tests]
+        how = {"trials": own, "settings": settings, "show_progress": True}
+        return run_trials(subject, effect, neutral, **how)
+
+    return _each_effect(run, question, test, tests=TESTS, name="baselines"), adl
+
+
+def _sites(run: RunFolder) -> ComparedModels:
+    """The models with all their sites, of a diff-SAE too."""
+    models = run.models
+    return Subject.of(models).models if isinstance(models, SiteDifference) else models
+
+
+def export_run(
+    run: RunFolder, question: CausalQuestion, folder: Path, *, mode: Mode = "delta"
+) -> str:
+    """Export the mitigation by the chosen latents, with what its estimate of the base loses."""
+    subject, latents = Subject.of(run.models, run.crosscoder), chosen_latents(run, question)
+    text, estimate, loss = run.text(run.documents(question.text)), None, None
+    if mode != "project":
+        n = max(1, len(text) // 2)
+        estimate = BaseEstimate.fit(subject.models, text[:n])
+        rest = run.some(text[n:], N_NEUTRAL_TOKENS) if len(text) > n else text
+        loss = measure_estimate(subject, estimate, rest, latents=latents, mode=mode)
+    export_mitigation(folder, subject, latents, mode=mode, estimate=estimate, loss=loss)
+    said = f"The mitigation by {len(latents)} latents is in {folder}: hook.py says how to use it."
+    if loss is None:
+        return said
+    return (
+        f"{said}\nIt estimates the base stream from the fine-tuned one: KL to the exact ablation "
+        f"{loss.kl:.4f}, of that ablation to the fine-tuned model {loss.kl_of_ablation:.4f} nats a "
+        "token."
+    )
+
+
+def _tested(
+    run: RunFolder,
+    question: CausalQuestion,
+    *,
+    tests: Sequence[str],
+    name: str,
+    mode: Mode = "delta",
+    alphas: tuple[float, ...] = (1.0,),
+) -> list[CausalTest]:
+    latents = run.measurement().latents
+    settings = ControlSettings(
+        n_random=question.n_random, n_matched=question.n_matched, alphas=alphas, seed=question.seed
+    )
+    null = Crosscoder.load(question.null, device=run.device) if question.null else None
+    neutral = neutral_text(run, question)
+
+    def test(effect: Predictions | Behaviour, tests: Collection[str]) -> CausalTest:
+        return causal_test(
+            run.models,
+            run.crosscoder,
+            effect,
+            neutral,
+            latents=latents,
+            sets=_sets(question, latents),
+            tests=[*tests],
+            mode=mode,
+            settings=settings,
+            null=null,
+            show_progress=True,
+        )
+
+    return _each_effect(run, question, test, tests=tests, name=name)
+
+
+def _each_effect(
+    run: RunFolder,
+    question: CausalQuestion,
+    test: Callable[[Predictions | Behaviour, Collection[str]], CausalTest],
+    *,
+    tests: Collection[str],
+    name: str,
+) -> list[CausalTest]:
+    """Test every effect and keep the results in the run's folder.
+
+    Steering is the same at every token, so it is scored by a behaviour where there is one.
+    """
+    results, measured = [], effects(run, question)
+    for effect in measured:
+        result = test(effect, [t for t in tests if t != "steer" or effect is measured[-1]])
+        kind = "behaviour" if isinstance(effect, Behaviour) else "predictions"
+        result.save(run.path / f"{name}_{kind}.json")
+        results.append(result)
+    return results
+
+
+def effects(run: RunFolder, question: CausalQuestion) -> list[Predictions | Behaviour]:
+    """What can be measured: predictions always, a behaviour where one is known."""
+    found: list[Predictions | Behaviour] = [Predictions.of(_prompts(run, question))]
+    tokenizer, organism = run.models.tokenizer, run.organism()
+    if question.behaviour is not None:
+        found.append(Behaviour.from_file(question.behaviour, tokenizer, masks=run.masks))
+    elif organism is not None:
+        found.append(embedded_behaviour(organism, tokenizer, masks=run.masks))
+    return found
+
+
+def neutral_text(run: RunFolder, question: CausalQuestion) -> TokenizedText:
+    """Of the run's held-out text, or of the text named where there is none."""
+    has_own = (run.path / "held_out.jsonl").is_file()
+    return run.some(run.text(run.documents(None if has_own else question.text)), N_NEUTRAL_TOKENS)
+
+
+def _prompts(run: RunFolder, question: CausalQuestion) -> TokenizedText:
+    """Contexts with something to predict; whole chats where there are any."""
+    text = run.prompts(run.documents(question.text))
+    return with_predictions(text, kinds_of(text))[: question.n_prompts]
+
+
+def _sets(question: CausalQuestion, latents: LatentMeasures) -> dict[str, list[int]]:
+    if question.latents:
+        return {"chosen": list(question.latents)}
+    ranked = rank_latents(latents, n=max(SIZES)).latents
+    sizes = [n for n in SIZES if n <= len(ranked)] or [len(ranked)]
+    return {f"top {n}": ranked[:n] for n in sizes}
+
+
+def chosen_latents(run: RunFolder, question: CausalQuestion) -> list[int]:
+    """The latents asked for, or the largest set of the ranking."""
+    return [*_sets(question, run.measurement().latents).values()][-1]
+
+
+def ablation_samples(
+    run: RunFolder,
+    question: CausalQuestion,
+    prompts: Sequence[str],
+    *,
+    mode: Mode = "delta",
+    max_new_tokens: int = 40,
+) -> Samples:
+    """What base, fine-tuned and ablated model write, greedily."""
+    subject = Subject.of(run.models, run.crosscoder)
+    sites = [subject.site_name(i) for i in (subject.base, subject.finetuned)]
+    ids = [prompt_ids(run, p) for p in prompts]
+    options = {"max_new_tokens": max_new_tokens}
+    texts = {site: subject.models.generate(ids, site=site, **options) for site in sites}
+    with ablated(run.models, run.crosscoder, chosen_latents(run, question), mode=mode) as model:
+        texts["ablated"] = model.generate(ids, **options)
+    return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
+
+
+def steering_samples(
+    run: RunFolder,
+    question: CausalQuestion,
+    prompts: Sequence[str],
+    *,
+    strengths: Sequence[float],
+    max_new_tokens: int = 40,
+) -> Samples:
+    """What the base model writes, and steered by the first latent at each strength."""
+    subject = Subject.of(run.models, run.crosscoder)
+    site, latent = subject.site_name(subject.base), chosen_latents(run, question)[0]
+    norm = stream_norms(subject.models, neutral_text(run, question))[site]
+    ids = [prompt_ids(run, p) for p in prompts]
+    options = {"max_new_tokens": max_new_tokens}
+    texts = {site: subject.models.generate(ids, site=site, **options)}
+    for strength in strengths:
+        with steered(subject, latent, strength=strength, norm=norm, site=site) as model:
+            texts[f"latent {latent} x {strength:g}"] = model.generate(ids, **options)
+    return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
+
+
+def prompt_ids(run: RunFolder, prompt: str) -> list[int]:
+    """A user's turn where the tokenizer has a chat template, else plain text."""
+    from tl_crosscoder.data.chat import encode_documents
+
+    tokenizer = run.models.tokenizer
+    is_chat = bool(tokenizer.chat_template)
+    document: Document = (
+        {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"text": prompt}
+    )
+    (encoded,) = encode_documents([document], tokenizer, add_generation_prompt=is_chat)
+    return encoded.ids.tolist()
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """Results of interventions in a run's folder."""
+    names = ("patching", "ablation_", "sufficiency_", "baselines_")
+    return sorted(p for p in folder.glob("*.json") if p.stem.startswith(names))

@@ -1,0 +1,199 @@
+"""A run's folder opened again: its dictionary, models, text and measures.
+
+Contract: what `run_diff` left is found; models are loaded when they are asked for. The name of an
+embedded dictionary, `tl_crosscoder/taboo-batchtopk`, opens a copy of it (see `opened_path`). Limit:
+a run from Python keeps no held-out text, so one has to be named.
+"""
+
+import math
+import shutil
+import sys
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from tl_crosscoder import files
+from tl_crosscoder.analysis.measurement import Measurement, measure
+from tl_crosscoder.config.text import Masks, TextSource
+from tl_crosscoder.crosscoder.checks import check_source
+from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
+from tl_crosscoder.data.cache import ActivationCache
+from tl_crosscoder.data.documents import (
+    Document,
+    embedded_documents,
+    load_documents,
+    split_documents,
+)
+from tl_crosscoder.data.tokens import TokenizedText, tokenize
+from tl_crosscoder.models.devices import devices_of
+from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.pretrained import PREFIX, embedded_run
+from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.organisms.suite import load_suite
+from tl_crosscoder.run.sources import source_of_sites
+from tl_crosscoder.run.text import write_documents
+from tl_crosscoder.train.checkpoint import read_record
+
+HELD_OUT_NAME = "held_out.jsonl"
+COPIES = "tl_crosscoder-runs"
+"""Folder, below the current one, of the copies of embedded dictionaries."""
+
+
+def opened_path(path: str | Path) -> Path:
+    """Where results of a run go: its folder, and for an embedded dictionary's name a copy of it.
+
+    The copy is made once, in `tl_crosscoder-runs/NAME`, with the held-out text that the micro-world
+    writes again from the recorded seed: nothing is ever written into the package.
+
+    Raises:
+        FileNotFoundError: the prefix of the package with a name that it does not hold.
+        ValueError: the copy is of another version of the dictionary.
+    """
+    embedded = embedded_run(path)
+    if embedded is None:
+        return Path(path)
+    copy = Path(COPIES) / embedded.name
+    if not copy.exists():
+        with files.replacing(copy) as temporary:
+            shutil.copytree(embedded, temporary)
+            write_documents(temporary / HELD_OUT_NAME, _held_out_again(read_record(embedded)))
+        tqdm.write(f"Copied {path} to {copy}: results go there.", file=sys.stderr)
+    elif files.sha256(copy / WEIGHTS_NAME) != files.sha256(embedded / WEIGHTS_NAME):
+        raise ValueError(
+            f"{copy} is a copy of {path}, but not of the one in this version of the package. Give "
+            "the copy's own path to go on with it, or move it away for a new one."
+        )
+    return copy
+
+
+def _held_out_again(record: dict[str, Any]) -> list[Document]:
+    training = record["training"]
+    source = TextSource(text=training["text"], max_documents=training["max_documents"])
+    documents = [*embedded_documents(source, seed=training["seed"])]
+    return split_documents(documents, held_out=training["held_out"], seed=training["seed"])[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A dictionary with how it was made.
+
+    Raises ValueError or FileNotFoundError where there is no run, no such device, or models of
+    another run.
+    """
+
+    path: Path
+    device: str = "cpu"
+    loaded: ComparedModels | SiteDifference | None = field(default=None, repr=False, compare=False)
+    """What it was trained on, where that is loaded already; None loads it when it is needed."""
+
+    def __post_init__(self) -> None:
+        devices_of(self.device, 1)
+        object.__setattr__(self, "path", opened_path(self.path))
+        _ = self.record, self.crosscoder
+        if self.loaded is not None:
+            check_source(self.loaded, self.crosscoder)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `runner_cfg.json` says."""
+        return read_record(self.path)
+
+    @cached_property
+    def crosscoder(self) -> Crosscoder:
+        """The dictionary."""
+        return Crosscoder.load(self.path, device=self.device)
+
+    @cached_property
+    def models(self) -> ComparedModels | SiteDifference:
+        """What it was trained on, loaded now if it is not yet."""
+        if self.loaded is not None:
+            return self.loaded
+        training = self.record["training"]
+        return source_of_sites(
+            self.crosscoder.sites,
+            device=self.device,
+            dtype=training.get("dtype", "float32"),
+            merge_adapter=training.get("merge_adapter"),
+        )
+
+    @property
+    def cache(self) -> ActivationCache | None:
+        """The cache it was trained on, if it was; ValueError or FileNotFoundError if it is gone."""
+        folder = self.record["training"].get("cache")
+        return ActivationCache(folder, device=self.device, show_progress=True) if folder else None
+
+    @property
+    def masks(self) -> Masks:
+        """Which tokens it was trained on; from Python none are recorded, and the defaults hold."""
+        known, training = {f.name for f in fields(Masks)}, self.record["training"]
+        return Masks(**{name: value for name, value in training.items() if name in known})
+
+    def documents(self, text: str | None = None) -> list[Document]:
+        """Those of a text, or the held-out ones.
+
+        Raises:
+            FileNotFoundError, ValueError: no such text, or none was kept.
+        """
+        path = self.path / HELD_OUT_NAME
+        if text is None and not path.is_file():
+            raise FileNotFoundError(
+                f"{self.path} keeps no held-out text ({HELD_OUT_NAME}): it was trained from Python "
+                "or on a cache. Name a text with --text."
+            )
+        return load_documents(text or path)
+
+    def text(self, documents: list[Document]) -> TokenizedText:
+        """Documents as contexts like those of the training."""
+        pack = self.record["training"].get("pack", True)
+        return self._tokens(documents, self.record["held_out"]["context_size"], pack=pack)
+
+    def prompts(self, documents: list[Document]) -> TokenizedText:
+        """Each document in a context of its own, chats alone where there are any."""
+        chats = [d for d in documents if "messages" in d]
+        size = max(self.record["held_out"]["context_size"], 128)
+        return self._tokens(chats or documents, min(size, self.models.n_ctx), pack=False)
+
+    def _tokens(self, documents: list[Document], size: int, *, pack: bool) -> TokenizedText:
+        tokenizer = self.models.tokenizer
+        made = tokenize(documents, tokenizer, context_size=size, pack=pack, masks=self.masks)
+        limits = self.record["held_out"].get("norm_limits")
+        return replace(made, norm_limits=None if limits is None else tuple(limits))
+
+    def measurement(self) -> Measurement:
+        """The measures in the folder; measured now where there are none of this version."""
+        return self._measurement
+
+    @cached_property
+    def _measurement(self) -> Measurement:
+        try:
+            return Measurement.load(self.path)
+        except (FileNotFoundError, ValueError) as error:
+            tqdm.write(f"{error} Measuring now.", file=sys.stderr)
+            source, contexts = self.measured()
+            return measure(source, self.crosscoder, contexts, show_progress=True)
+
+    def measured(self, text: str | None = None) -> tuple[ActivationSource, TokenizedText]:
+        """What it is measured on: as much held-out text as it was, or another text.
+
+        A run on a cache is measured on the cache, without the models.
+        """
+        n = self.record["held_out"]["n_contexts"]
+        if text is None and (cache := self.cache) is not None:
+            is_difference = self.record["training"]["difference"]
+            return cache.difference() if is_difference else cache, cache.held_out[:n]
+        contexts = self.text(self.documents(text))
+        return self.models, contexts if text is not None else contexts[:n]
+
+    def organism(self) -> str | None:
+        """Name of the embedded organism that the fine-tuned model is; None if it is another."""
+        label = self.crosscoder.sites[-1].label
+        name = label.removeprefix(PREFIX)
+        return name if label != name and name in load_suite() else None
+
+    def some(self, text: TokenizedText, n_tokens: int) -> TokenizedText:
+        """The first contexts, of at most about so many tokens."""
+        return text[: max(1, math.ceil(n_tokens / text.context_size))]

@@ -1,0 +1,160 @@
+"""The text of a run or of a cache: read, split, tokenised, masked.
+
+Local files and the embedded text are held in memory, split by a shuffle; `datasets` names and
+mixtures are streamed, split by a hash of each document, and read as far as tokens are needed.
+"""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tl_crosscoder import files
+from tl_crosscoder.config.text import TextConfig
+from tl_crosscoder.config.training import HarvestConfig, RunConfig
+from tl_crosscoder.data.documents import (
+    Document,
+    embedded_documents,
+    is_dataset_name,
+    load_documents,
+    split_documents,
+    stream_documents,
+)
+from tl_crosscoder.data.harvest import with_norm_limits
+from tl_crosscoder.data.mixture import tokenize_mixture
+from tl_crosscoder.data.tokens import TokenizedText, tokenize
+from tl_crosscoder.models.pretrained import PREFIX
+from tl_crosscoder.models.source import ActivationSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunText:
+    """What is trained on and what is measured on."""
+
+    training: TokenizedText
+    held_out: TokenizedText
+    held_out_documents: list[Document]
+    """What the held-out contexts were made of."""
+
+
+def check_text(config: TextConfig) -> None:
+    """Read one document of every text, before models load.
+
+    Raises:
+        ValueError: no text was named, a column does not exist, or everything is empty.
+        FileNotFoundError: a text that is not there.
+    """
+    if not config.sources:
+        raise ValueError(
+            "no text was given: name a file, a folder or a `datasets` name (--text), several with "
+            "weights in a YAML file (mixture), or a cache (--cache)."
+        )
+    for source in config.sources:
+        if next(stream_documents(source), None) is None:
+            raise ValueError(
+                f"there is no text in {source.text}: every document is empty or whitespace."
+            )
+
+
+def text_of_run(config: RunConfig, source: ActivationSource) -> RunText:
+    """The text of a training run. Raises as `load_documents` and `tokenize` do."""
+    return _read(config, source, n_tokens=config.n_tokens, n_held_out=config.n_measured_tokens)
+
+
+def text_of_harvest(config: HarvestConfig, source: ActivationSource) -> RunText:
+    """The text of a cache: `n_tokens` in all, the share `held_out` of them held out."""
+    n_held_out = max(1, round(config.held_out * config.n_tokens))
+    n_tokens = max(1, config.n_tokens - n_held_out)
+    text = _read(config, source, n_tokens=n_tokens, n_held_out=n_held_out)
+    per_context = text.training.n_tokens / len(text.training)
+    return replace(text, training=text.training[: math.ceil(n_tokens / per_context)])
+
+
+def _read(
+    config: RunConfig | HarvestConfig, source: ActivationSource, *, n_tokens: int, n_held_out: int
+) -> RunText:
+    if config.mixture or is_dataset_name(config.text or ""):
+        text = _streamed(config, source.tokenizer, n_tokens=n_tokens, n_held_out=n_held_out)
+    else:
+        text = _in_memory(config, source.tokenizer, n_held_out=n_held_out)
+    limited = with_norm_limits(
+        source,
+        text.training,
+        multiple=config.max_norm_multiple,
+        batch_size=config.harvest_batch_size,
+    )
+    held_out = replace(text.held_out, norm_limits=limited.norm_limits)
+    return replace(text, training=limited, held_out=held_out)
+
+
+def _in_memory(config: RunConfig | HarvestConfig, tokenizer: Any, *, n_held_out: int) -> RunText:
+    documents = split_documents(read_documents(config), held_out=config.held_out, seed=config.seed)
+    return RunText(
+        training=tokens_of(config, documents[0], tokenizer, show_progress=True),
+        held_out=held_out_text(config, documents[1], tokenizer, n_tokens=n_held_out),
+        held_out_documents=documents[1],
+    )
+
+
+def _streamed(
+    config: RunConfig | HarvestConfig, tokenizer: Any, *, n_tokens: int, n_held_out: int
+) -> RunText:
+    mixed = tokenize_mixture(
+        config.sources,
+        tokenizer,
+        context_size=config.context_size,
+        n_tokens=n_tokens,
+        n_held_out_tokens=n_held_out,
+        held_out=config.held_out,
+        masks=config,
+        pack=config.pack,
+        seed=config.seed,
+        show_progress=True,
+    )
+    return RunText(
+        training=mixed.training,
+        held_out=mixed.held_out,
+        held_out_documents=mixed.held_out_documents,
+    )
+
+
+def read_documents(config: RunConfig | HarvestConfig) -> list[Document]:
+    """The documents of a config's one text; the embedded one is written from its seed."""
+    (source,) = config.sources
+    if source.text.startswith(PREFIX):
+        return [*embedded_documents(source, seed=config.seed)]
+    return load_documents(
+        source.text,
+        text_column=source.text_column,
+        max_documents=source.max_documents,
+        dataset_config=source.dataset_config,
+        dataset_split=source.dataset_split,
+    )
+
+
+def tokens_of(
+    config: TextConfig, documents: list[Document], tokenizer: Any, *, show_progress: bool = False
+) -> TokenizedText:
+    """Documents as contexts, as a config says."""
+    return tokenize(
+        documents,
+        tokenizer,
+        context_size=config.context_size,
+        pack=config.pack,
+        masks=config,
+        show_progress=show_progress,
+    )
+
+
+def held_out_text(
+    config: TextConfig, documents: list[Document], tokenizer: Any, *, n_tokens: int
+) -> TokenizedText:
+    """The held-out contexts that a run is measured on, at most so many tokens."""
+    text = tokens_of(config, documents, tokenizer)
+    return text[: math.ceil(n_tokens / config.context_size)]
+
+
+def write_documents(path: Path, documents: list[Document]) -> None:
+    """Write documents as JSONL, from which `load_documents` reads them."""
+    files.write_text(path, "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in documents))

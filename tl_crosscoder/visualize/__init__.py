@@ -1,1 +1,0 @@
-"""To look at: figures and terminal tables."""
