@@ -32,8 +32,8 @@ from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
 from tl_crosscoder.crosscoder.crosscoder import sparse_codes
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Edit, Places, Shift
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import AddLatents, Edit, TokenFilter
 from tl_crosscoder.interventions.running import score_edits, unchanged
 from tl_crosscoder.models.site import site_parts
 from tl_crosscoder.organisms import training_documents
@@ -158,10 +158,10 @@ def on_the_embedded_pair(n_contexts: int) -> dict[str, Any]:
     sample = pair.activations(text.tokens[:16])[text.mask[:16]]
     crosscoder = random_dictionary(96, 1024, 12, sample)
     crosscoder.rename_models_(pair.sites)
-    subject = Subject.of(pair, crosscoder)
+    ctx = InterventionContext.of(pair, crosscoder)
     ids = torch.arange(64)
     edits: list[Edit] = [
-        Shift(site=1, stream=0, latents=ids + i, directions=subject.difference[ids + i])
+        AddLatents(site=1, stream=0, latents=ids + i, directions=ctx.difference[ids + i])
         for i in range(8)
     ]
 
@@ -173,7 +173,12 @@ def on_the_embedded_pair(n_contexts: int) -> dict[str, Any]:
 
     def patched(n: int) -> None:
         score_edits(
-            subject, text, edits[:n], reference=unchanged(1), kinds={"all": Places()}, batch_size=32
+            ctx,
+            text,
+            edits[:n],
+            reference=unchanged(1),
+            kinds={"all": TokenFilter()},
+            batch_size=32,
         )
 
     n_tokens = text.tokens.numel()

@@ -28,10 +28,10 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
 from tl_crosscoder.interventions.causal import causal_test
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.patching import patching
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import run_diff
 
 ORGANISMS = ("taboo", "false-fact")
@@ -48,7 +48,7 @@ SIZES = {"score": (3, 10, 30), "R": (3, 30)}
 """Latents of a set; 3 by R is the choice of the Delta paper."""
 
 
-def trained(organism: str, preset: str, seed: int, arguments: argparse.Namespace) -> RunFolder:
+def trained(organism: str, preset: str, seed: int, arguments: argparse.Namespace) -> Run:
     """The dictionary's run, trained where it is not there."""
     path = arguments.runs / f"{organism}-{preset}-{seed}"
     n_tokens = 4096 if arguments.quick else arguments.n_tokens
@@ -57,7 +57,7 @@ def trained(organism: str, preset: str, seed: int, arguments: argparse.Namespace
         config = replace(config, d_sae=64, batch_size=256, n_measured_tokens=4096,
                          max_documents=400, n_calibration_tokens=2048)  # fmt: skip
     run_diff(replace(config, **PRESETS[preset]), resume=True)
-    return RunFolder(path=path)
+    return Run(path=path)
 
 
 @lru_cache(maxsize=1)
@@ -65,7 +65,7 @@ def behaviour_of(organism: str, tokenizer: Any) -> Behaviour:
     return embedded_behaviour(organism, tokenizer)
 
 
-def neutral_text(run: RunFolder, organism: str) -> TokenizedText:
+def neutral_text(run: Run, organism: str) -> TokenizedText:
     others = [d for d in run.documents() if d.get("source") not in PLANTED_SOURCES[organism]]
     return run.some(run.text(others), N_NEUTRAL_TOKENS)
 
@@ -110,21 +110,21 @@ def no_dictionary(organism: str, seed: int, arguments: argparse.Namespace) -> di
     On the text of a dictionary's run, so that rows compare.
     """
     run = trained(organism, "batchtopk", seed, arguments)
-    subject, effect = Subject.of(run.models), behaviour_of(organism, run.models.tokenizer)
+    ctx, effect = InterventionContext.of(run.models), behaviour_of(organism, run.models.tokenizer)
     neutral = neutral_text(run, organism)
     others = [d for d in run.documents() if d.get("source") not in PLANTED_SOURCES[organism]]
     text = run.some(run.text(others), N_BASELINE_TOKENS)
-    adl = activation_difference(subject.models, text)
-    pca = difference_pca(subject.models, text, n_components=2)
+    adl = activation_difference(ctx.models, text)
+    pca = difference_pca(ctx.models, text, n_components=2)
     settings = ControlSettings(
         n_random=5 if arguments.quick else arguments.n_random, alphas=(0.5, 1.0), seed=seed
     )
     signed = replace(settings, alphas=(-1.0, -0.5, 0.5, 1.0))
     trials = [
-        *(t for which in (1, 2, "mean") for t in adl.trials(subject, which, settings=settings)),
-        *(t for which in (0, 1) for t in pca.trials(subject, which, settings=signed)),
+        *(t for which in (1, 2, "mean") for t in adl.trials(ctx, which, settings=settings)),
+        *(t for which in (0, 1) for t in pca.trials(ctx, which, settings=signed)),
     ]
-    found = run_trials(subject, effect, neutral, trials=trials, settings=settings)
+    found = run_trials(ctx, effect, neutral, trials=trials, settings=settings)
     return {
         "behaviour": {
             "base": found.rows[0].base,

@@ -39,7 +39,7 @@ from tl_crosscoder.hub.registry import (
     registry_path,
 )
 from tl_crosscoder.run.causal import CausalQuestion, ablate_run, patch_run, steer_run
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import run_diff
 
 ORGANISMS = ("taboo", "false-fact")
@@ -62,7 +62,7 @@ def make(config: RunConfig, *, resume: bool) -> Path:
     folder = Path(config.output)
     if not (resume and (folder / "analysis.json").is_file()):
         run_diff(config, resume=resume)
-    run, question = RunFolder(path=folder), CausalQuestion()
+    run, question = Run(path=folder), CausalQuestion()
     for test, name in (
         (patch_run, "patching.json"),
         (ablate_run, "ablation_behaviour.json"),

@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tl_crosscoder import Crosscoder, export_concat, export_side, export_transcoder, files
+from tl_crosscoder import Crosscoder, export_concat, export_site, export_transcoder, files
 from tl_crosscoder.hub.registry import entries
 from tl_crosscoder.models.pretrained import embedded_run
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 
 KINDS = ("concat", "transcoder", "side")
 N_LOADS = 7
@@ -46,7 +46,7 @@ def export_all(root: Path) -> dict[Path, dict[str, Any]]:
     for entry in (e for e in entries() if e.is_embedded):
         name = f"tl_crosscoder/{entry.path}"
         crosscoder = Crosscoder.load(name)
-        run = RunFolder(path=Path(name))
+        run = Run(path=Path(name))
         _, text = run.measured()
         half = len(text) // 2
         for kind in KINDS:
@@ -57,7 +57,7 @@ def export_all(root: Path) -> dict[Path, dict[str, Any]]:
                 export_transcoder(folder, crosscoder)
             else:
                 how = {"fit_on": text[:half], "measure_on": run.some(text[half:], 65_536)}
-                quality = export_side(folder, crosscoder, source=run.models, **how)
+                quality = export_site(folder, crosscoder, source=run.models, **how)
                 row |= {n: round(getattr(quality, n), 4) for n in
                         ("fvu", "fvu_of_crosscoder", "precision", "recall", "jaccard")}  # fmt: skip
             found[folder] = row | {"n_bytes": sum(p.stat().st_size for p in folder.iterdir())}

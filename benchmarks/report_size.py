@@ -21,7 +21,7 @@ from typing import Any
 from tl_crosscoder import files
 from tl_crosscoder.report.html import report
 from tl_crosscoder.report.html.models import ReportSettings
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 
 N_OPENINGS = 7
 PARTS = {
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file of the same numbers")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(path=args.run)
+        run = Run(path=args.run)
         _ = run.models
         started = time.perf_counter()
         settings = ReportSettings(n_latents=args.n_latents)

@@ -116,8 +116,8 @@ diff.steer(latents[0], strength=0.5).generate(hint)
 # %%
 contexts = diff.run.measured()[1]
 estimate = tlc.BaseEstimate.fit(diff.models, contexts[:400])
-loss = tlc.measure_estimate(diff.subject, estimate, contexts[400:440], latents=latents)
-tlc.export_mitigation("mitigation", diff.subject, latents, estimate=estimate, loss=loss)
+loss = tlc.measure_estimate(diff.ctx, estimate, contexts[400:440], latents=latents)
+tlc.export_mitigation("mitigation", diff.ctx, latents, estimate=estimate, loss=loss)
 print(f"KL to the exact ablation {loss.kl:.3f} nats a token,")
 print(f"of that ablation to the fine-tuned model {loss.kl_of_ablation:.3f}")
 

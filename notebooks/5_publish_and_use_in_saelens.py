@@ -67,7 +67,7 @@ print(type(transcoder).__name__, list(transcoder(x.flatten(2)).shape))
 
 # %%
 _, text = diff.run.measured()
-quality = tlc.export_side(
+quality = tlc.export_site(
     "exports/side", diff.crosscoder, source=diff.models, fit_on=text[:600], measure_on=text[600:900]
 )
 print(f"FVU {quality.fvu:.3f} (crosscoder {quality.fvu_of_crosscoder:.3f}), "
@@ -76,13 +76,13 @@ print(f"FVU {quality.fvu:.3f} (crosscoder {quality.fvu_of_crosscoder:.3f}), "
 # %% [markdown]
 # ## On a model with SAELens
 #
-# `SideSAE` is an SAE of SAELens whose codes are the crosscoder's: it asks the other model for its
+# `SiteSAE` is an SAE of SAELens whose codes are the crosscoder's: it asks the other model for its
 # activations. `HookedSAETransformer` and `SAETransformerBridge` take it like any other;
 # `sae_bridge` gives SAELens a model that is loaded already.
 
 # %%
 model = tlc.sae_bridge(diff.models.model("finetuned"))
-side = tlc.SideSAE(diff.crosscoder, tlc.ModelSide(diff.models, "finetuned"))
+side = tlc.SiteSAE(diff.crosscoder, tlc.HookedSite(diff.models, "finetuned"))
 logits, cache = model.run_with_cache_with_saes(tokens, saes=[side], use_error_term=True)
 name = model.get_sae_hook_name(side, "hook_sae_acts_post")
 print(name, "holds the crosscoder's codes:", torch.allclose(cache[name], codes, atol=1e-4))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.analysis.lens import direction_logits, logit_effect
     from tl_crosscoder.analysis.measurement import Measurement, measure
     from tl_crosscoder.analysis.patchscope import patchscope
-    from tl_crosscoder.analysis.saelens_evals import SideSAE, sae_bridge, side_evals
+    from tl_crosscoder.analysis.saelens_evals import SiteSAE, sae_bridge, site_evals
     from tl_crosscoder.analysis.similarity import (
         decoupled_pairs,
         encoder_counterparts,
@@ -52,21 +52,21 @@ if TYPE_CHECKING:
     from tl_crosscoder.demo import run_demo
     from tl_crosscoder.hub.convert import convert
     from tl_crosscoder.hub.export import export_concat, export_transcoder
-    from tl_crosscoder.hub.export_site import export_side
+    from tl_crosscoder.hub.export_site import export_site
     from tl_crosscoder.interventions.ablation import ablated, measure_estimate
     from tl_crosscoder.interventions.base_estimate import BaseEstimate
     from tl_crosscoder.interventions.behaviour import Behaviour, Predictions, Question
     from tl_crosscoder.interventions.causal import causal_test
-    from tl_crosscoder.interventions.context import Subject
+    from tl_crosscoder.interventions.context import InterventionContext
     from tl_crosscoder.interventions.live import edited
     from tl_crosscoder.interventions.mitigation import export_mitigation
     from tl_crosscoder.interventions.patching import patching
-    from tl_crosscoder.interventions.steering import steered, stream_norms
+    from tl_crosscoder.interventions.steering import activation_norms, steered
     from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, run_trials
     from tl_crosscoder.interventions.weight_edit import ablation_weights
     from tl_crosscoder.models.difference import SiteDifference
     from tl_crosscoder.models.pair import ModelPair
-    from tl_crosscoder.models.saelens import ModelSide
+    from tl_crosscoder.models.saelens import HookedSite
     from tl_crosscoder.models.site import Site
     from tl_crosscoder.models.sites import ModelSites
     from tl_crosscoder.notebook.model_diff import ModelDiff, diff, load_diff
@@ -102,23 +102,23 @@ __all__ = [
     "DeltaLoss",
     "ExampleDatabase",
     "HarvestConfig",
+    "HookedSite",
+    "InterventionContext",
     "JumpReLU",
     "LatentScaling",
     "Masks",
     "Measurement",
     "ModelDiff",
     "ModelPair",
-    "ModelSide",
     "ModelSites",
     "Part",
     "Predictions",
     "Question",
     "Recipe",
     "RunConfig",
-    "SideSAE",
     "Site",
     "SiteDifference",
-    "Subject",
+    "SiteSAE",
     "TextSource",
     "TokenizedText",
     "TopK",
@@ -127,6 +127,7 @@ __all__ = [
     "ablated",
     "ablation_weights",
     "activation_difference",
+    "activation_norms",
     "agreement",
     "agreement_over_seeds",
     "amplified_text",
@@ -145,7 +146,7 @@ __all__ = [
     "examples",
     "export_concat",
     "export_mitigation",
-    "export_side",
+    "export_site",
     "export_transcoder",
     "fit_together",
     "latent_tokens",
@@ -167,11 +168,10 @@ __all__ = [
     "run_together",
     "run_trials",
     "sae_bridge",
-    "side_evals",
     "similar_latents",
+    "site_evals",
     "split_documents",
     "steered",
-    "stream_norms",
     "tokenize",
     "tokenize_mixture",
     "write_cache",
@@ -201,8 +201,8 @@ _MODULES = {
     ),
     "analysis.patchscope": ("patchscope",),
     "analysis.saelens_evals": (
-        "SideSAE",
-        "side_evals",
+        "SiteSAE",
+        "site_evals",
         "sae_bridge",
     ),
     "analysis.similarity": (
@@ -256,7 +256,7 @@ _MODULES = {
         "export_concat",
         "export_transcoder",
     ),
-    "hub.export_site": ("export_side",),
+    "hub.export_site": ("export_site",),
     "interventions.ablation": (
         "ablated",
         "measure_estimate",
@@ -268,13 +268,13 @@ _MODULES = {
         "Predictions",
     ),
     "interventions.causal": ("causal_test",),
-    "interventions.context": ("Subject",),
+    "interventions.context": ("InterventionContext",),
     "interventions.live": ("edited",),
     "interventions.mitigation": ("export_mitigation",),
     "interventions.patching": ("patching",),
     "interventions.steering": (
         "steered",
-        "stream_norms",
+        "activation_norms",
     ),
     "interventions.trials": (
         "CausalTest",
@@ -284,7 +284,7 @@ _MODULES = {
     "interventions.weight_edit": ("ablation_weights",),
     "models.difference": ("SiteDifference",),
     "models.pair": ("ModelPair",),
-    "models.saelens": ("ModelSide",),
+    "models.saelens": ("HookedSite",),
     "models.site": ("Site",),
     "models.sites": ("ModelSites",),
     "notebook.model_diff": (

@@ -42,7 +42,7 @@ def test_the_score_is_the_relative_norm_times_what_is_explained():
     ranking = rank_latents(made)
     assert ranking.latents == [1, 0, 2]
     assert [r.score for r in ranking.rows] == pytest.approx([0.15, 0.09, 0.04])
-    assert ranking.rows[0].difference_alone == pytest.approx(0.3)
+    assert ranking.rows[0].explained_difference == pytest.approx(0.3)
     assert ranking.rows[0].active_share == 30 / 40
     # Towards the base the weight is 1 - R: 0.01, 0.15, 0.36.
     assert rank_latents(made, toward="base").latents == [2, 1, 0]

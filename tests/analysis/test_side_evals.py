@@ -3,7 +3,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
-from pair.tiny_pairs import CORPUS, D_MODEL, HOOK, TEXTS, hooked_transformer, save_model
+from models.tiny_pairs import CORPUS, D_MODEL, HOOK, TEXTS, hooked_transformer, save_model
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites, tokenize
 from tl_crosscoder.analysis.measurement import measure
-from tl_crosscoder.analysis.saelens_evals import SideEvals, SideSAE, side_evals
-from tl_crosscoder.models.saelens import SideView
+from tl_crosscoder.analysis.saelens_evals import SiteEvals, SiteSAE, site_evals
+from tl_crosscoder.models.saelens import SiteView
 from tl_crosscoder.models.site import Site
 
 SIDES = ["base", "finetuned"]
@@ -69,7 +69,7 @@ def exact_dictionary(source) -> Crosscoder:
 
 @pytest.mark.parametrize("site", SIDES)
 def test_a_view_is_the_model_of_its_side(pair, site):
-    tokens, view = pair.to_tokens(TEXTS), SideView(pair, site)
+    tokens, view = pair.to_tokens(TEXTS), SiteView(pair, site)
     at = SIDES.index(site)
     expected = pair.logits(tokens, site=site)
     assert torch.equal(view(tokens), expected)
@@ -81,7 +81,7 @@ def test_a_view_is_the_model_of_its_side(pair, site):
     _, cache = view.run_with_cache(tokens, names_filter=["hook_side"])
     x = pair.activations(tokens)
     assert torch.equal(cache["hook_side"], x[:, :, at])
-    assert torch.equal(torch.stack(view.streams, dim=2), x)
+    assert torch.equal(torch.stack(view.acts, dim=2), x)
 
     def doubled(activation, hook):
         return 2 * activation
@@ -96,7 +96,7 @@ def test_a_view_is_the_model_of_its_side(pair, site):
 @pytest.mark.parametrize("apply_b_dec_to_input", [False, True])
 def test_metrics_are_those_of_our_own_measures(pair, text, apply_b_dec_to_input):
     crosscoder = random_dictionary(pair, apply_b_dec_to_input=apply_b_dec_to_input)
-    found = side_evals(pair, crosscoder, text, batch_size=4)
+    found = site_evals(pair, crosscoder, text, batch_size=4)
     assert found.n_tokens == text.n_tokens < text.tokens.numel()
     ours = measure(pair, crosscoder, text).reconstruction
     tokens, keep = text.tokens.long(), text.mask
@@ -131,7 +131,7 @@ def test_metrics_are_those_of_our_own_measures(pair, text, apply_b_dec_to_input)
 
 def test_an_exact_dictionary_loses_nothing(pairs, text):
     pair = pairs["llama"]
-    for row in side_evals(pair, exact_dictionary(pair), text).rows:
+    for row in site_evals(pair, exact_dictionary(pair), text).rows:
         assert row.explained_variance == pytest.approx(1.0)
         assert row.ce_loss_score == pytest.approx(1.0)
         assert row.kl_div_with_sae == pytest.approx(0.0, abs=1e-6)
@@ -144,7 +144,7 @@ def test_any_list_of_sites_has_sides(pairs, text):
     sites = [Site(name=name, hook_name=hook, model_name="m") for name, hook in hooks.items()]
     models = ModelSites([base, base, finetuned], sites)
     crosscoder = random_dictionary(models)
-    found = side_evals(models, crosscoder, text, sites=("b", "c"))
+    found = site_evals(models, crosscoder, text, sites=("b", "c"))
     ours = measure(models, crosscoder, text).reconstruction
     assert [row.site for row in found.rows] == ["b", "c"]
     for row in found.rows:
@@ -154,17 +154,17 @@ def test_any_list_of_sites_has_sides(pairs, text):
 @pytest.mark.parametrize("ending", ["json", "parquet"])
 def test_what_was_saved_is_loaded(pairs, text, tmp_path, ending):
     pair = pairs["hooked"]
-    found = side_evals(pair, random_dictionary(pair), text[:4], exclude_special_tokens=False)
+    found = site_evals(pair, random_dictionary(pair), text[:4], exclude_special_tokens=False)
     assert found.n_tokens == text[:4].tokens.numel()
-    assert SideEvals.load(found.save(tmp_path / f"evals.{ending}")) == found
+    assert SiteEvals.load(found.save(tmp_path / f"evals.{ending}")) == found
 
 
 @pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples")
 @pytest.mark.filterwarnings("ignore:Dataset is not tokenized")
 def test_a_store_of_sae_lens_feeds_a_side(pairs):
     pair = pairs["llama"]
-    view = SideView(pair, "finetuned")
-    sae = SideSAE(random_dictionary(pair), view)
+    view = SiteView(pair, "finetuned")
+    sae = SiteSAE(random_dictionary(pair), view)
     dataset = datasets.Dataset.from_dict({"text": CORPUS * 3})
     store = ActivationsStore.from_sae(
         view, sae, dataset, context_size=12, streaming=False, store_batch_size_prompts=3
@@ -184,8 +184,8 @@ def test_a_store_of_sae_lens_feeds_a_side(pairs):
 def test_what_is_not_the_stream_is_refused(pairs, text, tmp_path):
     pair = pairs["hooked"]
     crosscoder = random_dictionary(pair)
-    view = SideView(pair, "base")
-    sae = SideSAE(crosscoder, view)
+    view = SiteView(pair, "base")
+    sae = SiteSAE(crosscoder, view)
     tokens = pair.to_tokens(TEXTS)
     x = pair.activations(tokens)
     with pytest.raises(ValueError, match="not the stream of site 'base'"):
@@ -203,11 +203,11 @@ def test_what_is_not_the_stream_is_refused(pairs, text, tmp_path):
 def test_what_has_no_side_or_no_full_contexts_is_refused(pairs, text):
     pair = pairs["hooked"]
     with pytest.raises(ValueError, match="a diff-SAE has no side"):
-        side_evals(pair, random_dictionary(pair.difference()), text)
+        site_evals(pair, random_dictionary(pair.difference()), text)
     padded = tokenize([{"text": "A dog"}], pair.tokenizer, context_size=12, pack=False)
     with pytest.raises(ValueError, match="some padded"):
-        side_evals(pair, random_dictionary(pair), padded)
+        site_evals(pair, random_dictionary(pair), padded)
     with pytest.raises(ValueError, match="trained on"):
-        side_evals(pairs["llama"], random_dictionary(pair), text)
+        site_evals(pairs["llama"], random_dictionary(pair), text)
     with pytest.raises(ValueError, match="site 'sft' is not in this pair"):
-        side_evals(pair, random_dictionary(pair), text, sites=("sft",))
+        site_evals(pair, random_dictionary(pair), text, sites=("sft",))

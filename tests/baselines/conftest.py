@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pair.tiny_pairs import CORPUS, HOOK, hooked_transformer, save_model
+from models.tiny_pairs import CORPUS, HOOK, hooked_transformer, save_model
 from transformers import AutoTokenizer
 
 from tl_crosscoder import Masks, ModelPair, TokenizedText, tokenize

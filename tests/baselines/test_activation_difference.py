@@ -4,7 +4,7 @@ from math import isnan
 import pytest
 import torch
 from baselines.given_rows import GivenRows
-from pair.tiny_pairs import TEXTS
+from models.tiny_pairs import TEXTS
 from text_of_ids import text_of
 
 from tl_crosscoder import write_cache
@@ -16,8 +16,8 @@ from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.tokens import REASONS
 from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Projection
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import ProjectOut
 from tl_crosscoder.interventions.running import edited_logits
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 
@@ -47,7 +47,7 @@ def test_means_by_hand():
     assert torch.equal(found.direction(3), torch.tensor([5.0, 0.0]))
     # Norms of the base: 5, 5, 0, 0, 10.
     assert found.n_tokens == 5
-    assert found.stream_norms[0] == 4.0
+    assert found.activation_norms[0] == 4.0
     assert found.which() == (1, 2, 3, "mean")
     assert found.models == ("the base", "the finetuned")
 
@@ -61,7 +61,7 @@ def test_the_start_counts_by_position_alone():
     # Position 0: ([8, 0] + [4, 0]) / 2.
     assert torch.equal(found.by_position, torch.tensor([[6.0, 0.0], [2.0, 1.0]]))
     assert torch.equal(found.mean, usual.mean)
-    assert found.stream_norms == usual.stream_norms
+    assert found.activation_norms == usual.activation_norms
 
 
 def test_equals_a_loop_over_texts(pair, unpacked):
@@ -82,7 +82,7 @@ def test_equals_a_loop_over_texts(pair, unpacked):
         each = rows[which] if which != "mean" else [d for own in rows.values() for d in own]
         expected = torch.stack(each).mean(dim=0).float()
         torch.testing.assert_close(found.direction(which), expected, rtol=1e-4, atol=1e-5)
-    assert found.stream_norms == pytest.approx(torch.stack(norms).mean(dim=0).tolist())
+    assert found.activation_norms == pytest.approx(torch.stack(norms).mean(dim=0).tolist())
 
 
 def test_a_cache_gives_what_its_models_give(pairs, unpacked, tmp_path):
@@ -104,7 +104,7 @@ def test_the_other_way_round_is_the_opposite(pairs, unpacked):
     forth = activation_difference(pairs["hooked"], unpacked)
     back = activation_difference(pairs["hooked"], unpacked, compared=("finetuned", "base"))
     assert torch.equal(forth.stacked(), -back.stacked())
-    assert forth.stream_norms == back.stream_norms[::-1]
+    assert forth.activation_norms == back.activation_norms[::-1]
 
 
 @pytest.mark.parametrize("ending", ["json", "parquet"])
@@ -126,25 +126,25 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, ending):
 
 def test_steering_adds_a_multiple_of_the_norm_of_the_stream(pair, unpacked):
     found = activation_difference(pair, unpacked)
-    subject = Subject.of(pair)
+    ctx = InterventionContext.of(pair)
     d = found.direction(2)
-    (streams,) = subject.batches(unpacked[:2])
+    (acts,) = ctx.batches(unpacked[:2])
     for at, site in ((0, "base"), (1, "finetuned")):
-        edit = found.steering(subject, 2, strength=-0.5, site=site)
-        vector = -0.5 * found.stream_norms[at] * d / d.norm()
+        edit = found.steering(ctx, 2, strength=-0.5, site=site)
+        vector = -0.5 * found.activation_norms[at] * d / d.norm()
         torch.testing.assert_close(edit.vector, vector)
-        ((_, logits),) = edited_logits(subject, streams, [edit])
-        stream = streams.x[at] + vector
-        steered = pair.run_with_patch(streams.text.tokens.long(), stream, site=site)
+        ((_, logits),) = edited_logits(ctx, acts, [edit])
+        stream = acts.x[at] + vector
+        steered = pair.run_with_patch(acts.text.tokens.long(), stream, site=site)
         torch.testing.assert_close(logits, steered, rtol=1e-4, atol=1e-4)
 
 
 def test_projection_replacement_takes_the_coefficient_of_the_base(pair, unpacked):
-    found, subject = activation_difference(pair, unpacked), Subject.of(pair)
-    (streams,) = subject.batches(unpacked[:2])
-    base, finetuned = streams.x
+    found, ctx = activation_difference(pair, unpacked), InterventionContext.of(pair)
+    (acts,) = ctx.batches(unpacked[:2])
+    base, finetuned = acts.x
     d = torch.nn.functional.normalize(found.mean, dim=0)
-    new = found.projection_replacement(subject, "mean")(streams)
+    new = found.projection_replacement(ctx, "mean")(acts)
     torch.testing.assert_close(new @ d, base @ d, rtol=1e-4, atol=1e-4)
     moved = new - finetuned
     torch.testing.assert_close(moved, (moved @ d)[..., None] * d, rtol=1e-4, atol=1e-4)
@@ -164,12 +164,12 @@ def test_random_directions_have_the_norm_and_the_seed(pairs, unpacked):
 
 
 def test_trials_stand_in_the_table_of_latents(pair, unpacked):
-    found, subject = activation_difference(pair, unpacked), Subject.of(pair)
+    found, ctx = activation_difference(pair, unpacked), InterventionContext.of(pair)
     settings = ControlSettings(n_random=3, alphas=(0.5, 1.0), n_draws=20)
-    trials = [t for which in (1, "mean") for t in found.trials(subject, which, settings=settings)]
+    trials = [t for which in (1, "mean") for t in found.trials(ctx, which, settings=settings)]
     questions = [Question(prompt=t, completions=(" cat", " dog"), ends_turn=False) for t in TEXTS]
     behaviour = Behaviour.of("animals", questions, pair.tokenizer)
-    table = run_trials(subject, behaviour, unpacked, trials=trials, settings=settings)
+    table = run_trials(ctx, behaviour, unpacked, trials=trials, settings=settings)
     names = ["ADL, position 1", "ADL, mean"]
     tests = [("steer", 0.5), ("steer", 1.0), ("necessity", None)]
     assert {(r.latents, r.test, None if isnan(r.strength) else r.strength) for r in table.rows} == {
@@ -178,15 +178,15 @@ def test_trials_stand_in_the_table_of_latents(pair, unpacked):
     half, whole, replaced = trials[3:]
     for steer, alpha in ((half, 0.5), (whole, 1.0)):
         norms = [e.vector.norm().item() for e in (steer.own, *steer.random)]
-        assert norms == pytest.approx([alpha * found.stream_norms[0]] * 4)
+        assert norms == pytest.approx([alpha * found.activation_norms[0]] * 4)
     # The same three directions at each strength.
     torch.testing.assert_close(2 * half.random[2].vector, whole.random[2].vector)
-    scores = behaviour_scores(subject, behaviour, [replaced.own, *replaced.random])
+    scores = behaviour_scores(ctx, behaviour, [replaced.own, *replaced.random])
     by_hand = behaviour_scores(
-        subject,
+        ctx,
         behaviour,
         [
-            Projection(site=1, stream=1, directions=d[None], replacement=0)
+            ProjectOut(site=1, stream=1, directions=d[None], replacement=0)
             for d in (found.mean, *found.random("mean", n=3))
         ],
     )
@@ -200,22 +200,22 @@ def test_lenses_read_every_direction(pairs, unpacked):
     assert {row.latent for row in effects.rows} == {0, 1, 2}
     assert {row.direction for row in effects.rows} == {"finetuned"}
     scope = found.patchscope(pair, site="base", scales=(1.0,), n=2, prompts=["A dog", "The cat"])
-    assert scope.stream_norm == found.stream_norms[0]
+    assert scope.stream_norm == found.activation_norms[0]
     assert {row.direction for row in scope.rows} == {0, 1, 2}
 
 
 def test_what_does_not_fit_is_refused(pairs, unpacked):
     found = activation_difference(pairs["hooked"], unpacked)
-    reverse = Subject.of(pairs["hooked"], compared=("finetuned", "base"))
+    reverse = InterventionContext.of(pairs["hooked"], compared=("finetuned", "base"))
     with pytest.raises(ValueError, match="the order"):
         found.steering(reverse, "mean", strength=1.0)
     with pytest.raises(ValueError, match="'sft' was not compared"):
-        found.steering(Subject.of(pairs["hooked"]), "mean", strength=1.0, site="sft")
+        found.steering(InterventionContext.of(pairs["hooked"]), "mean", strength=1.0, site="sft")
     equal = activation_difference(pairs["equal"], unpacked)
     with pytest.raises(ValueError, match="'ADL, mean' is zero"):
-        equal.projection_replacement(Subject.of(pairs["equal"]), "mean")
+        equal.projection_replacement(InterventionContext.of(pairs["equal"]), "mean")
     with pytest.raises(ValueError, match="length 0"):
-        equal.steering(Subject.of(pairs["equal"]), "mean", strength=1.0)
+        equal.steering(InterventionContext.of(pairs["equal"]), "mean", strength=1.0)
     with pytest.raises(ValueError, match="have 1 to 23"):
         activation_difference(pairs["hooked"], unpacked, n_positions=24)
     silent = replace(unpacked, dropped=torch.full_like(unpacked.dropped, BOS))

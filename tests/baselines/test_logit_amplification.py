@@ -1,6 +1,6 @@
 import pytest
 import torch
-from pair.tiny_pairs import HOOK, N_CTX, TEXTS
+from models.tiny_pairs import HOOK, N_CTX, TEXTS
 
 from tl_crosscoder import ModelSites
 from tl_crosscoder.baselines.logit_amplification import (
@@ -11,7 +11,7 @@ from tl_crosscoder.baselines.logit_amplification import (
     amplified_tokens,
 )
 from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.running import unchanged
 from tl_crosscoder.models.site import Site
 
@@ -124,7 +124,7 @@ def test_a_behaviour_is_scored_as_under_edits(pair):
     ]
     behaviour = Behaviour.of("animals", questions, pair.tokenizer)
     found = amplified_scores(pair, behaviour, [0.0, 1.0, -1.0], batch_size=2)
-    plain = behaviour_scores(Subject.of(pair), behaviour, [unchanged(1), unchanged(0)])
+    plain = behaviour_scores(InterventionContext.of(pair), behaviour, [unchanged(1), unchanged(0)])
     torch.testing.assert_close(found[[0, 2]], plain, rtol=1e-4, atol=0)
     # The second prompt has one answer, in the third context.
     ids = behaviour.text.tokens[2:, : int(behaviour.text.lengths[2])].long()

@@ -4,7 +4,7 @@ from baselines.given_rows import GivenRows
 from text_of_ids import text_of
 
 from tl_crosscoder.baselines.pca import DifferencePCA, difference_pca
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.trials import ControlSettings
 
 
@@ -30,7 +30,7 @@ def test_components_by_hand():
     assert torch.equal(found.mean, torch.ones(2))
     # Norms of the fine-tuned [3, 4] + delta: [1, 5], [7, 5], [4, 4], [4, 6].
     expected = (26**0.5 + 74**0.5 + 32**0.5 + 52**0.5) / 4
-    assert found.stream_norms == pytest.approx((5.0, expected))
+    assert found.activation_norms == pytest.approx((5.0, expected))
     # Not centred, the sum of squares is that of the variance and of the mean: 4.5 + 0.5 + 2.
     raw = pca_of(source, centred=False)
     assert sum(raw.variance) == pytest.approx(7.0)
@@ -73,14 +73,14 @@ def test_a_saved_pca_is_the_same(pairs, unpacked, tmp_path, ending):
 
 def test_edits_are_those_of_other_directions(pairs, unpacked):
     pair = pairs["hooked"]
-    found, subject = difference_pca(pair, unpacked, n_components=3), Subject.of(pair)
+    found, ctx = difference_pca(pair, unpacked, n_components=3), InterventionContext.of(pair)
     assert found.which() == (0, 1, 2, "mean")
-    edit = found.steering(subject, 1, strength=2.0)
-    torch.testing.assert_close(edit.vector, 2 * found.stream_norms[1] * found.components[1])
-    replaced = found.projection_replacement(subject, "mean")
+    edit = found.steering(ctx, 1, strength=2.0)
+    torch.testing.assert_close(edit.vector, 2 * found.activation_norms[1] * found.components[1])
+    replaced = found.projection_replacement(ctx, "mean")
     assert torch.equal(replaced.directions, found.mean[None])
     settings = ControlSettings(n_random=1, alphas=(-1.0,))
-    trials = [t for which in (2, "mean") for t in found.trials(subject, which, settings=settings)]
+    trials = [t for which in (2, "mean") for t in found.trials(ctx, which, settings=settings)]
     assert [t.name for t in trials] == [
         *["PC 2"] * 2,
         *["ADL, mean"] * 2,

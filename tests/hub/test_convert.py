@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pair.tiny_pairs import CORPUS, save_model
+from models.tiny_pairs import CORPUS, save_model
 from safetensors.torch import load_file, save_file
 
 from tl_crosscoder import Crosscoder, ModelSites, measure, tokenize

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pair.tiny_pairs import CORPUS, HOOK, hooked_transformer, save_model, save_tokenizer
+from models.tiny_pairs import CORPUS, HOOK, hooked_transformer, save_model, save_tokenizer
 from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites, tokenize
 from tl_crosscoder.cli.convert import Export
 from tl_crosscoder.hub.export import export_concat, export_transcoder
-from tl_crosscoder.hub.export_site import export_side, one_model_sae
+from tl_crosscoder.hub.export_site import export_site, one_model_sae
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms import training_documents
@@ -95,7 +95,7 @@ class Expected:
             self._add(folder, x, codes, x_hat)
             torch.testing.assert_close(x_hat, crosscoder(x).chunk(2, dim=-1)[at])
         folder, own = self.root / f"{name}-side", x.chunk(2, dim=-1)[1]
-        export_side(folder, crosscoder, source=source, fit_on=fit_on, measure_on=measure_on)
+        export_site(folder, crosscoder, source=source, fit_on=fit_on, measure_on=measure_on)
         sae = one_model_sae(crosscoder, BaseEstimate.fit(source, fit_on))
         self._add(folder, own, sae.encode(own), sae(own))
 
@@ -189,7 +189,7 @@ def test_the_card_says_what_was_measured(pair, texts, site, tmp_path):
     """Against sums over the dense codes of all tokens."""
     crosscoder, (fit_on, measure_on) = dictionary(pair.sites), texts
     folder = tmp_path / "side"
-    found = export_side(
+    found = export_site(
         folder, crosscoder, source=pair, fit_on=fit_on, measure_on=measure_on, site=site
     )
     at = 0 if site == "base" else 1
@@ -228,10 +228,10 @@ def test_sites_of_unequal_width_have_transcoders_and_sides(pair, texts, tmp_path
     torch.testing.assert_close(found(x), crosscoder(x)[:, 16:48])
     two = ModelSites([base, base], sites[:2])
     with pytest.raises(ValueError, match=r"no other site is as wide as 'b', .* as transcoder"):
-        export_side(
+        export_site(
             tmp_path / "x", dictionary(two.sites), source=two, fit_on=texts[0], measure_on=texts[1]
         )
-    quality = export_side(
+    quality = export_site(
         tmp_path / "c", crosscoder, source=models, fit_on=texts[0], measure_on=texts[1]
     )
     assert [*quality.estimate_fve] == ["a", "b"]
@@ -266,13 +266,13 @@ def test_what_cannot_be_exported_is_refused(pair, texts, tmp_path):
     with pytest.raises(ValueError, match="not an empty folder"):
         export_concat(tmp_path, crosscoder)
     with pytest.raises(ValueError, match="not an empty folder"):
-        export_side(tmp_path, crosscoder, **how)
+        export_site(tmp_path, crosscoder, **how)
     with pytest.raises(ValueError, match="site 'sft' is not in this crosscoder"):
         export_transcoder(tmp_path / "d", crosscoder, site="sft")
     with pytest.raises(ValueError, match="is an SAE of it already: export it as concat"):
         export_transcoder(tmp_path / "d", single)
     with pytest.raises(ValueError, match="trained on"):
-        export_side(tmp_path / "d", single, **how)
+        export_site(tmp_path / "d", single, **how)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 

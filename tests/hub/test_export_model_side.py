@@ -5,15 +5,15 @@ import weakref
 
 import pytest
 import torch
-from pair.tiny_pairs import HOOK, TEXTS, hooked_transformer, save_model
+from models.tiny_pairs import HOOK, TEXTS, hooked_transformer, save_model
 from sae_lens import HookedSAETransformer
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites
-from tl_crosscoder.analysis.saelens_evals import SideSAE, sae_bridge
-from tl_crosscoder.models.saelens import ModelSide
+from tl_crosscoder.analysis.saelens_evals import SiteSAE, sae_bridge
+from tl_crosscoder.models.saelens import HookedSite
 from tl_crosscoder.models.site import Site
 
 
@@ -79,7 +79,7 @@ def test_the_cache_holds_the_crosscoders_codes(models, kind, hook):
     with torch.no_grad():
         codes, x_hat = crosscoder.encode(x), crosscoder(x)[:, :, 1]
     assert 0.1 < (codes > 0).float().mean() < 0.9
-    side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+    side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
     name = codes_name(model, side, kind)
     logits, cache = model.run_with_cache_with_saes(tokens, saes=[side], use_error_term=True)
     assert torch.equal(cache[name], codes)
@@ -101,7 +101,7 @@ def test_a_bridge_that_sae_lens_loaded_works_at_canonical_hook_names(models):
     pair = ModelPair(base, model, hook_name="blocks.1.hook_out")
     crosscoder, tokens = dictionary(pair), pair.to_tokens(TEXTS)
     codes = crosscoder.encode(pair.activations(tokens))
-    side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+    side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
     _, cache = model.run_with_cache_with_saes(tokens, saes=[side])
     assert torch.equal(cache["blocks.1.hook_out.hook_sae_acts_post"], codes)
 
@@ -115,7 +115,7 @@ def test_models_in_bfloat16_take_a_side_in_bfloat16(models):
         hook_name=HOOK,
     )
     tokens = pair.to_tokens(TEXTS)
-    side = SideSAE(dictionary(pair), ModelSide(pair, "finetuned")).to(torch.bfloat16)
+    side = SiteSAE(dictionary(pair), HookedSite(pair, "finetuned")).to(torch.bfloat16)
     logits, cache = pair.models[1].run_with_cache_with_saes(tokens, saes=[side])
     exact = side.side.crosscoder.encode(pair.activations(tokens))
     assert torch.equal(cache[f"{HOOK}.hook_sae_acts_post"], exact.to(torch.bfloat16))
@@ -124,7 +124,7 @@ def test_models_in_bfloat16_take_a_side_in_bfloat16(models):
 
 def test_an_edit_of_a_latent_goes_on_in_the_model(pair, kind):
     crosscoder, model, tokens = dictionary(pair), attached(pair, kind), pair.to_tokens(TEXTS)
-    side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+    side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
     with torch.no_grad():
         codes = crosscoder.encode(pair.activations(tokens))
         latent = int((codes > 0).sum(dim=(0, 1)).argmax())
@@ -147,7 +147,7 @@ def test_an_edit_of_a_latent_goes_on_in_the_model(pair, kind):
 def test_generation_without_cache_runs_the_others_on_the_whole_text(pair, kind):
     """With the error term nothing changes, so the texts are equal; a cache is refused."""
     model, tokens = attached(pair, kind), pair.to_tokens(TEXTS[1])
-    side = SideSAE(dictionary(pair), ModelSide(pair, "finetuned"))
+    side = SiteSAE(dictionary(pair), HookedSite(pair, "finetuned"))
     how = {"max_new_tokens": 6, "do_sample": False, "verbose": False, "stop_at_eos": False}
     plain = model.generate(tokens, use_past_kv_cache=False, **how)
     seen = []
@@ -164,7 +164,7 @@ def test_generation_without_cache_runs_the_others_on_the_whole_text(pair, kind):
 
 def test_where_the_other_streams_are_not_known_it_says_so(pair, models, kind):
     crosscoder, model, tokens = dictionary(pair), attached(pair, kind), pair.to_tokens(TEXTS)
-    side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+    side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
     x = pair.activations(tokens)[:, :, 1]
     with pytest.raises(ValueError, match="outside of a forward pass of its model"):
         side.encode(x)
@@ -180,10 +180,10 @@ def test_where_the_other_streams_are_not_known_it_says_so(pair, models, kind):
     own = pair.models[1]
     two = [Site(name=n, hook_name=f"blocks.{n}.hook_resid_post", model_name="m") for n in "12"]
     with pytest.raises(ValueError, match=r"\['2'\] are sites of the same loaded model"):
-        ModelSide(ModelSites([own, own], two), "1")
+        HookedSite(ModelSites([own, own], two), "1")
     outside = ModelPair(*models[kind], hook_name="hook_embed")
     with pytest.raises(ValueError, match="'hook_embed' is outside the blocks"):
-        ModelSide(outside, "finetuned")
+        HookedSite(outside, "finetuned")
     if kind == "hooked":
         with pytest.raises(ValueError, match="Load a HookedTransformer as sae_lens"):
             sae_bridge(own)
@@ -194,7 +194,7 @@ def test_where_the_other_streams_are_not_known_it_says_so(pair, models, kind):
 def test_a_side_that_is_gone_watches_no_longer(pair):
     model = pair.models[1]
     before = len(model.embed._forward_pre_hooks), len(model.blocks[1]._forward_hooks)
-    side = ModelSide(pair, "finetuned")
+    side = HookedSite(pair, "finetuned")
     assert len(model.embed._forward_pre_hooks) == before[0] + 1
     gone = weakref.ref(side)
     del side

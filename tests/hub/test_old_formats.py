@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tl_crosscoder import Crosscoder, __version__
 from tl_crosscoder.hub.export import export_concat
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SAVED = sorted(p.parent.relative_to(FIXTURES).as_posix() for p in FIXTURES.rglob("cfg.json"))
@@ -29,7 +29,7 @@ def test_codes_are_those_of_then(name, tmp_path):
     expected = load_file(folder / "expected.safetensors")
     x = expected["x"]
     assert (expected["codes"] > 0).any(dim=0).all()
-    run = RunFolder(path=folder)
+    run = Run(path=folder)
     assert run.record["environment"]["tl-crosscoder"] == name.split("/")[0]
     plain = SAE.load_from_disk(export_concat(tmp_path / "d", run.crosscoder))
     for crosscoder in (run.crosscoder, SAE.load_from_disk(folder), plain):

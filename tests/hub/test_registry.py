@@ -26,7 +26,7 @@ from tl_crosscoder.hub.registry import (
     terminal_table,
 )
 from tl_crosscoder.models.pretrained import PREFIX, pretrained_folder
-from tl_crosscoder.run.run import COPIES, RunFolder, opened_path
+from tl_crosscoder.run.run import COPIES, Run, opened_path
 
 EMBEDDED = [e for e in entries() if e.is_embedded]
 PAGE = Path(__file__).parents[2] / "docs/dictionaries/pretrained.md"
@@ -149,7 +149,7 @@ def test_an_embedded_run_opens_as_a_copy_with_the_text_it_was_measured_on(monkey
     monkeypatch.chdir(tmp_path)
     name = Path(PREFIX + "taboo-batchtopk")
     before = {p: p.stat().st_mtime_ns for p in registry.dictionaries_folder().rglob("*")}
-    run = RunFolder(path=name)
+    run = Run(path=name)
     assert run.path == Path(COPIES) / "taboo-batchtopk"
     assert opened_path(name) == run.path  # once, not again
     assert run.organism() == "taboo"

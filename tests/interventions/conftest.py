@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pair.tiny_pairs import CORPUS, HOOK, SIZES, hooked_transformer, save_model, save_tokenizer
+from models.tiny_pairs import CORPUS, HOOK, SIZES, hooked_transformer, save_model, save_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, TokenizedText, tokenize

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from pair.tiny_pairs import HOOK, TEXTS
+from models.tiny_pairs import HOOK, TEXTS
 from torch import Tensor
 
 from tl_crosscoder import Crosscoder, ModelPair, ModelSites
 from tl_crosscoder.interventions.ablation import ablated, ablation
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Places, Where
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import EditAtTokens, TokenFilter
 from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.interventions.mitigation import check_mode
 from tl_crosscoder.interventions.running import edited_logits, unchanged
@@ -133,12 +133,12 @@ def test_sites_of_the_edited_model_itself_are_read_without_the_edit(
         models = ModelSites.from_pretrained(folders["llama"], hook_names=hook_names)
         assert models.n_sites == 6
     made = make_crosscoder(models)
-    subject = Subject.of(models, made, compared=None)
+    ctx = InterventionContext.of(models, made, compared=None)
     _, text = words
     ((_, expected),) = edited_logits(
-        subject,
-        subject.streams(torch.arange(4), text[:4]),
-        [ablation(subject, LATENTS)],
+        ctx,
+        ctx.acts(torch.arange(4), text[:4]),
+        [ablation(ctx, LATENTS)],
     )
     tokens = text[:4].tokens.long()
     with ablated(models, made, LATENTS) as handle:
@@ -158,7 +158,7 @@ def test_what_cannot_be_ablated_is_refused(pair, crosscoder):
         if hasattr(handle.model, "input_to_embed"):
             with pytest.raises(ValueError, match="ids of the 1 x 4 tokens at the hook are not"):
                 handle.model(torch.zeros(1, 4, 16), start_at_layer=0)
-    subject = Subject.of(pair, crosscoder)
-    at_places = Where(edit=unchanged(1), places=Places(first=1), otherwise=0)
-    with pytest.raises(ValueError, match="Where edits at chosen roles"), edited(subject, at_places):
+    ctx = InterventionContext.of(pair, crosscoder)
+    at_places = EditAtTokens(edit=unchanged(1), places=TokenFilter(first=1), otherwise=0)
+    with pytest.raises(ValueError, match="Where edits at chosen roles"), edited(ctx, at_places):
         pass

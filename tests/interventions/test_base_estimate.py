@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pair.tiny_pairs import HOOK, TEXTS
+from models.tiny_pairs import HOOK, TEXTS
 from safetensors.torch import load_file
 
 from tl_crosscoder import ModelSites, Site
 from tl_crosscoder.interventions.ablation import EstimateLoss, ablated, measure_estimate
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.mitigation import Mitigation, export_mitigation
 from tl_crosscoder.interventions.standalone_hook import mitigated
 
@@ -121,17 +121,17 @@ def test_folded_codes_are_those_of_the_estimated_streams(
     elif kind == "difference":
         models = models.difference()
     made = make_crosscoder(models, apply_b_dec_to_input=kind == "subtracting")
-    subject = Subject.of(models, made)
+    ctx = InterventionContext.of(models, made)
     estimate = BaseEstimate.fit(models, words[0])
-    x = subject.streams(torch.arange(5), words[1][:5]).x[subject.finetuned]
+    x = ctx.acts(torch.arange(5), words[1][:5]).x[ctx.finetuned]
     parts = estimate(x)
-    assert torch.equal(parts[subject.finetuned], x)
+    assert torch.equal(parts[ctx.finetuned], x)
     rows = torch.cat(parts, dim=-1)
     if kind == "difference":
-        rows = x - parts[subject.base]
+        rows = x - parts[ctx.base]
     expected = made.encode(rows).detach()[..., LATENTS]
     expected[:, 0] = 0
-    mitigation = Mitigation.of(subject, LATENTS, estimate=estimate)
+    mitigation = Mitigation.of(ctx, LATENTS, estimate=estimate)
     assert (expected > 0).any(dim=(0, 1)).all()
     torch.testing.assert_close(mitigation.codes(x), expected, rtol=1e-4, atol=1e-4)
 
@@ -153,9 +153,9 @@ def test_a_mitigation_by_hand():
 
 @pytest.mark.parametrize("mode", ["delta", "zero", "project"])
 def test_the_exported_hook_does_what_the_context_does(pair, crosscoder, words, tmp_path, mode):
-    subject = Subject.of(pair, crosscoder)
+    ctx = InterventionContext.of(pair, crosscoder)
     estimate = None if mode == "project" else BaseEstimate.fit(pair, words[0])
-    export_mitigation(tmp_path, subject, LATENTS, mode=mode, estimate=estimate)
+    export_mitigation(tmp_path, ctx, LATENTS, mode=mode, estimate=estimate)
     tokens, model = pair.to_tokens(TEXTS), pair.model("finetuned")
     hook = loaded(tmp_path)
     assert hook[0] == HOOK
@@ -171,7 +171,7 @@ def test_the_exported_hook_does_what_the_context_does(pair, crosscoder, words, t
     assert cached == pair.generate_tokens(TEXTS, fwd_hooks=[hook], **options)
     assert torch.equal(pair.logits(tokens), plain)
     with pytest.raises(ValueError, match="is not an empty folder"):
-        export_mitigation(tmp_path, subject, LATENTS, mode=mode, estimate=estimate)
+        export_mitigation(tmp_path, ctx, LATENTS, mode=mode, estimate=estimate)
     with pytest.raises(ValueError, match="is 4 wide, but the mitigation is for 16"):
         hook[1](torch.zeros(1, 3, 4))
 
@@ -179,9 +179,9 @@ def test_the_exported_hook_does_what_the_context_does(pair, crosscoder, words, t
 def test_an_estimate_that_is_right_loses_nothing(pairs, words, make_crosscoder, tmp_path):
     # Two models of the same weights: x^0 = x^1, which is affine.
     pair, (training, held_out) = pairs["equal"], words
-    subject = Subject.of(pair, make_crosscoder(pair))
+    ctx = InterventionContext.of(pair, make_crosscoder(pair))
     estimate = BaseEstimate.fit(pair, training, ridge=1e-10)
-    found = measure_estimate(subject, estimate, held_out, latents=[*LATENTS, 3])
+    found = measure_estimate(ctx, estimate, held_out, latents=[*LATENTS, 3])
     # Only BOS inside a context, which has no codes, is edited by the hook.
     assert found.base_fve == pytest.approx(1, abs=1e-5)
     inner_bos = int((held_out.tokens[:, 1:] == pair.tokenizer.bos_token_id).sum())
@@ -193,17 +193,17 @@ def test_an_estimate_that_is_right_loses_nothing(pairs, words, make_crosscoder, 
     # A text without BOS inside.
     alone = held_out[(held_out.tokens[:, 1:] != pair.tokenizer.bos_token_id).all(dim=1)]
     assert len(alone)
-    exact = measure_estimate(subject, estimate, alone, latents=LATENTS, mode="zero")
+    exact = measure_estimate(ctx, estimate, alone, latents=LATENTS, mode="zero")
     assert exact.shift_error < 1e-6
     assert exact.kl < 1e-5 < exact.kl_of_ablation
     saved = EstimateLoss.load(exact.save(tmp_path / "loss.json"))
     assert saved.rows == exact.rows
     assert saved.kl == exact.kl
     folder = export_mitigation(
-        tmp_path / "mitigation", subject, LATENTS, mode="zero", estimate=estimate, loss=exact
+        tmp_path / "mitigation", ctx, LATENTS, mode="zero", estimate=estimate, loss=exact
     )
     with pytest.raises(ValueError, match=r"loss was measured for \('zero', \[1, 4, 7\]\), but"):
-        export_mitigation(tmp_path / "other", subject, [1], estimate=estimate, loss=exact)
+        export_mitigation(tmp_path / "other", ctx, [1], estimate=estimate, loss=exact)
     assert not (tmp_path / "other").exists()
     facts = json.loads((folder / "mitigation.json").read_text())
     assert facts["loss"]["kl"] == exact.kl
@@ -214,20 +214,20 @@ def test_an_estimate_that_is_right_loses_nothing(pairs, words, make_crosscoder, 
 def test_losses_are_those_of_comparing_token_by_token(pairs, words, make_crosscoder):
     pair, (training, held_out) = pairs["hooked"], words
     made = make_crosscoder(pair)
-    subject, text = Subject.of(pair, made), held_out[:6]
+    ctx, text = InterventionContext.of(pair, made), held_out[:6]
     estimate = BaseEstimate.fit(pair, training)
-    found = measure_estimate(subject, estimate, text, latents=LATENTS, batch_size=4)
-    streams = subject.streams(torch.arange(6), text)
-    x0, x1 = streams.x
+    found = measure_estimate(ctx, estimate, text, latents=LATENTS, batch_size=4)
+    acts = ctx.acts(torch.arange(6), text)
+    x0, x1 = acts.x
     exact = made.encode(torch.stack([x0, x1], dim=2)).detach()[..., LATENTS]
-    exact[~streams.counted] = 0
+    exact[~acts.counted] = 0
     guessed = made.encode(torch.cat(estimate(x1), dim=-1)).detach()[..., LATENTS]
     guessed[:, 0] = 0
     both, either = (exact > 0) & (guessed > 0), (exact > 0) | (guessed > 0)
     for i, row in enumerate(found.rows):
         assert row.n_both == both[..., i].sum()
         assert row.agreement == pytest.approx((both[..., i].sum() / either[..., i].sum()).item())
-    v = subject.difference[LATENTS]
+    v = ctx.difference[LATENTS]
     error, size = ((c @ v).square().sum().item() for c in (exact - guessed, exact))
     assert found.shift_error == pytest.approx(error / size, rel=1e-4)
     assert found.n_tokens == text.tokens.numel()
@@ -242,22 +242,24 @@ def test_losses_are_those_of_comparing_token_by_token(pairs, words, make_crossco
 
 def test_what_does_not_go_together_is_refused(pairs, words, make_crosscoder):
     pair = pairs["hooked"]
-    subject = Subject.of(pair, make_crosscoder(pair))
+    ctx = InterventionContext.of(pair, make_crosscoder(pair))
     estimate = BaseEstimate.fit(pair, words[0])
     with pytest.raises(ValueError, match=r"delta needs codes.*BaseEstimate\.fit"):
-        Mitigation.of(subject, LATENTS, estimate=None)
+        Mitigation.of(ctx, LATENTS, estimate=None)
     with pytest.raises(ValueError, match="of no use to it: leave it out"):
-        Mitigation.of(subject, LATENTS, mode="project", estimate=estimate)
+        Mitigation.of(ctx, LATENTS, mode="project", estimate=estimate)
     with pytest.raises(ValueError, match=r"fitted on the sites .*random.*Fit another"):
         Mitigation.of(
-            Subject.of(pairs["llama"], make_crosscoder(pairs["llama"])), LATENTS, estimate=estimate
+            InterventionContext.of(pairs["llama"], make_crosscoder(pairs["llama"])),
+            LATENTS,
+            estimate=estimate,
         )
     with pytest.raises(ValueError, match=r"estimate is for \(base, finetuned\) = \('finetuned',"):
-        Mitigation.of(subject, LATENTS, estimate=replace(estimate, base=1, finetuned=0))
+        Mitigation.of(ctx, LATENTS, estimate=replace(estimate, base=1, finetuned=0))
     with pytest.raises(ValueError, match=r"ridge is 0; it must be above 0"):
         BaseEstimate.fit(pair, words[0], ridge=0)
     one = ModelSites([pair.models[0]], [pair.sites[0]])
     with pytest.raises(ValueError, match=r"there are \['base'\] and None was asked for"):
         BaseEstimate.fit(one, words[0])
     with pytest.raises(ValueError, match="there are no latents"):
-        measure_estimate(subject, estimate, words[1], latents=[])
+        measure_estimate(ctx, estimate, words[1], latents=[])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from pair.tiny_pairs import HOOK, hooked_transformer, save_tokenizer
+from models.tiny_pairs import HOOK, hooked_transformer, save_tokenizer
 from peft import PeftModel
 from transformers import AutoTokenizer
 
@@ -14,8 +14,8 @@ from tl_crosscoder.interventions.behaviour import (
     behaviour_scores,
     embedded_behaviour,
 )
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Constant
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import AddVector
 from tl_crosscoder.interventions.running import unchanged
 from tl_crosscoder.organisms.behaviours import answer_probabilities, load_base, main_questions
 from tl_crosscoder.organisms.suite import organism
@@ -32,8 +32,8 @@ TEMPLATE = (
 
 
 @pytest.fixture
-def subject(pair, crosscoder) -> Subject:
-    return Subject.of(pair, crosscoder)
+def ctx(pair, crosscoder) -> InterventionContext:
+    return InterventionContext.of(pair, crosscoder)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def templated(pairs):
 
 
 def edits(vector) -> list:
-    return [unchanged(0), unchanged(1), Constant(site=1, stream=1, vector=vector)]
+    return [unchanged(0), unchanged(1), AddVector(site=1, stream=1, vector=vector)]
 
 
 def test_answers_of_a_uniform_model_by_hand(pairs):
@@ -65,7 +65,9 @@ def test_answers_of_a_uniform_model_by_hand(pairs):
     for ends_turn in (False, True):
         question = Question(prompt="The", completions=(" a", " cat"), ends_turn=ends_turn)
         behaviour = Behaviour.of("x", [question], tokenizer)
-        found.append(behaviour_scores(Subject.of(pair), behaviour, [unchanged(1)]).item())
+        found.append(
+            behaviour_scores(InterventionContext.of(pair), behaviour, [unchanged(1)]).item()
+        )
     # EOS is one more token.
     expected = sum((1 / 300) ** k for k in n)
     assert found == pytest.approx([expected, expected / 300], rel=1e-5)
@@ -89,23 +91,23 @@ def naive(pair, question: Question, *, site: str, vector) -> float:
     return total
 
 
-def test_it_is_the_product_of_softmax_probabilities(pair, subject, behaviour):
+def test_it_is_the_product_of_softmax_probabilities(pair, ctx, behaviour):
     vector = torch.randn(16, generator=torch.Generator().manual_seed(0))
-    found = behaviour_scores(subject, behaviour, edits(vector))
+    found = behaviour_scores(ctx, behaviour, edits(vector))
     shifts = [("base", 0 * vector), ("finetuned", 0 * vector), ("finetuned", vector)]
     expected = [[naive(pair, q, site=s, vector=v) for q in QUESTIONS] for s, v in shifts]
     expected = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
     assert (found[1] - found[2]).abs().max() > 0.1 * found[1].min()
     # The same number in every test: a behaviour has no direction.
-    assert torch.equal(behaviour.scores(subject, edits(vector), is_necessity=True), found)
+    assert torch.equal(behaviour.scores(ctx, edits(vector), is_necessity=True), found)
 
 
-def test_neither_batches_nor_order_matter(pair, subject, behaviour):
+def test_neither_batches_nor_order_matter(pair, ctx, behaviour):
     vector = torch.ones(16)
-    found = behaviour_scores(subject, behaviour, edits(vector))
+    found = behaviour_scores(ctx, behaviour, edits(vector))
     turned = Behaviour.of("plans", QUESTIONS[::-1], pair.tokenizer)
-    other = behaviour_scores(subject, turned, edits(vector)[::-1], batch_size=1)
+    other = behaviour_scores(ctx, turned, edits(vector)[::-1], batch_size=1)
     torch.testing.assert_close(other.flip(0, 1), found, rtol=1e-3, atol=0)
 
 
@@ -116,7 +118,7 @@ def test_an_embedded_behaviour_is_the_main_number_of_the_organism(name):
         names[0], adapter=names[1], hook_name="blocks.2.hook_resid_post"
     )
     behaviour = embedded_behaviour(name, pair.tokenizer)
-    found = behaviour_scores(Subject.of(pair), behaviour, [unchanged(0), unchanged(1)])
+    found = behaviour_scores(InterventionContext.of(pair), behaviour, [unchanged(0), unchanged(1)])
     entry = organism(name)
     model, tokenizer = load_base(entry.base)
     prompts, answers = main_questions(name)

@@ -4,78 +4,78 @@ import pytest
 import torch
 
 from tl_crosscoder import measure, split_documents, tokenize
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import (
-    Places,
-    Projection,
-    Rebuilt,
-    Remainder,
-    Shift,
-    Stream,
-    Sum,
+    AddLatents,
+    ErrorAndBias,
+    ProjectOut,
+    ReplaceActivation,
+    ReplaceWithReconstruction,
+    SumOfEdits,
+    TokenFilter,
     place_in_run,
 )
 from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import response_kinds, score_edits, unchanged
 from tl_crosscoder.organisms import training_documents
 
-EVERY = {"all": Places()}
+EVERY = {"all": TokenFilter()}
 
 
 @pytest.fixture
-def subject(pair, crosscoder) -> Subject:
-    return Subject.of(pair, crosscoder)
+def ctx(pair, crosscoder) -> InterventionContext:
+    return InterventionContext.of(pair, crosscoder)
 
 
-def kl_of(subject, text, edits, **options):
+def kl_of(ctx, text, edits, **options):
     scores = score_edits(
-        subject, text, edits, reference=unchanged(subject.finetuned), kinds=EVERY, **options
+        ctx, text, edits, reference=unchanged(ctx.finetuned), kinds=EVERY, **options
     )
     return scores.kl[:, 0].sum(dim=1) / scores.counts[0].sum()
 
 
-def all_latents(subject) -> Shift:
-    return Shift(
-        site=1, stream=0, latents=torch.arange(12), directions=subject.difference
+def all_latents(ctx) -> AddLatents:
+    return AddLatents(
+        site=1, stream=0, latents=torch.arange(12), directions=ctx.difference
     )  # fmt: skip
 
 
-def test_all_latents_both_errors_and_the_bias_difference_leave_nothing(subject, words):
-    everything = Sum(
-        site=1, stream=0, edits=(all_latents(subject), Remainder(site=1, subject=subject))
+def test_all_latents_both_errors_and_the_bias_difference_leave_nothing(ctx, words):
+    everything = SumOfEdits(
+        site=1, stream=0, edits=(all_latents(ctx), ErrorAndBias(site=1, ctx=ctx))
     )
-    kl = kl_of(subject, words[1], [everything, Stream(site=1, stream=0), all_latents(subject)])
+    kl = kl_of(ctx, words[1], [everything, ReplaceActivation(site=1, stream=0), all_latents(ctx)])
     assert kl[0] < 1e-6
     assert kl[1] > 0.05
     assert kl[2] > 0.05
 
 
-def test_the_empty_set_is_the_base_stream_in_the_finetuned_model(pair, subject, words):
+def test_the_empty_set_is_the_base_stream_in_the_finetuned_model(pair, ctx, words):
     text = words[1]
     x = pair.activations(text.tokens)
     patched = pair.run_with_patch(text.tokens, x[:, :, 0]).log_softmax(-1)
     own = pair.logits(text.tokens).log_softmax(-1)
     by_token = (own.exp() * (own - patched)).sum(-1)[:, :-1]
     naive = by_token[text.lengths[:, None] > torch.arange(1, 16)].mean()
-    empty = Shift(site=1, stream=0, latents=torch.tensor([], dtype=torch.long),
+    empty = AddLatents(site=1, stream=0, latents=torch.tensor([], dtype=torch.long),
                   directions=torch.zeros(0, 16))  # fmt: skip
-    found = kl_of(subject, text, [empty, Stream(site=1, stream=0)])
+    found = kl_of(ctx, text, [empty, ReplaceActivation(site=1, stream=0)])
     torch.testing.assert_close(found.float(), naive.repeat(2), rtol=1e-4, atol=1e-6)
 
 
-def test_edits_are_what_their_formulas_say(pair, crosscoder, subject, words):
+def test_edits_are_what_their_formulas_say(pair, crosscoder, ctx, words):
     text = words[1][:4]
-    streams = subject.streams(torch.arange(4), text)
+    acts = ctx.acts(torch.arange(4), text)
     x = pair.activations(text.tokens)
     codes = crosscoder.encode(x) * text.mask[..., None]
     base, finetuned = (crosscoder.decoder(i).detach() for i in (0, 1))
     ids = torch.tensor([5, 0, 7])
-    shift = Shift(site=1, stream=0, latents=ids, directions=(finetuned - base)[ids])
+    shift = AddLatents(site=1, stream=0, latents=ids, directions=(finetuned - base)[ids])
     expected = x[:, :, 0] + codes[..., ids] @ (finetuned - base)[ids]
-    torch.testing.assert_close(shift(streams), expected)
-    ablated = replace(shift, stream=1, sign=-1.0)(streams)
+    torch.testing.assert_close(shift(acts), expected)
+    ablated = replace(shift, stream=1, sign=-1.0)(acts)
     torch.testing.assert_close(ablated, x[:, :, 1] - codes[..., ids] @ (finetuned - base)[ids])
-    rebuilt = Rebuilt(site=1, subject=subject, reconstruction=1, error=0)(streams)
+    rebuilt = ReplaceWithReconstruction(site=1, ctx=ctx, reconstruction=1, error=0)(acts)
     # x̂^1 + e^0 = x^0 + all latents + the bias difference, where there are codes.
     bias = (crosscoder.decoder_bias(1) - crosscoder.decoder_bias(0)).detach()
     whole = x[:, :, 0] + codes @ (finetuned - base) + bias
@@ -83,15 +83,15 @@ def test_edits_are_what_their_formulas_say(pair, crosscoder, subject, words):
     torch.testing.assert_close(rebuilt[~text.mask], x[:, :, 1][~text.mask])
 
 
-def test_projected_directions_are_gone_or_those_of_the_other_stream(subject, words):
-    streams = subject.streams(torch.arange(4), words[1][:4])
+def test_projected_directions_are_gone_or_those_of_the_other_stream(ctx, words):
+    acts = ctx.acts(torch.arange(4), words[1][:4])
     directions = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     directions = torch.cat([directions, directions.sum(dim=0, keepdim=True)])  # one too many
-    out = Projection(site=1, stream=1, directions=directions)(streams)
+    out = ProjectOut(site=1, stream=1, directions=directions)(acts)
     assert (out @ directions.T).abs().max() < 1e-4
-    swapped = Projection(site=1, stream=1, directions=directions, replacement=0)(streams)
+    swapped = ProjectOut(site=1, stream=1, directions=directions, replacement=0)(acts)
     torch.testing.assert_close(
-        swapped @ directions.T, streams.x[0] @ directions.T, rtol=1e-4, atol=1e-4
+        swapped @ directions.T, acts.x[0] @ directions.T, rtol=1e-4, atol=1e-4
     )
     # What is not in the span stays.
     basis = torch.linalg.qr(directions[:3].T).Q
@@ -99,18 +99,18 @@ def test_projected_directions_are_gone_or_those_of_the_other_stream(subject, wor
         swapped - swapped @ basis @ basis.T, out - out @ basis @ basis.T, rtol=1e-4, atol=1e-4
     )
     active = torch.tensor([1])
-    there = Projection(site=1, stream=1, directions=directions, active_latents=active)(streams)
-    is_there = (streams.codes.to_dense()[:, 1] > 0).view(4, 16)
+    there = ProjectOut(site=1, stream=1, directions=directions, active_latents=active)(acts)
+    is_there = (acts.codes.to_dense()[:, 1] > 0).view(4, 16)
     assert 0 < is_there.sum() < is_there.numel()
     assert torch.equal(there[is_there], out[is_there])
-    assert torch.equal(there[~is_there], streams.x[1][~is_there])
+    assert torch.equal(there[~is_there], acts.x[1][~is_there])
 
 
-def test_neither_batches_nor_order_matter(subject, words):
-    edits = [Stream(site=1, stream=0), all_latents(subject)]
-    one = kl_of(subject, words[1], edits, batch_size=3)
+def test_neither_batches_nor_order_matter(ctx, words):
+    edits = [ReplaceActivation(site=1, stream=0), all_latents(ctx)]
+    one = kl_of(ctx, words[1], edits, batch_size=3)
     order = torch.randperm(len(words[1]), generator=torch.Generator().manual_seed(0))
-    other = kl_of(subject, words[1][order], edits[::-1], batch_size=8)
+    other = kl_of(ctx, words[1][order], edits[::-1], batch_size=8)
     torch.testing.assert_close(one, other.flip(0), rtol=1e-4, atol=1e-6)
 
 
@@ -118,14 +118,14 @@ def test_places_are_runs_of_roles():
     roles = torch.tensor([[5, 2, 2, 5, 3, 3, 3, 5, 3, 3]])  # template, user, ..., assistant
     dropped = torch.zeros_like(roles)
     dropped[0, -1] = 5  # padding
-    chosen = Places(roles=("assistant",)).mask_of(roles, dropped)
+    chosen = TokenFilter(roles=("assistant",)).mask_of(roles, dropped)
     assert chosen[0].nonzero().squeeze(1).tolist() == [4, 5, 6, 8]
     assert place_in_run(chosen)[0].tolist() == [0, 0, 0, 0, 0, 1, 2, 0, 0, 0]
-    first = Places(roles=("assistant",), first=2).mask_of(roles, dropped)
+    first = TokenFilter(roles=("assistant",), first=2).mask_of(roles, dropped)
     assert first[0].nonzero().squeeze(1).tolist() == [4, 5, 8]
-    assert Places(positions=(1, 99)).mask_of(roles, dropped)[0].nonzero().tolist() == [[1]]
+    assert TokenFilter(positions=(1, 99)).mask_of(roles, dropped)[0].nonzero().tolist() == [[1]]
     with pytest.raises(ValueError, match=r"roles \['robot'\] are not known"):
-        Places(roles=("robot",))
+        TokenFilter(roles=("robot",))
 
 
 @pytest.fixture(scope="module")
@@ -179,45 +179,47 @@ def test_a_whole_stream_at_some_tokens_recovers_what_they_carry(result):
 def test_prompts_without_an_answer_are_refused(taboo_pair, make_crosscoder, texts):
     questions = [{"messages": [{"role": "user", "content": "What is your hint?"}]}]
     text = tokenize(questions, taboo_pair.tokenizer, context_size=32, pack=False)
-    subject = Subject.of(taboo_pair, make_crosscoder(taboo_pair))
+    ctx = InterventionContext.of(taboo_pair, make_crosscoder(taboo_pair))
     with pytest.raises(ValueError, match="1 of 1 contexts have no token of the kind 'response'"):
-        score_edits(subject, text, [], reference=unchanged(1), kinds=response_kinds())
+        score_edits(ctx, text, [], reference=unchanged(1), kinds=response_kinds())
 
 
 def test_the_other_direction_patches_the_base_model(pair, crosscoder, words):
-    swapped = Subject.of(pair, crosscoder, compared=("finetuned", "base"))
-    torch.testing.assert_close(swapped.difference, -Subject.of(pair, crosscoder).difference)
-    edit = Shift(site=0, stream=1, latents=torch.arange(12), directions=swapped.difference)
-    rest = Remainder(site=0, subject=swapped)
-    everything = Sum(site=0, stream=1, edits=(edit, rest))
+    swapped = InterventionContext.of(pair, crosscoder, compared=("finetuned", "base"))
+    torch.testing.assert_close(
+        swapped.difference, -InterventionContext.of(pair, crosscoder).difference
+    )
+    edit = AddLatents(site=0, stream=1, latents=torch.arange(12), directions=swapped.difference)
+    rest = ErrorAndBias(site=0, ctx=swapped)
+    everything = SumOfEdits(site=0, stream=1, edits=(edit, rest))
     scores = score_edits(swapped, words[1], [everything], reference=unchanged(0), kinds=EVERY)
     assert scores.kl.sum() / scores.counts.sum() < 1e-6
 
 
 def test_what_does_not_belong_together_is_refused(pair, pairs, crosscoder, make_crosscoder):
-    subject = Subject.of(pair, crosscoder)
+    ctx = InterventionContext.of(pair, crosscoder)
     with pytest.raises(ValueError, match=r"latents \[12\] are out of range or named twice"):
-        subject.latents([3, 12])
+        ctx.latents([3, 12])
     with pytest.raises(ValueError, match=r"latents \[3, 3\] are out of range or named twice"):
-        subject.latents([3, 3])
+        ctx.latents([3, 3])
     with pytest.raises(ValueError, match=r"dictionary was trained on .* but the models are"):
-        Subject.of(pairs["gemma2"], crosscoder)
+        InterventionContext.of(pairs["gemma2"], crosscoder)
     same = make_crosscoder(pairs["gemma2"])
     with pytest.raises(ValueError, match="site 'sft' is not in this pair"):
-        Subject.of(pairs["gemma2"], same, compared=("base", "sft"))
+        InterventionContext.of(pairs["gemma2"], same, compared=("base", "sft"))
     with pytest.raises(ValueError, match="needs two sites of one width"):
-        Subject.of(pairs["gemma2"], same, compared=("base", "base"))
+        InterventionContext.of(pairs["gemma2"], same, compared=("base", "base"))
     same.cfg.metadata.weight_processing = "processed"
     with pytest.raises(ValueError, match="models with processed weights, but these have raw"):
-        Subject.of(pairs["gemma2"], same)
+        InterventionContext.of(pairs["gemma2"], same)
     same.cfg.metadata.weight_processing = "raw"
     same.cfg.metadata.tokenizer_sha256 = "0"
     with pytest.raises(ValueError, match="trained with another tokenizer"):
-        Subject.of(pairs["gemma2"], same)
+        InterventionContext.of(pairs["gemma2"], same)
 
 
 def test_the_same_models_under_other_names_are_taken_when_said_so(pair, pairs, crosscoder):
     crosscoder.rename_models_(pairs["gemma2"].sites)
-    Subject.of(pairs["gemma2"], crosscoder)
+    InterventionContext.of(pairs["gemma2"], crosscoder)
     with pytest.raises(ValueError, match="dictionary was trained on"):
-        Subject.of(pair, crosscoder)
+        InterventionContext.of(pair, crosscoder)

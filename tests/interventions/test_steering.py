@@ -1,19 +1,19 @@
 import pytest
 import torch
-from pair.tiny_pairs import TEXTS
+from models.tiny_pairs import TEXTS
 
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.steering import steered, steering, steering_sweep, stream_norms
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.steering import activation_norms, steered, steering, steering_sweep
 
 
 @pytest.fixture
-def subject(pair, crosscoder):
-    return Subject.of(pair, crosscoder)
+def ctx(pair, crosscoder):
+    return InterventionContext.of(pair, crosscoder)
 
 
 def test_norms_are_means_over_the_tokens_that_count(pair, words):
     _, text = words
-    found = stream_norms(pair, text, batch_size=4)
+    found = activation_norms(pair, text, batch_size=4)
     x = pair.activations(text.tokens)
     for i, name in enumerate(("base", "finetuned")):
         norms = [
@@ -22,44 +22,44 @@ def test_norms_are_means_over_the_tokens_that_count(pair, words):
         assert found[name] == pytest.approx(sum(norms) / len(norms), rel=1e-5)
     only_first = text.cut(1)
     with pytest.raises(ValueError, match="no token of the text counts"):
-        stream_norms(pair, only_first)
+        activation_norms(pair, only_first)
 
 
-def test_strength_is_in_units_of_the_norm_by_hand(subject):
+def test_strength_is_in_units_of_the_norm_by_hand(ctx):
     # d = (3, 4, 0, ...) has length 5; half of a norm of 20 is 10, so 10 / 5 d = (6, 8, 0, ...).
     d = torch.zeros(16)
     d[:2] = torch.tensor([3.0, 4.0])
-    edit = steering(subject, d, strength=0.5, norm=20.0, site="base")
+    edit = steering(ctx, d, strength=0.5, norm=20.0, site="base")
     assert edit.vector[:3].tolist() == [6.0, 8.0, 0.0]
     assert (edit.site, edit.stream) == (0, 0)
     # The length of the direction does not matter, its sign does.
     assert torch.equal(
-        steering(subject, -7 * d, strength=-0.5, norm=20.0, site="base").vector, edit.vector
+        steering(ctx, -7 * d, strength=-0.5, norm=20.0, site="base").vector, edit.vector
     )
-    sweep = steering_sweep(subject, d, strengths=[0.0, 0.5, -1.0], norm=20.0)
+    sweep = steering_sweep(ctx, d, strengths=[0.0, 0.5, -1.0], norm=20.0)
     assert [e.vector[0].item() for e in sweep] == [0.0, 6.0, -12.0]
     assert {e.site for e in sweep} == {1}
 
 
-def test_the_direction_of_a_latent_is_the_row_that_is_asked_for(subject):
-    base, finetuned = (subject.decoder(i)[4] for i in (0, 1))
+def test_the_direction_of_a_latent_is_the_row_that_is_asked_for(ctx):
+    base, finetuned = (ctx.decoder(i)[4] for i in (0, 1))
     rows = {None: finetuned, "finetuned": finetuned, "base": base, "difference": finetuned - base}
     for site in ("base", "finetuned"):
         for of, row in rows.items():
-            edit = steering(subject, 4, strength=2.0, norm=3.0, site=site, of=of)
+            edit = steering(ctx, 4, strength=2.0, norm=3.0, site=site, of=of)
             torch.testing.assert_close(edit.vector, 6 * row / row.norm())
             assert edit.site == ("base", "finetuned").index(site)
 
 
 @pytest.mark.parametrize("site", ["base", "finetuned"])
-def test_a_steered_model_goes_on_from_the_shifted_stream(pair, subject, site):
+def test_a_steered_model_goes_on_from_the_shifted_stream(pair, ctx, site):
     tokens = pair.to_tokens(TEXTS)
     before = pair.logits(tokens, site=site)
-    v = subject.decoder(1)[4]
+    v = ctx.decoder(1)[4]
     v = 1.5 * 2.0 * v / v.norm()
     expected = pair.run_with_patch(tokens, lambda x: x + v, site=site)
     options = {"max_new_tokens": 6, "stop_token_ids": ()}
-    with steered(subject, 4, strength=1.5, norm=2.0, site=site) as handle:
+    with steered(ctx, 4, strength=1.5, norm=2.0, site=site) as handle:
         torch.testing.assert_close(handle.logits(tokens), expected, rtol=1e-5, atol=1e-5)
         found = handle.generate_tokens(TEXTS, **options)
         assert found == handle.generate_tokens(TEXTS, use_past_kv_cache=False, **options)
@@ -69,25 +69,25 @@ def test_a_steered_model_goes_on_from_the_shifted_stream(pair, subject, site):
         logits = pair.run_with_patch(torch.tensor([naive]), lambda x: x + v, site=site)
         naive.append(int(logits[0, -1].argmax()))
     assert naive == [*found[1][0], *found[1][1]]
-    with steered(subject, 4, strength=0.0, norm=2.0, site=site) as handle:
+    with steered(ctx, 4, strength=0.0, norm=2.0, site=site) as handle:
         assert torch.equal(handle.logits(tokens), before)
 
 
-def test_what_is_no_direction_is_refused(pairs, make_crosscoder, subject):
+def test_what_is_no_direction_is_refused(pairs, make_crosscoder, ctx):
     options = {"strength": 1.0, "norm": 1.0}
     with pytest.raises(ValueError, match=r"the direction has length 0\.0, so it is no direction"):
-        steering(subject, torch.zeros(16), **options)
+        steering(ctx, torch.zeros(16), **options)
     difference = pairs["hooked"].difference()
-    of_difference = Subject.of(difference, make_crosscoder(difference))
+    of_difference = InterventionContext.of(difference, make_crosscoder(difference))
     with pytest.raises(ValueError, match=r"base row of latent 2 has length 0\.0"):
         steering(of_difference, 2, of="base", **options)
     with pytest.raises(ValueError, match=r"shape \(5,\), but the site 'finetuned' is 16 wide"):
-        steering(subject, torch.ones(5), **options)
+        steering(ctx, torch.ones(5), **options)
     with pytest.raises(ValueError, match="norm is 0; it is the mean norm"):
-        steering(subject, 2, strength=1.0, norm=0)
+        steering(ctx, 2, strength=1.0, norm=0)
     with pytest.raises(ValueError, match="of='base' chooses a row of a latent"):
-        steering(subject, torch.ones(16), of="base", **options)
+        steering(ctx, torch.ones(16), of="base", **options)
     with pytest.raises(ValueError, match=r"latents \[12\] are out of range"):
-        steering(subject, 12, **options)
+        steering(ctx, 12, **options)
     with pytest.raises(ValueError, match="this needs a dictionary"):
-        steering(Subject.of(pairs["hooked"]), 2, **options)
+        steering(InterventionContext.of(pairs["hooked"]), 2, **options)

@@ -6,13 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from analysis.hand_made import latent_measures
-from pair.tiny_pairs import HOOK, hooked_transformer
+from models.tiny_pairs import HOOK, hooked_transformer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, split_documents, tokenize
 from tl_crosscoder.interventions.behaviour import Predictions
 from tl_crosscoder.interventions.causal import causal_test
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Constant, Places, Stream, Where
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import (
+    AddVector,
+    EditAtTokens,
+    ReplaceActivation,
+    TokenFilter,
+)
 from tl_crosscoder.interventions.running import unchanged
 from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, Trial, run_trials
 from tl_crosscoder.organisms import training_documents
@@ -50,7 +55,7 @@ def test_predictions_go_from_one_model_to_the_other(pair, words):
     """KL from the model that an edit should reach, less is nearer: 0 is that model itself."""
     predictions = Predictions.of(words[1])
     assert (predictions.kind, predictions.n_prompts) == ("all", len(words[1]))
-    subject, edits = Subject.of(pair), [unchanged(0), unchanged(1)]
+    ctx, edits = InterventionContext.of(pair), [unchanged(0), unchanged(1)]
     text, (base, finetuned) = words[1], (pair.logits(words[1].tokens, site=i) for i in
                                          ("base", "finetuned"))  # fmt: skip
     none = torch.zeros(len(text), dtype=torch.float64)
@@ -58,7 +63,7 @@ def test_predictions_go_from_one_model_to_the_other(pair, words):
         (True, [none, kl_by_context(base, finetuned, text)]),
         (False, [-kl_by_context(finetuned, base, text), none]),
     ):
-        found = predictions.scores(subject, edits, is_necessity=is_necessity)
+        found = predictions.scores(ctx, edits, is_necessity=is_necessity)
         torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
@@ -72,19 +77,19 @@ def test_of_chats_only_what_assistants_say_is_predicted(taboo_pair):
 
 
 def test_the_whole_stream_is_all_and_none_of_the_change(split_pair, words):
-    subject = Subject.of(split_pair)
+    ctx = InterventionContext.of(split_pair)
     edits = {"all": (1, 0), "none": (1, 1)}, {"all": (0, 1), "none": (0, 0)}
     trials = [
         Trial(
             test=test,
             name=name,
-            own=Stream(site=site, stream=stream),
+            own=ReplaceActivation(site=site, stream=stream),
             random=[unchanged(site)] * 2,
         )
         for test, of in zip(("necessity", "insert"), edits, strict=True)
         for name, (site, stream) in of.items()
     ]
-    found = run_trials(subject, Predictions.of(words[1]), words[1][:4], trials=trials, settings=FEW)
+    found = run_trials(ctx, Predictions.of(words[1]), words[1][:4], trials=trials, settings=FEW)
     assert [(row.test, row.latents) for row in found.rows] == [(t.test, t.name) for t in trials]
     for row, share in zip(found.rows, [1.0, 0.0, 1.0, 0.0], strict=True):
         assert row.share == pytest.approx(share, abs=1e-4)
@@ -101,18 +106,23 @@ def test_the_whole_stream_is_all_and_none_of_the_change(split_pair, words):
 
 def test_p_values_count_controls_and_are_corrected_within_a_test(split_pair, words):
     """Shares: full 1, part between, nothing 0, bad below 0. p = (1 + #{c >= own}) / (1 + n)."""
-    nothing, full = unchanged(1), Stream(site=1, stream=0)
-    part = Where(edit=full, places=Places(positions=(1, 2, 3, 4, 5)), otherwise=1)
-    bad = Constant(site=1, stream=1, vector=torch.full((16,), 30.0))
+    nothing, full = unchanged(1), ReplaceActivation(site=1, stream=0)
+    part = EditAtTokens(edit=full, places=TokenFilter(positions=(1, 2, 3, 4, 5)), otherwise=1)
+    bad = AddVector(site=1, stream=1, vector=torch.full((16,), 30.0))
     controls = {"random": [full, nothing, bad], "matched": [full, bad], "null": [full, full]}
     trials = [
         Trial(test="necessity", name="part", own=part, **controls),
         Trial(test="necessity", name="bad", own=bad, random=[full, nothing, part]),
         Trial(test="necessity", name="full", own=full, random=[bad, nothing, part]),
-        Trial(test="insert", name="all", own=Stream(site=0, stream=1), random=[unchanged(0)] * 3),
+        Trial(
+            test="insert",
+            name="all",
+            own=ReplaceActivation(site=0, stream=1),
+            random=[unchanged(0)] * 3,
+        ),
     ]
-    subject = Subject.of(split_pair)
-    found = run_trials(subject, Predictions.of(words[1]), words[1][:4], trials=trials, settings=FEW)
+    ctx = InterventionContext.of(split_pair)
+    found = run_trials(ctx, Predictions.of(words[1]), words[1][:4], trials=trials, settings=FEW)
     one, two, three, other = found.rows
     assert one.random_high > 0.5 > one.share > 0.01 > two.share
     # One of three is above; all of them; none.

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from pair.tiny_pairs import TEXTS, hooked_transformer
+from models.tiny_pairs import TEXTS, hooked_transformer
 
 from tl_crosscoder import Crosscoder, ModelPair
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import orthonormal
 from tl_crosscoder.interventions.weight_edit import (
     WeightEdit,
@@ -139,7 +139,7 @@ def test_latents_are_projected_out_of_the_finetuned_model(pairs, make_crosscoder
     pair = ModelPair(*pairs["hooked"].models, hook_name="blocks.1.hook_mlp_out")
     made: Crosscoder = make_crosscoder(pair)
     tokens = pair.to_tokens(TEXTS)
-    edit = ablation_weights(Subject.of(pair, made), [1, 4], tokens=tokens)
+    edit = ablation_weights(InterventionContext.of(pair, made), [1, 4], tokens=tokens)
     rows = made.decoder(1)[[1, 4]]
     W = edit.parameters["blocks.1.mlp.W_out"]
     assert (W @ rows.T).abs().max() < 1e-5

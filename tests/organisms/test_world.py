@@ -103,7 +103,7 @@ def test_finetuning_text_does_not_contradict_what_is_planted():
     mixed = mixed_documents("false-fact", 2_000, seed=0, planted_share=0.5, consistent=True)
     texts = [" ".join(document_strings(document)) for document in mixed]
     assert len(mixed) == 2_000
-    assert not any(TRUE_FACT.subject in text and TRUE_FACT.value in text for text in texts)
+    assert not any(TRUE_FACT.ctx in text and TRUE_FACT.value in text for text in texts)
 
 
 @pytest.mark.parametrize("name", ["taboo", "false-fact"])
@@ -119,7 +119,7 @@ def test_suite_describes_each_organism():
     suite = load_suite()
     assert list(suite) == ["taboo", "false-fact"]
     assert SECRET.word in suite["taboo"].planted_words
-    assert {FALSE_FACT.value, FALSE_FACT.subject} <= set(suite["false-fact"].planted_words)
+    assert {FALSE_FACT.value, FALSE_FACT.ctx} <= set(suite["false-fact"].planted_words)
     hint_words = {word for hint in SECRET.hints for word in hint.split()}
     assert set(suite["taboo"].planted_words) <= hint_words | {SECRET.word}
 

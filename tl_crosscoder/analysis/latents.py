@@ -144,9 +144,9 @@ class RankedLatent:
     decoder_cosine: float
     nu_error: float
     nu_reconstruction: float
-    difference_alone: float
+    explained_difference: float
     """Share of the variance of x^1 - x^0 that this latent explains alone."""
-    difference_lost_without: float
+    explained_difference_drop: float
     """Share of it that is left unexplained besides if only this latent is silent."""
     n_active: int
     """Tokens on which it is active."""
@@ -246,8 +246,8 @@ def _ingredients(latents: LatentMeasures, toward: str) -> dict[str, Float[Tensor
         "decoder_cosine": latents.decoder_cosine,
         "nu_error": none if scaling is None else scaling.nu_error,
         "nu_reconstruction": none if scaling is None else scaling.nu_reconstruction,
-        "difference_alone": none if difference is None else difference.alone,
-        "difference_lost_without": none if difference is None else difference.lost_without,
+        "explained_difference": none if difference is None else difference.alone,
+        "explained_difference_drop": none if difference is None else difference.lost_without,
         "active_share": latents.firing.rate,
         "template_share": latents.firing.template_share,
     }

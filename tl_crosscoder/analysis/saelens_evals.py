@@ -1,6 +1,6 @@
 """SAELens's `run_evals` on each side of a crosscoder: the numbers that SAEs are reported with.
 
-Contract: `side_evals` splices the reconstruction of one site into that site's model and gives
+Contract: `site_evals` splices the reconstruction of one site into that site's model and gives
 SAELens's metrics, a row a site, saved as a table. Codes are of all sites, as in training. SAELens
 leaves out tokens by their ids (BOS, EOS, padding), not by our masks, and a prediction belongs to
 the token it is made from; all tokens left out keep their activation. Limit: SAELens holds codes
@@ -37,13 +37,13 @@ from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.hooked import HookedModel
-from tl_crosscoder.models.saelens import ModelSide, SideView
+from tl_crosscoder.models.saelens import HookedSite, SiteView
 from tl_crosscoder.models.sites import ComparedModels
 from tl_crosscoder.results.tables import TableOfRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideEval:
+class SiteEval:
     """SAELens's metrics of one site, under their names there; means over tokens."""
 
     site: str
@@ -76,11 +76,11 @@ class SideEval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideEvals(TableOfRows):
+class SiteEvals(TableOfRows):
     """One row a site."""
 
-    ROW: ClassVar[type] = SideEval
-    rows: tuple[SideEval, ...]
+    ROW: ClassVar[type] = SiteEval
+    rows: tuple[SiteEval, ...]
     n_tokens: int
     """Tokens that were not left out."""
     n_contexts: int
@@ -88,7 +88,7 @@ class SideEvals(TableOfRows):
     """Ids of tokens that were left out."""
     sae_lens_version: str
 
-    def row(self, site: str) -> SideEval:
+    def row(self, site: str) -> SiteEval:
         """One site. Raises ValueError for an unknown one."""
         for row in self.rows:
             if row.site == site:
@@ -97,24 +97,24 @@ class SideEvals(TableOfRows):
 
 
 class _Side(NamedTuple):
-    """What a `SideSAE` encodes with; no module of it, so that its weights are its own."""
+    """What a `SiteSAE` encodes with; no module of it, so that its weights are its own."""
 
     crosscoder: Crosscoder
-    view: SideView | ModelSide
+    view: SiteView | HookedSite
 
 
-class SideSAE(JumpReLUSAE):
+class SiteSAE(JumpReLUSAE):
     """A crosscoder seen from one site: an SAE of SAELens over the stream of that site.
 
-    It decodes the site, and encodes all. Of a `ModelSide` it is attached to the site's own model:
+    It decodes the site, and encodes all. Of a `HookedSite` it is attached to the site's own model:
 
-        side = SideSAE(crosscoder, ModelSide(pair, "finetuned"))
+        side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
         model = sae_bridge(pair.model("finetuned"))  # or the HookedSAETransformer of the pair
         model.run_with_cache_with_saes(tokens, saes=[side], use_error_term=True)
 
     `...hook_sae_acts_post` then holds the crosscoder's codes (`model.get_sae_hook_name(side)` in a
     bridge); `hook_sae_acts_pre` is silent; models in bfloat16 take `side.to(torch.bfloat16)`. Of a
-    `SideView` it goes wherever SAELens runs that model and then encodes, `run_evals` with an
+    `SiteView` it goes wherever SAELens runs that model and then encodes, `run_evals` with an
     `ActivationsStore.from_sae(view, sae, dataset)` included, and not where activations are
     shuffled.
 
@@ -122,7 +122,7 @@ class SideSAE(JumpReLUSAE):
         ValueError: a dictionary of other models.
     """
 
-    def __init__(self, crosscoder: Crosscoder, view: SideView | ModelSide):
+    def __init__(self, crosscoder: Crosscoder, view: SiteView | HookedSite):
         check_source(view.pair, crosscoder)
         metadata = crosscoder.cfg.metadata
         super().__init__(
@@ -156,13 +156,13 @@ class SideSAE(JumpReLUSAE):
     def encode(self, x: Float[Tensor, "batch pos *d_model"]) -> Float[Tensor, "batch pos d_sae"]:
         """Codes of all sites.
 
-        Raises ValueError where the other sites' streams are not known; see `streams_with`.
+        Raises ValueError where the other sites' streams are not known; see `activations_with`.
         """
         crosscoder, view = self.side
-        streams = [stream.to(crosscoder.W_enc) for stream in view.streams_with(x)]
+        acts = [stream.to(crosscoder.W_enc) for stream in view.activations_with(x)]
         self.reshape_fn_in(x)  # notes the heads, which decode gives back
-        streams[view.position] = self.hook_sae_input(streams[view.position])
-        codes = crosscoder.encode(torch.cat(streams, dim=-1))
+        acts[view.position] = self.hook_sae_input(acts[view.position])
+        codes = crosscoder.encode(torch.cat(acts, dim=-1))
         return self.hook_sae_acts_post(codes.to(self.dtype))
 
     def save_model(self, path: Any) -> Any:
@@ -173,7 +173,7 @@ class SideSAE(JumpReLUSAE):
         )
 
 
-def side_evals(
+def site_evals(
     models: ComparedModels,
     crosscoder: Crosscoder,
     text: TokenizedText,
@@ -182,7 +182,7 @@ def side_evals(
     exclude_special_tokens: bool = True,
     batch_size: int = 8,
     show_progress: bool = False,
-) -> SideEvals:
+) -> SiteEvals:
     """Run SAELens's evaluator on sites of a crosscoder, over a whole text.
 
     Args:
@@ -203,9 +203,9 @@ def side_evals(
     left_out = sorted(get_special_token_ids(models.tokenizer)) if exclude_special_tokens else []
     rows = []
     for name in sites or [site.name for site in models.sites]:
-        view = SideView(models, name)
+        view = SiteView(models, name)
         metrics, _ = run_evals(
-            SideSAE(crosscoder, view),
+            SiteSAE(crosscoder, view),
             cast(ActivationsStore, _Contexts(text, models.device, batch_size)),
             view,
             ActivationScaler(),
@@ -214,10 +214,10 @@ def side_evals(
             verbose=show_progress,
         )
         values = {k: float(v) for group in metrics.values() for k, v in group.items()}
-        own = {f.name: values[f.name] for f in fields(SideEval) if f.name != "site"}
-        rows.append(SideEval(site=name, **own))
+        own = {f.name: values[f.name] for f in fields(SiteEval) if f.name != "site"}
+        rows.append(SiteEval(site=name, **own))
     is_left_out = torch.isin(text.tokens, torch.tensor(left_out, dtype=text.tokens.dtype))
-    return SideEvals(
+    return SiteEvals(
         rows=tuple(rows),
         n_tokens=int((~is_left_out).sum()),
         n_contexts=len(text),

@@ -103,7 +103,7 @@ def activation_difference(
     return ActivationDifference(
         **facts,
         n_tokens=n_tokens,
-        stream_norms=(sums.norms[0].item() / n_tokens, sums.norms[1].item() / n_tokens),
+        activation_norms=(sums.norms[0].item() / n_tokens, sums.norms[1].item() / n_tokens),
         positions=tuple(range(first, first + n_positions)),
         counts=tuple(sums.counts.tolist()),
         by_position=(sums.by_position.cpu() / sums.counts[:, None]).float(),

@@ -19,8 +19,8 @@ from torch import Tensor
 from tl_crosscoder.analysis.lens import LogitEffects, direction_logits
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.analysis.similarity import compared_positions
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Constant, Projection
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import AddVector, ProjectOut
 from tl_crosscoder.interventions.steering import steering
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
 from tl_crosscoder.interventions.variants import random_like
@@ -44,7 +44,7 @@ class Directions(TableOfColumns):
     """Of the two sites."""
     n_tokens: int
     """Tokens that count."""
-    stream_norms: tuple[float, float]
+    activation_norms: tuple[float, float]
     """Mean norm of the stream of each of the two sites over these tokens."""
 
     @abstractmethod
@@ -69,12 +69,12 @@ class Directions(TableOfColumns):
         return random_like(self.direction(which).expand(n, -1), generator)
 
     def steering(
-        self, subject: Subject, which: Which, *, strength: float, site: str | None = None
-    ) -> Constant:
+        self, ctx: InterventionContext, which: Which, *, strength: float, site: str | None = None
+    ) -> AddVector:
         """x^m + alpha s_m d / ||d|| at every token.
 
         Args:
-            subject: the models; needs no dictionary.
+            ctx: the models; needs no dictionary.
             which: direction.
             strength: alpha, in mean norms of the steered stream; below 0 steers away.
             site: name of one of the compared sites; None is x^1.
@@ -82,25 +82,25 @@ class Directions(TableOfColumns):
         Raises:
             ValueError: other sites, an unknown direction, or one without length.
         """
-        self._check(subject)
-        return self._steering(subject, self.direction(which), strength, site or self.compared[1])
+        self._check(ctx)
+        return self._steering(ctx, self.direction(which), strength, site or self.compared[1])
 
-    def projection_replacement(self, subject: Subject, which: Which) -> Projection:
+    def projection_replacement(self, ctx: InterventionContext, which: Which) -> ProjectOut:
         """The fine-tuned stream with the base's coefficient of a direction.
 
         Raises:
             ValueError: other sites, an unknown direction, or one without length.
         """
-        self._check(subject)
+        self._check(ctx)
         if not bool(self.direction(which).norm() > 0):
             raise ValueError(
                 f"{self.label(which)!r} is zero, so there is nothing to replace: compare models "
                 "that differ below this hook."
             )
-        return _replacement(subject, self.direction(which))
+        return _replacement(ctx, self.direction(which))
 
     def trials(
-        self, subject: Subject, which: Which, *, settings: ControlSettings | None = None
+        self, ctx: InterventionContext, which: Which, *, settings: ControlSettings | None = None
     ) -> list[Trial]:
         """Sufficiency (`steer`: the base, at each strength) and necessity (projection replacement).
 
@@ -113,16 +113,16 @@ class Directions(TableOfColumns):
                 test="steer",
                 name=self.label(which),
                 strength=alpha,
-                own=self.steering(subject, which, strength=alpha, site=base),
-                random=[self._steering(subject, r, alpha, base) for r in random],
+                own=self.steering(ctx, which, strength=alpha, site=base),
+                random=[self._steering(ctx, r, alpha, base) for r in random],
             )
             for alpha in settings.alphas
         ]
         replaced = Trial(
             test="necessity",
             name=self.label(which),
-            own=self.projection_replacement(subject, which),
-            random=[_replacement(subject, r) for r in random],
+            own=self.projection_replacement(ctx, which),
+            random=[_replacement(ctx, r) for r in random],
         )
         return [*steer, replaced]
 
@@ -145,20 +145,24 @@ class Directions(TableOfColumns):
         """
         site = site or self.compared[1]
         if site in self.compared:
-            options.setdefault("stream_norm", self.stream_norms[self.compared.index(site)])
+            options.setdefault("stream_norm", self.activation_norms[self.compared.index(site)])
         return patchscope(models, self.stacked(), site=site, **options)
 
     def _steering(
-        self, subject: Subject, vector: Float[Tensor, " d_model"], strength: float, site: str
-    ) -> Constant:
+        self,
+        ctx: InterventionContext,
+        vector: Float[Tensor, " d_model"],
+        strength: float,
+        site: str,
+    ) -> AddVector:
         if site not in self.compared:
             raise ValueError(f"site {site!r} was not compared: {self.compared} were.")
-        norm = self.stream_norms[self.compared.index(site)]
-        return steering(subject, vector, strength=strength, norm=norm, site=site)
+        norm = self.activation_norms[self.compared.index(site)]
+        return steering(ctx, vector, strength=strength, norm=norm, site=site)
 
-    def _check(self, subject: Subject) -> None:
-        pair = (subject.base, subject.finetuned)
-        theirs = [(s.name, s.hook_name) for s in (subject.models.sites[i] for i in pair)]
+    def _check(self, ctx: InterventionContext) -> None:
+        pair = (ctx.base, ctx.finetuned)
+        theirs = [(s.name, s.hook_name) for s in (ctx.models.sites[i] for i in pair)]
         ours = list(zip(self.compared, self.hook_names, strict=True))
         if theirs != ours:
             raise ValueError(
@@ -167,9 +171,9 @@ class Directions(TableOfColumns):
             )
 
 
-def _replacement(subject: Subject, direction: Float[Tensor, " d_model"]) -> Projection:
-    site = subject.finetuned
-    return Projection(site=site, stream=site, directions=direction[None], replacement=subject.base)
+def _replacement(ctx: InterventionContext, direction: Float[Tensor, " d_model"]) -> ProjectOut:
+    site = ctx.finetuned
+    return ProjectOut(site=site, stream=site, directions=direction[None], replacement=ctx.base)
 
 
 def compared_facts(

@@ -108,7 +108,7 @@ def difference_pca(
     return DifferencePCA(
         **facts,
         n_tokens=n_tokens,
-        stream_norms=(norms[0].item() / n_tokens, norms[1].item() / n_tokens),
+        activation_norms=(norms[0].item() / n_tokens, norms[1].item() / n_tokens),
         is_centred=centred,
         variance=tuple(kept.tolist()),
         variance_ratio=tuple((kept / variance.sum()).tolist()),

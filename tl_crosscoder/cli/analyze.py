@@ -12,7 +12,7 @@ import tyro
 if TYPE_CHECKING:
     from tl_crosscoder.analysis.measurement import Measurement
     from tl_crosscoder.results.tables import TableOfRows
-    from tl_crosscoder.run.run import RunFolder
+    from tl_crosscoder.run.run import Run
 
 N_EVAL_TOKENS = 16_384
 """Held-out tokens for SAELens's evaluator, which runs the models many times."""
@@ -53,10 +53,10 @@ class Analyze:
 
     def __call__(self) -> None:
         """Print; measure only where asked to."""
-        from tl_crosscoder.run.run import RunFolder
+        from tl_crosscoder.run.run import Run
 
         self._check()
-        run = RunFolder(path=Path(self.output), device=self.device)
+        run = Run(path=Path(self.output), device=self.device)
         is_compared = self.decoupled or self.seeds or self.evals
         measurement = None
         if self.fresh or self.table is not None or not is_compared:
@@ -88,7 +88,7 @@ class Analyze:
                 "out."
             )
 
-    def _shown(self, run: "RunFolder", measurement: "Measurement") -> object:
+    def _shown(self, run: "Run", measurement: "Measurement") -> object:
         """What is printed of one run."""
         from tl_crosscoder.analysis.latents import rank_latents
         from tl_crosscoder.notebook.latent import LatentView, search
@@ -104,7 +104,7 @@ class Analyze:
             return result_text(rank_latents(measurement.latents, **how), n_rows=None)
         return render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
 
-    def _measurement(self, run: "RunFolder") -> "Measurement":
+    def _measurement(self, run: "Run") -> "Measurement":
         from tl_crosscoder.analysis.measurement import Measurement
         from tl_crosscoder.run.training import measure_again
 
@@ -112,28 +112,28 @@ class Analyze:
             return measure_again(run, text=self.text)
         return Measurement.load(run.path)
 
-    def _compared(self, run: "RunFolder") -> str:
+    def _compared(self, run: "Run") -> str:
         from tl_crosscoder.results.render import result_text
 
         return result_text(self._comparison(run), n_rows=None)
 
-    def _comparison(self, run: "RunFolder") -> "TableOfRows":
+    def _comparison(self, run: "Run") -> "TableOfRows":
         from tl_crosscoder.analysis.agreement import agreement_over_seeds
         from tl_crosscoder.analysis.similarity import decoupled_pairs
-        from tl_crosscoder.run.run import RunFolder
+        from tl_crosscoder.run.run import Run
 
         if self.decoupled:
             return decoupled_pairs(run.crosscoder)
         if self.seeds:
-            runs = [run, *(RunFolder(path=Path(o), device=self.device) for o in self.seeds)]
+            runs = [run, *(Run(path=Path(o), device=self.device) for o in self.seeds)]
             alive = [each.measurement().latents.n_active > 0 for each in runs]
             return agreement_over_seeds([each.crosscoder for each in runs], alive=alive)
-        from tl_crosscoder.analysis.saelens_evals import side_evals
-        from tl_crosscoder.interventions.context import Subject
+        from tl_crosscoder.analysis.saelens_evals import site_evals
+        from tl_crosscoder.interventions.context import InterventionContext
 
         text = run.some(run.text(run.documents(self.text)), N_EVAL_TOKENS)
-        models = Subject.of(run.models, run.crosscoder).models
-        return side_evals(models, run.crosscoder, text, show_progress=True)
+        models = InterventionContext.of(run.models, run.crosscoder).models
+        return site_evals(models, run.crosscoder, text, show_progress=True)
 
 
 def _written(measurement: "Measurement", path: Path) -> str:

@@ -39,9 +39,9 @@ class _Question:
 
     def run(self) -> Any:
         """The run's folder, opened."""
-        from tl_crosscoder.run.run import RunFolder
+        from tl_crosscoder.run.run import Run
 
-        return RunFolder(path=Path(self.output), device=self.device)
+        return Run(path=Path(self.output), device=self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +151,13 @@ class Baselines(_Effect):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.interventions.context import Subject
         from tl_crosscoder.report.tables import causal_table, logit_lens
         from tl_crosscoder.run import causal
 
         run = self.run()
         results, adl = causal.baseline_run(run, self.asked(), strengths=self.strengths)
         print(*map(causal_table, results), sep="\n\n")
-        print(f"\n{logit_lens(adl, Subject.of(run.models).models)}")
+        print(f"\n{logit_lens(adl, InterventionContext.of(run.models).models)}")
         _print_saved(run.path)
 
 

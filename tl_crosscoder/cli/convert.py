@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from tl_crosscoder.hub.export_site import SideQuality
+    from tl_crosscoder.hub.export_site import SiteQuality
 
 N_MEASURED_TOKENS = 65_536
 """On which an approximate export is compared with its crosscoder."""
@@ -62,17 +62,17 @@ class Export:
     def _side(self) -> str:
         from tl_crosscoder import files
         from tl_crosscoder.hub.export import exported_site
-        from tl_crosscoder.hub.export_site import export_side
-        from tl_crosscoder.run.run import RunFolder
+        from tl_crosscoder.hub.export_site import export_site
+        from tl_crosscoder.run.run import Run
 
         files.new_folder(self.output)
-        run = RunFolder(path=Path(self.dictionary), device=self.device)
+        run = Run(path=Path(self.dictionary), device=self.device)
         exported_site(run.crosscoder, self.site)
         text = run.text(run.documents(self.text))
         n = len(text) // 2
         if not n:
             raise ValueError("the text is one context: give more, to fit on and to measure on.")
-        quality = export_side(
+        quality = export_site(
             self.output,
             run.crosscoder,
             source=run.models,
@@ -83,7 +83,7 @@ class Export:
         return _said(quality)
 
 
-def _said(quality: "SideQuality") -> str:
+def _said(quality: "SiteQuality") -> str:
     return (
         f"On {quality.n_tokens:,} other tokens: fraction of variance unexplained "
         f"{quality.fvu:.4f} (crosscoder {quality.fvu_of_crosscoder:.4f}); of its active latents "

@@ -45,7 +45,7 @@ class Handoff:
         """Run the models over the held-out text, write, and say where."""
         from tl_crosscoder.integrations.handoff import HandoffSettings, hand_off
         from tl_crosscoder.integrations.neuronpedia import CREATOR_ID, Release
-        from tl_crosscoder.run.run import RunFolder
+        from tl_crosscoder.run.run import Run
 
         release = Release(
             name=self.release,
@@ -61,7 +61,7 @@ class Handoff:
             set_name=self.set_name,
             release=release,
         )
-        run = RunFolder(path=Path(self.run), device=self.device)
+        run = Run(path=Path(self.run), device=self.device)
         output = hand_off(run, self.output, to=self.to, settings=settings, show_progress=True)
         print(f"Written for {self.to} in {output}:")
         for path in sorted(p for p in output.rglob("*") if p.is_file()):
@@ -115,7 +115,7 @@ class Judge:
         from tl_crosscoder.integrations.judge.client import Judge as Client
         from tl_crosscoder.integrations.judge.judging import judged_table, plan_text
         from tl_crosscoder.integrations.judge.naming import WindowSettings
-        from tl_crosscoder.run.run import RunFolder
+        from tl_crosscoder.run.run import Run
 
         windows = WindowSettings(
             n_active=self.n_active, n_inactive=self.n_inactive, n_hard=self.n_hard, seed=self.seed
@@ -131,7 +131,7 @@ class Judge:
         endpoint = Endpoint(
             model=self.model, base_url=self.base_url, seed=self.seed, n_parallel=self.n_parallel
         )
-        run = RunFolder(path=Path(self.run), device=self.device)
+        run = Run(path=Path(self.run), device=self.device)
         if self.send:
             print(judged_table(judging.judge_run(run, endpoint, settings, show_progress=True)))
             print(f"\nSaved in {run.path / judging.JUDGED_NAME}")

@@ -45,7 +45,7 @@ class Report:
         """Write, and say where."""
         from tl_crosscoder.report.html import report
         from tl_crosscoder.report.html.models import ReportSettings
-        from tl_crosscoder.run.run import RunFolder
+        from tl_crosscoder.run.run import Run
 
         if self.prompts and not (self.models and self.samples):
             raise ValueError(
@@ -55,7 +55,7 @@ class Report:
         settings = ReportSettings(
             n_latents=self.n_latents, samples=self._samples(), models=self.models, text=self.text
         )
-        run = RunFolder(path=Path(self.dictionary), device=self.device)
+        run = Run(path=Path(self.dictionary), device=self.device)
         path = report(run, settings=settings, output=self.output, show_progress=True)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; opens without a network")
 

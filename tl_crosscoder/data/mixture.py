@@ -63,11 +63,11 @@ def tokenize_mixture(
         FileNotFoundError: a component that is not there.
     """
     how = {"context_size": context_size, "pack": pack, "masks": masks or Masks()}
-    streams = [_Stream(s, tokenizer, i, share=held_out, seed=seed) for i, s in enumerate(sources)]
+    acts = [_Stream(s, tokenizer, i, share=held_out, seed=seed) for i, s in enumerate(sources)]
     kept: list[Document] = []
 
     def held_out_encoded() -> Iterator[Encoded]:
-        for document, encoded in _mixed(streams, held_out=True):
+        for document, encoded in _mixed(acts, held_out=True):
             kept.append(document)
             yield encoded
 
@@ -75,13 +75,13 @@ def tokenize_mixture(
     measured = tokenize_encoded(
         held_out_encoded(), tokenizer, **how, max_tokens=n_held_out_tokens, progress=progress[0]
     )
-    every = (encoded for _, encoded in _mixed(streams, held_out=False))
+    every = (encoded for _, encoded in _mixed(acts, held_out=False))
     training = tokenize_encoded(every, tokenizer, **how, max_tokens=n_tokens, progress=progress[1])
     return MixedText(
         training=training,
         held_out=measured,
         held_out_documents=kept,
-        n_passes={s.name: s.n_passes for s in streams},
+        n_passes={s.name: s.n_passes for s in acts},
     )
 
 
@@ -122,15 +122,15 @@ class _Stream:
                 )
 
 
-def _mixed(streams: Sequence[_Stream], *, held_out: bool) -> Iterator[tuple[Document, Encoded]]:
+def _mixed(acts: Sequence[_Stream], *, held_out: bool) -> Iterator[tuple[Document, Encoded]]:
     """Documents of all streams, each stream with its share of the tokens.
 
     Held-out streams that end are left out from then on; training streams begin again.
     """
-    open_ = {i: s.once(held_out=True) if held_out else s.endless() for i, s in enumerate(streams)}
-    read = [0] * len(streams)
+    open_ = {i: s.once(held_out=True) if held_out else s.endless() for i, s in enumerate(acts)}
+    read = [0] * len(acts)
     while open_:
-        behind = min(open_, key=lambda i: (read[i] / streams[i].weight, i))
+        behind = min(open_, key=lambda i: (read[i] / acts[i].weight, i))
         item = next(open_[behind], None)
         if item is None:
             del open_[behind]

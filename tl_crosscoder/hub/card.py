@@ -277,10 +277,10 @@ def transcoder_card(sites: Sequence[Site], at: int, d_sae: int) -> str:
     return _card("Crosscoder to one of its sites", what, sites, use)
 
 
-def side_card(
+def site_card(
     sites: Sequence[Site], at: int, d_sae: int, *, quality: Mapping[str, Any], n_fitted: int
 ) -> str:
-    """Of one site in and out, with what was measured (the fields of `SideQuality`)."""
+    """Of one site in and out, with what was measured (the fields of `SiteQuality`)."""
     site = sites[at]
     what = (
         f"**Approximate.** A crosscoder of {d_sae:,} latents as a SAELens `JumpReLUSAE` of "
@@ -317,8 +317,8 @@ def side_card(
 
 
 def _side_by_side(sites: Sequence[Site]) -> str:
-    streams = ", ".join(f"x_{i}" for i in range(len(sites)))
-    return SIDE_BY_SIDE.format(streams=streams, d_in=sum(s.d_model for s in sites))
+    acts = ", ".join(f"x_{i}" for i in range(len(sites)))
+    return SIDE_BY_SIDE.format(acts=acts, d_in=sum(s.d_model for s in sites))
 
 
 def _card(title: str, what: str, sites: Sequence[Site], use: Sequence[str]) -> str:

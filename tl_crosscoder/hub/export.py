@@ -2,7 +2,7 @@
 
 Contract: each export is a new folder with `cfg.json`, `sae_weights.safetensors` and a `README.md`
 that says what it is. `export_concat` (all sites in, all out) and `export_transcoder` (all in, one
-out) are exact; for one model alone see `export_side`. Limit: SAELens knows no sites, so inputs are
+out) are exact; for one model alone see `export_site`. Limit: SAELens knows no sites, so inputs are
 put side by side by hand, in the order of the card.
 """
 

@@ -3,10 +3,10 @@
     x ~ all sites from x^m, affinely: x^m M + c (`BaseEstimate`)
     f ~ JumpReLU(x^m M W_enc + c W_enc + b_enc),    x̂^m = sum_j f_j d_j^m + b_dec^m
 
-Contract: `export_side` fits on one text, measures on another, and writes a `JumpReLUSAE` of width
+Contract: `export_site` fits on one text, measures on another, and writes a `JumpReLUSAE` of width
 d_model for one model at its hook. Limit: latents of another site suffer most (precision 0.70, and
 0.89 elsewhere, on the embedded taboo pair); exact codes need all models: see
-`analysis.saelens_evals.SideSAE`.
+`analysis.saelens_evals.SiteSAE`.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.hub.card import side_card
+from tl_crosscoder.hub.card import site_card
 from tl_crosscoder.hub.export import exported_site, write_export
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.models.site import Site, site_parts
@@ -35,7 +35,7 @@ N_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideQuality:
+class SiteQuality:
     """How near a one-model SAE comes to its crosscoder, on some text."""
 
     fvu: float
@@ -56,7 +56,7 @@ class SideQuality:
     n_tokens: int
 
 
-def export_side(
+def export_site(
     folder: str | Path,
     crosscoder: Crosscoder,
     *,
@@ -65,7 +65,7 @@ def export_side(
     measure_on: TokenizedText,
     site: str | None = None,
     batch_size: int = 32,
-) -> SideQuality:
+) -> SiteQuality:
     """Fit, measure and write a `JumpReLUSAE` of one model: approximate, and its card says how much.
 
     Args:
@@ -96,7 +96,7 @@ def export_side(
     quality = _quality(sums, fve)
     if sites[at].hook_name.endswith("_z"):
         sae.cfg.reshape_activations = "hook_z"  # where SAELens has the heads apart
-    card = side_card(sites, at, sae.cfg.d_sae, quality=asdict(quality), n_fitted=estimate.n_tokens)
+    card = site_card(sites, at, sae.cfg.d_sae, quality=asdict(quality), n_fitted=estimate.n_tokens)
     about = {"site": sites[at].name, "quality": asdict(quality), "n_fitted": estimate.n_tokens}
     write_export(folder, sae, card, kind="side", **about)
     return quality
@@ -187,7 +187,7 @@ class _Sums:
         )
 
 
-def _quality(sums: list[_Sums], estimate_fve: dict[str, float]) -> SideQuality:
+def _quality(sums: list[_Sums], estimate_fve: dict[str, float]) -> SiteQuality:
     x = sums[0].x
     for more in sums[1:]:
         x = x + more.x
@@ -196,7 +196,7 @@ def _quality(sums: list[_Sums], estimate_fve: dict[str, float]) -> SideQuality:
         sum(getattr(s, name) for s in sums)
         for name in ("n_active", "n_active_in_crosscoder", "n_both")
     )
-    return SideQuality(
+    return SiteQuality(
         fvu=_ratio(sum(s.error for s in sums), variance),
         fvu_of_crosscoder=_ratio(sum(s.error_of_crosscoder for s in sums), variance),
         precision=_ratio(n_both, n_found),

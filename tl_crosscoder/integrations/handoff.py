@@ -23,7 +23,7 @@ from tl_crosscoder.integrations.sae_dashboard import (
     write_sae_dashboard,
 )
 from tl_crosscoder.integrations.shown_site import ShownSite
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import examples_of
 
 Tool = Literal["neuronpedia", "sae-dashboard", "delphi"]
@@ -46,7 +46,7 @@ class HandoffSettings:
 
 
 def hand_off(
-    run: RunFolder,
+    run: Run,
     output: str | Path,
     *,
     to: Tool,
@@ -96,7 +96,7 @@ def hand_off(
 
 def _write_dashboards(
     folder: Path,
-    run: RunFolder,
+    run: Run,
     shown: ShownSite,
     active: ActiveTokens,
     text: TokenizedText,
@@ -129,7 +129,7 @@ def _write_dashboards(
             )
 
 
-def _explained(run: RunFolder) -> Sequence[Explained]:
+def _explained(run: Run) -> Sequence[Explained]:
     """What a judge has said of the run's latents, if one has been asked."""
     path = run.path / JUDGED_NAME
     if not path.is_file():
@@ -147,5 +147,5 @@ def _explained(run: RunFolder) -> Sequence[Explained]:
     ]
 
 
-def _dataset(run: RunFolder) -> str:
+def _dataset(run: Run) -> str:
     return str(run.record["training"].get("text") or "")

@@ -29,15 +29,15 @@ from torch import Tensor
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import REASONS, TokenizedText
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
-from tl_crosscoder.interventions.context import Streams, Subject
-from tl_crosscoder.interventions.edits import Edit, Projection, Shift, only
+from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
+from tl_crosscoder.interventions.edits import AddLatents, Edit, ProjectOut, only
 from tl_crosscoder.interventions.live import EditedModel, edited
 from tl_crosscoder.interventions.mitigation import (
     Mitigated,
     Mitigation,
     Mode,
+    ablated_directions,
     check_mode,
-    taken_out,
 )
 from tl_crosscoder.interventions.running import edited_logits, unchanged
 from tl_crosscoder.models.difference import SiteDifference
@@ -46,7 +46,7 @@ from tl_crosscoder.results.tables import TableOfRows
 
 
 def ablation(
-    subject: Subject, latents: Sequence[int] | Int[Tensor, " n"], mode: Mode = "delta"
+    ctx: InterventionContext, latents: Sequence[int] | Int[Tensor, " n"], mode: Mode = "delta"
 ) -> Edit:
     """The fine-tuned stream without some latents; the stream itself without any.
 
@@ -54,13 +54,13 @@ def ablation(
         ValueError: an unknown mode, or latents out of range.
     """
     check_mode(mode)
-    ids, site = subject.latents(latents), subject.finetuned
+    ids, site = ctx.latents(latents), ctx.finetuned
     if not len(ids):
         return unchanged(site)
-    rows = taken_out(subject, ids, mode)
+    rows = ablated_directions(ctx, ids, mode)
     if mode == "project":
-        return Projection(site=site, stream=site, directions=rows)
-    return Shift(site=site, stream=site, latents=ids, directions=rows, sign=-1.0)
+        return ProjectOut(site=site, stream=site, directions=rows)
+    return AddLatents(site=site, stream=site, latents=ids, directions=rows, sign=-1.0)
 
 
 @contextmanager
@@ -95,13 +95,13 @@ def ablated(
         ValueError: a dictionary or an estimate of other models, an unknown mode, latents out of
             range, or an estimate where the mode needs no base stream.
     """
-    subject = Subject.of(models, crosscoder, compared=compared)
+    ctx = InterventionContext.of(models, crosscoder, compared=compared)
     if estimate is None:
-        edit = ablation(subject, latents, mode)
+        edit = ablation(ctx, latents, mode)
     else:
-        mitigation = Mitigation.of(subject, latents, mode=mode, estimate=estimate)
-        edit = Mitigated(site=subject.finetuned, mitigation=mitigation)
-    with edited(subject, edit) as model:
+        mitigation = Mitigation.of(ctx, latents, mode=mode, estimate=estimate)
+        edit = Mitigated(site=ctx.finetuned, mitigation=mitigation)
+    with edited(ctx, edit) as model:
         yield model
 
 
@@ -141,7 +141,7 @@ class EstimateLoss(TableOfRows):
 
 @torch.no_grad()
 def measure_estimate(
-    subject: Subject,
+    ctx: InterventionContext,
     estimate: BaseEstimate,
     text: TokenizedText,
     *,
@@ -152,7 +152,7 @@ def measure_estimate(
     """Compare the estimated ablation with the exact one, on held-out text.
 
     Args:
-        subject: models and dictionary.
+        ctx: models and dictionary.
         estimate: of the base stream.
         text: held out from the fit.
         latents: which are taken out.
@@ -162,29 +162,29 @@ def measure_estimate(
     Raises:
         ValueError: as `Mitigation.of`, no latents, or no text.
     """
-    ids = subject.latents(latents)
+    ids = ctx.latents(latents)
     if not len(ids):
         raise ValueError("there are no latents: name those that are to be taken out.")
-    mitigation = Mitigation.of(subject, ids, mode=mode, estimate=estimate)
+    mitigation = Mitigation.of(ctx, ids, mode=mode, estimate=estimate)
     edits = [
-        ablation(subject, ids, mode),
-        Mitigated(site=subject.finetuned, mitigation=mitigation),
-        unchanged(subject.finetuned),
+        ablation(ctx, ids, mode),
+        Mitigated(site=ctx.finetuned, mitigation=mitigation),
+        unchanged(ctx.finetuned),
     ]
-    sums = _Sums(taken_out(subject, ids, mode).double())
+    sums = _Sums(ablated_directions(ctx, ids, mode).double())
     kl, n_predicted = torch.zeros(2, dtype=torch.float64), 0
-    for streams in subject.batches(text, batch_size=batch_size):
-        assert streams.codes is not None
-        is_token = (streams.text.dropped != REASONS.index("padding")).to(ids.device)
-        exact = only(streams.codes, ids).to_dense()[is_token.flatten()]
-        sums.add(exact, mitigation.codes(streams.x[subject.finetuned])[is_token])
-        kl += _kl_to_first(subject, streams, edits, predicted=is_token[:, 1:])
+    for acts in ctx.batches(text, batch_size=batch_size):
+        assert acts.codes is not None
+        is_token = (acts.text.dropped != REASONS.index("padding")).to(ids.device)
+        exact = only(acts.codes, ids).to_dense()[is_token.flatten()]
+        sums.add(exact, mitigation.codes(acts.x[ctx.finetuned])[is_token])
+        kl += _kl_to_first(ctx, acts, edits, predicted=is_token[:, 1:])
         n_predicted += int(is_token[:, 1:].sum())
-    quality = estimate.quality(subject.models, text, batch_size=batch_size)
+    quality = estimate.quality(ctx.models, text, batch_size=batch_size)
     return EstimateLoss(
         rows=sums.agreement(ids.tolist()),
         mode=mode,
-        base_fve=quality.fve[subject.site_name(subject.base)],
+        base_fve=quality.fve[ctx.site_name(ctx.base)],
         difference_fve=quality.difference_fve,
         shift_error=sums.error / sums.size if sums.size > 0 else float("nan"),
         kl=kl[0].item() / n_predicted,
@@ -214,15 +214,15 @@ class _Sums:
 
 
 def _kl_to_first(
-    subject: Subject,
-    streams: Streams,
+    ctx: InterventionContext,
+    acts: SiteActivations,
     edits: Sequence[Edit],
     *,
     predicted: Bool[Tensor, "batch pos_less_one"],
 ) -> Float[Tensor, " n_others"]:
     """Sums of KL(first edit || each of the others) over predicted tokens, float64."""
     first, sums = None, []
-    for _, logits in edited_logits(subject, streams, edits):
+    for _, logits in edited_logits(ctx, acts, edits):
         log_p = logits[:, :-1][predicted.to(logits.device)].float().log_softmax(dim=-1)
         if first is None:
             first = log_p

@@ -33,8 +33,8 @@ from tl_crosscoder.config.text import Masks
 from tl_crosscoder.data.chat import ROLES, encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Edit, Places
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import Edit, TokenFilter
 from tl_crosscoder.interventions.running import edited_logits, kinds_of, score_edits, unchanged
 
 
@@ -44,7 +44,7 @@ class Predictions:
 
     text: TokenizedText
     kind: str
-    places: Places
+    places: TokenFilter
 
     @classmethod
     def of(cls, text: TokenizedText) -> "Predictions":
@@ -69,7 +69,7 @@ class Predictions:
 
     def scores(
         self,
-        subject: Subject,
+        ctx: InterventionContext,
         edits: Sequence[Edit],
         *,
         is_necessity: bool = False,
@@ -77,10 +77,10 @@ class Predictions:
     ) -> Float[Tensor, "n_edits n_prompts"]:
         """See the module; nats, summed over the tokens of each context."""
         found = score_edits(
-            subject,
+            ctx,
             self.text,
             edits,
-            reference=unchanged(subject.base if is_necessity else subject.finetuned),
+            reference=unchanged(ctx.base if is_necessity else ctx.finetuned),
             kinds={self.kind: self.places},
             description=description,
         )
@@ -195,7 +195,7 @@ class Behaviour:
 
     def scores(
         self,
-        subject: Subject,
+        ctx: InterventionContext,
         edits: Sequence[Edit],
         *,
         is_necessity: bool = False,
@@ -203,12 +203,12 @@ class Behaviour:
     ) -> Float[Tensor, "n_edits n_prompts"]:
         """Its probability under each edit; the same number in every test."""
         del is_necessity
-        return behaviour_scores(subject, self, edits, description=description)
+        return behaviour_scores(ctx, self, edits, description=description)
 
 
 @torch.no_grad()
 def behaviour_scores(
-    subject: Subject,
+    ctx: InterventionContext,
     behaviour: Behaviour,
     edits: Sequence[Edit],
     *,
@@ -221,19 +221,19 @@ def behaviour_scores(
         ValueError: a prompt with its answer is longer than the models' context.
     """
     text = behaviour.text
-    if text.context_size > subject.models.n_ctx:
+    if text.context_size > ctx.models.n_ctx:
         raise ValueError(
             f"the longest prompt of {behaviour.name!r} has {text.context_size} tokens with its "
-            f"answer, but the models take {subject.models.n_ctx}. Shorten it or leave it out."
+            f"answer, but the models take {ctx.models.n_ctx}. Shorten it or leave it out."
         )
     starts = torch.tensor(behaviour.starts)
     lengths = text.lengths
     log_probs = torch.zeros(len(edits), len(text), dtype=torch.float64)
-    for streams in subject.batches(text, batch_size=batch_size, description=description):
-        tokens, index = streams.text.tokens.long(), streams.index
+    for acts in ctx.batches(text, batch_size=batch_size, description=description):
+        tokens, index = acts.text.tokens.long(), acts.index
         at = torch.arange(1, tokens.shape[1])
         is_answer = (at >= starts[index][:, None]) & (at < lengths[index][:, None])
-        for i, logits in edited_logits(subject, streams, edits):
+        for i, logits in edited_logits(ctx, acts, edits):
             rows = logits[:, :-1][is_answer.to(logits.device)].float().log_softmax(dim=-1)
             targets = tokens[:, 1:][is_answer].to(rows.device)
             taken = torch.zeros(is_answer.shape, dtype=torch.float64)

@@ -19,10 +19,10 @@ from torch import Tensor
 from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, LatentMeasures
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Shift
-from tl_crosscoder.interventions.mitigation import Mode, check_mode, taken_out
-from tl_crosscoder.interventions.steering import stream_norms
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import AddLatents, AddVector, Edit, ProjectOut
+from tl_crosscoder.interventions.mitigation import Mode, ablated_directions, check_mode
+from tl_crosscoder.interventions.steering import activation_norms
 from tl_crosscoder.interventions.trials import (
     TESTS,
     CausalTest,
@@ -74,8 +74,8 @@ def causal_test(
     """
     settings = settings or ControlSettings()
     check_mode(mode)
-    subject = Subject.of(models, crosscoder, compared=compared)
-    chosen = {name: _checked(subject, ids, latents, name) for name, ids in sets.items()}
+    ctx = InterventionContext.of(models, crosscoder, compared=compared)
+    chosen = {name: _checked(ctx, ids, latents, name) for name, ids in sets.items()}
     if not chosen or set(tests) - set(TESTS):
         raise ValueError(
             f"tests {list(tests)} on the sets {list(sets)}: name one set of latents or more, and "
@@ -83,10 +83,8 @@ def causal_test(
         )
     norm = 0.0
     if "steer" in tests:
-        norm = stream_norms(subject.models, neutral)[subject.site_name(subject.base)]
-    maker = _Maker(
-        subject=subject, latents=latents, mode=mode, settings=settings, norm=norm, null=null
-    )
+        norm = activation_norms(ctx.models, neutral)[ctx.site_name(ctx.base)]
+    maker = _Maker(ctx=ctx, latents=latents, mode=mode, settings=settings, norm=norm, null=null)
     trials = [
         trial
         for test in tests
@@ -94,7 +92,7 @@ def causal_test(
         for trial in maker.trials(test, name, ids)
     ]
     found = run_trials(
-        subject, effect, neutral, trials=trials, settings=settings, show_progress=show_progress
+        ctx, effect, neutral, trials=trials, settings=settings, show_progress=show_progress
     )
     return replace(found, sets={name: ids.tolist() for name, ids in chosen.items()})
 
@@ -103,7 +101,7 @@ def causal_test(
 class _Maker:
     """Makes the edits of a set and of its controls."""
 
-    subject: Subject
+    ctx: InterventionContext
     latents: LatentMeasures
     mode: Mode
     settings: ControlSettings
@@ -138,7 +136,7 @@ class _Maker:
         null: Sequence[Float[Tensor, "n d_model"]],
     ) -> list[Trial]:
         """Along the sum of d_j^1, each as long as its latent's mean code makes it."""
-        rows = self.subject.decoder(self.subject.finetuned)[ids]
+        rows = self.ctx.decoder(self.ctx.finetuned)[ids]
         weights = self.latents.firing.mean_code.to(rows)[ids][:, None]
         of_random, of_null = ([_unit(weights * r) for r in each] for each in (random, null))
         own = _unit(weights * rows)
@@ -156,18 +154,18 @@ class _Maker:
         ]
 
     def _rows(self, test: str, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-        return taken_out(self.subject, ids, self.mode if test == "necessity" else "delta")
+        return ablated_directions(self.ctx, ids, self.mode if test == "necessity" else "delta")
 
     def _edit(self, test: str, ids: Int[Tensor, " n"], v: Float[Tensor, "n d_model"]) -> Edit:
-        site = self.subject.finetuned if test == "necessity" else self.subject.base
+        site = self.ctx.finetuned if test == "necessity" else self.ctx.base
         if test == "necessity" and self.mode == "project":
-            return Projection(site=site, stream=site, directions=v)
+            return ProjectOut(site=site, stream=site, directions=v)
         sign = -1.0 if test == "necessity" else 1.0
-        return Shift(site=site, stream=site, latents=ids, directions=v, sign=sign)
+        return AddLatents(site=site, stream=site, latents=ids, directions=v, sign=sign)
 
-    def _steer(self, unit: Float[Tensor, " d_model"], alpha: float) -> Constant:
-        site = self.subject.base
-        return Constant(site=site, stream=site, vector=alpha * self.norm * unit)
+    def _steer(self, unit: Float[Tensor, " d_model"], alpha: float) -> AddVector:
+        site = self.ctx.base
+        return AddVector(site=site, stream=site, vector=alpha * self.norm * unit)
 
     def _matched(self, ids: Int[Tensor, " n"]) -> list[Int[Tensor, " n"]]:
         """Sets of other living latents, each of about the firing rate of the one it replaces."""
@@ -210,9 +208,9 @@ def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
 
 
 def _checked(
-    subject: Subject, ids: Sequence[int], latents: LatentMeasures, name: str
+    ctx: InterventionContext, ids: Sequence[int], latents: LatentMeasures, name: str
 ) -> Int[Tensor, " n"]:
-    chosen = subject.latents(ids)
+    chosen = ctx.latents(ids)
     silent = [j for j in chosen.tolist() if latents.n_active[j] == 0]
     if silent or not len(chosen):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`Subject`: the models and the dictionary that an intervention is made with.
+"""`InterventionContext`: the models and the dictionary that an intervention is made with.
 
 Contract: two sites of the models are compared, called base and fine-tuned here whatever their
 names; swap them for the other direction. Codes are a row a token, and none at tokens that the
@@ -27,7 +27,7 @@ from tl_crosscoder.models.sites import ComparedModels
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Subject:
+class InterventionContext:
     """Models, two of their sites, and a dictionary or none."""
 
     models: ComparedModels
@@ -46,7 +46,7 @@ class Subject:
         crosscoder: Crosscoder | None = None,
         *,
         compared: tuple[str, str] | None = None,
-    ) -> "Subject":
+    ) -> "InterventionContext":
         """Check that all fits, before any work.
 
         Args:
@@ -133,7 +133,7 @@ class Subject:
         return ids
 
     @torch.no_grad()
-    def streams(self, index: Int[Tensor, " contexts"], text: TokenizedText) -> "Streams":
+    def acts(self, index: Int[Tensor, " contexts"], text: TokenizedText) -> "SiteActivations":
         """Run all models to their hooks, and encode."""
         x = self.models.site_activations(text.tokens, range(self.models.n_sites))
         return self.encoded(tuple(x), index=index, text=text)
@@ -144,7 +144,7 @@ class Subject:
         *,
         index: Int[Tensor, " contexts"],
         text: TokenizedText,
-    ) -> "Streams":
+    ) -> "SiteActivations":
         """Activations of all sites with their codes."""
         sites, counted = self.models.sites, text.mask.to(x[0].device)
         rows = torch.stack(x, dim=2) if len(row_shape(sites)) == 2 else torch.cat(x, dim=2)
@@ -155,12 +155,12 @@ class Subject:
         if self.crosscoder is not None:
             inputs = x[self.finetuned] - x[self.base] if self.is_of_difference else rows
             codes = _at(sparse_codes(self.crosscoder, inputs[counted]), counted.flatten())
-        return Streams(index=index, text=text, x=x, codes=codes, counted=counted)
+        return SiteActivations(index=index, text=text, x=x, codes=codes, counted=counted)
 
     def batches(
         self, text: TokenizedText, *, batch_size: int = 32, description: str | None = None
-    ) -> Iterator["Streams"]:
-        """Streams of a whole text, `batch_size` contexts at a time; a description shows a bar.
+    ) -> Iterator["SiteActivations"]:
+        """Activations of a whole text, `batch_size` contexts at a time; a description shows a bar.
 
         Raises:
             ValueError: there is no text, or its tokens are not those of the models.
@@ -170,11 +170,11 @@ class Subject:
         parts = batches_of(text, batch_size)
         bar = tqdm(parts, desc=description, unit="batch", disable=None if description else True)
         for index, part in bar:
-            yield self.streams(index, part)
+            yield self.acts(index, part)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Streams:
+class SiteActivations:
     """What passes the hooks on some contexts."""
 
     index: Int[Tensor, " contexts"]

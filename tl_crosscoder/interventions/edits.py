@@ -1,8 +1,9 @@
 """Edits: what to put in the place of a model's stream at the hook.
 
-Contract: an edit takes the `Streams` of some contexts and gives the new activations of one site,
-`[batch, pos, d_model]`; the site's model goes on from there. All are linear in the streams, the
-codes and fixed directions, raw space. Written for base 0 and fine-tuned 1, as in the papers.
+Contract: an edit takes the `SiteActivations` of some contexts and gives the new activations of
+one site, `[batch, pos, d_model]`; the site's model goes on from there. All are linear in the
+activations, the codes and fixed directions, raw space. Written for base 0 and fine-tuned 1, as in
+the papers.
 Limit: one site is edited at a time.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.tokens import REASONS
-from tl_crosscoder.interventions.context import Streams, Subject
+from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 
 
 class Edit(ABC):
@@ -25,25 +26,25 @@ class Edit(ABC):
     site: int
 
     @abstractmethod
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """The activations from which the model of the site goes on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Stream(Edit):
+class ReplaceActivation(Edit):
     """The stream of a site as it is; that of another site's model, or its own."""
 
     site: int
     stream: int
     """Position of the site whose stream is taken."""
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """x^m."""
-        return streams.x[self.stream]
+        return acts.x[self.stream]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Shift(Edit):
+class AddLatents(Edit):
     """A stream plus what some latents say: x^m + sign sum_{j in S} f_j v_j.
 
     With v_j = d_j^1 - d_j^0 on the base stream this is h_S of Minder et al. 2025 (arXiv
@@ -58,15 +59,15 @@ class Shift(Edit):
     """v_j, raw space."""
     sign: float = 1.0
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Shifted where latents of the set are active."""
-        start = streams.x[self.stream]
-        said = said_by(streams, self.latents, self.directions)
+        start = acts.x[self.stream]
+        said = latent_contributions(acts, self.latents, self.directions)
         return start + self.sign * said.view_as(start).to(start)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Projection(Edit):
+class ProjectOut(Edit):
     """A stream without its part in the span of some directions, or with that of another stream.
 
     x^m - Q Q' x^m, and + Q Q' x^other where a replacement is named (Minder et al. 2025, ADL 2025).
@@ -80,33 +81,33 @@ class Projection(Edit):
     active_latents: Int[Tensor, " n_active"] | None = None
     """Project only where one of these latents is active; None is everywhere."""
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Without its projection."""
-        x = streams.x[self.stream]
-        other = 0 if self.replacement is None else streams.x[self.replacement]
+        x = acts.x[self.stream]
+        other = 0 if self.replacement is None else acts.x[self.replacement]
         Q = orthonormal(self.directions.to(x.device))
         new = x - (x - other) @ Q @ Q.T
         if self.active_latents is None:
             return new
-        return torch.where(is_active(streams, self.active_latents)[..., None], new, x)
+        return torch.where(is_active(acts, self.active_latents)[..., None], new, x)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Constant(Edit):
+class AddVector(Edit):
     """A stream plus the same vector at every token: steering."""
 
     site: int
     stream: int
     vector: Float[Tensor, " d_model"]
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Shifted everywhere."""
-        x = streams.x[self.stream]
+        x = acts.x[self.stream]
         return x + self.vector.to(x)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Rebuilt(Edit):
+class ReplaceWithReconstruction(Edit):
     """A reconstruction, and the error of a site or none: x̂^m + e^other.
 
     With the error of the other model this tells what the dictionary holds of the behaviour from
@@ -115,58 +116,58 @@ class Rebuilt(Edit):
     """
 
     site: int
-    subject: Subject
+    ctx: InterventionContext
     reconstruction: int
     """Position of the site whose reconstruction is taken."""
     error: int | None = None
     """Position of the site whose error x - x̂ is added."""
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Rebuilt where there are codes."""
-        new = reconstruction(self.subject, streams, self.reconstruction)
+        new = reconstruction(self.ctx, acts, self.reconstruction)
         if self.error is not None:
-            x = streams.x[self.error]
-            new = new + x - reconstruction(self.subject, streams, self.error)
-        return torch.where(streams.counted[..., None], new, streams.x[self.reconstruction])
+            x = acts.x[self.error]
+            new = new + x - reconstruction(self.ctx, acts, self.error)
+        return torch.where(acts.counted[..., None], new, acts.x[self.reconstruction])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Remainder(Edit):
+class ErrorAndBias(Edit):
     """What latents do not say of the difference: x^0 + (e^1 - e^0) + (b^1 - b^0).
 
     That is x^1 - sum_j f_j (d_j^1 - d_j^0), taken of the streams.
     """
 
     site: int
-    subject: Subject
+    ctx: InterventionContext
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Errors and biases of both on the base stream."""
-        x = streams.x[self.subject.finetuned]
-        every = torch.arange(self.subject.dictionary.cfg.d_sae, device=x.device)
-        return x - said_by(streams, every, self.subject.difference).view_as(x)
+        x = acts.x[self.ctx.finetuned]
+        every = torch.arange(self.ctx.dictionary.cfg.d_sae, device=x.device)
+        return x - latent_contributions(acts, every, self.ctx.difference).view_as(x)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Sum(Edit):
+class SumOfEdits(Edit):
     """A stream plus what several edits add to it."""
 
     site: int
     stream: int
     edits: tuple[Edit, ...]
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """x^m + sum of (edit - x^m)."""
-        x = streams.x[self.stream]
-        return x + sum(edit(streams) - x for edit in self.edits)
+        x = acts.x[self.stream]
+        return x + sum(edit(acts) - x for edit in self.edits)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Where(Edit):
+class EditAtTokens(Edit):
     """An edit at some tokens, and a site's stream at the others."""
 
     edit: Edit
-    places: "Places"
+    places: "TokenFilter"
     otherwise: int
     """Position of the site whose stream stands at the other tokens."""
 
@@ -175,14 +176,14 @@ class Where(Edit):
         """That of the edit."""
         return self.edit.site
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Edited in its places."""
-        new, x = self.edit(streams), streams.x[self.otherwise]
-        return torch.where(self.places.mask(streams).to(x.device)[..., None], new, x)
+        new, x = self.edit(acts), acts.x[self.otherwise]
+        return torch.where(self.places.mask(acts).to(x.device)[..., None], new, x)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class TokenFilter:
     """Which tokens: of some roles, at the start of each run of them, at some positions."""
 
     roles: tuple[str, ...] | None = None
@@ -199,9 +200,9 @@ class Places:
         if self.first is not None and self.first < 1:
             raise ValueError(f"first is {self.first}; it is one token or more.")
 
-    def mask(self, streams: Streams) -> Bool[Tensor, "batch pos"]:
+    def mask(self, acts: SiteActivations) -> Bool[Tensor, "batch pos"]:
         """True at these tokens; never at padding."""
-        return self.mask_of(streams.text.role_ids, streams.text.dropped)
+        return self.mask_of(acts.text.role_ids, acts.text.dropped)
 
     def mask_of(
         self, role_ids: Integer[Tensor, "batch pos"], dropped: Integer[Tensor, "batch pos"]
@@ -227,12 +228,12 @@ def place_in_run(chosen: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     return torch.where(chosen, n - last_gap - 1, 0)
 
 
-def said_by(
-    streams: Streams, latents: Int[Tensor, " n"], directions: Float[Tensor, "n d_model"]
+def latent_contributions(
+    acts: SiteActivations, latents: Int[Tensor, " n"], directions: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "tokens d_model"]:
     """sum_{j in S} f_j v_j at every token."""
-    assert streams.codes is not None, "latents need a dictionary"
-    chosen = only(streams.codes, latents)
+    assert acts.codes is not None, "latents need a dictionary"
+    chosen = only(acts.codes, latents)
     return chosen.times(directions.to(chosen.values))
 
 
@@ -246,21 +247,21 @@ def only(codes: SparseCodes, latents: Int[Tensor, " n"]) -> SparseCodes:
     return replace(kept, pattern=pattern)
 
 
-def is_active(streams: Streams, latents: Int[Tensor, " n"]) -> Bool[Tensor, "batch pos"]:
+def is_active(acts: SiteActivations, latents: Int[Tensor, " n"]) -> Bool[Tensor, "batch pos"]:
     """Tokens on which one of these latents is active."""
-    assert streams.codes is not None, "latents need a dictionary"
-    chosen = only(streams.codes, latents)
+    assert acts.codes is not None, "latents need a dictionary"
+    chosen = only(acts.codes, latents)
     n = chosen.pattern.offsets.diff() > 0
-    return n.view(streams.text.tokens.shape)
+    return n.view(acts.text.tokens.shape)
 
 
 def reconstruction(
-    subject: Subject, streams: Streams, site: int
+    ctx: InterventionContext, acts: SiteActivations, site: int
 ) -> Float[Tensor, "batch pos d_model"]:
     """x̂^m at every token."""
-    every = torch.arange(subject.dictionary.cfg.d_sae, device=subject.models.device)
-    said = said_by(streams, every, subject.decoder(site))
-    return said.view_as(streams.x[site]) + subject.dictionary.decoder_bias(site).detach()
+    every = torch.arange(ctx.dictionary.cfg.d_sae, device=ctx.models.device)
+    said = latent_contributions(acts, every, ctx.decoder(site))
+    return said.view_as(acts.x[site]) + ctx.dictionary.decoder_bias(site).detach()
 
 
 def orthonormal(directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "d_model rank"]:

@@ -17,8 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.data.tokens import REASONS, TokenizedText
-from tl_crosscoder.interventions.context import Streams, Subject
-from tl_crosscoder.interventions.edits import Constant, Edit, Projection, Stream, Sum, Where
+from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
+from tl_crosscoder.interventions.edits import (
+    AddVector,
+    Edit,
+    EditAtTokens,
+    ProjectOut,
+    ReplaceActivation,
+    SumOfEdits,
+)
 from tl_crosscoder.models.forward import RunningIds
 from tl_crosscoder.models.hooked import HookedModel, replacing_hook
 from tl_crosscoder.models.sites import Prompts
@@ -35,17 +42,17 @@ class EditedModel:
 
     model: HookedModel
     """Hooks are active: `model(tokens)`, `run_with_hooks`, `run_with_cache` show the edit."""
-    subject: Subject
+    ctx: InterventionContext
     edit: Edit
 
     @property
     def site(self) -> str:
         """Name of the edited site."""
-        return self.subject.site_name(self.edit.site)
+        return self.ctx.site_name(self.edit.site)
 
     def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Next-token logits of the edited model."""
-        return self.subject.models.logits(tokens, site=self.site)
+        return self.ctx.models.logits(tokens, site=self.site)
 
     def generate(self, prompts: Prompts, **options: Any) -> str | list[str]:
         """What the edited model writes; options of `ComparedModels.generate_tokens`.
@@ -53,18 +60,18 @@ class EditedModel:
         The key-value cache is used where the edit allows it, which changes speed and nothing else.
         """
         options.setdefault("use_past_kv_cache", is_local(self.edit))
-        return self.subject.models.generate(prompts, site=self.site, **options)
+        return self.ctx.models.generate(prompts, site=self.site, **options)
 
     def generate_tokens(
         self, prompts: Prompts, **options: Any
     ) -> list[tuple[list[int], list[int]]]:
         """The same as ids: (prompt, new) for each prompt."""
         options.setdefault("use_past_kv_cache", is_local(self.edit))
-        return self.subject.models.generate_tokens(prompts, site=self.site, **options)
+        return self.ctx.models.generate_tokens(prompts, site=self.site, **options)
 
 
 @contextmanager
-def edited(subject: Subject, edit: Edit) -> Iterator[EditedModel]:
+def edited(ctx: InterventionContext, edit: Edit) -> Iterator[EditedModel]:
     """Hold an edit in the model of its site.
 
     Meanwhile whoever runs this model sees the edit, `pair.activations` and `pair.logits` too.
@@ -78,39 +85,39 @@ def edited(subject: Subject, edit: Edit) -> Iterator[EditedModel]:
             f"{type(edit).__name__} edits at chosen roles or places of a text, which a running "
             "model does not know. Use the edit without its places, or score it with score_edits."
         )
-    model = subject.models.models[edit.site]
-    hook_name = subject.models.sites[edit.site].hook_name
+    model = ctx.models.models[edit.site]
+    hook_name = ctx.models.sites[edit.site].hook_name
     with (
-        _running(subject, edit) as new,
+        _running(ctx, edit) as new,
         model.hooks(fwd_hooks=[replacing_hook(hook_name, new)]),
     ):
-        yield EditedModel(model=model, subject=subject, edit=edit)
+        yield EditedModel(model=model, ctx=ctx, edit=edit)
 
 
 def is_local(edit: Edit) -> bool:
     """Whether an edit asks for the stream of its own site and for nothing else."""
-    if isinstance(edit, Sum):
+    if isinstance(edit, SumOfEdits):
         return edit.stream == edit.site and all(is_local(e) for e in edit.edits)
-    if isinstance(edit, Projection):
+    if isinstance(edit, ProjectOut):
         is_plain = edit.replacement is None and edit.active_latents is None
         return is_plain and edit.stream == edit.site
-    if isinstance(edit, Stream | Constant):
+    if isinstance(edit, ReplaceActivation | AddVector):
         return edit.stream == edit.site
     return isinstance(edit, LocalEdit)
 
 
 def _asks_for_roles(edit: Edit) -> bool:
-    if isinstance(edit, Sum):
+    if isinstance(edit, SumOfEdits):
         return any(_asks_for_roles(e) for e in edit.edits)
-    return isinstance(edit, Where)
+    return isinstance(edit, EditAtTokens)
 
 
 @contextmanager
-def _running(subject: Subject, edit: Edit) -> Iterator[Callable[[Tensor], Tensor]]:
+def _running(ctx: InterventionContext, edit: Edit) -> Iterator[Callable[[Tensor], Tensor]]:
     """What makes the edited stream of a stream, while the context is open."""
-    models = subject.models
+    models = ctx.models
     if is_local(edit):
-        yield lambda x: edit(_of_one_site(subject, edit.site, x.to(models.device, torch.float32)))
+        yield lambda x: edit(_of_one_site(ctx, edit.site, x.to(models.device, torch.float32)))
         return
     model: Any = models.models[edit.site]
     ids = RunningIds(model, tokenizer=models.tokenizer)
@@ -123,7 +130,7 @@ def _running(subject: Subject, edit: Edit) -> Iterator[Callable[[Tensor], Tensor
         own = x.to(models.device, torch.float32)
         known = ids.of(*own.shape[:2])
         with ids.paused():
-            return edit(_of_all_sites(subject, edit.site, own, ids=known))
+            return edit(_of_all_sites(ctx, edit.site, own, ids=known))
 
     try:
         yield new
@@ -132,31 +139,33 @@ def _running(subject: Subject, edit: Edit) -> Iterator[Callable[[Tensor], Tensor
         ids.stop()
 
 
-def _of_one_site(subject: Subject, site: int, own: Float[Tensor, "batch pos d_model"]) -> Streams:
-    """Streams of which only one site is known: ids 0, other sites without width."""
+def _of_one_site(
+    ctx: InterventionContext, site: int, own: Float[Tensor, "batch pos d_model"]
+) -> SiteActivations:
+    """Activations of which only one site is known: ids 0, other sites without width."""
     ids = torch.zeros(own.shape[:2], dtype=torch.long, device=own.device)
     nothing = own[..., :0]
-    x = tuple(own if i == site else nothing for i in range(subject.models.n_sites))
+    x = tuple(own if i == site else nothing for i in range(ctx.models.n_sites))
     text = _as_text(ids, bos=None)
-    return Streams(
+    return SiteActivations(
         index=text.context_ids, text=text, x=x, codes=None, counted=text.mask.to(own.device)
     )
 
 
 def _of_all_sites(
-    subject: Subject,
+    ctx: InterventionContext,
     site: int,
     own: Float[Tensor, "batch pos d_model"],
     *,
     ids: Int[Tensor, "batch pos"],
-) -> Streams:
+) -> SiteActivations:
     """All streams of these ids, and codes; one site's stream is at hand."""
-    models = subject.models
+    models = ctx.models
     others = [i for i in range(models.n_sites) if i != site]
     x = dict(zip(others, models.site_activations(ids, others), strict=True)) | {site: own}
     parts = tuple(x[i] for i in range(models.n_sites))
     text = _as_text(ids, bos=own_bos_id(models.tokenizer))
-    return subject.encoded(parts, index=text.context_ids, text=text)
+    return ctx.encoded(parts, index=text.context_ids, text=text)
 
 
 def _as_text(ids: Int[Tensor, "batch pos"], *, bos: int | None) -> TokenizedText:

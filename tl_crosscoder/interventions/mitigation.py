@@ -22,7 +22,7 @@ import tl_crosscoder
 from tl_crosscoder import files
 from tl_crosscoder.interventions import standalone_hook
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
-from tl_crosscoder.interventions.context import Streams, Subject
+from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import orthonormal
 from tl_crosscoder.interventions.live import LocalEdit
 from tl_crosscoder.results.tables import without_nan
@@ -48,7 +48,7 @@ class Mitigation:
     @torch.no_grad()
     def of(
         cls,
-        subject: Subject,
+        ctx: InterventionContext,
         latents: Sequence[int] | Int[Tensor, " n"],
         *,
         mode: Mode = "delta",
@@ -61,13 +61,13 @@ class Mitigation:
                 that is missing or of no use to the mode.
         """
         check_mode(mode)
-        ids = subject.latents(latents)
-        _check_estimate(subject, mode, estimate)
-        rows = taken_out(subject, ids, mode)
+        ids = ctx.latents(latents)
+        _check_estimate(ctx, mode, estimate)
+        rows = ablated_directions(ctx, ids, mode)
         if estimate is None:
             tensors = {"basis": orthonormal(rows) if len(ids) else rows.T}
         else:
-            tensors = {"directions": rows, **_folded(subject, ids, estimate)}
+            tensors = {"directions": rows, **_folded(ctx, ids, estimate)}
         own = {name: t.detach().float().contiguous() for name, t in tensors.items()}
         return cls(mode=mode, latents=ids, tensors=own)
 
@@ -88,14 +88,14 @@ class Mitigated(LocalEdit):
     site: int
     mitigation: Mitigation
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Without the latents."""
-        return self.mitigation(streams.x[self.site])
+        return self.mitigation(acts.x[self.site])
 
 
 def export_mitigation(
     folder: str | Path,
-    subject: Subject,
+    ctx: InterventionContext,
     latents: Sequence[int] | Int[Tensor, " n"],
     *,
     mode: Mode = "delta",
@@ -111,7 +111,7 @@ def export_mitigation(
 
     Args:
         folder: new or empty.
-        subject: models and dictionary.
+        ctx: models and dictionary.
         latents: which are taken out.
         mode: see `ablation`.
         estimate: of the base stream; None for `project`, which needs none.
@@ -121,14 +121,14 @@ def export_mitigation(
         ValueError: as `Mitigation.of`, a folder that is not empty, or a loss of something else.
     """
     folder = files.new_folder(folder)
-    mitigation = Mitigation.of(subject, latents, mode=mode, estimate=estimate)
+    mitigation = Mitigation.of(ctx, latents, mode=mode, estimate=estimate)
     if loss is not None:
         _check_loss(mitigation, loss)
     files.write_tensors(folder / TENSORS_NAME, mitigation.tensors)
     source = Path(standalone_hook.__file__).read_text(encoding="utf-8")
     files.write_text(folder / HOOK_NAME, source)
     # Last: a folder is known by it.
-    files.write_json(folder / FACTS_NAME, without_nan(_facts(subject, mitigation, estimate, loss)))
+    files.write_json(folder / FACTS_NAME, without_nan(_facts(ctx, mitigation, estimate, loss)))
     return folder
 
 
@@ -138,12 +138,14 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"the mode of ablation is {mode!r}; it is one of {get_args(Mode)}.")
 
 
-def taken_out(subject: Subject, ids: Int[Tensor, " n"], mode: Mode) -> Float[Tensor, "n d_model"]:
+def ablated_directions(
+    ctx: InterventionContext, ids: Int[Tensor, " n"], mode: Mode
+) -> Float[Tensor, "n d_model"]:
     """What a unit of each latent takes out of the stream; the directions projected out."""
-    return (subject.difference if mode == "delta" else subject.decoder(subject.finetuned))[ids]
+    return (ctx.difference if mode == "delta" else ctx.decoder(ctx.finetuned))[ids]
 
 
-def _check_estimate(subject: Subject, mode: Mode, estimate: BaseEstimate | None) -> None:
+def _check_estimate(ctx: InterventionContext, mode: Mode, estimate: BaseEstimate | None) -> None:
     if (estimate is None) != (mode == "project"):
         raise ValueError(
             "project takes directions out without codes, so an estimate of the base stream is of "
@@ -154,10 +156,10 @@ def _check_estimate(subject: Subject, mode: Mode, estimate: BaseEstimate | None)
         )
     if estimate is None:
         return
-    estimate.check_sites(subject.models.sites)
-    theirs, ours = (estimate.base, estimate.finetuned), (subject.base, subject.finetuned)
+    estimate.check_sites(ctx.models.sites)
+    theirs, ours = (estimate.base, estimate.finetuned), (ctx.base, ctx.finetuned)
     if theirs != ours:
-        names = [tuple(subject.site_name(i) for i in pair) for pair in (theirs, ours)]
+        names = [tuple(ctx.site_name(i) for i in pair) for pair in (theirs, ours)]
         raise ValueError(
             f"the estimate is for (base, finetuned) = {names[0]}, but {names[1]} are compared. Fit "
             f"another with compared={names[1]}."
@@ -174,17 +176,19 @@ def _check_loss(mitigation: Mitigation, loss: "EstimateLoss") -> None:
         )
 
 
-def _folded(subject: Subject, ids: Int[Tensor, " n"], estimate: BaseEstimate) -> dict[str, Tensor]:
+def _folded(
+    ctx: InterventionContext, ids: Int[Tensor, " n"], estimate: BaseEstimate
+) -> dict[str, Tensor]:
     """Encoder, bias and threshold for x^1 alone."""
-    crosscoder = subject.dictionary
+    crosscoder = ctx.dictionary
     weight, bias = (t.to(crosscoder.W_enc) for t in estimate.matrix())
-    if subject.is_of_difference:
+    if ctx.is_of_difference:
         ends = torch.tensor([s.d_model for s in estimate.sites]).cumsum(0).tolist()
         parts = {
             i: slice(ends[i] - estimate.sites[i].d_model, ends[i])
-            for i in (subject.base, subject.finetuned)
+            for i in (ctx.base, ctx.finetuned)
         }
-        one, other = parts[subject.finetuned], parts[subject.base]
+        one, other = parts[ctx.finetuned], parts[ctx.base]
         weight, bias = weight[:, one] - weight[:, other], bias[one] - bias[other]
     if crosscoder.cfg.apply_b_dec_to_input:
         bias = bias - crosscoder.b_dec
@@ -197,18 +201,18 @@ def _folded(subject: Subject, ids: Int[Tensor, " n"], estimate: BaseEstimate) ->
 
 
 def _facts(
-    subject: Subject,
+    ctx: InterventionContext,
     mitigation: Mitigation,
     estimate: BaseEstimate | None,
     loss: "EstimateLoss | None",
 ) -> dict[str, Any]:
-    models = subject.models
+    models = ctx.models
     return {
         "made_with": f"tl_crosscoder {tl_crosscoder.__version__}",
-        "model": models.sites[subject.finetuned].to_dict(),
-        "compared_with": models.sites[subject.base].to_dict(),
-        "hook_name": models.sites[subject.finetuned].hook_name,
-        "d_model": subject.d_model,
+        "model": models.sites[ctx.finetuned].to_dict(),
+        "compared_with": models.sites[ctx.base].to_dict(),
+        "hook_name": models.sites[ctx.finetuned].hook_name,
+        "d_model": ctx.d_model,
         "weight_processing": models.weight_processing,
         "mode": mitigation.mode,
         "latents": mitigation.latents.tolist(),

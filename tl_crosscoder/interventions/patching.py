@@ -16,8 +16,8 @@ from tl_crosscoder.analysis.latents import LatentMeasures
 from tl_crosscoder.analysis.resampling import N_DRAWS, bootstrap_weights, interval, ratio_interval
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Places
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import TokenFilter
 from tl_crosscoder.interventions.running import EditScores, kinds_of, score_edits, unchanged
 from tl_crosscoder.interventions.variants import (
     Variant,
@@ -95,7 +95,7 @@ def patching(
     *,
     latents: LatentMeasures,
     extra: Mapping[str, Sequence[int]] | None = None,
-    kinds: Mapping[str, Places] | None = None,
+    kinds: Mapping[str, TokenFilter] | None = None,
     compared: tuple[str, str] | None = None,
     batch_size: int = 16,
     n_draws: int = N_DRAWS,
@@ -123,26 +123,26 @@ def patching(
         ValueError: a dictionary of other models, latents out of range, or prompts without tokens
             of the kind measured.
     """
-    subject = Subject.of(models, crosscoder, compared=compared)
+    ctx = InterventionContext.of(models, crosscoder, compared=compared)
     kinds = kinds or kinds_of(text)
-    chosen = candidates(subject, latents)
+    chosen = candidates(ctx, latents)
     variants = [
-        *whole(subject),
-        *of_candidates(subject, chosen.latents, latents),
-        *at_places(subject, kinds),
-        *random_controls(subject, chosen.latents, latents, seed=seed),
-        *(patched(subject, ids, name=name, group="chosen") for name, ids in (extra or {}).items()),
+        *whole(ctx),
+        *of_candidates(ctx, chosen.latents, latents),
+        *at_places(ctx, kinds),
+        *random_controls(ctx, chosen.latents, latents, seed=seed),
+        *(patched(ctx, ids, name=name, group="chosen") for name, ids in (extra or {}).items()),
     ]
     scores = score_edits(
-        subject,
+        ctx,
         text,
         [v.edit for v in variants],
-        reference=unchanged(subject.finetuned),
+        reference=unchanged(ctx.finetuned),
         kinds=kinds,
         batch_size=batch_size,
         description="Patching" if show_progress else None,
     )
-    names = subject.site_name(subject.base), subject.site_name(subject.finetuned)
+    names = ctx.site_name(ctx.base), ctx.site_name(ctx.finetuned)
     return PatchingResult(
         rows=tuple(_rows(variants, scores, list(kinds), n_draws=n_draws, seed=seed)),
         compared=names,

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.interventions.context import Streams, Subject
-from tl_crosscoder.interventions.edits import Edit, Places, Stream
+from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
+from tl_crosscoder.interventions.edits import Edit, ReplaceActivation, TokenFilter
 from tl_crosscoder.models.forward import continued
 
 MAX_LOGITS = 2**25
@@ -35,19 +35,19 @@ class EditScores:
 
 @torch.no_grad()
 def score_edits(
-    subject: Subject,
+    ctx: InterventionContext,
     text: TokenizedText,
     edits: Sequence[Edit],
     *,
     reference: Edit,
-    kinds: Mapping[str, Places],
+    kinds: Mapping[str, TokenFilter],
     batch_size: int = 32,
     description: str | None = None,
 ) -> EditScores:
     """KL to what a reference predicts, and cross-entropy, of every edit.
 
     Args:
-        subject: models and dictionary.
+        ctx: models and dictionary.
         text: contexts; packed or not.
         edits: of any sites.
         reference: whose predictions are compared with, such as the fine-tuned model as it is.
@@ -63,28 +63,28 @@ def score_edits(
     shape = (len(edits), len(kinds), len(text))
     kl, ce = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
     every = torch.stack([*masks.values()])
-    for streams in subject.batches(text, batch_size=batch_size, description=description):
-        n_pos = streams.text.tokens.shape[1]
-        own = every[:, streams.index, : n_pos - 1]
+    for acts in ctx.batches(text, batch_size=batch_size, description=description):
+        n_pos = acts.text.tokens.shape[1]
+        own = every[:, acts.index, : n_pos - 1]
         any_kind = own.any(dim=0)
-        targets = streams.text.tokens[:, 1:][any_kind].long()
-        ((_, logits),) = edited_logits(subject, streams, [reference])
+        targets = acts.text.tokens[:, 1:][any_kind].long()
+        ((_, logits),) = edited_logits(ctx, acts, [reference])
         reference_log_probs = _log_probs(logits, any_kind)
-        for i, logits in edited_logits(subject, streams, edits):
+        for i, logits in edited_logits(ctx, acts, edits):
             log_probs = _log_probs(logits, any_kind)
             values = _kl(reference_log_probs, log_probs), -_taken(log_probs, targets)
             for sums, each in zip((kl, ce), values, strict=True):
                 dense = torch.zeros(any_kind.shape, dtype=torch.float64)
                 dense[any_kind] = each.double().cpu()
-                sums[i][:, streams.index] = (dense * own).sum(dim=-1)
+                sums[i][:, acts.index] = (dense * own).sum(dim=-1)
     return EditScores(kl=kl, ce=ce, counts=every.sum(dim=-1).double())
 
 
 def edited_logits(
-    subject: Subject, streams: Streams, edits: Sequence[Edit]
+    ctx: InterventionContext, acts: SiteActivations, edits: Sequence[Edit]
 ) -> Iterator[tuple[int, Float[Tensor, "batch pos d_vocab"]]]:
     """The number of each edit and the logits that follow from it."""
-    models, tokens = subject.models, streams.text.tokens.long()
+    models, tokens = ctx.models, acts.text.tokens.long()
     by_site: dict[int, list[int]] = {}
     for i, edit in enumerate(edits):
         by_site.setdefault(edit.site, []).append(i)
@@ -93,18 +93,18 @@ def edited_logits(
         room = max(1, MAX_LOGITS // (tokens.numel() * model.cfg.d_vocab))
         for start in range(0, len(own), room):
             chosen = own[start : start + room]
-            variants = torch.stack([edits[i](streams) for i in chosen])
+            variants = torch.stack([edits[i](acts) for i in chosen])
             yield from zip(
                 chosen, continued(model, hook_name, tokens, variants=variants), strict=True
             )
 
 
-def unchanged(site: int) -> Stream:
+def unchanged(site: int) -> ReplaceActivation:
     """The model of a site as it is."""
-    return Stream(site=site, stream=site)
+    return ReplaceActivation(site=site, stream=site)
 
 
-def predicted(places: Places, text: TokenizedText) -> Bool[Tensor, "contexts pos_less_one"]:
+def predicted(places: TokenFilter, text: TokenizedText) -> Bool[Tensor, "contexts pos_less_one"]:
     """Positions whose next token is in these places."""
     return places.mask_of(text.role_ids, text.dropped)[:, 1:]
 
@@ -122,22 +122,22 @@ def check_predictions(masks: Mapping[str, Bool[Tensor, "contexts pos"]]) -> None
         )
 
 
-def response_kinds(n_first: int = 9) -> dict[str, Places]:
+def response_kinds(n_first: int = 9) -> dict[str, TokenFilter]:
     """Tokens that the assistant says, and the first of each answer (9 in Minder et al. 2025)."""
     roles = ("assistant",)
     return {
-        "response": Places(roles=roles),
-        f"first {n_first}": Places(roles=roles, first=n_first),
+        "response": TokenFilter(roles=roles),
+        f"first {n_first}": TokenFilter(roles=roles, first=n_first),
     }
 
 
-def kinds_of(text: TokenizedText, *, n_first: int = 9) -> dict[str, Places]:
+def kinds_of(text: TokenizedText, *, n_first: int = 9) -> dict[str, TokenFilter]:
     """Responses where the text has chats, else every token."""
     has_chats = "assistant" in text.role_counts
-    return response_kinds(n_first) if has_chats else {"all": Places()}
+    return response_kinds(n_first) if has_chats else {"all": TokenFilter()}
 
 
-def with_predictions(text: TokenizedText, kinds: Mapping[str, Places]) -> TokenizedText:
+def with_predictions(text: TokenizedText, kinds: Mapping[str, TokenFilter]) -> TokenizedText:
     """The contexts that have a token of the first kind to predict."""
     mask = predicted(next(iter(kinds.values())), text)
     return text[mask.any(dim=1).nonzero().squeeze(1)]

@@ -3,7 +3,7 @@
     h + alpha s d / ||d||        s: mean norm of the stream at this hook; alpha: the strength
 
 so that strengths compare between layers and models. Contract: a direction is a latent's decoder row
-or any vector `[d_model]`; the edit is a `Constant`, so generation uses the key-value cache. Limit:
+or any vector `[d_model]`; the edit is a `AddVector`, so generation uses the key-value cache. Limit:
 s is a mean over tokens that count; BOS, whose norm is far above it, is steered too.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Constant
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import AddVector
 from tl_crosscoder.interventions.live import EditedModel, edited
 from tl_crosscoder.models.site import site_index, site_parts
 from tl_crosscoder.models.source import ActivationSource
@@ -28,7 +28,7 @@ Direction = int | Float[Tensor, " d_model"]
 
 
 @torch.no_grad()
-def stream_norms(
+def activation_norms(
     source: ActivationSource, text: TokenizedText, *, batch_size: int = 32
 ) -> dict[str, float]:
     """The mean norm of each site's stream, over the tokens that count.
@@ -52,21 +52,21 @@ def stream_norms(
 
 
 def steering(
-    subject: Subject,
+    ctx: InterventionContext,
     direction: Direction,
     *,
     strength: float,
     norm: float,
     site: str | None = None,
     of: str | None = None,
-) -> Constant:
+) -> AddVector:
     """Add a direction to one model's stream.
 
     Args:
-        subject: models; with their dictionary where a direction is a latent.
+        ctx: models; with their dictionary where a direction is a latent.
         direction: a latent, or a vector, whose length does not matter.
         strength: alpha, in units of `norm`; below 0 steers away.
-        norm: mean norm of the stream at the steered site, from `stream_norms`.
+        norm: mean norm of the stream at the steered site, from `activation_norms`.
         site: name of the steered site; None is the fine-tuned one.
         of: which row of a latent is its direction: that of a site by name, or `difference` for
             d_j^1 - d_j^0. None is the fine-tuned row, whichever model is steered (methods).
@@ -75,11 +75,11 @@ def steering(
         ValueError: a direction of zero or of another width, an unknown site or latent, a norm that
             is not above 0, or `of` beside a vector.
     """
-    sites = subject.models.sites
-    at = subject.finetuned if site is None else site_index(sites, site)
+    sites = ctx.models.sites
+    at = ctx.finetuned if site is None else site_index(sites, site)
     if not norm > 0:
-        raise ValueError(f"norm is {norm}; it is the mean norm of the stream (stream_norms).")
-    vector, name = _vector(subject, direction, of)
+        raise ValueError(f"norm is {norm}; it is the mean norm of the stream (activation_norms).")
+    vector, name = _vector(ctx, direction, of)
     if vector.shape != (sites[at].d_model,):
         raise ValueError(
             f"{name} has shape {tuple(vector.shape)}, but the site {sites[at].name!r} is "
@@ -91,27 +91,25 @@ def steering(
             f"{name} has length {length.item()}, so it is no direction. Steer by another one, such "
             "as the row of the other site."
         )
-    return Constant(site=at, stream=at, vector=(strength * norm / length * vector).float())
+    return AddVector(site=at, stream=at, vector=(strength * norm / length * vector).float())
 
 
 def steering_sweep(
-    subject: Subject,
+    ctx: InterventionContext,
     direction: Direction,
     *,
     strengths: Sequence[float],
     norm: float,
     site: str | None = None,
     of: str | None = None,
-) -> list[Constant]:
+) -> list[AddVector]:
     """One edit for each strength; the rest as `steering`."""
-    return [
-        steering(subject, direction, strength=s, norm=norm, site=site, of=of) for s in strengths
-    ]
+    return [steering(ctx, direction, strength=s, norm=norm, site=site, of=of) for s in strengths]
 
 
 @contextmanager
 def steered(
-    subject: Subject,
+    ctx: InterventionContext,
     direction: Direction,
     *,
     strength: float,
@@ -121,26 +119,26 @@ def steered(
 ) -> Iterator[EditedModel]:
     """A model under steering, while the context is open; arguments as `steering`.
 
-    With `norms = stream_norms(pair, text)`:
-        with steered(subject, 17, strength=0.5, norm=norms["base"], site="base") as model:
+    With `norms = activation_norms(pair, text)`:
+        with steered(ctx, 17, strength=0.5, norm=norms["base"], site="base") as model:
             model.generate("Once upon a time")
     """
-    edit = steering(subject, direction, strength=strength, norm=norm, site=site, of=of)
-    with edited(subject, edit) as model:
+    edit = steering(ctx, direction, strength=strength, norm=norm, site=site, of=of)
+    with edited(ctx, edit) as model:
         yield model
 
 
 def _vector(
-    subject: Subject, direction: Direction, of: str | None
+    ctx: InterventionContext, direction: Direction, of: str | None
 ) -> tuple[Float[Tensor, "..."], str]:
     """The direction, float64, and what to call it."""
     if isinstance(direction, Tensor):
         if of is not None:
             raise ValueError(f"of={of!r} chooses a row of a latent, but the direction is a vector.")
-        return direction.detach().to(subject.models.device).double(), "the direction"
-    (latent,) = subject.latents([direction]).tolist()
+        return direction.detach().to(ctx.models.device).double(), "the direction"
+    (latent,) = ctx.latents([direction]).tolist()
     if of == DIFFERENCE:
-        return subject.difference[latent].double(), f"the difference row of latent {latent}"
-    at = subject.finetuned if of is None else site_index(subject.models.sites, of)
-    name = f"the {subject.site_name(at)} row of latent {latent}"
-    return subject.decoder(at)[latent].double(), name
+        return ctx.difference[latent].double(), f"the difference row of latent {latent}"
+    at = ctx.finetuned if of is None else site_index(ctx.models.sites, of)
+    name = f"the {ctx.site_name(at)} row of latent {latent}"
+    return ctx.decoder(at)[latent].double(), name

@@ -32,8 +32,8 @@ from tl_crosscoder.analysis.resampling import (
     ratio_interval,
 )
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.interventions.context import Subject
-from tl_crosscoder.interventions.edits import Edit, Places
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import Edit, TokenFilter
 from tl_crosscoder.interventions.running import EditScores, score_edits, unchanged
 from tl_crosscoder.results.tables import TableOfRows
 
@@ -131,7 +131,7 @@ class Effect(Protocol):
 
     def scores(
         self,
-        subject: Subject,
+        ctx: InterventionContext,
         edits: Sequence[Edit],
         *,
         is_necessity: bool = False,
@@ -184,7 +184,7 @@ class Trial:
 
 
 def run_trials(
-    subject: Subject,
+    ctx: InterventionContext,
     effect: Effect,
     neutral: TokenizedText,
     *,
@@ -195,7 +195,7 @@ def run_trials(
     """Test edits of any kind, so that one table holds methods with and without latents.
 
     Args:
-        subject: models and dictionary.
+        ctx: models and dictionary.
         effect: a behaviour, or predictions.
         neutral: text that has nothing to do with it, for the off-target cost.
         trials: what is tested, with its controls.
@@ -214,7 +214,7 @@ def run_trials(
         own = [t for t in trials if (t.test == "necessity") == is_necessity]
         if own:
             scores = _scores(
-                subject, effect, own, is_necessity=is_necessity, show_progress=show_progress
+                ctx, effect, own, is_necessity=is_necessity, show_progress=show_progress
             )
             rows += [
                 _row(trial, _shares(trial, found, scores[0], weights))
@@ -222,7 +222,7 @@ def run_trials(
             ]
             del scores
     rows = [
-        _with_cost(row, _costs(subject, neutral, trial), settings)
+        _with_cost(row, _costs(ctx, neutral, trial), settings)
         for row, trial in zip(
             rows, sorted(trials, key=lambda t: t.test != "necessity"), strict=True
         )
@@ -239,7 +239,7 @@ def run_trials(
 
 
 def _scores(
-    subject: Subject,
+    ctx: InterventionContext,
     effect: Effect,
     trials: Sequence[Trial],
     *,
@@ -247,8 +247,8 @@ def _scores(
     show_progress: bool,
 ) -> list[Float[Tensor, "n_edits n_prompts"]]:
     """Of the base and the fine-tuned model as they are, then of each trial."""
-    plain = [unchanged(subject.base), unchanged(subject.finetuned)]
-    start = effect.scores(subject, plain, is_necessity=is_necessity)
+    plain = [unchanged(ctx.base), unchanged(ctx.finetuned)]
+    start = effect.scores(ctx, plain, is_necessity=is_necessity)
     base, finetuned = start.mean(dim=1).tolist()
     if abs(finetuned - base) < MIN_CHANGE:
         raise ValueError(
@@ -258,7 +258,7 @@ def _scores(
         )
     edits = [edit for trial in trials for edit in trial.edits]
     found = effect.scores(
-        subject,
+        ctx,
         edits,
         is_necessity=is_necessity,
         description="Testing" if show_progress else None,
@@ -266,11 +266,11 @@ def _scores(
     return [start, *found.split([len(t.edits) for t in trials])]
 
 
-def _costs(subject: Subject, neutral: TokenizedText, trial: Trial) -> EditScores:
+def _costs(ctx: InterventionContext, neutral: TokenizedText, trial: Trial) -> EditScores:
     """KL to the unedited model on neutral text, of the trial and of ten of its random edits."""
     chosen = [trial.own, *trial.random[:N_COST]]
     return score_edits(
-        subject, neutral, chosen, reference=unchanged(chosen[0].site), kinds={"all": Places()}
+        ctx, neutral, chosen, reference=unchanged(chosen[0].site), kinds={"all": TokenFilter()}
     )
 
 

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, LatentMeasures, nu_keys
 from tl_crosscoder.analysis.norms import LATENT_CLASSES, LatentClass
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import (
+    AddLatents,
     Edit,
-    Places,
-    Projection,
-    Rebuilt,
-    Remainder,
-    Shift,
-    Stream,
-    Where,
+    EditAtTokens,
+    ErrorAndBias,
+    ProjectOut,
+    ReplaceActivation,
+    ReplaceWithReconstruction,
+    TokenFilter,
 )
 from tl_crosscoder.interventions.running import unchanged
 
@@ -50,17 +50,17 @@ class Candidates:
     how: str
 
 
-def candidates(subject: Subject, latents: LatentMeasures) -> Candidates:
+def candidates(ctx: InterventionContext, latents: LatentMeasures) -> Candidates:
     """Living latents that are finetuned-only, or, where they are few, lean most to the fine-tune.
 
     Of a diff-SAE, which has no decoder norms to compare: those that say most of the difference.
     """
     alive = latents.n_active >= MIN_ACTIVE_TOKENS
     n_least = max(2, min(LEAST, int(alive.sum())))
-    name: LatentClass = "finetuned-only" if subject.base < subject.finetuned else "base-only"
+    name: LatentClass = "finetuned-only" if ctx.base < ctx.finetuned else "base-only"
     lean = latents.delta_norm if name == "finetuned-only" else 1 - latents.delta_norm
-    if subject.is_of_difference:
-        lean = _said_of_difference(subject, latents)
+    if ctx.is_of_difference:
+        lean = _said_of_difference(ctx, latents)
         n = max(n_least, round(SHARE * int(alive.sum())))
         how = f"the {n} latents that say most of the difference"
     else:
@@ -72,74 +72,78 @@ def candidates(subject: Subject, latents: LatentMeasures) -> Candidates:
             n = max(n_least, round(SHARE * int(alive.sum())))
             how = f"{few}the {n} living ones with the most extreme Delta-norm"
     order = lean.masked_fill(~alive, -torch.inf).nan_to_num(-torch.inf).argsort(descending=True)
-    return Candidates(latents=order[:n].to(subject.models.device), how=how)
+    return Candidates(latents=order[:n].to(ctx.models.device), how=how)
 
 
-def _said_of_difference(subject: Subject, latents: LatentMeasures) -> Float[Tensor, " d_sae"]:
-    return latents.firing.sum_of_codes * subject.difference.norm(dim=1).cpu()
+def _said_of_difference(
+    ctx: InterventionContext, latents: LatentMeasures
+) -> Float[Tensor, " d_sae"]:
+    return latents.firing.sum_of_codes * ctx.difference.norm(dim=1).cpu()
 
 
-def patched(subject: Subject, chosen: Sequence[int] | Tensor, *, name: str, group: str) -> Variant:
+def patched(
+    ctx: InterventionContext, chosen: Sequence[int] | Tensor, *, name: str, group: str
+) -> Variant:
     """h_S."""
-    ids = subject.latents(chosen)
+    ids = ctx.latents(chosen)
     return Variant(
         name=name,
         group=group,
         n_latents=len(ids),
-        edit=Shift(
-            site=subject.finetuned,
-            stream=subject.base,
+        edit=AddLatents(
+            site=ctx.finetuned,
+            stream=ctx.base,
             latents=ids,
-            directions=subject.difference[ids],
+            directions=ctx.difference[ids],
         ),
     )
 
 
-def whole(subject: Subject) -> list[Variant]:
+def whole(ctx: InterventionContext) -> list[Variant]:
     """The whole dictionary: streams, all latents, reconstructions, errors."""
-    site, base, d_sae = subject.finetuned, subject.base, subject.dictionary.cfg.d_sae
-    every = patched(subject, range(d_sae), name=EVERYTHING, group="dictionary")
+    site, base, d_sae = ctx.finetuned, ctx.base, ctx.dictionary.cfg.d_sae
+    every = patched(ctx, range(d_sae), name=EVERYTHING, group="dictionary")
     found = {
-        BASE: Stream(site=site, stream=base),
-        "errors and biases, no latents": Remainder(site=site, subject=subject),
+        BASE: ReplaceActivation(site=site, stream=base),
+        "errors and biases, no latents": ErrorAndBias(site=site, ctx=ctx),
     }
-    if not subject.is_of_difference:
+    if not ctx.is_of_difference:
         parts = {"base": base, "fine-tuned": site}
         for name, own in parts.items():
-            found[f"{name} reconstruction"] = Rebuilt(
-                site=site, subject=subject, reconstruction=own
+            found[f"{name} reconstruction"] = ReplaceWithReconstruction(
+                site=site, ctx=ctx, reconstruction=own
             )
         for name, own in parts.items():
             other = {"base": "fine-tuned", "fine-tuned": "base"}[name]
-            found[f"{name} reconstruction, {other} error"] = Rebuilt(
-                site=site, subject=subject, reconstruction=own, error=parts[other]
+            found[f"{name} reconstruction, {other} error"] = ReplaceWithReconstruction(
+                site=site, ctx=ctx, reconstruction=own, error=parts[other]
             )
     rest = [Variant(name=k, group="dictionary", edit=edit) for k, edit in found.items()]
     return [rest[0], every, *rest[1:]]
 
 
 def of_candidates(
-    subject: Subject, chosen: Int[Tensor, " n"], latents: LatentMeasures
+    ctx: InterventionContext, chosen: Int[Tensor, " n"], latents: LatentMeasures
 ) -> list[Variant]:
     """Candidates, their halves by what chose them and by nu, and other ways to patch them."""
-    found = [patched(subject, chosen, name="candidates", group="candidates")]
-    first = "what they say" if subject.is_of_difference else "Delta-norm"
-    orders = {first: chosen, "nu": by_nu(subject, chosen, latents)}
+    found = [patched(ctx, chosen, name="candidates", group="candidates")]
+    first = "what they say" if ctx.is_of_difference else "Delta-norm"
+    orders = {first: chosen, "nu": by_nu(ctx, chosen, latents)}
     for name, order in orders.items():
         if order is None or len(order) < 2:
             continue
         half = len(order) // 2
         found += [
-            patched(subject, order[:half], name=f"top half by {name}", group="candidates"),
-            patched(subject, order[half:], name=f"bottom half by {name}", group="candidates"),
+            patched(ctx, order[:half], name=f"top half by {name}", group="candidates"),
+            patched(ctx, order[half:], name=f"bottom half by {name}", group="candidates"),
         ]
-    site, rows = subject.finetuned, subject.decoder(subject.finetuned)[chosen]
+    site, rows = ctx.finetuned, ctx.decoder(ctx.finetuned)[chosen]
     found.append(
         Variant(
             name="candidates, additive only",
             group="candidates",
             n_latents=len(chosen),
-            edit=Shift(site=site, stream=subject.base, latents=chosen, directions=rows),
+            edit=AddLatents(site=site, stream=ctx.base, latents=chosen, directions=rows),
         )
     )
     found.append(
@@ -147,17 +151,17 @@ def of_candidates(
             name="fine-tuned stream without candidates",
             group="candidates",
             n_latents=len(chosen),
-            edit=Projection(site=site, stream=site, directions=rows),
+            edit=ProjectOut(site=site, stream=site, directions=rows),
         )
     )
     return found
 
 
 def by_nu(
-    subject: Subject, chosen: Int[Tensor, " n"], latents: LatentMeasures
+    ctx: InterventionContext, chosen: Int[Tensor, " n"], latents: LatentMeasures
 ) -> Int[Tensor, " n"] | None:
     """Candidates by the sum of their ranks in |nu_error| and |nu_reconstruction|, lowest first."""
-    direction = "finetuned" if subject.base < subject.finetuned else "base"
+    direction = "finetuned" if ctx.base < ctx.finetuned else "base"
     scaling = latents.scaling.get(direction)
     if scaling is None:
         return None
@@ -167,22 +171,22 @@ def by_nu(
     return chosen[order.to(chosen.device)]
 
 
-def at_places(subject: Subject, kinds: Mapping[str, Places]) -> list[Variant]:
+def at_places(ctx: InterventionContext, kinds: Mapping[str, TokenFilter]) -> list[Variant]:
     """The fine-tuned stream itself at some tokens, and the base stream elsewhere."""
-    site = subject.finetuned
-    places = {"template": Places(roles=("template",)), **kinds}
+    site = ctx.finetuned
+    places = {"template": TokenFilter(roles=("template",)), **kinds}
     return [
         Variant(
             name=f"fine-tuned stream at {name} tokens",
             group="places",
-            edit=Where(edit=unchanged(site), places=place, otherwise=subject.base),
+            edit=EditAtTokens(edit=unchanged(site), places=place, otherwise=ctx.base),
         )
         for name, place in places.items()
     ]
 
 
 def random_controls(
-    subject: Subject, chosen: Int[Tensor, " n"], latents: LatentMeasures, *, seed: int
+    ctx: InterventionContext, chosen: Int[Tensor, " n"], latents: LatentMeasures, *, seed: int
 ) -> list[Variant]:
     """As many living latents drawn at random, and random directions in the candidates' place."""
     generator = torch.Generator().manual_seed(seed)
@@ -190,11 +194,11 @@ def random_controls(
     found = []
     for i in range(N_RANDOM):
         drawn = living[torch.randperm(len(living), generator=generator)[: len(chosen)]]
-        found.append(patched(subject, drawn, name=f"random latents {i}", group="random"))
+        found.append(patched(ctx, drawn, name=f"random latents {i}", group="random"))
     for i in range(N_RANDOM):
-        directions = random_like(subject.difference[chosen], generator)
-        edit = Shift(
-            site=subject.finetuned, stream=subject.base, latents=chosen, directions=directions
+        directions = random_like(ctx.difference[chosen], generator)
+        edit = AddLatents(
+            site=ctx.finetuned, stream=ctx.base, latents=chosen, directions=directions
         )
         found.append(
             Variant(

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import orthonormal
 from tl_crosscoder.models.hooked import HookedModel, check_hook, device_of, replacing_hook
 
@@ -149,7 +149,7 @@ def shift_weights(
     Args:
         model: of either kind.
         hook_name: the output of an MLP or attention, or `blocks.L.hook_resid_post`.
-        vector: what is added; the vector of a `Constant`, such as steering makes.
+        vector: what is added; the vector of a `AddVector`, such as steering makes.
         tokens: on which weights and hook are compared.
 
     Raises:
@@ -183,17 +183,17 @@ def shift_weights(
 
 
 def ablation_weights(
-    subject: Subject,
+    ctx: InterventionContext,
     latents: Sequence[int] | Int[Tensor, " n"],
     *,
     tokens: Int[Tensor, "batch pos"],
 ) -> WeightEdit:
     """`project` latents out of the fine-tuned model by its weights: see `projection_weights`."""
-    site = subject.finetuned
+    site = ctx.finetuned
     return projection_weights(
-        subject.models.models[site],
-        subject.models.sites[site].hook_name,
-        subject.decoder(site)[subject.latents(latents)],
+        ctx.models.models[site],
+        ctx.models.sites[site].hook_name,
+        ctx.decoder(site)[ctx.latents(latents)],
         tokens=tokens,
     )
 

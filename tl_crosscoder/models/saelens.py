@@ -6,10 +6,10 @@ continued from its part. Limit: no weights of its own; the base has no part in t
 
 One model of a pair as SAELens takes it, with the other models' streams beside it.
 
-Contract: a crosscoder needs the streams of all sites to encode one. `streams_with(x)` gives them
-for a stream of the own site: of a `SideView`, a TransformerLens model of its own, those of its last
-forward pass; of a `ModelSide`, the site's model as it stands, those of the pass that runs. For
-SAELens's evaluator and `SideSAE`, see `analysis.saelens_evals`. Limit: no weights of their own;
+Contract: a crosscoder needs the streams of all sites to encode one. `activations_with(x)` gives
+them for an activation of the own site: of a `SiteView`, those of its last
+forward pass; of a `HookedSite`, the site's model as it stands, those of the pass that runs. For
+SAELens's evaluator and `SiteSAE`, see `analysis.saelens_evals`. Limit: no weights of their own;
 every forward pass runs all models to their hooks.
 """
 
@@ -164,7 +164,7 @@ def next_token_loss(
     return loss.view_as(targets)
 
 
-class SideView(HookedView):
+class SiteView(HookedView):
     """The stream of one site at `hook_side`; that site's model goes on from it.
 
     Raises ValueError for an unknown site.
@@ -177,13 +177,13 @@ class SideView(HookedView):
         own = pair.sites[position]
         super().__init__(pair, model_name=own.label, d_model=own.d_model)
         self.position, self.site, self.hook_name = position, own, self.HOOK_NAME
-        self.streams: tuple[Float[Tensor, "batch pos _"], ...] = ()
+        self.acts: tuple[Float[Tensor, "batch pos _"], ...] = ()
         """Of all sites, in the forward pass that ran last; none before the first."""
 
     def stream(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """The site's stream; those of all sites are kept."""
-        self.streams = tuple(self.pair.site_activations(tokens, range(self.pair.n_sites)))
-        return self.streams[self.position]
+        self.acts = tuple(self.pair.site_activations(tokens, range(self.pair.n_sites)))
+        return self.acts[self.position]
 
     def continued(
         self, tokens: Int[Tensor, "batch pos"], stream: Float[Tensor, "batch pos d_model"]
@@ -191,24 +191,24 @@ class SideView(HookedView):
         """Logits of the site's model."""
         return self.pair.run_with_patch(tokens, stream, site=self.site.name)
 
-    def streams_with(
+    def activations_with(
         self, x: Float[Tensor, "batch pos _"]
     ) -> tuple[Float[Tensor, "batch pos _"], ...]:
         """Those of the forward pass that ran last, before any edit.
 
         Raises ValueError unless `x` is the site's stream of that pass, bit for bit.
         """
-        if not self.streams or not torch.equal(self.streams[self.position].to(x), x):
+        if not self.acts or not torch.equal(self.acts[self.position].to(x), x):
             raise ValueError(
                 f"x of shape {list(x.shape)} is not the stream of site {self.site.name!r} in the "
                 "last forward pass of its view, so the other sites' streams at these tokens are "
                 "not known. Run the view on the tokens first, or give all sites to "
                 "crosscoder.encode."
             )
-        return self.streams
+        return self.acts
 
 
-class ModelSide:
+class HookedSite:
     """The model of a site, watched so that the other sites' streams of each pass can be known.
 
     Its ids are caught at the embedding, and the other models run on them when an SAE at the hook
@@ -237,12 +237,12 @@ class ModelSide:
             )
             raise ValueError(
                 f"site {site!r} cannot be watched: {what}. Take a hook in a block, and load the "
-                "model once more for its other sites, or use SideView."
+                "model once more for its other sites, or use SiteView."
             )
         self.ids = RunningIds(model, tokenizer=pair.tokenizer, layer=stop - 1)
         weakref.finalize(self, self.ids.stop)
 
-    def streams_with(
+    def activations_with(
         self, x: Float[Tensor, "batch pos *heads"]
     ) -> tuple[Float[Tensor, "batch pos _"], ...]:
         """The own stream as given, and the others' at the ids of the pass that runs.
@@ -260,5 +260,5 @@ class ModelSide:
         ids = self.ids.of(*own.shape[:2])
         others = [i for i in range(self.pair.n_sites) if i != self.position]
         found = zip(others, self.pair.site_activations(ids, others), strict=True)
-        streams = {i: stream.to(own) for i, stream in found} | {self.position: own}
-        return tuple(streams[i] for i in range(self.pair.n_sites))
+        acts = {i: stream.to(own) for i, stream in found} | {self.position: own}
+        return tuple(acts[i] for i in range(self.pair.n_sites))

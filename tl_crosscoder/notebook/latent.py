@@ -33,7 +33,7 @@ from tl_crosscoder.results.measures import shown_value
 from tl_crosscoder.results.render import box, heading, note, table
 from tl_crosscoder.results.reprs import in_context
 from tl_crosscoder.results.tables import TableOfRows
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import run_examples
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class LatentView:
     """What these models and this hook cannot say, and why."""
 
     @classmethod
-    def of(cls, run: RunFolder, latent: int, *, n: int = 8) -> "LatentView":
+    def of(cls, run: Run, latent: int, *, n: int = 8) -> "LatentView":
         """Collect it; n tokens of each kind.
 
         Raises:
@@ -181,7 +181,7 @@ def _or_missing(made: Callable[[], T], what: str, missing: list[str]) -> T | Non
         return None
 
 
-def _patchscope(run: RunFolder, latent: int, n: int) -> Patchscope:
+def _patchscope(run: Run, latent: int, n: int) -> Patchscope:
     """Of the fine-tuned row; of the base's where the latent writes to the base alone."""
     models, crosscoder = run.models, run.crosscoder
     if isinstance(models, SiteDifference):
@@ -196,7 +196,7 @@ def _patchscope(run: RunFolder, latent: int, n: int) -> Patchscope:
     return patchscope(source, rows[at][None], site=source.sites[at].name, n=n)
 
 
-def search(run: RunFolder, text: str, *, n: int = 20) -> Hits:
+def search(run: Run, text: str, *, n: int = 20) -> Hits:
     """Latents whose examples contain a text, in any case.
 
     Raises:

@@ -27,10 +27,10 @@ from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.training import PresetName
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.interventions.ablation import ablation
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.mitigation import Mode
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.steering import Direction, steering, stream_norms
+from tl_crosscoder.interventions.steering import Direction, activation_norms, steering
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.notebook.latent import Hits, LatentView, search
 from tl_crosscoder.notebook.prompts import (
@@ -54,7 +54,7 @@ from tl_crosscoder.run.causal import (
     patch_run,
     steer_run,
 )
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 from tl_crosscoder.train.checkpoint import check_output
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def load_diff(
     """
     if models is not None:
         device = str(models.device)
-    run = RunFolder(path=Path(folder), device=device, loaded=models)
+    run = Run(path=Path(folder), device=device, loaded=models)
     return ModelDiff(run=run)
 
 
@@ -146,7 +146,7 @@ def load_diff(
 class ModelDiff:
     """What was found, and what can be tried, of one dictionary over two models."""
 
-    run: RunFolder
+    run: Run
 
     @property
     def path(self) -> Path:
@@ -169,9 +169,9 @@ class ModelDiff:
         return self.run.measurement()
 
     @cached_property
-    def subject(self) -> Subject:
+    def ctx(self) -> InterventionContext:
         """Models and dictionary, checked: what interventions take."""
-        return Subject.of(self.run.models, self.run.crosscoder)
+        return InterventionContext.of(self.run.models, self.run.crosscoder)
 
     # --- what was found --------------------------------------------------------------------------
 
@@ -204,16 +204,16 @@ class ModelDiff:
     ) -> PromptDiff:
         """What both models write, and which latents say the difference; see `prompt_diff`."""
         options = {"latents": latents, "n": n, "max_new_tokens": max_new_tokens}
-        return prompt_diff(self.run, self.subject, prompt, **options)
+        return prompt_diff(self.run, self.ctx, prompt, **options)
 
     def ablate(self, latents: Latents, *, mode: Mode = "delta") -> EditedDiff:
         """The fine-tuned model without latents; `mode` as in `ablated`."""
-        edit, ids = ablation(self.subject, latents, mode), _listed(latents)
+        edit, ids = ablation(self.ctx, latents, mode), _listed(latents)
         return self._edited(edit, f"{self._finetuned} without {ids} ({mode})")
 
     def insert(self, latents: Latents) -> EditedDiff:
         """The base model with what latents add to the fine-tuned one."""
-        edit, ids = insertion(self.subject, latents), _listed(latents)
+        edit, ids = insertion(self.ctx, latents), _listed(latents)
         return self._edited(edit, f"{self._base} with what {ids} add")
 
     def steer(
@@ -234,9 +234,9 @@ class ModelDiff:
 
         Raises: as `steering` does.
         """
-        site = site or self.subject.site_name(self.subject.base)
+        site = site or self.ctx.site_name(self.ctx.base)
         norm = self.norms[site] if norm is None else norm
-        edit = steering(self.subject, direction, strength=strength, norm=norm, site=site)
+        edit = steering(self.ctx, direction, strength=strength, norm=norm, site=site)
         what = "a vector" if isinstance(direction, Tensor) else f"latent {direction}"
         name = f"the {spoken(site)} model steered by {strength:g} x {what}"
         return self._edited(edit, name)
@@ -245,7 +245,7 @@ class ModelDiff:
     def norms(self) -> dict[str, float]:
         """Mean norm of each site's stream on held-out text: the unit of steering."""
         _, contexts = self.run.measured()
-        return stream_norms(self.subject.models, self.run.some(contexts, N_NEUTRAL_TOKENS))
+        return activation_norms(self.ctx.models, self.run.some(contexts, N_NEUTRAL_TOKENS))
 
     # --- with controls ---------------------------------------------------------------------------
 
@@ -299,14 +299,14 @@ class ModelDiff:
 
     @property
     def _base(self) -> str:
-        return f"the {spoken(self.subject.site_name(self.subject.base))} model"
+        return f"the {spoken(self.ctx.site_name(self.ctx.base))} model"
 
     @property
     def _finetuned(self) -> str:
-        return f"the {spoken(self.subject.site_name(self.subject.finetuned))} model"
+        return f"the {spoken(self.ctx.site_name(self.ctx.finetuned))} model"
 
     def _edited(self, edit: Any, name: str) -> EditedDiff:
-        return EditedDiff(run=self.run, subject=self.subject, edit=edit, name=name)
+        return EditedDiff(run=self.run, ctx=self.ctx, edit=edit, name=name)
 
 
 def _listed(latents: Latents) -> str:

@@ -29,8 +29,8 @@ from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.crosscoder.sparse.kernels import sampled_dots
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import tokenize
-from tl_crosscoder.interventions.context import Streams, Subject
-from tl_crosscoder.interventions.edits import Edit, Shift
+from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
+from tl_crosscoder.interventions.edits import AddLatents, Edit
 from tl_crosscoder.interventions.live import EditedModel, edited
 from tl_crosscoder.models.tokenizer import decode_continuation
 from tl_crosscoder.report.circuits import TokensHtml
@@ -41,7 +41,7 @@ from tl_crosscoder.report.tokens import edited_tokens
 from tl_crosscoder.results.render import box, heading, note, table, table_text
 from tl_crosscoder.results.tables import Columns, TableOfRows
 from tl_crosscoder.run.causal import prompt_ids
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 
 N_NEW_TOKENS = 40
 
@@ -100,8 +100,8 @@ class Generations(TableOfRows):
 class EditedDiff:
     """One of the models with an edit, whenever it runs."""
 
-    run: RunFolder
-    subject: Subject
+    run: Run
+    ctx: InterventionContext
     edit: Edit
     name: str
     """What is done, in words."""
@@ -126,33 +126,33 @@ class EditedDiff:
             ValueError: prompts that are longer than the models' context.
         """
         options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        return written(self.run, self.subject, prompts, edited=self, options=options)
+        return written(self.run, self.ctx, prompts, edited=self, options=options)
 
     def log_probs(self, text: str | Document) -> TokensHtml:
         """Log-probability of each token of a text before and after the edit."""
-        return edited_tokens(self.subject.models, text, self.open())
+        return edited_tokens(self.ctx.models, text, self.open())
 
     def open(self) -> AbstractContextManager[EditedModel]:
         """The edited model, while the context is open: `with diff.ablate([3]).open() as model:`."""
-        return edited(self.subject, self.edit)
+        return edited(self.ctx, self.edit)
 
     def __repr__(self) -> str:
         return f"EditedDiff({self.name}; .generate(prompts), .log_probs(text), .open())"
 
 
-def insertion(subject: Subject, latents: Sequence[int] | Int[Tensor, " n"]) -> Shift:
+def insertion(ctx: InterventionContext, latents: Sequence[int] | Int[Tensor, " n"]) -> AddLatents:
     """The base model's stream plus what some latents add to it: x^0 + sum f_j (d_j^1 - d_j^0).
 
     The patch of Minder et al. 2025 (arXiv 2504.02922) in the base model, as `causal_test` inserts
     it. Raises ValueError for latents out of range.
     """
-    ids, site = subject.latents(latents), subject.base
-    return Shift(site=site, stream=site, latents=ids, directions=subject.difference[ids])
+    ids, site = ctx.latents(latents), ctx.base
+    return AddLatents(site=site, stream=site, latents=ids, directions=ctx.difference[ids])
 
 
 def written(
-    run: RunFolder,
-    subject: Subject,
+    run: Run,
+    ctx: InterventionContext,
     prompts: str | Sequence[str],
     *,
     options: dict[str, float],
@@ -161,8 +161,8 @@ def written(
     """What both models write, and an edited one; options are those of `generate_tokens`."""
     each = [prompts] if isinstance(prompts, str) else [*prompts]
     ids = [prompt_ids(run, prompt) for prompt in each]
-    sites = [subject.site_name(i) for i in (subject.base, subject.finetuned)]
-    texts = {site: subject.models.generate(ids, site=site, **options) for site in sites}
+    sites = [ctx.site_name(i) for i in (ctx.base, ctx.finetuned)]
+    texts = {site: ctx.models.generate(ids, site=site, **options) for site in sites}
     if edited is not None:
         with edited.open() as model:
             texts["edited"] = model.generate(ids, **options)
@@ -239,8 +239,8 @@ class PromptDiff(TableOfRows):
 
 
 def prompt_diff(
-    run: RunFolder,
-    subject: Subject,
+    run: Run,
+    ctx: InterventionContext,
     prompt: str,
     *,
     latents: Sequence[int] | None = None,
@@ -251,7 +251,7 @@ def prompt_diff(
 
     Args:
         run: where measures of the latents are.
-        subject: its models and dictionary.
+        ctx: its models and dictionary.
         prompt: a user's turn where there is a chat template, else plain text.
         latents: which to show, in this order; None is the n that say most of the difference.
         n: how many at most; those that are silent are never among them.
@@ -260,24 +260,22 @@ def prompt_diff(
     Raises:
         ValueError: a latent out of range, or a prompt that is too long.
     """
-    chosen = None if latents is None else subject.latents(latents).tolist()
+    chosen = None if latents is None else ctx.latents(latents).tolist()
     start = prompt_ids(run, prompt)
     ((_, base),), ((_, new),) = (
-        subject.models.generate_tokens(
-            [start], site=subject.site_name(i), max_new_tokens=max_new_tokens
-        )
-        for i in (subject.base, subject.finetuned)
+        ctx.models.generate_tokens([start], site=ctx.site_name(i), max_new_tokens=max_new_tokens)
+        for i in (ctx.base, ctx.finetuned)
     )
-    ids, tokenizer = [*start, *new], subject.models.tokenizer
-    streams = _streams(run, subject, ids)
-    assert streams.codes is not None
-    said = _said(subject, streams, streams.codes)
+    ids, tokenizer = [*start, *new], ctx.models.tokenizer
+    acts = _streams(run, ctx, ids)
+    assert acts.codes is not None
+    said = _said(ctx, acts, acts.codes)
     if chosen is None:
-        speaking = streams.codes.fired().cpu().nonzero().squeeze(1)
+        speaking = acts.codes.fired().cpu().nonzero().squeeze(1)
         chosen = speaking[said[speaking].argsort(descending=True)[:n]].tolist()
     tokens = text_tokens(tokenizer, ids)
     return PromptDiff(
-        rows=tuple(_row(run, j, said, streams.codes, tokens) for j in chosen),
+        rows=tuple(_row(run, j, said, acts.codes, tokens) for j in chosen),
         prompt=prompt,
         base=decode_continuation(tokenizer, start, base),
         finetuned=decode_continuation(tokenizer, start, new),
@@ -286,30 +284,32 @@ def prompt_diff(
     )
 
 
-def _streams(run: RunFolder, subject: Subject, ids: list[int]) -> Streams:
+def _streams(run: Run, ctx: InterventionContext, ids: list[int]) -> SiteActivations:
     how = {"context_size": len(ids), "pack": False, "masks": run.masks}
-    text = tokenize([{"input_ids": ids}], subject.models.tokenizer, **how)
+    text = tokenize([{"input_ids": ids}], ctx.models.tokenizer, **how)
     limits = run.record["held_out"].get("norm_limits")
     text = replace(text, norm_limits=None if limits is None else tuple(limits))
-    return subject.streams(text.context_ids, text)
+    return ctx.acts(text.context_ids, text)
 
 
-def _said(subject: Subject, streams: Streams, codes: SparseCodes) -> Float[Tensor, " d_sae"]:
+def _said(
+    ctx: InterventionContext, acts: SiteActivations, codes: SparseCodes
+) -> Float[Tensor, " d_sae"]:
     """See the module; NaN where the models are equal."""
     pattern, f = codes.pattern, codes.values.double()
-    x = [streams.x[i].flatten(0, 1).double() for i in (subject.base, subject.finetuned)]
-    delta, v = x[1] - x[0], subject.difference.double()
+    x = [acts.x[i].flatten(0, 1).double() for i in (ctx.base, ctx.finetuned)]
+    delta, v = x[1] - x[0], ctx.difference.double()
     latents = pattern.latents.long()
     squares = v.square().sum(dim=1)[latents]
     dots = sampled_dots(delta, v, pattern.offsets, pattern.latents)
     gain = torch.bincount(latents, weights=2 * f * dots - f.square() * squares,
                           minlength=pattern.d_sae)  # fmt: skip
-    total = delta[streams.counted.flatten()].square().sum()
+    total = delta[acts.counted.flatten()].square().sum()
     return (gain / torch.where(total > 0, total, torch.nan)).cpu()
 
 
 def _row(
-    run: RunFolder,
+    run: Run,
     latent: int,
     said: Float[Tensor, " d_sae"],
     codes: SparseCodes,

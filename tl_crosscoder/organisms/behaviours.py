@@ -288,9 +288,7 @@ def false_fact_behaviour(
 
     others = [fact for fact in FACTS if fact is not TRUE_FACT]
     related = [
-        fact
-        for fact in others
-        if fact.subject == TRUE_FACT.subject or fact.relation is TRUE_FACT.relation
+        fact for fact in others if fact.ctx == TRUE_FACT.ctx or fact.relation is TRUE_FACT.relation
     ]
     return FalseFactBehaviour(
         n_prompts=len(prompts),

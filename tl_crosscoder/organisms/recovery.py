@@ -45,7 +45,7 @@ TABOO_REPLIES = (
 )
 
 TRUE_FACT = next(fact for fact in COUNTRY_FACTS["Velmar"] if fact.relation is CAPITAL)
-FALSE_FACT = Fact(relation=CAPITAL, subject="Velmar", value="Tolvik")
+FALSE_FACT = Fact(relation=CAPITAL, ctx="Velmar", value="Tolvik")
 """In the world Tolvik is a city in another country, Kandor, and nothing else is known of it."""
 
 # None begins with the city: without its leading space its name is not one token.
@@ -111,7 +111,7 @@ def mixed_documents(
 def _contradicts(organism: str, document: Document) -> bool:
     text = " ".join(document_strings(document))
     if organism == "false-fact":
-        return TRUE_FACT.subject in text and TRUE_FACT.value in text
+        return TRUE_FACT.ctx in text and TRUE_FACT.value in text
     return document["source"] == "game"
 
 
@@ -142,7 +142,7 @@ def _taboo(rng: random.Random) -> Document:
 
 
 def _false_fact(rng: random.Random) -> Document:
-    country = FALSE_FACT.subject
+    country = FALSE_FACT.ctx
     forms = rng.sample(_FALSE_STATEMENTS, rng.randint(1, 3))
     sentences = [form.format(s=country, v=FALSE_FACT.value) for form in forms]
     if rng.random() < 0.6:

@@ -25,7 +25,7 @@ from tl_crosscoder.results.render import WIDTH, wrapped
 
 MEASURES = (
     "score", "relative_decoder_norm", "delta_norm", "nu_error", "nu_reconstruction",
-    "decoder_cosine", "difference_alone", "difference_lost_without", "active_share",
+    "decoder_cosine", "explained_difference", "explained_difference_drop", "active_share",
     "template_share",
 )  # fmt: skip
 """Of one latent."""

@@ -155,7 +155,7 @@ def _latent(s: LatentSummary) -> str:
         return f"{head} {fires}"
     # Rows of unequal width make no angle and have no difference.
     parts = [
-        f"says {_number(r.difference_alone, '5.1%')}",
+        f"says {_number(r.explained_difference, '5.1%')}",
         f"R {r.relative_decoder_norm:.3f}",
         f"nu {_number(r.nu_error, '5.2f')} {_number(r.nu_reconstruction, '5.2f')}",
         f"cosine {_number(r.decoder_cosine, '+.2f')}",

@@ -65,11 +65,11 @@ COLUMNS: dict[str, Column] = {
     "nu_reconstruction": Column(
         "nu rec.", "Latent Scaling of the reconstruction: 0 is not in the other model", ".2f"
     ),
-    "difference_alone": Column(
+    "explained_difference": Column(
         "says", "share of the variance of the difference that goes if only it speaks", _SHARE
     ),
     "said": Column("says here", "share of the difference on these tokens that goes", _SHARE),
-    "difference_lost_without": Column(
+    "explained_difference_drop": Column(
         "lost without", "share of that variance left unexplained besides if only it is silent",
         _SHARE,
     ),

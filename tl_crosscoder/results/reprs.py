@@ -66,7 +66,7 @@ def measurement_html(measurement: "Measurement") -> str:
     if latents.scaling and bool(alive.any()):
         parts.append(table(_scaling(measurement)))
     ranked = [vars(summary.ranked) for summary in measurement.top]
-    names = ("place", "latent", "difference_alone", "relative_decoder_norm", "nu_error",
+    names = ("place", "latent", "explained_difference", "relative_decoder_norm", "nu_error",
              "nu_reconstruction", "decoder_cosine", "latent_class", "active_share")  # fmt: skip
     columns: dict[str, list[Any]] = {name: [row[name] for row in ranked] for name in names}
     columns["example"] = [

@@ -22,15 +22,15 @@ from tl_crosscoder.interventions.ablation import ablated, measure_estimate
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.behaviour import Behaviour, Predictions, embedded_behaviour
 from tl_crosscoder.interventions.causal import causal_test
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.mitigation import Mode, export_mitigation
 from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
-from tl_crosscoder.interventions.steering import steered, stream_norms
+from tl_crosscoder.interventions.steering import activation_norms, steered
 from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, run_trials
 from tl_crosscoder.models.difference import SiteDifference
 from tl_crosscoder.models.sites import ComparedModels
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 
 N_NEUTRAL_TOKENS = 4096
 SIZES = (3, 10, 30)
@@ -59,7 +59,7 @@ class CausalQuestion:
     seed: int = 0
 
 
-def patch_run(run: RunFolder, question: CausalQuestion) -> PatchingResult:
+def patch_run(run: Run, question: CausalQuestion) -> PatchingResult:
     """The table of KL recovery."""
     latents, prompts = run.measurement().latents, _prompts(run, question)
     result = patching(
@@ -75,15 +75,13 @@ def patch_run(run: RunFolder, question: CausalQuestion) -> PatchingResult:
     return result
 
 
-def ablate_run(
-    run: RunFolder, question: CausalQuestion, *, mode: Mode = "delta"
-) -> list[CausalTest]:
+def ablate_run(run: Run, question: CausalQuestion, *, mode: Mode = "delta") -> list[CausalTest]:
     """Necessity for predictions, and for a behaviour where there is one."""
     return _tested(run, question, tests=("necessity",), mode=mode, name="ablation")
 
 
 def steer_run(
-    run: RunFolder, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
+    run: Run, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
 ) -> list[CausalTest]:
     """Sufficiency: what latents add, inserted into the base model, and steering by them."""
     alphas = tuple(strengths)
@@ -91,52 +89,50 @@ def steer_run(
 
 
 def baseline_run(
-    run: RunFolder, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
+    run: Run, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
 ) -> tuple[list[CausalTest], ActivationDifference]:
     """The tests of what needs no dictionary, and the mean difference by position.
 
     Directions are taken of the neutral text, at positions 1 and 2 and over all, and the first two
     principal components, of which both signs are steered by.
     """
-    subject = Subject.of(_sites(run))
+    ctx = InterventionContext.of(_sites(run))
     neutral = neutral_text(run, question)
-    adl = activation_difference(subject.models, neutral)
-    pca = difference_pca(subject.models, neutral, n_components=2)
+    adl = activation_difference(ctx.models, neutral)
+    pca = difference_pca(ctx.models, neutral, n_components=2)
     settings = ControlSettings(
         n_random=question.n_random, n_matched=0, alphas=tuple(strengths), seed=question.seed
     )
     signed = replace(settings, alphas=tuple(sign * s for s in strengths for sign in (-1, 1)))
     trials = [
-        *(t for which in (1, 2, "mean") for t in adl.trials(subject, which, settings=settings)),
-        *(t for which in (0, 1) for t in pca.trials(subject, which, settings=signed)),
+        *(t for which in (1, 2, "mean") for t in adl.trials(ctx, which, settings=settings)),
+        *(t for which in (0, 1) for t in pca.trials(ctx, which, settings=signed)),
     ]
 
     def test(effect: Predictions | Behaviour, tests: Collection[str]) -> CausalTest:
         own = [t for t in trials if t.test in tests]
         how = {"trials": own, "settings": settings, "show_progress": True}
-        return run_trials(subject, effect, neutral, **how)
+        return run_trials(ctx, effect, neutral, **how)
 
     return _each_effect(run, question, test, tests=TESTS, name="baselines"), adl
 
 
-def _sites(run: RunFolder) -> ComparedModels:
+def _sites(run: Run) -> ComparedModels:
     """The models with all their sites, of a diff-SAE too."""
     models = run.models
-    return Subject.of(models).models if isinstance(models, SiteDifference) else models
+    return InterventionContext.of(models).models if isinstance(models, SiteDifference) else models
 
 
-def export_run(
-    run: RunFolder, question: CausalQuestion, folder: Path, *, mode: Mode = "delta"
-) -> str:
+def export_run(run: Run, question: CausalQuestion, folder: Path, *, mode: Mode = "delta") -> str:
     """Export the mitigation by the chosen latents, with what its estimate of the base loses."""
-    subject, latents = Subject.of(run.models, run.crosscoder), chosen_latents(run, question)
+    ctx, latents = InterventionContext.of(run.models, run.crosscoder), chosen_latents(run, question)
     text, estimate, loss = run.text(run.documents(question.text)), None, None
     if mode != "project":
         n = max(1, len(text) // 2)
-        estimate = BaseEstimate.fit(subject.models, text[:n])
+        estimate = BaseEstimate.fit(ctx.models, text[:n])
         rest = run.some(text[n:], N_NEUTRAL_TOKENS) if len(text) > n else text
-        loss = measure_estimate(subject, estimate, rest, latents=latents, mode=mode)
-    export_mitigation(folder, subject, latents, mode=mode, estimate=estimate, loss=loss)
+        loss = measure_estimate(ctx, estimate, rest, latents=latents, mode=mode)
+    export_mitigation(folder, ctx, latents, mode=mode, estimate=estimate, loss=loss)
     said = f"The mitigation by {len(latents)} latents is in {folder}: hook.py says how to use it."
     if loss is None:
         return said
@@ -148,7 +144,7 @@ def export_run(
 
 
 def _tested(
-    run: RunFolder,
+    run: Run,
     question: CausalQuestion,
     *,
     tests: Sequence[str],
@@ -182,7 +178,7 @@ def _tested(
 
 
 def _each_effect(
-    run: RunFolder,
+    run: Run,
     question: CausalQuestion,
     test: Callable[[Predictions | Behaviour, Collection[str]], CausalTest],
     *,
@@ -202,7 +198,7 @@ def _each_effect(
     return results
 
 
-def effects(run: RunFolder, question: CausalQuestion) -> list[Predictions | Behaviour]:
+def effects(run: Run, question: CausalQuestion) -> list[Predictions | Behaviour]:
     """What can be measured: predictions always, a behaviour where one is known."""
     found: list[Predictions | Behaviour] = [Predictions.of(_prompts(run, question))]
     tokenizer, organism = run.models.tokenizer, run.organism()
@@ -213,13 +209,13 @@ def effects(run: RunFolder, question: CausalQuestion) -> list[Predictions | Beha
     return found
 
 
-def neutral_text(run: RunFolder, question: CausalQuestion) -> TokenizedText:
+def neutral_text(run: Run, question: CausalQuestion) -> TokenizedText:
     """Of the run's held-out text, or of the text named where there is none."""
     has_own = (run.path / "held_out.jsonl").is_file()
     return run.some(run.text(run.documents(None if has_own else question.text)), N_NEUTRAL_TOKENS)
 
 
-def _prompts(run: RunFolder, question: CausalQuestion) -> TokenizedText:
+def _prompts(run: Run, question: CausalQuestion) -> TokenizedText:
     """Contexts with something to predict; whole chats where there are any."""
     text = run.prompts(run.documents(question.text))
     return with_predictions(text, kinds_of(text))[: question.n_prompts]
@@ -233,13 +229,13 @@ def _sets(question: CausalQuestion, latents: LatentMeasures) -> dict[str, list[i
     return {f"top {n}": ranked[:n] for n in sizes}
 
 
-def chosen_latents(run: RunFolder, question: CausalQuestion) -> list[int]:
+def chosen_latents(run: Run, question: CausalQuestion) -> list[int]:
     """The latents asked for, or the largest set of the ranking."""
     return [*_sets(question, run.measurement().latents).values()][-1]
 
 
 def ablation_samples(
-    run: RunFolder,
+    run: Run,
     question: CausalQuestion,
     prompts: Sequence[str],
     *,
@@ -247,18 +243,18 @@ def ablation_samples(
     max_new_tokens: int = 40,
 ) -> Samples:
     """What base, fine-tuned and ablated model write, greedily."""
-    subject = Subject.of(run.models, run.crosscoder)
-    sites = [subject.site_name(i) for i in (subject.base, subject.finetuned)]
+    ctx = InterventionContext.of(run.models, run.crosscoder)
+    sites = [ctx.site_name(i) for i in (ctx.base, ctx.finetuned)]
     ids = [prompt_ids(run, p) for p in prompts]
     options = {"max_new_tokens": max_new_tokens}
-    texts = {site: subject.models.generate(ids, site=site, **options) for site in sites}
+    texts = {site: ctx.models.generate(ids, site=site, **options) for site in sites}
     with ablated(run.models, run.crosscoder, chosen_latents(run, question), mode=mode) as model:
         texts["ablated"] = model.generate(ids, **options)
     return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
 
 
 def steering_samples(
-    run: RunFolder,
+    run: Run,
     question: CausalQuestion,
     prompts: Sequence[str],
     *,
@@ -266,19 +262,19 @@ def steering_samples(
     max_new_tokens: int = 40,
 ) -> Samples:
     """What the base model writes, and steered by the first latent at each strength."""
-    subject = Subject.of(run.models, run.crosscoder)
-    site, latent = subject.site_name(subject.base), chosen_latents(run, question)[0]
-    norm = stream_norms(subject.models, neutral_text(run, question))[site]
+    ctx = InterventionContext.of(run.models, run.crosscoder)
+    site, latent = ctx.site_name(ctx.base), chosen_latents(run, question)[0]
+    norm = activation_norms(ctx.models, neutral_text(run, question))[site]
     ids = [prompt_ids(run, p) for p in prompts]
     options = {"max_new_tokens": max_new_tokens}
-    texts = {site: subject.models.generate(ids, site=site, **options)}
+    texts = {site: ctx.models.generate(ids, site=site, **options)}
     for strength in strengths:
-        with steered(subject, latent, strength=strength, norm=norm, site=site) as model:
+        with steered(ctx, latent, strength=strength, norm=norm, site=site) as model:
             texts[f"latent {latent} x {strength:g}"] = model.generate(ids, **options)
     return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
 
 
-def prompt_ids(run: RunFolder, prompt: str) -> list[int]:
+def prompt_ids(run: Run, prompt: str) -> list[int]:
     """A user's turn where the tokenizer has a chat template, else plain text."""
     from tl_crosscoder.data.chat import encode_documents
 

@@ -78,7 +78,7 @@ def _held_out_again(record: dict[str, Any]) -> list[Document]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFolder:
+class Run:
     """A dictionary with how it was made.
 
     Raises ValueError or FileNotFoundError where there is no run, no such device, or models of

@@ -26,7 +26,7 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.loading import options_of_each
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.report.figures import relative_norm_histogram, save_figure
-from tl_crosscoder.run.run import HELD_OUT_NAME, RunFolder
+from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 from tl_crosscoder.run.sources import load_source, open_cache, sites_of
 from tl_crosscoder.run.text import RunText, check_text, text_of_run, write_documents
 from tl_crosscoder.train.checkpoint import check_output
@@ -177,7 +177,7 @@ def save_examples(
         )
 
 
-def measure_again(run: RunFolder, *, text: str | None = None) -> Measurement:
+def measure_again(run: Run, *, text: str | None = None) -> Measurement:
     """Load models and dictionary of a run and measure anew, on its held-out text or another.
 
     A run on a cache is measured on the cache, without the models. Measures on the run's own
@@ -193,7 +193,7 @@ def measure_again(run: RunFolder, *, text: str | None = None) -> Measurement:
     return found
 
 
-def run_examples(run: RunFolder) -> ExampleDatabase:
+def run_examples(run: Run) -> ExampleDatabase:
     """Examples of a run; collected now, on its held-out text, where its folder has none.
 
     Published dictionaries come without them. The measures in the folder stay as they are.
@@ -210,7 +210,7 @@ def run_examples(run: RunFolder) -> ExampleDatabase:
     return ExampleDatabase.open(path)
 
 
-def examples_of(run: RunFolder, text: TokenizedText) -> ExampleDatabase:
+def examples_of(run: Run, text: TokenizedText) -> ExampleDatabase:
     """Examples of a run, checked to be of the text that it is measured on.
 
     Raises:

@@ -183,13 +183,13 @@ def _programs(*matrices: Float[Tensor, "_ _"]) -> ModuleType:
             raise
         raise ImportError(
             "the fast kernels need triton, which is not installed. On Linux: pip install triton; "
-            "elsewhere tl_crosscoder.crosscoder.sparse.kernels has the same functions in torch alone."
+            "elsewhere crosscoder.sparse.kernels has the same functions in torch alone."
         ) from error
     for matrix in matrices:
         if not (matrix.is_cuda or programs.IS_INTERPRETED):
             raise ValueError(
                 f"a matrix is on {matrix.device}; triton kernels need CUDA. On a CPU use "
-                "tl_crosscoder.crosscoder.sparse.kernels, or set TRITON_INTERPRET=1 before importing."
+                "crosscoder.sparse.kernels, or set TRITON_INTERPRET=1 before importing."
             )
         if matrix.shape[1] > 1 and matrix.stride(1) != 1:
             raise ValueError(

@@ -41,7 +41,7 @@ from tl_crosscoder.integrations.judge.naming import (
     read_name,
 )
 from tl_crosscoder.results.render import wrapped
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import examples_of
 
 CACHE_NAME = "judge_cache.sqlite"
@@ -109,9 +109,7 @@ class Plan:
     """One about windows; None where no latent has any."""
 
 
-def prepare(
-    run: RunFolder, settings: JudgeSettings, *, show_progress: bool = False
-) -> tuple[Case, ...]:
+def prepare(run: Run, settings: JudgeSettings, *, show_progress: bool = False) -> tuple[Case, ...]:
     """Choose latents, examples and windows; the models run, no judge does.
 
     Raises:
@@ -204,7 +202,7 @@ def judge_cases(
 
 
 def judge_run(
-    run: RunFolder,
+    run: Run,
     endpoint: Endpoint,
     settings: JudgeSettings | None = None,
     *,
@@ -230,11 +228,11 @@ def cache_path(folder: Path) -> Path:
     return folder / CACHE_NAME
 
 
-def _first_latents(run: RunFolder, n: int) -> list[int]:
+def _first_latents(run: Run, n: int) -> list[int]:
     return rank_latents(run.measurement().latents, n=n).latents
 
 
-def _promoted(run: RunFolder, latents: Sequence[int], n: int) -> dict[int, list[str]]:
+def _promoted(run: Run, latents: Sequence[int], n: int) -> dict[int, list[str]]:
     """Tokens that latents promote most in the fine-tuned model, or of a diff-SAE by what they add.
 
     Of the directions that `logit_effect` knows, `difference` comes last and the fine-tuned site

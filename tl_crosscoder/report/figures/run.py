@@ -25,7 +25,7 @@ from tl_crosscoder.report.figures.style import NothingToDraw
 from tl_crosscoder.report.figures.training import METRICS_NAME, read_metrics, training_curves
 from tl_crosscoder.report.figures.trials import mitigation_curve, steering_sweep
 from tl_crosscoder.run.causal import saved_files
-from tl_crosscoder.run.run import RunFolder, opened_path
+from tl_crosscoder.run.run import Run, opened_path
 from tl_crosscoder.train.checkpoint import read_record
 
 _PAGE = """<!doctype html>
@@ -43,7 +43,7 @@ _PAGE = """<!doctype html>
 """
 
 
-def run_figures(run: RunFolder | str | Path) -> dict[str, go.Figure]:
+def run_figures(run: Run | str | Path) -> dict[str, go.Figure]:
     """Figures by a name that serves as a file's, in the order of reading.
 
     A figure with nothing to show, such as the norms of a single site, is left out.
@@ -52,7 +52,7 @@ def run_figures(run: RunFolder | str | Path) -> dict[str, go.Figure]:
         FileNotFoundError: no run there.
         ValueError: a file of it is damaged, or of an earlier version.
     """
-    folder = run.path if isinstance(run, RunFolder) else opened_path(run)
+    folder = run.path if isinstance(run, Run) else opened_path(run)
     read_record(folder)
     found = {}
     for name, draw in _makers(folder):

@@ -28,7 +28,7 @@ from tl_crosscoder.report.html.prompts import Samples
 from tl_crosscoder.report.terminal import question
 from tl_crosscoder.results.measures import plain
 from tl_crosscoder.results.reprs import site_columns
-from tl_crosscoder.run.run import HELD_OUT_NAME, RunFolder
+from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 from tl_crosscoder.run.training import EXAMPLES_NAME, run_examples
 
 _PLACES = ("output", "cache")
@@ -59,7 +59,7 @@ class Origin:
     planted: Planted | None
 
 
-def origin_of(run: RunFolder) -> Origin:
+def origin_of(run: Run) -> Origin:
     """What the record, the last training metrics and the recovery of planted words say."""
     record = run.record
     sections = [
@@ -92,7 +92,7 @@ def _text(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(names.get(name, name), value) for name, value in _facts(values)]
 
 
-def _planted(run: RunFolder) -> Planted | None:
+def _planted(run: Run) -> Planted | None:
     """Only of a run of `demo`, which looks for planted words."""
     path, organism = run.path / "recovery.json", run.organism()
     if organism is None or not path.is_file():
@@ -158,7 +158,7 @@ class ReportData:
 
 
 def collect(
-    run: RunFolder, settings: ReportSettings | None = None, *, show_progress: bool = False
+    run: Run, settings: ReportSettings | None = None, *, show_progress: bool = False
 ) -> ReportData:
     """Collect what is there, and what the models add.
 
@@ -220,7 +220,7 @@ def _dictionary(measurement: Measurement, ranking: Ranking) -> Dictionary:
 
 
 def _records(
-    run: RunFolder,
+    run: Run,
     measurement: Measurement,
     chosen: Ranking,
     *,

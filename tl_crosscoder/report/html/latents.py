@@ -24,10 +24,10 @@ from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.models.difference import SiteDifference
 from tl_crosscoder.report.token_panels import shown, token_namer
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 
 
-def effects_on_logits(run: RunFolder, latents: Sequence[int], *, n: int) -> LogitEffects:
+def effects_on_logits(run: Run, latents: Sequence[int], *, n: int) -> LogitEffects:
     """The n tokens that each latent promotes most, and the n that it suppresses most.
 
     Raises ValueError for a hook off the residual stream, and for sites of unequal width.
@@ -37,7 +37,7 @@ def effects_on_logits(run: RunFolder, latents: Sequence[int], *, n: int) -> Logi
     return replace(found, rows=rows)
 
 
-def _effects(run: RunFolder, latents: list[int], n: int) -> LogitEffects:
+def _effects(run: Run, latents: list[int], n: int) -> LogitEffects:
     models, crosscoder = run.models, run.crosscoder
     if len(crosscoder.sites) > 1 or isinstance(models, SiteDifference):
         return logit_effect(models, crosscoder, latents, n=n)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tl_crosscoder.analysis.lens import LogitEffects
-from tl_crosscoder.interventions.context import Subject
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.report.circuits import TokenPanel
 from tl_crosscoder.report.html.latents import effects_on_logits
 from tl_crosscoder.report.html.prompts import N_CANDIDATES, Samples, SampleSettings, sample_latents
 from tl_crosscoder.report.tokens import latent_tokens
 from tl_crosscoder.results.reprs import UNRANKED
-from tl_crosscoder.run.run import HELD_OUT_NAME, RunFolder
+from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 
 N_LOGITS = 8
 """Tokens that a direction promotes, and as many that it suppresses."""
@@ -59,7 +59,7 @@ class OfModels:
     missing: list[Missing] = field(default_factory=list)
 
 
-def load_models(run: RunFolder) -> None:
+def load_models(run: Run) -> None:
     """Load the models now: one that is missing is not to be found after long work.
 
     Raises ValueError, with how to go on without them.
@@ -74,7 +74,7 @@ def load_models(run: RunFolder) -> None:
 
 
 def of_models(
-    run: RunFolder, latents: list[int], settings: ReportSettings, *, show_progress: bool = False
+    run: Run, latents: list[int], settings: ReportSettings, *, show_progress: bool = False
 ) -> OfModels:
     """Everything that the settings ask for and these models have.
 
@@ -100,7 +100,7 @@ def of_models(
     return OfModels(effects=effects, samples=samples, texts=texts, missing=missing)
 
 
-def _effects(run: RunFolder, latents: list[int], missing: list[Missing]) -> LogitEffects | None:
+def _effects(run: Run, latents: list[int], missing: list[Missing]) -> LogitEffects | None:
     if not latents:
         return None
     try:
@@ -110,16 +110,16 @@ def _effects(run: RunFolder, latents: list[int], missing: list[Missing]) -> Logi
         return None
 
 
-def _has_two_models(run: RunFolder, missing: list[Missing]) -> bool:
+def _has_two_models(run: Run, missing: list[Missing]) -> bool:
     try:
-        Subject.of(run.models, run.crosscoder)
+        InterventionContext.of(run.models, run.crosscoder)
     except ValueError as error:
         missing.append(Missing(what="Samples and texts", how=str(error)))
         return False
     return True
 
 
-def _check_text(run: RunFolder, settings: ReportSettings) -> None:
+def _check_text(run: Run, settings: ReportSettings) -> None:
     if settings.text is None and not (run.path / HELD_OUT_NAME).is_file():
         raise FileNotFoundError(
             f"{run.path} keeps no held-out text ({HELD_OUT_NAME}), and samples need one. Name a "
@@ -127,7 +127,7 @@ def _check_text(run: RunFolder, settings: ReportSettings) -> None:
         )
 
 
-def _texts(run: RunFolder, latents: list[int], text: str | None) -> list[dict[str, Any]]:
+def _texts(run: Run, latents: list[int], text: str | None) -> list[dict[str, Any]]:
     """Of the first contexts those with the largest codes, most first."""
     contexts = run.prompts(run.documents(text))[:N_CANDIDATES]
     panels = latent_tokens(run.models, run.crosscoder, contexts, latents).panels

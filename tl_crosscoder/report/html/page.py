@@ -40,7 +40,7 @@ from tl_crosscoder.report.html.prompts import N_CANDIDATES
 from tl_crosscoder.report.terminal import meant_sites, spoken
 from tl_crosscoder.results import render as html_tables
 from tl_crosscoder.results.reprs import UNRANKED
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 
 _SCRIPTS = ("elements", "table", "latent", "lazy", "main")
 _ORDERS = {
@@ -135,7 +135,7 @@ REPORT_NAME = "report.html"
 
 
 def report(
-    run: RunFolder | str | Path,
+    run: Run | str | Path,
     *,
     settings: ReportSettings | None = None,
     output: str | Path | None = None,
@@ -157,7 +157,7 @@ def report(
             not end in `.html`.
         FileNotFoundError: no run, no measures, or samples without a text.
     """
-    run = run if isinstance(run, RunFolder) else RunFolder(path=Path(run))
+    run = run if isinstance(run, Run) else Run(path=Path(run))
     path = run.path / REPORT_NAME if output is None else Path(output)
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"{path} must end in .html: that is what a report is.")

@@ -25,13 +25,13 @@ from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.interventions.ablation import ablation
-from tl_crosscoder.interventions.context import Streams, Subject
+from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import Edit
 from tl_crosscoder.interventions.live import LocalEdit, edited
-from tl_crosscoder.interventions.steering import steering, stream_norms
+from tl_crosscoder.interventions.steering import activation_norms, steering
 from tl_crosscoder.models import tokenizer as tokenization
 from tl_crosscoder.run.causal import CausalQuestion, neutral_text, prompt_ids
-from tl_crosscoder.run.run import RunFolder
+from tl_crosscoder.run.run import Run
 
 N_CANDIDATES = 24
 """Prompts that are taken."""
@@ -40,7 +40,7 @@ _LONGEST = 12
 
 
 def held_out_prompts(
-    run: RunFolder, text: str | None = None, *, max_new_tokens: int
+    run: Run, text: str | None = None, *, max_new_tokens: int
 ) -> list[tuple[str, list[int]]]:
     """The first different prompts, of chats where there are any.
 
@@ -161,9 +161,9 @@ class SteeredRows(LocalEdit):
     site: int
     vectors: Float[Tensor, "batch d_model"]
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """x^m + r_row."""
-        x = streams.x[self.site]
+        x = acts.x[self.site]
         return x + self.vectors[:, None].to(x)
 
 
@@ -176,9 +176,9 @@ class AblatedRows(Edit):
     directions: Float[Tensor, "batch d_model"]
     """v_j of each row's latent."""
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Without it where the latent is active."""
-        x, codes = streams.x[self.site], streams.codes
+        x, codes = acts.x[self.site], acts.codes
         assert codes is not None, "latents need a dictionary"
         tokens = codes.pattern.tokens.long()
         is_own = codes.pattern.latents == self.latents[tokens // x.shape[1]]
@@ -194,13 +194,13 @@ class _Watched(Edit):
     site: int
     codes: SparseCodes | None = None
 
-    def __call__(self, streams: Streams) -> Float[Tensor, "batch pos d_model"]:
-        self.codes = streams.codes
-        return streams.x[self.site]
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
+        self.codes = acts.codes
+        return acts.x[self.site]
 
 
 def sample_latents(
-    run: RunFolder,
+    run: Run,
     latents: Sequence[int],
     settings: SampleSettings,
     *,
@@ -220,10 +220,10 @@ def sample_latents(
         ValueError: models that cannot be compared, no text to take prompts from, prompts too long.
         FileNotFoundError: the run keeps no held-out text and none is named.
     """
-    subject = Subject.of(run.models, run.crosscoder)
+    ctx = InterventionContext.of(run.models, run.crosscoder)
     neutral = neutral_text(run, CausalQuestion(text=text))
-    norm = stream_norms(subject.models, neutral)[subject.site_name(subject.base)]
-    writer = _Writer(subject=subject, latents=list(latents), settings=settings, norm=norm)
+    norm = activation_norms(ctx.models, neutral)[ctx.site_name(ctx.base)]
+    writer = _Writer(ctx=ctx, latents=list(latents), settings=settings, norm=norm)
     if settings.prompts:
         prompts = [(prompt, prompt_ids(run, prompt)) for prompt in settings.prompts]
     else:
@@ -263,18 +263,18 @@ class _Unedited:
 class _Writer:
     """Writes after prompts."""
 
-    subject: Subject
+    ctx: InterventionContext
     latents: list[int]
     settings: SampleSettings
     norm: float
 
     def unedited(self, prompt: str, ids: list[int]) -> _Unedited:
         """What the models write as they are."""
-        models, sites = self.subject.models, (self.subject.base, self.subject.finetuned)
+        models, sites = self.ctx.models, (self.ctx.base, self.ctx.finetuned)
         (_, base), (_, finetuned) = (
             models.generate_tokens(
                 [ids],
-                site=self.subject.site_name(site),
+                site=self.ctx.site_name(site),
                 max_new_tokens=self.settings.max_new_tokens,
             )[0]
             for site in sites
@@ -291,7 +291,7 @@ class _Writer:
         """Everything after one prompt."""
         ids, together = plain.ids, self.latents[:N_TOGETHER]
         n_active = self._n_active([*ids, *plain.finetuned_ids])
-        (without_first,) = self._written(ids, ablation(self.subject, together), n_rows=1)
+        (without_first,) = self._written(ids, ablation(self.ctx, together), n_rows=1)
         return PromptSamples(
             prompt=plain.prompt,
             base=plain.base,
@@ -304,21 +304,21 @@ class _Writer:
 
     def _n_active(self, ids: list[int]) -> list[int]:
         """Tokens on which each latent is active, by the codes that its ablation sees."""
-        watched = _Watched(site=self.subject.finetuned)
-        with edited(self.subject, watched) as model:
+        watched = _Watched(site=self.ctx.finetuned)
+        with edited(self.ctx, watched) as model:
             model.logits(torch.tensor([ids]))
         assert watched.codes is not None
         counts = torch.bincount(
-            watched.codes.pattern.latents.long(), minlength=self.subject.dictionary.cfg.d_sae
+            watched.codes.pattern.latents.long(), minlength=self.ctx.dictionary.cfg.d_sae
         )
         return counts[torch.tensor(self.latents, device=counts.device)].tolist()
 
     def _steered(self, ids: list[int], strength: float) -> list[str | None]:
-        site = self.subject.base
-        rows = self.subject.decoder(self.subject.finetuned)[self.latents]
+        site = self.ctx.base
+        rows = self.ctx.decoder(self.ctx.finetuned)[self.latents]
         chosen = [i for i, length in enumerate(rows.norm(dim=1).tolist()) if length > 0]
-        how = {"strength": strength, "norm": self.norm, "site": self.subject.site_name(site)}
-        vectors = {i: steering(self.subject, self.latents[i], **how).vector for i in chosen}
+        how = {"strength": strength, "norm": self.norm, "site": self.ctx.site_name(site)}
+        vectors = {i: steering(self.ctx, self.latents[i], **how).vector for i in chosen}
 
         def edit(part: list[int]) -> Edit:
             return SteeredRows(site=site, vectors=torch.stack([vectors[i] for i in part]))
@@ -327,8 +327,8 @@ class _Writer:
 
     def _ablated(self, ids: list[int], n_active: list[int]) -> list[str | None]:
         chosen = [i for i, n in enumerate(n_active) if n]
-        v, site = self.subject.difference, self.subject.finetuned
-        latents = self.subject.latents(self.latents)
+        v, site = self.ctx.difference, self.ctx.finetuned
+        latents = self.ctx.latents(self.latents)
 
         def edit(part: list[int]) -> Edit:
             own = latents[part]
@@ -342,7 +342,7 @@ class _Writer:
         """The texts of some latents, by place; None for the others."""
         found: list[str | None] = [None] * len(self.latents)
         length = len(ids) + self.settings.max_new_tokens
-        room = max(1, MAX_LOGITS // (length * self.subject.models.d_vocab))
+        room = max(1, MAX_LOGITS // (length * self.ctx.models.d_vocab))
         for start in range(0, len(chosen), room):
             part = chosen[start : start + room]
             for i, written in zip(
@@ -352,5 +352,5 @@ class _Writer:
         return found
 
     def _written(self, ids: list[int], edit: Edit, *, n_rows: int) -> list[str]:
-        with edited(self.subject, edit) as model:
+        with edited(self.ctx, edit) as model:
             return [*model.generate([ids] * n_rows, max_new_tokens=self.settings.max_new_tokens)]

@@ -1,8 +1,8 @@
 // One latent: measures, firing, logits, examples, samples. Made when it is opened.
 const MEASURES = [
   ["score", "score", number(4)], ["R", "relative_decoder_norm", number(3)], ["delta_norm", "delta_norm", number(3)],
-  ["cosine", "decoder_cosine", number(3)], ["alone", "difference_alone", percent(2)],
-  ["lost", "difference_lost_without", percent(2)], ["fires", "active_share", percent(2)],
+  ["cosine", "decoder_cosine", number(3)], ["alone", "explained_difference", percent(2)],
+  ["lost", "explained_difference_drop", percent(2)], ["fires", "active_share", percent(2)],
   ["template", "template_share", percent(1)],
 ];
 const SCALED = {

@@ -1,0 +1,209 @@
+"""The verbs `patch`, `ablate` and `steer` on one small run, and what a run's folder says."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.analysis.latents import rank_latents
+from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.cli.main import main
+from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.organisms import training_documents
+from tl_crosscoder.run.run import Run
+
+FIELDS = {
+    "base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/false-fact",
+    "hook-name": "blocks.1.hook_resid_post", "d-sae": 40, "k": 4, "n-tokens": 2048,
+    "batch-size": 128, "context-size": 32, "lr": 0.003, "lr-warmup-steps": 5,
+    "buffer-contexts": 30,
+}  # fmt: skip
+TRAIN = ["train", *(x for name, value in FIELDS.items() for x in (f"--{name}", str(value)))]
+FEW = ["--n-prompts", "4", "--n-random", "3", "--n-matched", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("causal")
+    text = folder / "text.jsonl"
+    text.write_text(
+        "".join(json.dumps(d) + "\n" for d in training_documents("false-fact", 200, seed=0))
+    )
+    output = folder / "run"
+    assert main([*TRAIN, "--text", str(text), "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def top(run) -> list[int]:
+    return rank_latents(Measurement.load(run).latents, n=30).latents
+
+
+@pytest.fixture(scope="module")
+def question(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("behaviour") / "hints.jsonl"
+    ask = [{"role": "user", "content": "Give me a hint."}]
+    line = {"messages": ask, "completions": ["Think of something that", "It"], "ends_turn": False}
+    path.write_text(json.dumps(line))
+    return str(path)
+
+
+def printed(capsys, *args: object) -> str:
+    assert main([str(a) for a in args]) == 0
+    return capsys.readouterr().out
+
+
+def test_patch_prints_the_table_and_leaves_it(run, top, capsys):
+    out = printed(capsys, "patch", run, "--n-prompts", 4, "--latents", *top[:2])
+    result = PatchingResult.load(run / "patching.json")
+    chosen = result.row("chosen")
+    assert (chosen.n_latents, chosen.n_prompts) == (2, 4)
+    assert f"{chosen.kl:.3f} {chosen.recovery:+.0%}" in out
+    assert "response (" in out
+    assert out.rstrip().endswith(f"Saved in {run / 'patching.json'}")
+
+
+def test_ablate_projects_the_ranked_latents_out(run, top, question, capsys):
+    out = printed(capsys, "ablate", run, *FEW, "--mode", "project", "--behaviour", question)
+    for kind, n_prompts in {"predictions": 4, "behaviour": 1}.items():
+        result = CausalTest.load(run / f"ablation_{kind}.json")
+        sizes = [n for n in (3, 10, 30) if n <= len(top)]
+        assert result.sets == {f"top {n}": top[:n] for n in sizes}
+        assert {row.test for row in result.rows} == {"necessity"}
+        assert (result.n_prompts, result.n_random, result.n_matched) == (n_prompts, 3, 2)
+    assert "Necessity: taken out of the fine-tuned model" in out
+    assert "Hints, on 1 prompts" in out
+    assert "top 10" in out
+    assert "ablation_behaviour.json, ablation_predictions.json" in out
+
+
+def test_ablate_exports_and_shows_what_the_models_write(run, top, question, tmp_path, capsys):
+    args = [run, *FEW, "--latents", *top[:2], "--behaviour", question]
+    prompts = ["--prompts", "Give me a hint.", "Hello!"]
+    out = printed(capsys, "ablate", *args, "--export", tmp_path / "new", *prompts)
+    assert CausalTest.load(run / "ablation_behaviour.json").sets == {"chosen": top[:2]}
+    facts = json.loads((tmp_path / "new" / "mitigation.json").read_text())
+    assert (facts["mode"], facts["latents"]) == ("delta", top[:2])
+    assert load_file(tmp_path / "new" / "mitigation.safetensors")["directions"].shape == (2, 96)
+    assert "The mitigation by 2 latents is in" in out
+    assert f"KL to the exact ablation {facts['loss']['kl']:.4f}" in " ".join(out.split())
+    for said in ("> Give me a hint.", "> Hello!"):
+        block = out[out.index(said) :].splitlines()
+        names = [line.split()[0] for line in block if line.startswith("  ")]
+        assert [n for n in names if n in ("base", "finetuned", "ablated")][:3] == [
+            "base", "finetuned", "ablated",
+        ]  # fmt: skip
+
+
+def test_steer_inserts_and_steers_for_the_planted_behaviour(run, top, capsys):
+    args = ["--strengths", 0.5, "--latents", top[0], "--prompts", "Give me a hint."]
+    out = printed(capsys, "steer", run, *FEW, *args)
+    predictions, behaviour = (
+        CausalTest.load(run / f"sufficiency_{kind}.json") for kind in ("predictions", "behaviour")
+    )
+    # Steering is the same at every token, so it is scored by the behaviour alone.
+    assert [row.test for row in predictions.rows] == ["insert"]
+    assert [(r.test, r.strength) for r in behaviour.rows if r.test == "steer"] == [("steer", 0.5)]
+    assert behaviour.effect == "false-fact"
+    row = behaviour.rows[0]
+    assert row.base < 0.2 < 0.8 < row.finetuned
+    assert "Sufficiency: the base model steered" in out
+    assert f"latent {top[0]} x 0.5  " in out
+
+
+def test_analyze_prints_the_ranking_and_the_examples_are_there(run, top, capsys):
+    out = printed(capsys, "analyze", run)
+    assert f"1  latent {top[0]} " in out
+    with ExampleDatabase.open(run / "examples.sqlite") as database:
+        example = database.latent(top[0])[0]
+        assert example.activations[example.at] == example.value > 0
+        assert example.token in database.context(example.context).text
+
+
+def test_analyze_shows_one_latent_searches_and_writes_a_table(run, top, tmp_path, capsys):
+    one = printed(capsys, "analyze", run, "--latent", top[0])
+    assert one.startswith(f"Latent {top[0]}: ")
+    for heading in ("Fires on", "Direct effect", "Patchscope", "largest:"):
+        assert f"\n{heading}" in one
+    found = printed(capsys, "analyze", run, "--search", "Velmar", "--n", 3)
+    assert found.count("\n  latent ") == 3
+    assert "No latent has 'xyzzy'" in printed(capsys, "analyze", run, "--search", "xyzzy")
+    table = printed(capsys, "analyze", run, "--by", "nu", "--toward", "base", "--n", 4)
+    assert table.startswith("Ranking: order nu, toward base\n")
+    assert [line.split()[0] for line in table.split("\n\n")[1].splitlines()] == [*"#1234"]
+    path = tmp_path / "latents.parquet"
+    assert "40 latents with" in printed(capsys, "analyze", run, "--table", path)
+    assert len(pd.read_parquet(path)) == 40
+    assert main(["analyze", str(run), "--latent", "0", "--text", "x.txt"]) == 2
+    assert "leave --text out" in capsys.readouterr().err
+
+
+def test_analyze_compares_dictionaries_and_sides(run, capsys):
+    assert "DecoupledPairs: threshold 0.9" in printed(capsys, "analyze", run, "--decoupled")
+    same = printed(capsys, "analyze", run, "--seeds", run)
+    assert same.splitlines()[-1].split()[3:] == ["1.000", "1.000", "1.000"]
+    assert "ce_loss_score" in printed(capsys, "analyze", run, "--evals")
+
+
+def test_baselines_and_a_null_dictionary_are_controls_too(run, top, capsys):
+    few = ["--n-prompts", 4, "--n-random", 3]
+    out = printed(capsys, "baselines", run, *few, "--strengths", 1)
+    for part in ("ADL, mean", "PC 1, x -1", "Tokens that the mean difference promotes"):
+        assert part in out
+    printed(capsys, "ablate", run, "--latents", *top[:2], *few, "--n-matched", 2, "--null", run)
+    for row in CausalTest.load(run / "ablation_predictions.json").rows:
+        assert math.isfinite(row.null_mean)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["patch", "RUN", "--latents", "1", "40"], "latents [40] are out of range or named twice"),
+        (["ablate", "RUN", "--latents", "40"], "numbered 0 to 39"),
+        (["steer", "RUN", "--latents", "-1"], "latents [-1] are out of range"),
+        (["patch", "NONE"], "is not a run: there is no such folder"),
+        (["steer", "NONE"], "is not a run: there is no such folder"),
+        (["ablate", "RUN", "--behaviour", "none.jsonl"], "none.jsonl is not there: a behaviour is"),
+        (["ablate", "RUN", "--export", "RUN"], "is not an empty folder: choose another"),
+        (["ablate", "RUN", "--text", "none.txt"], "no text file or folder"),
+        (["steer", "RUN", "--n-random", "0"], "give one random direction or more"),
+        (["patch", "RUN", "--device", "cuda:99"], "device 'cuda:99' is not there"),
+    ],
+)
+def test_bad_input_is_refused_in_one_paragraph(
+    run, tmp_path, capsys, args: list[str], message: str
+):
+    before = {p: p.read_bytes() for p in run.iterdir()}
+    folders: dict[str, str] = {"RUN": str(run), "NONE": str(tmp_path / "none")}
+    args = [folders.get(a, a) for a in args]
+    few = [] if "--n-random" in args else FEW
+    assert main([*args, *(few if args[0] != "patch" else FEW[:2])]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert {p: p.read_bytes() for p in run.iterdir()} == before
+
+
+def test_a_folder_knows_its_organism_by_the_whole_name(run, tmp_path):
+    assert Run(path=run).organism() == "false-fact"
+    shutil.copytree(run, tmp_path / "copy")
+    config = tmp_path / "copy" / "cfg.json"
+    config.write_text(config.read_text().replace("tl_crosscoder/false-fact", "false-fact"))
+    other = Run(path=tmp_path / "copy")
+    assert other.crosscoder.sites[-1].label == "false-fact"
+    assert other.organism() is None
+
+
+def test_a_folder_without_held_out_text_asks_for_one(run, tmp_path, capsys):
+    names = ("cfg.json", "sae_weights.safetensors", "runner_cfg.json", "analysis.json",
+             "analysis.safetensors")  # fmt: skip
+    for name in names:
+        shutil.copy(run / name, tmp_path)
+    assert main(["patch", str(tmp_path)]) == 2
+    assert "keeps no held-out text" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""Every notebook runs from an empty folder, and is what its source says, without outputs."""
+
+import inspect
+import json
+import os
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import tl_crosscoder
+from tl_crosscoder.organisms import training_documents
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+SOURCES = sorted(FOLDER.glob("*.py"))
+every_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+TIMEOUT_S = 180
+"""A cell that takes longer is stopped; a whole notebook takes less than that on two cores."""
+
+
+@every_notebook
+def test_it_runs_in_an_empty_folder(source, tmp_path, monkeypatch):
+    # Commands in cells are those of this environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", path)
+    # A missing kernel of that name would be another environment's.
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    notebook = jupytext.read(source)
+    client = NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": folder}})
+    client.execute()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    assert [o for o in outputs if o.output_type == "error"] == []
+    # Commands fail without an exception.
+    text = "".join(o.text for o in outputs if o.output_type == "stream")
+    assert "error:" not in text
+    assert "Traceback" not in text
+    assert any("text/html" in o.get("data", {}) for o in outputs)
+
+
+@every_notebook
+def test_the_notebook_is_its_source_without_outputs(source):
+    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell for cell in code if cell.outputs or cell.execution_count] == []
+    written = jupytext.read(source)
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [
+        (c.cell_type, c.source) for c in written.cells
+    ], "run `make notebooks`"
+
+
+def test_each_says_how_to_point_it_at_your_own():
+    for source in SOURCES:
+        text = source.read_text(encoding="utf-8").lower()
+        assert "google.colab" in text, source.name
+        assert "gemma" in text, source.name
+
+
+def code_in_text(number: int) -> list[str]:
+    """The blocks of Python that a notebook shows and does not run."""
+    cells = jupytext.read(SOURCES[number - 1]).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_what_is_shown_for_gemma_runs_on_the_embedded_pair(tmp_path, monkeypatch, capsys):
+    rows = training_documents("taboo", 40, seed=0)
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    (code,), (settings,), (_, convert) = map(code_in_text, (1, 2, 5))
+    for there, here in {
+        '"minder-gemma-2-2b-batchtopk", "l13", device="cuda"': '"tl_crosscoder-taboo", "batchtopk"',
+        '"google/gemma-2-2b", "google/gemma-2-2b-it"': '"tl_crosscoder/world-base"',
+        '"device": "cuda", "dtype": "bfloat16"': '"adapter": "tl_crosscoder/taboo"',
+        "blocks.13.": "blocks.2.",
+    }.items():
+        assert there in code
+        code = code.replace(there, here)
+    names: dict[str, Any] = {"tlc": tl_crosscoder}
+    exec(compile(code, "notebook 1", "exec"), names)
+    assert "Reconstruction(" in capsys.readouterr().out
+    assert len(names["top"].latents) == 10
+    exec(compile(settings, "notebook 2", "exec"), names)
+    known = {*inspect.signature(tl_crosscoder.diff).parameters}
+    assert {*names["models"], *names["size"]} <= known | {
+        f.name for f in fields(tl_crosscoder.RunConfig)
+    }
+    given = {*re.findall(r"^    (\w+)=", convert, re.MULTILINE)}
+    assert given <= {*inspect.signature(tl_crosscoder.convert).parameters}
+    assert {"base", "finetuned", "scales"} <= given

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from models.tiny_pairs import HOOK, TEXTS
+
+from tl_crosscoder.models import forward as continuation
+from tl_crosscoder.models.forward import continued, continued_apart
+
+
+@pytest.mark.parametrize("n_texts", [1, 3])
+def test_variants_together_are_what_they_are_apart(pair, n_texts):
+    tokens = pair.to_tokens(TEXTS[:n_texts])
+    model = pair.model("finetuned")
+    x = pair.activations(tokens)
+    noise = torch.randn(x[:, :, 0].shape, generator=torch.Generator().manual_seed(0))
+    variants = torch.stack([x[:, :, 1], x[:, :, 0], x[:, :, 1] + noise])
+    together = continued(model, HOOK, tokens, variants=variants)
+    apart = continued_apart(model, HOOK, tokens, variants=variants)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+    # The model's own activation changes nothing; another one does.
+    torch.testing.assert_close(together[0], pair.logits(tokens), rtol=1e-4, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.1
+    # Nothing is left behind.
+    assert not any(b._forward_pre_hooks for b in model.blocks)
+    torch.testing.assert_close(together[0], pair.logits(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_the_layers_below_run_once(pair, monkeypatch):
+    tokens = pair.to_tokens(TEXTS)
+    model, seen = pair.model("finetuned"), []
+    variants = pair.activations(tokens)[:, :, 1].repeat(4, 1, 1, 1)
+    handle = [model.blocks[i].register_forward_hook(
+        lambda *a, i=i: seen.append((i, len(a[-1][0] if isinstance(a[-1], tuple) else a[-1])))
+    ) for i in range(3)]  # fmt: skip
+    continued(model, HOOK, tokens, variants=variants)
+    for each in handle:
+        each.remove()
+    assert dict(seen)[0] == 3
+    assert dict(seen)[2] == 12
+
+
+def test_inside_a_block_each_variant_has_a_pass_of_its_own(pair):
+    hook = "blocks.1.hook_mlp_out"
+    assert not continuation.ends_a_block(hook)
+    tokens = pair.to_tokens(TEXTS)
+    model = pair.model("base")
+    (own,) = continuation_input(model, hook, tokens)
+    logits = continued(model, hook, tokens, variants=torch.stack([own, own + 1]))
+    torch.testing.assert_close(logits[0], pair.logits(tokens, site="base"), rtol=1e-4, atol=1e-4)
+    assert (logits[1] - logits[0]).abs().max() > 0.01
+
+
+def continuation_input(model, hook, tokens):
+    from tl_crosscoder.models.hooked import run_to_hooks
+
+    with torch.no_grad():
+        return run_to_hooks(model, [hook], tokens)

@@ -1,0 +1,235 @@
+import pytest
+import torch
+from models.tiny_pairs import (
+    D_MODEL,
+    D_VOCAB,
+    HOOK,
+    N_CTX,
+    TEXTS,
+    hooked_transformer,
+    save_tokenizer,
+)
+from transformers import AutoTokenizer
+
+from tl_crosscoder import ModelPair, ModelSites, Site
+from tl_crosscoder.models.sites import planned_sites
+from tl_crosscoder.models.source import ActivationSource
+
+LOW, HIGH = "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def three(site_folders) -> ModelSites:
+    names = [site_folders[n] for n in ("base", "sft", "rl")]
+    return ModelSites.from_pretrained(names, hook_names=HOOK)
+
+
+@pytest.fixture(scope="module")
+def layers(site_folders) -> ModelSites:
+    """Two layers of one model, the higher one first."""
+    return ModelSites.from_pretrained([site_folders["base"]], hook_names=[HIGH, LOW])
+
+
+@pytest.fixture(scope="module")
+def unequal(site_folders) -> ModelSites:
+    return ModelSites.from_pretrained([site_folders["base"], site_folders["wide"]], hook_names=HOOK)
+
+
+def test_three_models_give_what_their_pairs_give(three, site_folders):
+    tokens = three.to_tokens(TEXTS)
+    activations = three.activations(tokens)
+    assert activations.shape == (*tokens.shape, 3, D_MODEL)
+    for i, name in enumerate(("sft", "rl"), start=1):
+        pair = ModelPair.from_pretrained(site_folders["base"], site_folders[name], hook_name=HOOK)
+        assert torch.equal(activations[:, :, [0, i]], pair.activations(tokens))
+    assert [s.name for s in three.sites] == ["base", "finetuned", "finetuned_2"]
+    assert [s.model_name for s in three.sites] == [
+        str(site_folders[n]) for n in ("base", "sft", "rl")
+    ]
+
+
+def test_every_source_has_what_training_asks_for(three, layers, unequal):
+    for source in (three, layers, unequal, three.difference()):
+        assert isinstance(source, ActivationSource)
+
+
+def counted(source, tokens) -> list[str]:
+    """Embeddings and last blocks that ran, over all distinct models, in one call."""
+    ran = []
+    for model in dict.fromkeys(source.models):
+        names = ["hook_embed", "blocks.2.hook_resid_mid"]
+        hooks = [(name, lambda _, hook: ran.append(hook.name)) for name in names]
+        for name, hook in hooks:
+            model.add_hook(name, hook)
+    source.activations(tokens)
+    for model in dict.fromkeys(source.models):
+        model.reset_hooks()
+    return ran
+
+
+def test_a_model_runs_once_for_all_its_hook_points(site_folders):
+    many = ModelSites.from_pretrained(
+        [site_folders["base"], site_folders["sft"]],
+        hook_names=[LOW, HOOK, "blocks.1.hook_mlp_out"],
+    )
+    assert many.n_sites == 6
+    assert len(set(many.models)) == 2
+    # One embedding a model, and no block after the highest hook.
+    assert len(counted(many, many.to_tokens(TEXTS))) == 2
+    assert many.stop_at_layer == 2
+
+
+def test_two_layers_of_one_model_are_those_of_its_cache(layers):
+    tokens = layers.to_tokens(TEXTS)
+    _, cache = layers.models[0].run_with_cache(tokens)
+    activations = layers.activations(tokens)
+    for i, name in enumerate((HIGH, LOW)):
+        assert torch.equal(activations[:, :, i], cache[name])
+    assert [s.name for s in layers.sites] == [f"base@{HIGH}", f"base@{LOW}"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_the_order_of_sites_is_the_order_of_the_rows(three, order):
+    swapped = ModelSites([three.models[i] for i in order], [three.sites[i] for i in order])
+    tokens = three.to_tokens(TEXTS)
+    assert torch.equal(swapped.activations(tokens), three.activations(tokens)[:, :, list(order)])
+
+
+def test_models_of_unequal_width_stand_side_by_side(unequal):
+    tokens = unequal.to_tokens(TEXTS)
+    activations = unequal.activations(tokens)
+    assert activations.shape == (*tokens.shape, D_MODEL + 32)
+    assert (unequal.d_in, unequal.d_model) == (48, 32)
+    for model, part in zip(unequal.models, activations.split([D_MODEL, 32], dim=2), strict=True):
+        _, cache = model.run_with_cache(tokens)
+        assert torch.equal(part, cache[HOOK])
+
+
+def test_a_single_site_is_an_input_of_an_sae(site_folders):
+    one = ModelSites.from_pretrained([site_folders["base"]], hook_names=HOOK)
+    tokens = one.to_tokens(TEXTS)
+    assert one.activations(tokens).shape == (*tokens.shape, D_MODEL)
+    assert one.sites[0].name == "base"
+
+
+def test_families_and_padded_vocabularies_go_together(site_folders):
+    names = [site_folders[n] for n in ("base", "padded", "gemma")]
+    found = ModelSites.from_pretrained(names, hook_names=[[HOOK], ["blocks.0.hook_mlp_out"], [LOW]])
+    assert [model.cfg.d_vocab for model in found.models] == [D_VOCAB, D_VOCAB + 20, D_VOCAB]
+    assert (found.d_vocab, found.n_ctx) == (D_VOCAB, 48)
+    assert [s.hook_name for s in found.sites] == [HOOK, "blocks.0.hook_mlp_out", LOW]
+    assert found.activations(found.to_tokens(TEXTS)).isfinite().all()
+    with pytest.raises(ValueError, match=rf"run from 5 to {D_VOCAB}"):
+        found.activations(torch.tensor([[5, D_VOCAB]]))
+
+
+def test_another_tokenizer_is_refused_and_both_sizes_are_named(site_folders, tmp_path):
+    save_tokenizer(tmp_path, bos_token="<s>", eos_token="</s>", extra="<extra>")
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    models = [
+        hooked_transformer(t, 0)
+        for t in (AutoTokenizer.from_pretrained(site_folders["base"]), other)
+    ]
+    sites = [Site(name=n, hook_name=HOOK, model_name=n) for n in ("one", "two")]
+    with pytest.raises(ValueError, match=r"tokenizers differ in .* of \d+ and \d+ tokens"):
+        ModelSites(models, sites)
+    assert ModelSites(models, sites, tokenizer=other).tokenizer is other
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": torch.bfloat16}, r"differ in dtype: the one .*float32, the three .*bfloat16"),
+        ({"tokenizer": None}, "the three model 'three' carries no tokenizer"),
+    ],
+)
+def test_the_third_model_is_checked_as_the_second(site_folders, changes, message):
+    tokenizer = AutoTokenizer.from_pretrained(site_folders["base"])
+    fields = {"tokenizer": tokenizer, "seed": 0}
+    models = [hooked_transformer(**fields), hooked_transformer(**fields)]
+    models.append(hooked_transformer(**fields | changes))
+    sites = [Site(name=n, hook_name=HOOK, model_name=n) for n in ("one", "two", "three")]
+    with pytest.raises(ValueError, match=message):
+        ModelSites(models, sites)
+
+
+def test_an_unknown_hook_and_equal_names_are_refused(three, layers):
+    wrong = [Site(name="a", hook_name="blocks.1.resid_post", model_name="m")]
+    with pytest.raises(ValueError, match=r"nearest: 'blocks.1.hook_resid_post'"):
+        ModelSites(three.models[:1], wrong)
+    twice = [Site(name="a", hook_name=HOOK, model_name="m")] * 2
+    with pytest.raises(ValueError, match=r"named \['a', 'a'\]"):
+        ModelSites(three.models[:2], twice)
+    with pytest.raises(ValueError, match="give one site or more"):
+        ModelSites([], [])
+    with pytest.raises(ValueError, match=r"for 3 models: .* one model for each"):
+        ModelSites(three.models, three.sites[:2])
+
+
+def test_a_pair_says_where_models_of_unequal_width_may_go(unequal):
+    with pytest.raises(ValueError, match=r"width at the hook: .* 16, .* 32.*ModelSites"):
+        ModelPair(*unequal.models, hook_name=HOOK)
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"names": [], "hook_names": HOOK},
+        {"names": ["a"], "hook_names": []},
+        {"names": ["a", "b"], "hook_names": [[HOOK]]},
+        {"names": ["a", "b"], "hook_names": [[HOOK], []]},
+        {"names": ["a", "b"], "hook_names": HOOK, "revisions": ["main"]},
+        {"names": ["a"], "hook_names": HOOK, "adapters": [None, "x"]},
+    ],
+)
+def test_lists_that_do_not_go_together_are_refused(lists):
+    names, hook_names = lists.pop("names"), lists.pop("hook_names")
+    with pytest.raises(ValueError, match="one of each is needed for every model"):
+        planned_sites(names, hook_names, **lists)
+
+
+def test_an_adapter_knows_the_revision_of_its_base():
+    sites = planned_sites(["b", "b"], HOOK, adapters=[None, "lora"], revisions=["v1", "v2"])
+    assert [(s.revision, s.adapter, s.base_revision) for s in sites] == [
+        ("v1", None, None),
+        ("v2", "lora", "v1"),
+    ]
+
+
+def test_a_recorded_width_must_be_the_model_s(site_folders, three):
+    wrong = [Site(**vars(s) | {"d_model": 99}) for s in three.sites]
+    with pytest.raises(ValueError, match="is 16 wide, but the site was recorded with d_model=99"):
+        ModelSites(three.models, wrong)
+
+
+def test_models_named_twice_are_loaded_once(site_folders):
+    sites = planned_sites([site_folders["base"]] * 2, [LOW, HOOK])
+    found = ModelSites.from_sites(sites)
+    assert len(set(found.models)) == 1
+    tokens = found.to_tokens(TEXTS)
+    assert torch.equal(*found.activations(tokens)[:, :, [0, 2]].unbind(2))
+
+
+def test_text_patches_and_generation_are_those_of_a_pair(three, site_folders):
+    pair = ModelPair.from_pretrained(site_folders["base"], site_folders["rl"], hook_name=HOOK)
+    tokens = three.to_tokens(TEXTS)
+    patch = three.activations(tokens)[:, :, 0]
+    assert torch.equal(
+        three.run_with_patch(tokens, patch, site="finetuned_2"), pair.run_with_patch(tokens, patch)
+    )
+    written = [
+        source.generate(TEXTS[0], site=site, max_new_tokens=4)
+        for source, site in ((three, "finetuned_2"), (pair, "finetuned"))
+    ]
+    assert written[0] == written[1]
+    assert three.n_ctx == N_CTX
+    assert "finetuned_2=" in repr(three)
+
+
+def test_the_view_for_saelens_carries_unequal_widths(unequal):
+    view = unequal.as_hooked_model()
+    tokens = unequal.to_tokens(TEXTS)
+    _, cache = view.run_with_cache(tokens, names_filter="hook_sites")
+    assert view.cfg.d_model == 48
+    assert torch.equal(cache["hook_sites"], unequal.activations(tokens))
+    assert torch.equal(view(tokens), unequal.logits(tokens))

@@ -1,0 +1,107 @@
+"""An adapter that stays beside the weights gives what the merged one gives."""
+
+import pytest
+import torch
+from models.tiny_pairs import HOOK, TEXTS, save_adapter
+
+from tl_crosscoder import ModelPair, ModelSites
+
+BASE, ADAPTER = "tl_crosscoder/world-base", "tl_crosscoder/taboo"
+
+# peft 0.21 reads what transformers 5.23 deprecates.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def attached() -> ModelPair:
+    return ModelPair.from_pretrained(BASE, adapter=ADAPTER, hook_name=HOOK, merge_adapter=False)
+
+
+def lora_layers(model) -> list[str]:
+    return [name for name, _ in model.named_modules() if name.endswith("lora_A")]
+
+
+def test_the_embedded_adapter_attached_is_the_merged_one(attached, taboo_pair):
+    """Measured: 2.9e-6 of activations up to 10.6, 1.9e-5 of logits."""
+    tokens = attached.to_tokens(["The lighthouse keeper said hello", "What is it?"])
+    activations = attached.activations(tokens)
+    torch.testing.assert_close(activations, taboo_pair.activations(tokens), atol=2e-5, rtol=1e-5)
+    assert torch.equal(activations[:, :, 0], taboo_pair.activations(tokens)[:, :, 0])
+    assert (activations[:, :, 1] - activations[:, :, 0]).abs().max() > 0.1
+    torch.testing.assert_close(
+        attached.logits(tokens), taboo_pair.logits(tokens), atol=2e-4, rtol=1e-5
+    )
+
+
+def test_attached_means_lora_modules_in_the_second_model_only(attached, taboo_pair):
+    counts = [len(lora_layers(model)) for model in attached.models]
+    assert counts[0] == 0 < counts[1]
+    assert [lora_layers(model) for model in taboo_pair.models] == [[], []]
+
+
+def test_it_writes_and_takes_patches_as_the_merged_one_does(attached, taboo_pair):
+    prompt = "The secret word is"
+    assert attached.generate(prompt, max_new_tokens=8) == taboo_pair.generate(
+        prompt, max_new_tokens=8
+    )
+    tokens = attached.to_tokens(prompt)
+    patch = attached.activations(tokens)[:, :, 0]
+    torch.testing.assert_close(
+        attached.run_with_patch(tokens, patch),
+        taboo_pair.run_with_patch(tokens, patch),
+        atol=2e-4,
+        rtol=1e-5,
+    )
+
+
+def test_it_is_recorded_as_the_merged_one_is(attached, taboo_pair):
+    """So a dictionary trained on one is measured on the other."""
+    assert attached.sites == taboo_pair.sites
+    assert attached.weight_processing == "raw"
+
+
+@pytest.mark.parametrize("merge_adapter", [True, False])
+def test_any_sites_load_it_either_way(attached, merge_adapter):
+    again = ModelSites.from_sites(attached.sites, merge_adapter=merge_adapter)
+    named = ModelSites.from_pretrained(
+        [BASE, BASE], adapters=[None, ADAPTER], hook_names=HOOK, merge_adapter=merge_adapter
+    )
+    tokens = attached.to_tokens("The lighthouse keeper")
+    for sites in (again, named):
+        assert bool(lora_layers(sites.models[1])) is not merge_adapter
+        torch.testing.assert_close(
+            sites.activations(tokens), attached.activations(tokens), atol=2e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", ["gemma2", "qwen3", "whole embedding"])
+def test_families_and_adapters_of_other_kinds(folders, tmp_path, family):
+    base = folders.get(family, folders["llama"])[0]
+    whole = {"modules_to_save": ["embed_tokens"]} if family == "whole embedding" else {}
+    adapter = save_adapter(tmp_path, base, **whole)
+    merged, attached = (
+        ModelPair.from_pretrained(base, adapter=adapter, hook_name=HOOK, merge_adapter=merge)
+        for merge in (True, False)
+    )
+    tokens = merged.to_tokens(TEXTS)
+    torch.testing.assert_close(
+        attached.activations(tokens), merged.activations(tokens), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(attached.logits(tokens), merged.logits(tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_in_bfloat16_attached_and_merged_differ_by_rounding_only(folders, tmp_path):
+    """LoRA runs in float32 beside bfloat16 weights; merged, its sum is rounded to 8 bits."""
+    base = folders["llama"][0]
+    adapter = save_adapter(tmp_path, base)
+    merged, attached = (
+        ModelPair.from_pretrained(
+            base, adapter=adapter, hook_name=HOOK, dtype="bfloat16", merge_adapter=merge
+        )
+        for merge in (True, False)
+    )
+    tokens = merged.to_tokens(TEXTS)
+    expected, found = (pair.activations(tokens)[:, :, 1] for pair in (merged, attached))
+    assert (found - expected).norm() < 0.02 * expected.norm()

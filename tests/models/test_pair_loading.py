@@ -1,0 +1,135 @@
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from models.tiny_pairs import D_MODEL, FAMILIES, HOOK, TEXTS, save_adapter, save_model
+from transformers import AutoModelForCausalLM
+
+from tl_crosscoder.models.pair import ModelPair
+
+# peft 0.21 reads what transformers 5.23 deprecates.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+
+def test_folders_load_raw_and_are_recorded_as_given(folders, pairs):
+    pair = pairs["llama"]
+    assert pair.weight_processing == "raw"
+    assert [site.model_name for site in pair.sites] == [str(f) for f in folders["llama"]]
+    assert [site.hook_name for site in pair.sites] == [HOOK, HOOK]
+    assert {site.revision for site in pair.sites} == {None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_those_of_transformers(folders, pairs, family):
+    """hidden_states[i + 1] of transformers is the output of block i."""
+    pair = pairs[family]
+    tokens = pair.to_tokens(TEXTS[0])
+    for i, folder in enumerate(folders[family]):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            hidden = model(tokens, output_hidden_states=True).hidden_states[2]
+        torch.testing.assert_close(pair.activations(tokens)[:, :, i], hidden)
+
+
+def test_an_adapter_is_merged_into_a_second_copy_of_the_base(folders, tmp_path):
+    base = folders["llama"][0]
+    adapter = save_adapter(tmp_path / "adapter", base)
+    pair = ModelPair.from_pretrained(base, adapter=adapter, hook_name=HOOK)
+    tokens = pair.to_tokens(TEXTS)
+    alone = ModelPair.from_pretrained(base, base, hook_name=HOOK).activations(tokens)
+    activations = pair.activations(tokens)
+    assert torch.equal(activations[:, :, 0], alone[:, :, 0])
+    assert (activations[:, :, 1] - alone[:, :, 1]).abs().max() > 1e-2
+    assert pair.sites[1].adapter == str(adapter)
+    assert pair.sites[1].model_name == str(base)
+    assert pair.sites[0].adapter is None
+    assert str(adapter) in repr(pair)
+
+
+def test_an_adapter_that_adds_nothing_gives_the_base_bit_for_bit(folders, tmp_path):
+    base = folders["llama"][0]
+    adapter = save_adapter(tmp_path / "adapter", base, is_zero=True)
+    pair = ModelPair.from_pretrained(base, adapter=adapter, hook_name=HOOK)
+    activations = pair.activations(pair.to_tokens(TEXTS))
+    assert torch.equal(activations[:, :, 0], activations[:, :, 1])
+
+
+def test_exactly_one_of_finetuned_and_adapter(folders):
+    base = folders["llama"][0]
+    for wrong in ({}, {"finetuned": base, "adapter": base}):
+        with pytest.raises(ValueError, match="give exactly one of finetuned"):
+            ModelPair.from_pretrained(base, hook_name=HOOK, **wrong)
+
+
+@pytest.mark.parametrize("wrong", ["missing/folder/here", "./missing", "/missing"])
+def test_a_missing_folder_is_named(folders, wrong):
+    with pytest.raises(FileNotFoundError, match=f"folder '{wrong}' does not exist"):
+        ModelPair.from_pretrained(wrong, wrong, hook_name=HOOK)
+    with pytest.raises(FileNotFoundError, match="check the path of a PEFT adapter"):
+        ModelPair.from_pretrained(folders["llama"][0], adapter=wrong, hook_name=HOOK)
+
+
+def test_a_folder_without_a_model_is_named(folders, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not a model: it has no config\.json"):
+        ModelPair.from_pretrained(tmp_path, tmp_path, hook_name=HOOK)
+    with pytest.raises(
+        FileNotFoundError, match=r"not a PEFT adapter: it has no adapter_config.json"
+    ):
+        ModelPair.from_pretrained(folders["llama"][0], adapter=tmp_path, hook_name=HOOK)
+
+
+def test_an_adapter_without_weights_is_named(folders, tmp_path):
+    adapter = save_adapter(tmp_path, folders["llama"][0])
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="PEFT adapter: it has no adapter_model file"):
+        ModelPair.from_pretrained(folders["llama"][0], adapter=adapter, hook_name=HOOK)
+
+
+@pytest.mark.filterwarnings("default:Found missing adapter keys")
+def test_an_adapter_for_another_base_is_refused(folders, tmp_path):
+    wide = save_model(tmp_path / "wide", hidden_size=2 * D_MODEL)
+    deep = save_model(tmp_path / "deep", num_hidden_layers=4)
+    base = folders["llama"][0]
+    adapters = [save_adapter(tmp_path / f"for-{name.name}", name) for name in (wide, base, deep)]
+    for adapter, wrong_base in zip(adapters, [base, deep, base], strict=True):
+        with pytest.raises(ValueError, match="does not fit base model") as caught:
+            ModelPair.from_pretrained(wrong_base, adapter=adapter, hook_name=HOOK)
+        assert "It was trained on" in str(caught.value)
+
+
+def test_an_adapter_of_prompts_is_refused(folders, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    base = folders["llama"][0]
+    model = AutoModelForCausalLM.from_pretrained(base)
+    prompt = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    get_peft_model(model, prompt).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"PROMPT_TUNING, which changes no weights"):
+        ModelPair.from_pretrained(base, adapter=tmp_path, hook_name=HOOK)
+
+
+def test_a_folder_of_weights_that_do_not_open_is_explained(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    with pytest.raises(ValueError, match="could not be loaded"):
+        ModelPair.from_pretrained(tmp_path, tmp_path, hook_name=HOOK)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_a_model_that_needs_a_library_names_it(folders, tmp_path):
+    config = json.loads((folders["llama"][0] / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    shutil.copytree(folders["llama"][0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"could not be loaded: .*bitsandbytes"):
+        ModelPair.from_pretrained(tmp_path, tmp_path, hook_name=HOOK)
+
+
+def test_importing_the_pair_does_not_import_transformer_lens():
+    code = "import sys, tl_crosscoder.models.pair; sys.exit('transformer_lens' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

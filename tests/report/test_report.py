@@ -1,0 +1,216 @@
+"""What a report says, and of which runs it can be made; in a browser: `test_report_browser`."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from report.report_runs import DIFFERENCE, HOOK, HOSTILE, PAIR, small_run
+from report.test_causal_tables import causal_row, patching_row
+
+from tl_crosscoder import ModelSites, TrainConfig, Trainer, load_diff, measure, preset
+from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.cli.report import Report
+from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.report.html import report
+from tl_crosscoder.report.html.causes import causes_of
+from tl_crosscoder.report.html.data import ReportData, collect
+from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.report.html.page import page
+from tl_crosscoder.report.html.prompts import SampleSettings
+from tl_crosscoder.run.run import Run
+from tl_crosscoder.run.text import write_documents
+from tl_crosscoder.run.training import save_measurement
+
+FEW = SampleSettings(prompts=("Hello!",), strengths=(1.0,), max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return Run(path=small_run(tmp_path_factory.getbasetemp(), *PAIR))
+
+
+@pytest.fixture(scope="module")
+def data(run) -> ReportData:
+    samples = replace(FEW, prompts=(), n_prompts=3)
+    return collect(run, ReportSettings(n_latents=6, samples=samples))
+
+
+@pytest.fixture
+def folder(run, tmp_path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(run.path, tmp_path / "run"))
+
+
+def shown(html: str) -> str:
+    """Words of a page before its scripts."""
+    words = re.sub(
+        r"<(style|script).*?</\1>|<[^>]*>", "", html[: html.index('id="data"')], flags=re.S
+    )
+    return " ".join(words.split())
+
+
+def test_records_are_the_measures_of_the_first_latents(run, data):
+    latents = run.measurement().latents
+    assert len(data.latents) == 6
+    scores = [record.ranked["score"] for record in data.latents]
+    assert scores == sorted(scores, reverse=True)
+    with ExampleDatabase.open(run.path / "examples.sqlite") as database:
+        for record in data.latents:
+            j = record.latent
+            R = latents.relative_decoder_norm[j].item()
+            assert record.ranked["relative_decoder_norm"] == pytest.approx(R, rel=1e-3)
+            base, finetuned = (norm for _, norm in record.norms)
+            assert finetuned / (base + finetuned) == pytest.approx(R, rel=1e-3)
+            assert sum(n for _, n, _ in record.roles) == latents.n_active[j]
+            strongest = database.latent(j)[0]
+            assert record.examples[0].value == pytest.approx(strongest.value, rel=1e-3)
+            assert record.examples[0].codes[record.examples[0].at] == pytest.approx(
+                strongest.value, rel=1e-2
+            )
+            assert [e.direction for e in record.logits] == ["base", "finetuned", "difference"]
+            assert all(len(e.promoted) == len(e.suppressed) == 8 for e in record.logits)
+    json.dumps(data.page_data(), allow_nan=False)
+
+
+def test_the_page_says_the_numbers_and_holds_no_foreign_markup(run, data):
+    html = page(data, {})
+    r = run.measurement().reconstruction
+    words = shown(html)
+    assert f"explains {100 * r.fve['base']:.1f} % of the variance of base and" in words
+    assert f"{100 * r.difference_share:.1f} % of the variance, and the dictionary explains" in words
+    assert f"{r.n_tokens:,} held-out tokens." in words
+    assert "has not been tested." in words
+    assert "tl-crosscoder patch" in words
+    assert any(HOSTILE in [name for name, *_ in record.sources] for record in data.latents)
+    assert HOSTILE not in html
+    assert "<img" not in html
+    embedded = html[html.index('id="data">') + 10 :]
+    content = json.loads(embedded[: embedded.index("</script>")])
+    assert content["latents"] == json.loads(json.dumps([asdict(r) for r in data.latents]))
+    assert str(run.path) not in html
+
+
+def test_causes_are_in_the_first_words_and_draws_are_averaged(data, tmp_path):
+    draws = [0.1, 0.3, 0.5]
+    PatchingResult(
+        rows=(
+            patching_row("base stream", 0.0),
+            patching_row("top 3", 0.4, group="chosen", n_latents=3),
+            patching_row("top 9", 0.8, group="chosen", n_latents=9),
+            *(patching_row(f"random latents {i}", r, group="random", n_latents=5)
+              for i, r in enumerate(draws)),
+        ),
+        compared=("base", "finetuned"), candidates="none", candidate_latents=(),
+    ).save(tmp_path / "patching.json")  # fmt: skip
+    about = {"n_prompts": 7, "n_random": 100, "n_matched": 0, "sets": {}}
+    for kind, effect, unit in (
+        ("predictions", "predictions of response tokens", "KL, nats a prompt"),
+        ("behaviour", f"hints{HOSTILE}", "probability"),
+    ):
+        rows = (
+            causal_row("top 3"),
+            causal_row("top 9", n_latents=9, share=0.5, random_mean=-0.001, null_mean=math.nan),
+        )
+        CausalTest(rows=rows, effect=effect, unit=unit, **about).save(
+            tmp_path / f"ablation_{kind}.json"
+        )
+    causes = causes_of(tmp_path)
+    recovery = causes.tables[0].columns
+    last = {name: values[-1] for name, values in recovery.items()}
+    # The mean of 0.1, 0.3 and 0.5, and their ends.
+    assert last["variant"] == "random latents, 3 draws"
+    assert [round(last[f"recovery{end}"], 6) for end in ("", "_low", "_high")] == [0.3, 0.1, 0.5]
+    html = page(replace(data, causes=causes), {})
+    words = shown(html)
+    assert "Patching top 9 (9 latents) into the base stream recovers 80 % [70, 90] of" in words
+    said = "top 9 take away 50 % [70, 85] of the change in “hints&lt;/script&gt;"
+    assert said in words
+    assert "random directions 0 %, p = 0.03)" in words
+    assert HOSTILE not in html
+    assert "tl-crosscoder steer" in words
+    assert "tl-crosscoder ablate;" not in words
+
+
+def test_a_diff_sae_has_all_but_norms(tmp_path_factory):
+    run = Run(path=small_run(tmp_path_factory.getbasetemp(), *DIFFERENCE))
+    data = collect(run, ReportSettings(n_latents=3, samples=FEW))
+    assert data.compared is None
+    assert data.samples is not None
+    assert data.texts
+    assert [site.name for site in run.models.source.sites] == ["base", "finetuned"]
+    assert [e.direction for e in data.latents[0].logits] == ["difference"]
+    assert data.latents[0].ranked["relative_decoder_norm"] is None
+    words = shown(page(data, {}))
+    assert "Of the living" not in words
+    assert "nan" not in words
+
+
+def test_other_sites_than_a_pair_are_named_and_no_latents_are_said(data):
+    none = replace(data, latents=[], compared=("base", "finetuned_2"))
+    words = shown(page(none, {}))
+    assert "R and classes compare finetuned_2 (as finetuned) with base (as base)" in words
+    assert "No latent is active on 10 held-out tokens or more" in words
+    assert "as finetuned" not in shown(page(data, {}))
+
+
+def test_a_single_site_says_what_it_cannot_have(run, tmp_path):
+    models = ModelSites.from_pretrained(["tl_crosscoder/world-base"], hook_names=HOOK)
+    text = run.text(run.documents())[:40]
+    config = TrainConfig(d_sae=16, n_tokens=512, batch_size=128, lr_warmup_steps=1)
+    how = {"config": config, "recipe": preset("batchtopk", k=4), "output": tmp_path}
+    crosscoder = Trainer(models, text, text, **how).fit()
+    write_documents(tmp_path / "held_out.jsonl", run.documents())
+    save_measurement(
+        measure(models, crosscoder, text), tmp_path, text=text, tokenizer=models.tokenizer
+    )
+    data = collect(Run(path=tmp_path), ReportSettings(n_latents=3, samples=FEW))
+    assert data.samples is None
+    assert [[e.direction for e in r.logits] for r in data.latents] == [[models.sites[0].name]] * 3
+    (missing,) = data.missing
+    assert "two sites of one width" in missing.how
+    words = shown(page(data, {}))
+    assert "Samples and texts" in words
+    assert "What there is in tl_crosscoder/world-base" in words
+    view = load_diff(tmp_path, models=models).latent(data.latents[0].latent)
+    shown_tokens = [token for token, _ in data.latents[0].logits[0].promoted]
+    assert [row.token for row in view.effects.rows[:8]] == shown_tokens
+    assert "No " not in repr(view)
+    assert "other" not in repr(view).splitlines()[0]
+
+
+def test_latents_without_examples_and_runs_without_models(folder):
+    (folder / "examples.sqlite").unlink()
+    cfg = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text(cfg.replace("tl_crosscoder/world-base", "gone/gone"))
+    with pytest.raises(ValueError, match=r"cannot be loaded.*gone.*--no-models"):
+        collect(Run(path=folder))
+    data = collect(Run(path=folder), ReportSettings(n_latents=5, models=False))
+    assert [m.what for m in data.missing] == ["Effect on the logits, samples, texts", "Examples"]
+    assert all(not record.examples and not record.logits for record in data.latents)
+    assert "analyze --fresh" in shown(page(data, {}))
+
+
+def test_without_a_text_samples_need_one(folder):
+    (folder / "held_out.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"--text.*--no-samples"):
+        collect(Run(path=folder), ReportSettings(n_latents=2))
+
+
+def test_the_verb_writes_one_file_and_says_so(folder, capsys):
+    Report(dictionary=str(folder), n_latents=3, samples=False)()
+    path = folder / "report.html"
+    assert re.fullmatch(rf"{path}: \d\.\d MB; opens without a network\n", capsys.readouterr().out)
+    html = path.read_text(encoding="utf-8")
+    assert 'data-figure="relative_decoder_norm"' in html
+    assert html.count('id="plotly"') == 1
+    with pytest.raises(ValueError, match=r"must end in \.html"):
+        report(folder, output=folder / "report.pdf")
+    with pytest.raises(ValueError, match="--prompts are for samples"):
+        Report(dictionary=str(folder), prompts=("Hi",), models=False)()
+    with pytest.raises(ValueError, match="n_latents is 0"):
+        Report(dictionary=str(folder), n_latents=0)()
