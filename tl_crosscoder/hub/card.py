@@ -244,7 +244,7 @@ sae = SAE.load_from_disk(".")
 
 Activations are raw: scales of the training are folded in.
 """
-SIDE_BY_SIDE = "x = torch.cat([{streams}], dim=-1)  # [..., {d_in}], of the same tokens"
+SIDE_BY_SIDE = "x = torch.cat([{acts}], dim=-1)  # [..., {d_in}], of the same tokens"
 
 
 def concat_card(sites: Sequence[Site], d_sae: int) -> str:
