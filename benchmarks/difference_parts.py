@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.reconstruction import Moments
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.crosscoder.partition import Range
+from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.models.site import site_parts
 
 N_ROWS = 4096
@@ -41,12 +41,14 @@ class DifferenceParts:
     squared_codes: Float[Tensor, " d_sae"]
 
     @classmethod
-    def of(cls, x: Tensor, crosscoder: Crosscoder, parts: Sequence[Range]) -> "DifferenceParts":
+    def of(
+        cls, x: Tensor, crosscoder: Crosscoder, parts: Sequence[tuple[Partition, slice]]
+    ) -> "DifferenceParts":
         """Sums of one batch of rows."""
         sites = site_parts(x, crosscoder.sites)
         difference = sites[-1] - sites[0] if len(sites) > 1 else sites[0]
         codes, delta = crosscoder.encode(x), decoder_difference(crosscoder)
-        by_part = [codes[:, r.latents] @ delta[r.latents] for r in parts]
+        by_part = [codes[:, own] @ delta[own] for _, own in parts]
         left = [difference - said for said in by_part]
         return cls(
             finetuned=Moments.of(sites[-1]),
@@ -64,15 +66,17 @@ class DifferenceParts:
         names = [f.name for f in fields(self)]
         return DifferenceParts(**{n: getattr(self, n) + getattr(other, n) for n in names})
 
-    def result(self, crosscoder: Crosscoder, parts: Sequence[Range]) -> dict[str, Any]:
+    def result(
+        self, crosscoder: Crosscoder, parts: Sequence[tuple[Partition, slice]]
+    ) -> dict[str, Any]:
         """Plain numbers; None where there are no parts, and the FVE where there is no difference.
 
         `claimed_difference_share` is the variance of x̂^1 - x̂^0 over that of x^1, of two sites.
         """
-        names = [r.part.name for r in parts]
+        names = [p.name for p, _ in parts]
         variance = self.difference.sum_of_squared_deviations
         fve = 1 - self.left_by_part.sum_of_squared_deviations / variance
-        active = torch.stack([self.n_active[r.latents].sum() for r in parts]) if parts else None
+        active = torch.stack([self.n_active[own].sum() for _, own in parts]) if parts else None
         total = self.n_active.sum().clamp(min=1)
         claimed = self.said.sum_of_squared_deviations / self.finetuned.sum_of_squared_deviations
         return {
@@ -100,7 +104,7 @@ def decoder_difference(crosscoder: Crosscoder) -> Float[Tensor, "d_sae d_model"]
 
 @torch.no_grad()
 def difference_parts(
-    crosscoder: Crosscoder, batches: Iterable[Tensor], parts: Sequence[Range]
+    crosscoder: Crosscoder, batches: Iterable[Tensor], parts: Sequence[tuple[Partition, slice]]
 ) -> DifferenceParts:
     """Sums over all rows of these batches."""
     rows = (x for batch in batches for x in batch.split(N_ROWS))

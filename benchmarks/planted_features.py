@@ -103,7 +103,7 @@ def measured(crosscoder: Crosscoder, world: PlantedWorld, config: RunConfig) -> 
     """All numbers of one dictionary, on fresh rows."""
     rows = rows_of(world, config.n_measured_tokens, sites=crosscoder.sites, stream=MEASURING)
     reconstruction, is_living = reconstruction_of(crosscoder, rows)
-    parts = new_crosscoder(config, crosscoder.sites).cfg.part_ranges()
+    parts = new_crosscoder(config, crosscoder.sites).cfg.placed_partitions()
     classes = class_ids(crosscoder)
     is_pair = classes is not None
     return {

@@ -45,7 +45,7 @@ def new_crosscoder(config: RunConfig, sites: tuple[Site, ...]) -> CrosscoderTrai
         d_sae=config.d_sae,
         sites=sites,
         sparsity=recipe.sparsity,
-        parts=recipe.parts,
+        partitions=recipe.partitions,
         delta_loss=recipe.delta_loss,
         matryoshka=recipe.matryoshka,
     )

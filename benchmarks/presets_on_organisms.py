@@ -171,7 +171,7 @@ def measured(
     """All numbers of one dictionary, on held-out text."""
     source = ready.source(config)
     measurement = measure(source, crosscoder, ready.held_out, n_top=N_TOP)
-    parts = crosscoder_config(source, config, recipe_of(config)).part_ranges()
+    parts = crosscoder_config(source, config, recipe_of(config)).placed_partitions()
     rows = harvest_rows(source, ready.held_out, batch_size=config.harvest_batch_size)
     by_part = difference_parts(crosscoder, rows, parts)
     reconstruction, is_pair = measurement.reconstruction, measurement.compared is not None

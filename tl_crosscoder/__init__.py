@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         DeltaLoss,
     )
     from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-    from tl_crosscoder.crosscoder.partition import Part
+    from tl_crosscoder.crosscoder.partition import Partition
     from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK, JumpReLU, TopK
     from tl_crosscoder.crosscoder.training import CrosscoderTraining
     from tl_crosscoder.data.cache import ActivationCache
@@ -111,7 +111,7 @@ __all__ = [
     "ModelDiff",
     "ModelPair",
     "ModelSites",
-    "Part",
+    "Partition",
     "Predictions",
     "Question",
     "Recipe",
@@ -230,7 +230,7 @@ _MODULES = {
         "DeltaLoss",
     ),
     "crosscoder.crosscoder": ("Crosscoder",),
-    "crosscoder.partition": ("Part",),
+    "crosscoder.partition": ("Partition",),
     "crosscoder.sparsity": (
         "L1",
         "BatchTopK",

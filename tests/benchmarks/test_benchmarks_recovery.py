@@ -162,14 +162,14 @@ def test_parts_of_the_difference_add_up_where_they_share_nothing(modules):
     from difference_parts import difference_parts
     from planted_world import planted_world
 
-    from tl_crosscoder.crosscoder.partition import Part, ranges
+    from tl_crosscoder.crosscoder.partition import Partition, placed
 
     world = planted_world("planted", 0)
     crosscoder = crosscoder_of(world.directions)
     # Codes of 0.5 on every row: what is said is constant, so that each part explains nothing.
     crosscoder.b_enc.data.fill_(0.5)
     crosscoder.W_enc.data.zero_()
-    parts = ranges((Part(name="exclusive", share=0.3), Part(name="both", share=0.7)), 40)
+    parts = placed((Partition(name="exclusive", share=0.3), Partition(name="both", share=0.7)), 40)
     sums = difference_parts(crosscoder, [world.rows(100, stream=0)], parts)
     result = sums.result(crosscoder, parts)
     assert result["difference_fve_by_part"] == pytest.approx({"exclusive": 0, "both": 0}, abs=1e-6)
@@ -182,4 +182,4 @@ def test_parts_of_the_difference_add_up_where_they_share_nothing(modules):
 
 def test_two_ablations_of_delta_are_presets():
     assert preset("delta", dual_k=False) == preset("delta-competing")
-    assert preset("delta", delta_loss_weight=0.0).parts == preset("dual-k").parts
+    assert preset("delta", delta_loss_weight=0.0).partitions == preset("dual-k").partitions

@@ -45,7 +45,7 @@ def dictionary_of(name: str) -> CrosscoderTrainingConfig:
         d_sae=config.d_sae or config.expansion * d_model,
         sites=sites,
         sparsity=recipe.sparsity,
-        parts=recipe.parts,
+        partitions=recipe.partitions,
         delta_loss=recipe.delta_loss,
         compute_dtype=config.compute_dtype,
         auxk=AuxK(weight=config.auxk_weight) if config.auxk_weight else None,
@@ -107,7 +107,7 @@ def test_a_delta_crosscoder_is_the_paper_s(name):
     assert (config.lr, config.dtype, config.compute_dtype) == (1e-4, "bfloat16", "bfloat16")
     d_model = SHAPES[str(config.base)][0]
     assert (cfg.d_in, cfg.d_sae) == (2 * d_model, 5 * d_model)
-    shared, delta = cfg.parts
+    shared, delta = cfg.partitions
     assert (shared.name, shared.share, shared.k) == ("shared", 0.2, 400)
     assert (delta.name, delta.share, delta.k) == ("delta", 0.8, 200)
     assert cfg.delta_loss is not None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from tl_crosscoder import L1, BatchTopK, JumpReLU, TopK
 from tl_crosscoder.crosscoder.config import DeltaLoss
-from tl_crosscoder.crosscoder.partition import Part
+from tl_crosscoder.crosscoder.partition import Partition
 
 Fields = dict[str, object]
 MEMBERS: dict[str, Callable[[float, Sequence[str]], Fields]] = {}
@@ -15,9 +15,9 @@ def member(function: Callable[[float, Sequence[str]], Fields]) -> Callable:
     return function
 
 
-def own_ks(k: float) -> tuple[Part, ...]:
+def own_ks(k: float) -> tuple[Partition, ...]:
     """Shared and delta latents, each with a k of its own."""
-    return (Part(name="shared", share=0.4, k=k), Part(name="delta", share=0.6, k=k / 2))
+    return (Partition(name="shared", share=0.4, k=k), Partition(name="delta", share=0.6, k=k / 2))
 
 
 @member
@@ -32,8 +32,8 @@ def topk(k: float, names: Sequence[str]) -> Fields:
 
 @member
 def topk_dual_k(k: float, names: Sequence[str]) -> Fields:
-    parts = (Part(name="few", share=0.4, k=1), Part(name="more", share=0.6, k=2))
-    return {"sparsity": TopK(k=3), "parts": parts}
+    parts = (Partition(name="few", share=0.4, k=1), Partition(name="more", share=0.6, k=2))
+    return {"sparsity": TopK(k=3), "partitions": parts}
 
 
 @member
@@ -64,11 +64,11 @@ def jumprelu(k: float, names: Sequence[str]) -> Fields:
 @member
 def jumprelu_ste_to_input(k: float, names: Sequence[str]) -> Fields:
     parts = (
-        Part(name="cheap", share=0.3, penalty_scale=0.2),
-        Part(name="dear", share=0.7, penalty_scale=2.0),
+        Partition(name="cheap", share=0.3, penalty_scale=0.2),
+        Partition(name="dear", share=0.7, penalty_scale=2.0),
     )
     sparsity = JumpReLU(bandwidth=0.5, init_threshold=0.3, tanh_scale=0.7, ste_to_input=True)
-    return {"sparsity": sparsity, "parts": parts}
+    return {"sparsity": sparsity, "partitions": parts}
 
 
 @member
@@ -78,72 +78,72 @@ def matryoshka(k: float, names: Sequence[str]) -> Fields:
 
 @member
 def dual_k(k: float, names: Sequence[str]) -> Fields:
-    return {"sparsity": BatchTopK(k=k), "parts": own_ks(k)}
+    return {"sparsity": BatchTopK(k=k), "partitions": own_ks(k)}
 
 
 @member
 def dsf(k: float, names: Sequence[str]) -> Fields:
     parts = (
-        Part(name="shared", share=0.4, tied=True, penalty_scale=0.15),
-        Part(name="rest", share=0.6),
+        Partition(name="shared", share=0.4, tied=True, penalty_scale=0.15),
+        Partition(name="rest", share=0.6),
     )
-    return {"sparsity": L1(coefficient=0.2), "parts": parts}
+    return {"sparsity": L1(coefficient=0.2), "partitions": parts}
 
 
 @member
 def dfc(k: float, names: Sequence[str]) -> Fields:
     first, last = names[0], names[-1]
     parts = (
-        Part(name="base-only", share=0.25, reads=(first,), writes=(first,)),
-        Part(name="finetuned-only", share=0.25, reads=(last,), writes=(last,)),
-        Part(name="shared", share=0.5),
+        Partition(name="base-only", share=0.25, reads=(first,), writes=(first,)),
+        Partition(name="finetuned-only", share=0.25, reads=(last,), writes=(last,)),
+        Partition(name="shared", share=0.5),
     )
-    return {"sparsity": BatchTopK(k=k), "parts": parts}
+    return {"sparsity": BatchTopK(k=k), "partitions": parts}
 
 
 @member
 def delta_masked(k: float, names: Sequence[str]) -> Fields:
     loss = DeltaLoss(weight=0.5)
-    return {"sparsity": BatchTopK(k=k), "parts": own_ks(k), "delta_loss": loss}
+    return {"sparsity": BatchTopK(k=k), "partitions": own_ks(k), "delta_loss": loss}
 
 
 @member
 def delta_unmasked(k: float, names: Sequence[str]) -> Fields:
-    return {"sparsity": BatchTopK(k=k), "delta_loss": DeltaLoss(weight=0.5, part=None)}
+    return {"sparsity": BatchTopK(k=k), "delta_loss": DeltaLoss(weight=0.5, partition=None)}
 
 
 @member
 def delta_relative(k: float, names: Sequence[str]) -> Fields:
     loss = DeltaLoss(weight=0.5, scale="relative")
-    return {"sparsity": BatchTopK(k=k), "parts": own_ks(k), "delta_loss": loss}
+    return {"sparsity": BatchTopK(k=k), "partitions": own_ks(k), "delta_loss": loss}
 
 
 @member
 def delta_with_bias(k: float, names: Sequence[str]) -> Fields:
     loss = DeltaLoss(weight=0.5, with_bias=True)
-    return {"sparsity": TopK(k=3), "parts": own_ks(2), "delta_loss": loss}
+    return {"sparsity": TopK(k=3), "partitions": own_ks(2), "delta_loss": loss}
 
 
 @member
 def delta_matryoshka(k: float, names: Sequence[str]) -> Fields:
     """Prefixes that end before, inside and behind the part that explains the difference."""
     parts = (
-        Part(name="shared", share=0.4),
-        Part(name="delta", share=0.4, k=k / 2),
-        Part(name="rest", share=0.2, k=1),
+        Partition(name="shared", share=0.4),
+        Partition(name="delta", share=0.4, k=k / 2),
+        Partition(name="rest", share=0.2, k=1),
     )
-    fields = {"sparsity": BatchTopK(k=k), "parts": parts, "delta_loss": DeltaLoss(weight=0.5)}
+    fields = {"sparsity": BatchTopK(k=k), "partitions": parts, "delta_loss": DeltaLoss(weight=0.5)}
     return fields | {"matryoshka": (0.2, 0.5, 0.9)}
 
 
 @member
 def structured(k: float, names: Sequence[str]) -> Fields:
     parts = (
-        Part(name="shared", share=0.7, tied=True),
-        Part(name="delta", share=0.3, writes=(names[-1],)),
+        Partition(name="shared", share=0.7, tied=True),
+        Partition(name="delta", share=0.3, writes=(names[-1],)),
     )
-    loss = DeltaLoss(weight=2.0, part=None, with_bias=True)
-    return {"sparsity": BatchTopK(k=k), "parts": parts, "delta_loss": loss}
+    loss = DeltaLoss(weight=2.0, partition=None, with_bias=True)
+    return {"sparsity": BatchTopK(k=k), "partitions": parts, "delta_loss": loss}
 
 
 EQUAL_WIDTHS = ("dsf", "structured")

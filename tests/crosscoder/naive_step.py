@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tl_crosscoder import L1, BatchTopK, CrosscoderTrainingConfig, JumpReLU, TopK
-from tl_crosscoder.crosscoder.partition import Part
+from tl_crosscoder.crosscoder.partition import Partition
 
 
 @dataclass
@@ -52,8 +52,8 @@ class NaiveBatch:
         return [x - self.codes[:, own] @ W[own] - b for x, W, b in sites]
 
 
-def the_parts(cfg: CrosscoderTrainingConfig) -> list[Part]:
-    return list(cfg.parts) or [Part(name="all", share=1.0)]
+def the_parts(cfg: CrosscoderTrainingConfig) -> list[Partition]:
+    return list(cfg.partitions) or [Partition(name="all", share=1.0)]
 
 
 def part_latents(cfg: CrosscoderTrainingConfig) -> list[range]:
@@ -192,7 +192,7 @@ def delta_loss(batch: NaiveBatch, mean_squared_difference: float | None) -> Tens
     difference = batch.x[-1] - batch.x[0]
     left = difference
     for part, latents in zip(the_parts(cfg), part_latents(cfg), strict=True):
-        for j in latents if term.part in (part.name, None) else ():
+        for j in latents if term.partition in (part.name, None) else ():
             left = left - batch.codes[:, j, None] * (batch.decoders[-1][j] - batch.decoders[0][j])
     if term.with_bias:
         left = left - (batch.b_dec[-1] - batch.b_dec[0])

@@ -74,14 +74,14 @@ def test_inference_thresholds_as_training_does_in_eval_mode(saved):
 def test_rules_of_the_parts_are_in_the_saved_weights(saved):
     training, _, folder = saved
     loaded = Crosscoder.load(folder)
-    for r in training.cfg.part_ranges():
+    for p, latents in training.cfg.placed_partitions():
         for m, site in enumerate(BOTH):
-            if r.part.reads is not None and site not in r.part.reads:
-                assert loaded.encoder(m)[:, r.latents].count_nonzero() == 0
-            if r.part.writes is not None and site not in r.part.writes:
-                assert loaded.decoder(m)[r.latents].count_nonzero() == 0
-        if r.part.tied:
-            assert torch.equal(loaded.decoder(0)[r.latents], loaded.decoder(1)[r.latents])
+            if p.reads is not None and site not in p.reads:
+                assert loaded.encoder(m)[:, latents].count_nonzero() == 0
+            if p.writes is not None and site not in p.writes:
+                assert loaded.decoder(m)[latents].count_nonzero() == 0
+        if p.tied:
+            assert torch.equal(loaded.decoder(0)[latents], loaded.decoder(1)[latents])
 
 
 def test_a_checkpoint_goes_on_with_the_same_loss(saved, tmp_path):
@@ -102,7 +102,7 @@ def test_configs_survive_json(name):
     cfg = new_training(**MEMBERS[name](3, BOTH)).cfg
     again = CrosscoderTrainingConfig.from_dict(json.loads(json.dumps(cfg.to_dict())))
     assert again.to_dict() == cfg.to_dict()
-    for field in ("sites", "sparsity", "auxk", "parts", "delta_loss", "matryoshka", "kernels"):
+    for field in ("sites", "sparsity", "auxk", "partitions", "delta_loss", "matryoshka", "kernels"):
         assert getattr(again, field) == getattr(cfg, field)
     assert json.loads(json.dumps(cfg.get_inference_sae_cfg_dict()))["sites"]
 

@@ -11,12 +11,10 @@ from torch import Tensor
 from tl_crosscoder import L1, BatchTopK, CrosscoderTraining, CrosscoderTrainingConfig, TopK
 from tl_crosscoder.crosscoder.config import DeltaLoss
 from tl_crosscoder.crosscoder.partition import (
-    Part,
-    parts_from,
-    parts_to_dicts,
+    Partition,
+    placed,
     project_decoder_,
     project_encoder_,
-    ranges,
     selection_groups,
 )
 
@@ -24,12 +22,12 @@ BOTH = ("base", "finetuned")
 N_STEPS = 30
 
 
-def shares(*values: float, **fields) -> tuple[Part, ...]:
-    return tuple(Part(name=f"p{i}", share=v, **fields) for i, v in enumerate(values))
+def shares(*values: float, **fields) -> tuple[Partition, ...]:
+    return tuple(Partition(name=f"p{i}", share=v, **fields) for i, v in enumerate(values))
 
 
-def stops(parts: tuple[Part, ...], d_sae: int) -> list[int]:
-    return [r.latents.stop for r in ranges(parts, d_sae)]
+def stops(parts: tuple[Partition, ...], d_sae: int) -> list[int]:
+    return [latents.stop for _, latents in placed(parts, d_sae)]
 
 
 def test_ranges_by_hand():
@@ -37,7 +35,7 @@ def test_ranges_by_hand():
     assert stops(shares(0.05, 0.1, 0.85), 40) == [2, 6, 40]
     assert stops(shares(0.05, 0.1, 0.85), 41) == [2, 6, 41]
     # Thirds of 32: 10.67 and 21.33. They are 11, 10 and 11 latents.
-    assert [r.n for r in ranges(shares(1 / 3, 1 / 3, 1 / 3), 32)] == [11, 10, 11]
+    assert stops(shares(1 / 3, 1 / 3, 1 / 3), 32) == [11, 21, 32]
     # Ten tenths add up to 0.9999999999999999; the last part still ends at the last latent.
     assert stops(shares(*[0.1] * 10), 1000) == [*range(100, 1001, 100)]
 
@@ -48,42 +46,48 @@ def test_ranges_by_hand():
 )
 def test_ranges_cover_all_latents_once_and_no_share_is_off_by_more_than_one(weights, d_sae):
     parts = shares(*[w / sum(weights) for w in weights])
-    found = ranges(parts, d_sae)
-    edges = [0, *(r.latents.stop for r in found)]
-    assert [r.latents.start for r in found] == edges[:-1]
+    found = placed(parts, d_sae)
+    edges = [0, *(latents.stop for _, latents in found)]
+    assert [latents.start for _, latents in found] == edges[:-1]
     assert edges[-1] == d_sae
-    assert all(abs(r.n - r.part.share * d_sae) <= 1 for r in found)
+    assert all(
+        abs(b - a - p.share * d_sae) <= 1 for p, a, b in zip(parts, edges, edges[1:], strict=False)
+    )
 
 
 def test_selection_groups_by_hand():
-    own = (Part(name="a", share=0.25, k=3), Part(name="b", share=0.25), Part(name="c", share=0.5))
+    own = (
+        Partition(name="a", share=0.25, k=3),
+        Partition(name="b", share=0.25),
+        Partition(name="c", share=0.5),
+    )
     # b and c share the k of the sparsity; without parts all latents do.
-    assert selection_groups(ranges(own, 40), 5, 40) == [(slice(0, 10), 3), (slice(10, 40), 5)]
-    assert selection_groups(ranges(own[1:2] + own[:1] + own[2:], 40)[:2], 5, 40) == [
+    assert selection_groups(placed(own, 40), 5, 40) == [(slice(0, 10), 3), (slice(10, 40), 5)]
+    assert selection_groups(placed(own[1:2] + own[:1] + own[2:], 40)[:2], 5, 40) == [
         (slice(0, 10), 5),
         (slice(10, 20), 3),
     ]
     assert selection_groups((), 5, 40) == [(slice(0, 40), 5)]
-    assert selection_groups(ranges(own, 40)[:1], 5, 40) == [(slice(0, 10), 3)]
+    assert selection_groups(placed(own, 40)[:1], 5, 40) == [(slice(0, 10), 3)]
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_parts_survive_json(name):
-    parts = MEMBERS[name](2, BOTH).get("parts", ())
-    assert parts_from(parts_to_dicts(parts)) == tuple(parts)
+    for partition in MEMBERS[name](2, BOTH).get("partitions", ()):
+        assert Partition(**partition.to_dict()) == partition
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Part(name="a", share=0), "share of part 'a' is 0; it is above 0"),
-        (lambda: Part(name="a", share=1, k=0), "k of part 'a' is 0; it must be above 0"),
-        (lambda: Part(name="a", share=1, penalty_scale=-1), "penalty_scale of part 'a'"),
-        (lambda: Part(name="a", share=1, tied=True, writes=("base",)), "leave `writes` out"),
-        (lambda: ranges(shares(0.5, 0.4), 40), r"\('p1', 0.4\)\] add up to 0.9; they must"),
-        (lambda: ranges((Part(name="a", share=0.5),) * 2, 40), "names must differ"),
-        (lambda: ranges(shares(0.01, 0.99), 10), "'p0' has a share of 0.01 of 10 latents, which"),
-        (lambda: ranges(shares(0.1, 0.9, k=2), 10), "'p0' has k = 2, but only 1 latents"),
+        (lambda: Partition(name="a", share=0), "share of partition 'a' is 0; it is above 0"),
+        (lambda: Partition(name="a", share=1, k=0), "k of partition 'a' is 0; it must be above 0"),
+        (lambda: Partition(name="a", share=1, penalty_scale=-1), "penalty_scale of partition 'a'"),
+        (lambda: Partition(name="a", share=1, tied=True, writes=("base",)), "leave `writes` out"),
+        (lambda: placed(shares(0.5, 0.4), 40), r"\('p1', 0.4\)\] add up to 0.9; they must"),
+        (lambda: placed((Partition(name="a", share=0.5),) * 2, 40), "names must differ"),
+        (lambda: placed(shares(0.01, 0.99), 10), "'p0' has a share of 0.01 of 10 latents, which"),
+        (lambda: placed(shares(0.1, 0.9, k=2), 10), "'p0' has k = 2, but only 1 latents"),
     ],
 )
 def test_parts_that_cannot_be_are_refused(make, message):
@@ -91,30 +95,57 @@ def test_parts_that_cannot_be_are_refused(make, message):
         make()
 
 
-A, B = Part(name="a", share=0.5), Part(name="b", share=0.5)
+A, B = Partition(name="a", share=0.5), Partition(name="b", share=0.5)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"parts": (Part(name="a", share=1, reads=("other",)),)}, r"\['other'\]; there are"),
-        ({"parts": (Part(name="a", share=1, reads=()),)}, "reads or writes no site at all"),
-        ({"parts": (Part(name="a", share=1, writes=()),)}, "reads or writes no site at all"),
         (
-            {"parts": (Part(name="a", share=1, tied=True),), "sites": sites(10, 14)},
+            {"partitions": (Partition(name="a", share=1, reads=("other",)),)},
+            r"\['other'\]; there are",
+        ),
+        (
+            {"partitions": (Partition(name="a", share=1, reads=()),)},
+            "reads or writes no site at all",
+        ),
+        (
+            {"partitions": (Partition(name="a", share=1, writes=()),)},
+            "reads or writes no site at all",
+        ),
+        (
+            {"partitions": (Partition(name="a", share=1, tied=True),), "sites": sites(10, 14)},
             r"different widths: \[\('base', 10\), \('finetuned', 14\)\]",
         ),
-        ({"parts": (Part(name="a", share=1, k=2),), "sparsity": L1()}, "l1 selects nothing"),
-        ({"parts": (Part(name="a", share=1, k=1.5),), "sparsity": TopK(k=2)}, "whole numbers"),
-        ({"parts": (A, B), "sparsity": BatchTopK(k=33)}, "has only 32"),
         (
-            {"parts": (A, Part(name="c", share=0.25, k=1), Part(name="b", share=0.25))},
+            {"partitions": (Partition(name="a", share=1, k=2),), "sparsity": L1()},
+            "l1 selects nothing",
+        ),
+        (
+            {"partitions": (Partition(name="a", share=1, k=1.5),), "sparsity": TopK(k=2)},
+            "whole numbers",
+        ),
+        ({"partitions": (A, B), "sparsity": BatchTopK(k=33)}, "has only 32"),
+        (
+            {
+                "partitions": (
+                    A,
+                    Partition(name="c", share=0.25, k=1),
+                    Partition(name="b", share=0.25),
+                )
+            },
             "must lie side by side",
         ),
-        ({"parts": (A, B), "delta_loss": DeltaLoss()}, r"'delta', but the parts are \['a', 'b'\]"),
-        ({"delta_loss": DeltaLoss(part=None), "sites": sites(24)}, "needs two sites of one width"),
         (
-            {"delta_loss": DeltaLoss(part=None), "sites": sites(10, 14)},
+            {"partitions": (A, B), "delta_loss": DeltaLoss()},
+            r"'delta', but the partitions are \['a', 'b'\]",
+        ),
+        (
+            {"delta_loss": DeltaLoss(partition=None), "sites": sites(24)},
+            "needs two sites of one width",
+        ),
+        (
+            {"delta_loss": DeltaLoss(partition=None), "sites": sites(10, 14)},
             r"one width; the sites are \[\('base', 10\)",
         ),
         ({"matryoshka": (0.5, 0.2)}, "rise and lie between 0 and 1"),
@@ -130,10 +161,10 @@ def test_configs_whose_parts_and_terms_do_not_fit_are_refused(fields, message):
 
 
 def test_projections_by_hand():
-    parts = ranges(
+    parts = placed(
         (
-            Part(name="tied", share=0.5, tied=True),
-            Part(name="base", share=0.5, reads=("base",), writes=("base",)),
+            Partition(name="tied", share=0.5, tied=True),
+            Partition(name="base", share=0.5, reads=("base",), writes=("base",)),
         ),
         2,
     )
@@ -146,12 +177,12 @@ def test_projections_by_hand():
     assert W_enc.T.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
-def exclusive(first: str, last: str) -> tuple[Part, ...]:
+def exclusive(first: str, last: str) -> tuple[Partition, ...]:
     return (
-        Part(name="tied", share=0.25, tied=True),
-        Part(name="first", share=0.25, reads=(first,), writes=(first,)),
-        Part(name="last", share=0.25, writes=(last,)),
-        Part(name="free", share=0.25),
+        Partition(name="tied", share=0.25, tied=True),
+        Partition(name="first", share=0.25, reads=(first,), writes=(first,)),
+        Partition(name="last", share=0.25, writes=(last,)),
+        Partition(name="free", share=0.25),
     )
 
 
@@ -168,7 +199,7 @@ def forbidden(training: CrosscoderTraining, name: str) -> Tensor:
 @pytest.mark.parametrize("n_backwards", [1, 2])
 def test_rules_hold_in_values_gradients_and_moments(kernels, n_backwards):
     """AuxK is on, so that dead latents of every part have gradients too."""
-    training = new_training(parts=exclusive(*BOTH), kernels=kernels)
+    training = new_training(partitions=exclusive(*BOTH), kernels=kernels)
     training._sparse_step.max_density = float("inf")
     optimizer = torch.optim.Adam(training.parameters(), lr=1e-2)
     start = training.W_dec.detach().clone()
@@ -197,7 +228,7 @@ def assert_rules_hold(training: CrosscoderTraining, optimizer: torch.optim.Optim
 def test_the_gradient_of_two_backwards_is_the_sum_of_the_two():
     batches, grads = [planted(16, seed=s) for s in (0, 1)], []
     for own in ([batches[0]], [batches[1]], batches):
-        training = randomised(new_training(parts=exclusive(*BOTH), dtype="float64", auxk=None))
+        training = randomised(new_training(partitions=exclusive(*BOTH), dtype="float64", auxk=None))
         for x in own:
             training.step_loss(x.double()).loss.backward()
         grads.append(training.W_dec.grad)
@@ -205,7 +236,7 @@ def test_the_gradient_of_two_backwards_is_the_sum_of_the_two():
 
 
 def test_weights_obey_from_the_start_and_n_j_counts_written_sites_alone():
-    training = new_training(parts=exclusive(*BOTH))
+    training = new_training(partitions=exclusive(*BOTH))
     # Rows of norm 1 at each site: tied and free latents write to two, the others to one.
     expected = torch.tensor([2.0, 1.0, 1.0, 2.0]).repeat_interleave(8)
     torch.testing.assert_close(training.get_W_dec_norm().detach(), expected)
@@ -220,7 +251,7 @@ def twin_of(name: str, kernels: str, *, names: tuple[str, str] = BOTH) -> Crossc
 def obeying(name: str, kernels: str) -> CrosscoderTraining:
     """Weights as after training, within the rules."""
     training = randomised(twin_of(name, kernels))
-    rules = training.cfg.part_ranges()
+    rules = training.cfg.placed_partitions()
     project_decoder_(training.W_dec.data, rules, training.sites)
     project_encoder_(training.W_enc.data, rules, training.sites)
     return training
@@ -265,7 +296,9 @@ def assert_same_step(
 @pytest.mark.parametrize("name", [n for n in MEMBERS if "matryoshka" not in n])
 def test_permuting_latents_within_their_parts_permutes(name, kernels):
     training = obeying(name, kernels)
-    edges = [(r.latents.start, r.n) for r in training.cfg.part_ranges()] or [(0, D_SAE)]
+    edges = [(r.start, r.stop - r.start) for _, r in training.cfg.placed_partitions()] or [
+        (0, D_SAE)
+    ]
     generator = torch.Generator().manual_seed(4)
     order = torch.cat([a + torch.randperm(n, generator=generator) for a, n in edges])
 

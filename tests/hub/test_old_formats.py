@@ -42,4 +42,4 @@ def test_codes_are_those_of_then(name, tmp_path):
     training = run.crosscoder.cfg.metadata.training_architecture_details
     kind = name.split("/")[1]
     assert training["sparsity"]["kind"] == ("l1" if kind == "l1" else "batchtopk")
-    assert bool(training["parts"]) == (kind == "delta")
+    assert bool(training["partitions"]) == (kind == "delta")

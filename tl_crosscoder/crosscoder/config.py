@@ -18,8 +18,13 @@ from sae_lens.saes.sae import (
 )
 
 from tl_crosscoder.config.models import ComputeDtype, DeltaScale, Kernels, Reconstruction
-from tl_crosscoder.crosscoder import partition as part_rules
-from tl_crosscoder.crosscoder.partition import Part, Range
+from tl_crosscoder.crosscoder.partition import (
+    Partition,
+    check_sites,
+    placed,
+    selection_groups,
+    with_renamed_keys,
+)
 from tl_crosscoder.crosscoder.sparsity import (
     L1,
     BatchTopK,
@@ -46,14 +51,14 @@ class AuxK:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaLoss:
-    """|| (x^1 - x^0) - sum_{j in part} f_j (d_j^1 - d_j^0) ||^2, of base and fine-tuned site.
+    """|| (x^1 - x^0) - sum_{j in partition} f_j (d_j^1 - d_j^0) ||^2, of base and fine-tuned site.
 
     Source: Kassem et al. 2026, whose masked form sums over the delta latents alone. Over all
     latents and with the bias it is ||e^1 - e^0||^2: the error of the difference.
     """
 
     weight: float = 0.005
-    part: str | None = "delta"
+    partition: str | None = "delta"
     """Latents that must explain the difference; None is all of them (unmasked)."""
     scale: DeltaScale = "absolute"
     """`relative` divides by a running mean of ||x^1 - x^0||^2, so that the weight does not depend
@@ -96,6 +101,9 @@ class CrosscoderConfig(JumpReLUSAEConfig):
         self.sites = _as_sites(self.sites, self.d_in)
         if isinstance(self.metadata, dict):  # as SAELens's from_dict passes it
             self.metadata = SAEMetadata.from_dict(self.metadata)
+        details = getattr(self.metadata, "training_architecture_details", None)
+        if details:
+            self.metadata.training_architecture_details = with_renamed_keys(details)
         self.metadata.sites = [s.to_dict() for s in self.sites]
 
     @classmethod
@@ -123,8 +131,8 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
     sparsity: Sparsity = field(default_factory=BatchTopK)
     auxk: AuxK | None = field(default_factory=AuxK)
     """Helps dead latents; None switches it off. L1 never uses it."""
-    parts: tuple[Part, ...] = ()
-    """Ranges of latents with rules of their own; none: all latents are alike."""
+    partitions: tuple[Partition, ...] = ()
+    """Ranges of latents with rules of their own; without any all latents are alike."""
     delta_loss: DeltaLoss | None = None
     """A term for the difference of fine-tuned and base site; None is none."""
     matryoshka: tuple[float, ...] = ()
@@ -152,7 +160,9 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
             self.auxk = AuxK(**self.auxk)
         if isinstance(self.delta_loss, Mapping):
             self.delta_loss = DeltaLoss(**self.delta_loss)
-        self.parts = part_rules.parts_from(self.parts)
+        self.partitions = tuple(
+            p if isinstance(p, Partition) else Partition(**p) for p in self.partitions
+        )
         self.matryoshka = tuple(self.matryoshka)
         self._check_sparsity()
         self._check_losses()
@@ -170,45 +180,51 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
         super().__post_init__()
         self.metadata.sites = [s.to_dict() for s in self.sites]
 
-    def part_ranges(self) -> tuple[Range, ...]:
-        """Where the parts lie; empty without parts."""
-        return part_rules.ranges(self.parts, self.d_sae) if self.parts else ()
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> "CrosscoderTrainingConfig":
+        """Inverse of `to_dict`, also of what version 0.1.0 wrote."""
+        return super().from_dict(with_renamed_keys(config_dict))
+
+    def placed_partitions(self) -> list[tuple[Partition, slice]]:
+        """Each partition with its range of latents; empty without partitions."""
+        return placed(self.partitions, self.d_sae)
 
     def selection_groups(self) -> list[tuple[slice, float]]:
         """Ranges of latents that compete with one another for a k; empty where none selects."""
         if not isinstance(self.sparsity, (TopK, BatchTopK)):
             return []
-        return part_rules.selection_groups(self.part_ranges(), self.sparsity.k, self.d_sae)
+        return selection_groups(self.placed_partitions(), self.sparsity.k, self.d_sae)
 
     def sparsity_coefficients(self) -> dict[str, TrainCoefficientConfig]:
         """Weights of the penalties with their warm-up; empty where there is none."""
         return self.sparsity.coefficients() if isinstance(self.sparsity, (L1, JumpReLU)) else {}
 
     def _check_sparsity(self) -> None:
-        part_rules.check_sites(self.parts, self.sites)
+        check_sites(self.partitions, self.sites)
         groups = self.selection_groups()
         for latents, k in groups:
             if k > latents.stop - latents.start:
                 raise ValueError(
                     f"k is {k:g}, but the dictionary has only {latents.stop - latents.start} "
-                    f"latents to choose from{' (d_sae)' if not self.parts else ''}. Choose a "
+                    f"latents to choose from{' (d_sae)' if not self.partitions else ''}. Choose a "
                     "smaller k or a larger dictionary."
                 )
             if isinstance(self.sparsity, TopK) and k != round(k):
-                raise ValueError(f"a part has k = {k:g}; TopK takes whole numbers.")
-        if not groups and any(p.k is not None for p in self.parts):
+                raise ValueError(f"a partition has k = {k:g}; TopK takes whole numbers.")
+        if not groups and any(p.k is not None for p in self.partitions):
             raise ValueError(
-                f"parts have a k of their own, but {self.sparsity.kind} selects nothing. Use "
-                "BatchTopK or TopK, or leave k out of the parts."
+                f"partitions have a k of their own, but {self.sparsity.kind} selects nothing. Use "
+                "BatchTopK or TopK, or leave k out of the partitions."
             )
 
     def _check_losses(self) -> None:
-        names = [p.name for p in self.parts]
+        names = [p.name for p in self.partitions]
         if self.delta_loss is not None:
-            if self.delta_loss.part is not None and self.delta_loss.part not in names:
+            if self.delta_loss.partition not in (None, *names):
                 raise ValueError(
-                    f"the delta loss is over the part {self.delta_loss.part!r}, but the parts are "
-                    f"{names}. Add it to `parts`, or use part=None for all latents."
+                    f"the delta loss is over the partition {self.delta_loss.partition!r}, but the "
+                    f"partitions are {names}. Add it to `partitions`, or use partition=None for "
+                    "all latents."
                 )
             if subtracted_sites(self.sites) is None:
                 raise ValueError(
@@ -226,13 +242,13 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
 
     def _check_difference_can_be_explained(self, delta: DeltaLoss) -> None:
         compared = subtracted_sites(self.sites)
-        asked = [p for p in self.parts if delta.part in (None, p.name)]
+        asked = [p for p in self.partitions if delta.partition in (None, p.name)]
         if compared is None or not asked:
             return
         names = {self.sites[i].name for i in compared}
         if not any(not p.tied and (p.writes is None or names & {*p.writes}) for p in asked):
             raise ValueError(
-                f"the delta loss compares the sites {sorted(names)}, but the parts "
+                f"the delta loss compares the sites {sorted(names)}, but the partitions "
                 f"{[p.name for p in asked]} write the same to both: nothing can explain the "
                 "difference. Let one of them write to one of these sites."
             )
@@ -251,7 +267,7 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
             "sites": [s.to_dict() for s in self.sites],
             "sparsity": sparsity_to_dict(self.sparsity),
             "auxk": asdict(self.auxk) if self.auxk else None,
-            "parts": part_rules.parts_to_dicts(self.parts),
+            "partitions": [p.to_dict() for p in self.partitions],
             "delta_loss": asdict(self.delta_loss) if self.delta_loss else None,
             "matryoshka": list(self.matryoshka),
         }

@@ -119,8 +119,8 @@ class Objective:
     def bounds(self) -> tuple[int, ...]:
         """Where latents that are decoded apart begin, but the first ones."""
         edges = set(self.prefixes)
-        if self.delta is not None and self.delta.part is not None:
-            within = self._part(self.delta.part)
+        if self.delta is not None and self.delta.partition is not None:
+            within = self._latents(self.delta.partition)
             edges |= {within.start, within.stop}
         return tuple(sorted(edges - {0, self.cfg.d_sae}))
 
@@ -158,9 +158,9 @@ class Objective:
         self, x_hat: Tensor, done: Step, b_dec: Tensor, delta: DeltaLoss
     ) -> Float[Tensor, "batch d_in"]:
         """What the latents that must explain the difference decode to."""
-        if delta.part is None:
+        if delta.partition is None:
             return x_hat if delta.with_bias else x_hat - b_dec
-        within = self._part(delta.part)
+        within = self._latents(delta.partition)
         starts = [0, *self.bounds]
         own = [
             y for y, a in zip(done.decoded, starts, strict=True) if within.start <= a < within.stop
@@ -184,13 +184,16 @@ class Objective:
         return {name: weight * sparsity.penalty(codes, norms, scale) / codes.batch}
 
     def _penalty_scale(self, like: Tensor) -> Float[Tensor, " d_sae"] | None:
-        ranges = self.cfg.part_ranges()
-        if all(r.part.penalty_scale == 1.0 for r in ranges):
+        partitions = self.cfg.placed_partitions()
+        if all(p.penalty_scale == 1.0 for p, _ in partitions):
             return None
-        return torch.cat([like.new_full((r.n,), r.part.penalty_scale) for r in ranges])
+        scale = torch.empty_like(like)
+        for p, latents in partitions:
+            scale[latents] = p.penalty_scale
+        return scale
 
-    def _part(self, name: str) -> slice:
-        return next(r.latents for r in self.cfg.part_ranges() if r.part.name == name)
+    def _latents(self, name: str) -> slice:
+        return next(latents for p, latents in self.cfg.placed_partitions() if p.name == name)
 
 
 def fve(

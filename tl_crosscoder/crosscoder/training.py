@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.loss import Objective, auxk_codes, site_difference
-from tl_crosscoder.crosscoder.partition import is_constrained, project_decoder_, project_encoder_
+from tl_crosscoder.crosscoder.partition import project_decoder_, project_encoder_
 from tl_crosscoder.crosscoder.site_views import SiteViews, geometric_median, split_sites
 from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.sparse.step import (
@@ -103,11 +103,11 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
             torch.compile(self._objective.terms) if self.cfg.compile else self._objective.terms
         )
         self._sparse_step = SparseStep()
-        self._obey_parts()
+        self._obey_partitions()
 
-    def _obey_parts(self) -> None:
-        """Keep weights and gradients within the rules of the parts; see `parts`."""
-        rules = [r for r in self.cfg.part_ranges() if is_constrained(r.part)]
+    def _obey_partitions(self) -> None:
+        """Keep weights and gradients within the rules of the partitions; see `partition`."""
+        rules = self.cfg.placed_partitions()
         if not rules:
             return
         for parameter, project in ((self.W_enc, project_encoder_), (self.W_dec, project_decoder_)):
@@ -272,8 +272,8 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
     def calibrate_threshold_(self, batches: Iterable[Tensor]) -> None:
         """Set the threshold so that these held-out batches keep k latents a token.
 
-        Parts with a k of their own get their own threshold. Does nothing for L1, whose codes are
-        all the positive ones, and for JumpReLU, which learns its thresholds.
+        Partitions with a k of their own get their own threshold. Does nothing for L1, whose codes
+        are all the positive ones, and for JumpReLU, which learns its thresholds.
         """
         groups = self.cfg.selection_groups()
         if not groups:

@@ -26,6 +26,7 @@ from tl_crosscoder import files
 from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME
+from tl_crosscoder.crosscoder.partition import with_renamed_keys
 from tl_crosscoder.data.loader import Position
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.source import ActivationSource
@@ -50,7 +51,9 @@ def run_record(
         "weight_processing": source.weight_processing,
         "cache_id": source.cache_id,
         "training": asdict(config),
-        **{n: dictionary[n] for n in ("sparsity", "parts", "delta_loss", "matryoshka", "auxk")},
+        **{
+            n: dictionary[n] for n in ("sparsity", "partitions", "delta_loss", "matryoshka", "auxk")
+        },
         "d_sae": cfg.d_sae,
         "text": _describe(text),
         "held_out": _describe(held_out),
@@ -97,7 +100,7 @@ def read_record(output: Path) -> dict[str, Any]:
             f"{output} is not a run: {what}. Give a folder that `tl-crosscoder train` or `demo` "
             "wrote, or a dictionary of `tl-crosscoder list`."
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return with_renamed_keys(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _describe(text: TokenizedText) -> dict[str, Any]:

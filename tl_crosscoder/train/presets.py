@@ -1,4 +1,4 @@
-"""Named recipes: the dictionaries of the papers, and ours, as combinations of the same parts.
+"""Named recipes: the dictionaries of the papers, and ours, as combinations of the same pieces.
 
 Each function is one row of the table that `tl-crosscoder train --preset NAME` chooses from; its
 arguments are the flags that the command line takes for it. A `Recipe` may as well be put together
@@ -13,7 +13,7 @@ from typing import Any
 from tl_crosscoder.config.models import DeltaScale
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.config import DeltaLoss
-from tl_crosscoder.crosscoder.partition import Part
+from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK, JumpReLU, Sparsity, TopK
 
 DEFAULT_K = 16
@@ -24,7 +24,7 @@ class Recipe:
     """What a dictionary is made of, apart from its sites and its size."""
 
     sparsity: Sparsity
-    parts: tuple[Part, ...] = ()
+    partitions: tuple[Partition, ...] = ()
     delta_loss: DeltaLoss | None = None
     matryoshka: tuple[float, ...] = ()
 
@@ -79,7 +79,7 @@ def dual_k(
     Source: Kassem et al. 2026. Of k, the delta latents get 1 / (1 + k_shared_multiple).
     """
     return Recipe(
-        sparsity=BatchTopK(k=k), parts=_shared_and_delta(shared_share, k, k_shared_multiple)
+        sparsity=BatchTopK(k=k), partitions=_shared_and_delta(shared_share, k, k_shared_multiple)
     )
 
 
@@ -102,10 +102,10 @@ def delta(
     """
     return Recipe(
         sparsity=BatchTopK(k=k),
-        parts=_shared_and_delta(shared_share, k if dual_k else None, k_shared_multiple),
+        partitions=_shared_and_delta(shared_share, k if dual_k else None, k_shared_multiple),
         delta_loss=DeltaLoss(
             weight=delta_loss_weight,
-            part="delta" if delta_loss_masked else None,
+            partition="delta" if delta_loss_masked else None,
             scale=delta_loss_scale,
             with_bias=delta_loss_bias,
         ),
@@ -142,10 +142,12 @@ def dsf(
 
     The penalty of the shared latents is 0.1 to 0.2 of the others' there; their share is [open].
     """
-    shared = Part(name="shared", share=shared_share, tied=True, penalty_scale=shared_penalty_scale)
+    shared = Partition(
+        name="shared", share=shared_share, tied=True, penalty_scale=shared_penalty_scale
+    )
     return Recipe(
         sparsity=L1(coefficient=l1_coefficient, warm_up_steps=warm_up_steps),
-        parts=(shared, Part(name="free", share=1 - shared_share)),
+        partitions=(shared, Partition(name="free", share=1 - shared_share)),
     )
 
 
@@ -160,9 +162,11 @@ def dfc(
     `exclusive_share` of the latents read and write only the base, as many only the fine-tuned
     model, and so on for each of `sites`; one BatchTopK over all.
     """
-    own = (Part(name=f"{s}_only", share=exclusive_share, reads=(s,), writes=(s,)) for s in sites)
-    shared = Part(name="shared", share=1 - len(sites) * exclusive_share)
-    return Recipe(sparsity=BatchTopK(k=k), parts=(shared, *own))
+    own = (
+        Partition(name=f"{s}_only", share=exclusive_share, reads=(s,), writes=(s,)) for s in sites
+    )
+    shared = Partition(name="shared", share=1 - len(sites) * exclusive_share)
+    return Recipe(sparsity=BatchTopK(k=k), partitions=(shared, *own))
 
 
 def diff_sae(*, k: float = DEFAULT_K) -> Recipe:
@@ -191,24 +195,24 @@ def structured(
     shared, own = _shared_and_delta(shared_share, k if dual_k else None, k_shared_multiple)
     return Recipe(
         sparsity=BatchTopK(k=k),
-        parts=(
-            Part(name="shared", share=shared.share, k=shared.k, tied=True),
-            Part(name="delta", share=own.share, k=own.k, writes=(finetuned,)),
+        partitions=(
+            Partition(name="shared", share=shared.share, k=shared.k, tied=True),
+            Partition(name="delta", share=own.share, k=own.k, writes=(finetuned,)),
         ),
-        delta_loss=DeltaLoss(weight=delta_loss_weight, part=None, with_bias=True),
+        delta_loss=DeltaLoss(weight=delta_loss_weight, partition=None, with_bias=True),
     )
 
 
 def _shared_and_delta(
     shared_share: float, k: float | None, k_shared_multiple: float
-) -> tuple[Part, Part]:
+) -> tuple[Partition, Partition]:
     if not 0 < shared_share < 1:
         raise ValueError(f"shared_share is {shared_share}; it lies between 0 and 1.")
     k_delta = None if k is None else k / (1 + k_shared_multiple)
     k_shared = None if k is None or k_delta is None else k - k_delta
     return (
-        Part(name="shared", share=shared_share, k=k_shared),
-        Part(name="delta", share=1 - shared_share, k=k_delta),
+        Partition(name="shared", share=shared_share, k=k_shared),
+        Partition(name="delta", share=1 - shared_share, k=k_delta),
     )
 
 

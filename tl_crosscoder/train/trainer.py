@@ -312,7 +312,7 @@ def crosscoder_config(
         device=str(source.device),
         sites=source.sites,
         sparsity=recipe.sparsity,
-        parts=recipe.parts,
+        partitions=recipe.partitions,
         delta_loss=recipe.delta_loss,
         matryoshka=recipe.matryoshka,
         kernels=config.kernels,

@@ -64,7 +64,7 @@ def origin_of(run: Run) -> Origin:
     record = run.record
     sections = [
         ("Training", _facts(record["training"])),
-        ("Dictionary", _facts({k: record[k] for k in ("d_sae", "sparsity", "parts", "auxk")
+        ("Dictionary", _facts({k: record[k] for k in ("d_sae", "sparsity", "partitions", "auxk")
                                if k in record})),
         ("Training text", _text(record.get("text", {}))),
         ("Held-out text", _text(record.get("held_out", {}))),
