@@ -16,6 +16,7 @@ from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms import organism
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
 from tl_crosscoder.report import terminal
+from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.sources import load_source
 from tl_crosscoder.run.text import held_out_text
 from tl_crosscoder.run.training import HELD_OUT_NAME, run_diff
@@ -45,8 +46,8 @@ class DemoResult:
             [
                 terminal.render(self.measurement, self.sites),
                 "",
-                terminal.wrapped(f"Planted: {self.planted}"),
-                terminal.wrapped(verdict),
+                wrapped(f"Planted: {self.planted}"),
+                wrapped(verdict),
                 f"  contexts with a planted word   {r.share_in_context:.0%}, "
                 f"random latents {r.random_share_in_context:.0%}, p = {r.p_value:.2f} "
                 "(this decides)",

@@ -64,8 +64,9 @@ def test_patch_prints_the_table_and_leaves_it(run, top, capsys):
     result = PatchingResult.load(run / "patching.json")
     chosen = result.row("chosen")
     assert (chosen.n_latents, chosen.n_prompts) == (2, 4)
-    assert f"{chosen.kl:.3f} {chosen.recovery:+.0%}" in out
-    assert "response (" in out
+    assert f"{chosen.kl:.3f} [" in out
+    assert f"{chosen.recovery:.0%} [" in out
+    assert "KL recovery on response tokens" in out
     assert out.rstrip().endswith(f"Saved in {run / 'patching.json'}")
 
 
@@ -77,8 +78,8 @@ def test_ablate_projects_the_ranked_latents_out(run, top, question, capsys):
         assert result.sets == {f"top {n}": top[:n] for n in sizes}
         assert {row.test for row in result.rows} == {"necessity"}
         assert (result.n_prompts, result.n_random, result.n_matched) == (n_prompts, 3, 2)
-    assert "Necessity: taken out of the fine-tuned model" in out
-    assert "Hints, on 1 prompts" in out
+    assert "Necessity: hints" in out
+    assert "1 prompts; controls: 3 random directions" in " ".join(out.split())
     assert "top 10" in out
     assert "ablation_behaviour.json, ablation_predictions.json" in out
 

@@ -186,8 +186,8 @@ def test_a_latent_shows_measures_examples_and_logits(made, latent):
         made.measurement.latents.relative_decoder_norm[latent].item()
     )
     html, text = view._repr_html_(), repr(view)
-    assert text.startswith(f"Latent {latent}: ")
-    assert f"<b>Latent {latent}</b>" in html
+    assert text.startswith(f"Latent {latent}\n")
+    assert f"<p>Latent {latent}</p>" in html
     assert view.effects.rows[0].token in html
     shown = view.examples().panels
     assert [p.props["maxValue"] for p in shown] == [shown[0].props["maxValue"]] * len(shown)

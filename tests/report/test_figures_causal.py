@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from report.test_causal_tables import causal_result, causal_row, patching_result, patching_row
+from report.result_rows import causal_result, causal_row, patching_result, patching_row
 from report.test_figures import words
 
 from tl_crosscoder.report.figures import (

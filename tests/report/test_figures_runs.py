@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from analysis.hand_made import latent_measures, measurement
-from report.test_causal_tables import causal_result, causal_row, patching_result, patching_row
+from report.result_rows import causal_result, causal_row, patching_result, patching_row
 from report.test_figures import words
 
 from tl_crosscoder.analysis.agreement import Agreement, SeedAgreement, SeedAgreements

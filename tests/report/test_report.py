@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 from report.report_runs import DIFFERENCE, HOOK, HOSTILE, PAIR, small_run
-from report.test_causal_tables import causal_row, patching_row
+from report.result_rows import causal_row, patching_row
 
 from tl_crosscoder import ModelSites, TrainConfig, Trainer, load_diff, measure, preset
 from tl_crosscoder.analysis.examples.database import ExampleDatabase
 from tl_crosscoder.cli.report import Report
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.report.causal import causes_of
 from tl_crosscoder.report.html import report
-from tl_crosscoder.report.html.causes import causes_of
 from tl_crosscoder.report.html.data import ReportData, collect
 from tl_crosscoder.report.html.models import ReportSettings
 from tl_crosscoder.report.html.page import page
@@ -120,15 +120,18 @@ def test_causes_are_in_the_first_words_and_draws_are_averaged(data, tmp_path):
             tmp_path / f"ablation_{kind}.json"
         )
     causes = causes_of(tmp_path)
-    recovery = causes.tables[0].columns
+    recovery = causes.sections[0].columns
     last = {name: values[-1] for name, values in recovery.items()}
     # The mean of 0.1, 0.3 and 0.5, and their ends.
     assert last["variant"] == "random latents, 3 draws"
     assert [round(last[f"recovery{end}"], 6) for end in ("", "_low", "_high")] == [0.3, 0.1, 0.5]
     html = page(replace(data, causes=causes), {})
     words = shown(html)
-    assert "Patching top 9 (9 latents) into the base stream recovers 80 % [70, 90] of" in words
-    said = "top 9 take away 50 % [70, 85] of the change in “hints&lt;/script&gt;"
+    assert "Patching top 9 (9 latents) into the base activation recovers 80 % [70, 90] of" in words
+    said = (
+        "Ablating top 9 from the fine-tuned model removes 50 % [70, 85] of the change in "
+        "“hints&lt;/script&gt;"
+    )
     assert said in words
     assert "random directions 0 %, p = 0.03)" in words
     assert HOSTILE not in html
@@ -146,7 +149,7 @@ def test_a_diff_sae_has_all_but_norms(tmp_path_factory):
     assert [e.direction for e in data.latents[0].logits] == ["difference"]
     assert data.latents[0].ranked["relative_decoder_norm"] is None
     words = shown(page(data, {}))
-    assert "Of the living" not in words
+    assert "Of the active latents" not in words
     assert "nan" not in words
 
 
@@ -180,7 +183,7 @@ def test_a_single_site_says_what_it_cannot_have(run, tmp_path):
     shown_tokens = [token for token, _ in data.latents[0].logits[0].promoted]
     assert [row.token for row in view.effects.rows[:8]] == shown_tokens
     assert "No " not in repr(view)
-    assert "other" not in repr(view).splitlines()[0]
+    assert "other" not in repr(view)
 
 
 def test_latents_without_examples_and_runs_without_models(folder):

@@ -143,7 +143,7 @@ def test_filters_search_and_sorting(opened, data):
     assert len(latents(opened)) == sum(s >= (shares[2] + shares[3]) / 2 for s in shares)
     opened.find_element("css selector", "#filters [type=reset]").click()
     opened.execute_async_script("setTimeout(arguments[0], 20)")
-    opened.find_element("xpath", "//th/button[text()='fires']").click()
+    opened.find_element("xpath", "//th/button[text()='active']").click()
     by_rate = sorted(data.latents, key=lambda r: -r.ranked["active_share"])
     assert latents(opened) == [record.latent for record in by_rate]
 

@@ -1,29 +1,18 @@
-import unicodedata
+"""What the terminal prints of a measurement, of interventions and of samples."""
+
+import math
 from dataclasses import replace
 
 import pytest
 from analysis.hand_made import RECONSTRUCTION, latent_measures, measurement, sites
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from report.result_rows import NAN, causal_result, causal_row, patching_result, patching_row
 
 from tl_crosscoder.analysis.examples.database import Example
-from tl_crosscoder.report.terminal import INDENT, context, render
-from tl_crosscoder.results.render import WIDTH
-
-
-def columns(line: str) -> int:
-    """Of a terminal, where CJK characters and emoji are two wide and combining marks none."""
-    wide = {"W": 2, "F": 2}
-    return sum(
-        0
-        if unicodedata.category(c) in ("Mn", "Me", "Cf")
-        else wide.get(unicodedata.east_asian_width(c), 1)
-        for c in line
-    )
-
-
-def in_context(before="on the ", token="sea", after=" shore", source="text", value=1.0):
-    return Example(before=before, token=token, after=after, value=value, source=source)
+from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.report.causal import causal_sections, patching_sections
+from tl_crosscoder.report.terminal import render, samples_text
+from tl_crosscoder.results.render import WIDTH, as_text, n_columns
 
 
 def rendered(examples=(), *, reconstruction=RECONSTRUCTION, names=None, **options) -> str:
@@ -43,131 +32,191 @@ def line_of(text: str, start: str) -> str:
     return line
 
 
+def cells(text: str, start: str) -> list[str]:
+    return [cell.strip() for cell in line_of(text, start).split("  ") if cell]
+
+
+# --- a measurement --------------------------------------------------------------------------------
+
+
 def test_the_title_names_models_and_hook():
     first = rendered().splitlines()[0]
     assert first == "What changed from tiny-base to tiny-finetuned at blocks.1.hook_resid_post"
-
-
-def test_an_adapter_is_named_instead_of_its_base():
     base, finetuned = sites()
     made = measurement(latent_measures([1.0], [1.0], [1]), examples={})
     text = render(made, (base, replace(finetuned, adapter="me/lora")))
     assert text.startswith("What changed from tiny-base to me/lora at")
+    assert text.endswith("No latent is active on 10 held-out tokens or more: none is ranked.")
 
 
 def test_the_tables_hold_the_measured_numbers():
     text = rendered()
-    assert "0.951" in line_of(text, "FVE base")
-    assert "0.943" in line_of(text, "FVE finetuned")
-    assert "0.679 " in line_of(text, "FVE of the difference ")
-    assert "5.7% of the fine-tuned variance" in line_of(text, "FVE of the difference ")
-    assert "12.3 active latents" in line_of(text, "L0")
-    assert "25.0% of 5 latents silent on 12,345" in line_of(text, "dead")
-
-
-@pytest.mark.parametrize(
-    ("name", "n_living", "fve"),
-    [("base-only", "1", "0.011"), ("shared", "1", "0.222"), ("finetuned-only", "1", "0.444")],
-)
-def test_every_class_has_its_living_latents_and_its_part_of_the_difference(name, n_living, fve):
-    assert line_of(rendered(), name).split() == [name, n_living, fve]
-
-
-def test_a_ranked_latent_has_its_measures():
-    text = rendered()
-    first, second = line_of(text, "1  latent"), line_of(text, "2  latent")
-    for part in ("latent 4 ", "R 1.000", "says     -", "nu     -     -", "cosine +1.00", "100.00%"):
-        assert part in first
-    # 617 of 12,345 tokens
-    for part in ("latent 3 ", "R 0.750", "fires 5.00%"):
-        assert part in second
+    assert "5 latents on 12,345 held-out tokens" in text
+    assert cells(text, "0.951") == ["0.951", "0.943", "0.679", "5.7%", "12.3", "25.0%"]
+    # Active latents of each class, and the share of the difference that they explain alone.
+    classes = {"base-only": 0.011, "shared": 0.222, "other": 0.333, "finetuned-only": 0.444}
+    for name, fve in classes.items():
+        assert cells(text, f"{name} ") == [name, "1", f"{fve:.3f}"]
+    # 617 of 12,345 tokens; the columns are place, latent, R, cosine, class and active.
+    assert cells(text, "1  ") == ["1", "4", "1.000", "+1.00", "finetuned-only", "100.00%"]
+    assert cells(text, "2  ") == ["2", "3", "0.750", "+1.00", "other", "5.00%"]
+    assert "without values: explained difference, nu error, nu reconstruction" in text
 
 
 def test_as_many_examples_are_shown_as_asked_for():
-    shown = [in_context(token=t) for t in ("one", "two", "three")]
+    example = {"before": "on the ", "after": " shore", "value": 1.0, "source": "text"}
+    shown = [Example(token=t, **example) for t in ("one", "two", "three")]
     for n in (0, 1, 3):
         text = rendered(shown, n_examples=n)
         assert [f"[{t}]" in text for t in ("one", "two", "three")] == [n > i for i in range(3)]
+        below = text.splitlines()[text.splitlines().index(line_of(text, "1  ")) + 1 :]
+        assert [line.startswith("      on the [") for line in below[: n + 1]] == [
+            *[True] * n,
+            False,
+        ]
 
 
-def test_equal_models_are_said_to_be_equal():
-    equal = replace(
-        RECONSTRUCTION, difference_fve=None, difference_fve_by_class=None, difference_share=0.0
+def test_equal_models_and_unequal_widths_are_said():
+    missing = {"difference_fve": None, "difference_fve_by_class": None}
+    text = rendered(reconstruction=replace(RECONSTRUCTION, difference_share=0.0, **missing))
+    assert "The models are equal at this hook" in text
+    assert cells(text, "shared") == ["shared", "1"]
+    text = rendered(reconstruction=replace(RECONSTRUCTION, difference_share=None, **missing))
+    assert "The sites differ in width" in text
+
+
+# --- interventions --------------------------------------------------------------------------------
+
+
+def patching_text(result: PatchingResult) -> str:
+    return as_text(patching_sections(result))
+
+
+def causal_text(result: CausalTest) -> str:
+    return as_text(causal_sections(result, is_brief=True))
+
+
+def test_a_patching_row_has_kl_and_recovery_of_each_kind():
+    nine = {"tokens": "first 9", "n_tokens": 56}
+    text = patching_text(
+        patching_result(
+            patching_row("base stream", 0.0),
+            patching_row("base stream", 0.0, **nine),
+            patching_row("all latents", 0.8, n_latents=48),
+            patching_row("all latents", -0.25, n_latents=48, **nine),
+        )
     )
-    text = rendered(reconstruction=equal)
-    assert "none: the models are equal at this hook" in line_of(text, "FVE of the difference ")
-    assert line_of(text, "shared").split() == ["shared", "1", "-"]
+    assert "Candidates: the 5 finetuned-only latents" in text
+    response, first = (f"KL recovery{part}" for part in text.split("KL recovery on")[1:])
+    assert response.startswith("KL recovery response tokens (1,234 tokens of 7 prompts)")
+    # KL 0.5 (1 - 0.8) and 0.5 (1 + 0.25).
+    ends = "[0.000, 1.000]"
+    assert cells(response, "all latents") == [
+        "all latents",
+        "48",
+        f"0.100 {ends}",
+        "80% [70%, 90%]",
+    ]
+    assert cells(first, "all latents")[2:] == [f"0.625 {ends}", "-25% [-35%, -15%]"]
+    assert cells(first, "base stream") == ["base stream", "-", f"0.500 {ends}", "0% [-10%, 10%]"]
 
 
-def test_without_ranked_latents_the_tables_remain():
-    made = measurement(latent_measures([1.0], [1.0], [1]), examples={})
-    text = render(made, sites())
-    assert "FVE base" in text
-    assert text.endswith("No latent is active on 10 held-out tokens or more: none is ranked.")
+def test_random_draws_are_one_row_a_kind_with_their_mean_and_ends():
+    random = [
+        patching_row(f"{name} {i}", recovery, group="random", n_latents=5)
+        for name, each in {
+            "random latents": (0.1, 0.3, 0.5),
+            "candidates, random directions": (0.0, -0.2),
+        }.items()
+        for i, recovery in enumerate(each)
+    ]
+    text = patching_text(patching_result(patching_row("base stream", 0.0), *random))
+    # KL 0.45, 0.35, 0.25: mean 0.35, recovery 0.3; KL 0.5, 0.6: mean 0.55, recovery -0.1.
+    assert cells(text, "random latents") == [
+        "random latents, 3 draws", "5", "0.350 [0.250, 0.450]", "30% [10%, 50%]",
+    ]  # fmt: skip
+    assert cells(text, "candidates, random")[1:] == [
+        "5", "0.550 [0.500, 0.600]", "-10% [-20%, 0%]",
+    ]  # fmt: skip
 
 
-def test_the_token_is_in_brackets_within_its_context():
-    assert context(in_context()) == "on the [sea] shore  (text)"
-    assert context(in_context(before="on the", token=" sea")) == "on the [sea] shore  (text)"
-    assert context(in_context(before="on the sea", token="s")).startswith("on the sea[s] ")
-    assert context(in_context(before="", token="The", after="")).startswith("[The]")
+def test_a_causal_row_has_its_numbers_and_its_test_is_explained():
+    rows = causal_row(), causal_row(test="steer", strength=0.5), causal_row(test="insert")
+    necessity, steer, insert = causal_text(causal_result(*rows)).split("\n\n")
+    said = "Necessity: taboo (probability: base 0.0627, fine-tuned 0.965)"
+    assert necessity.splitlines()[0] == said
+    joined = " ".join(necessity.split())
+    assert "removed when the latents are ablated from the fine-tuned model. 12 prompts;" in joined
+    assert "100 random directions of the same norms and 20 sets of latents that are" in joined
+    expected = ["0.25", "79% [70%, 85%]", "1%", "3%", "-6%", "0.03", "0.0123", "0.0456"]
+    assert cells(necessity, "top 3") == ["top 3", *expected]
+    assert steer.startswith("Sufficiency by steering")
+    assert cells(steer, "top 3") == ["top 3", "0.5", *expected]
+    assert insert.startswith("Sufficiency by insertion")
 
 
-def test_control_characters_are_shown_and_do_not_move_the_cursor():
-    assert "[\\n\\n]" in context(in_context(token="\n\n"))
-    assert "[\\t]" in context(in_context(token="\t"))
-    coloured = context(in_context(before="a\x1b[31mb\nc", token="\x1b[0m", after="\r\nd\x07e"))
-    assert coloured == "a\\x1b[31mb c[\\x1b[0m] d\\x07e  (text)"
-    # Neither can be printed as it is: one turns the line around, the other has no encoding.
-    assert (
-        context(in_context(token="\u202e", after=" \ud800")) == "on the [\\u202e] \\ud800  (text)"
-    )
+def test_what_has_no_value_is_a_dash():
+    silent = causal_row(
+        "silent", share=NAN, share_low=NAN, share_high=NAN, random_mean=NAN, matched_mean=NAN,
+        p_random_holm=NAN, random_off_target_kl=NAN,
+    )  # fmt: skip
+    text = causal_text(causal_result(silent, causal_row("near", share_high=math.inf)))
+    assert cells(text, "silent") == ["silent", "0.25", "-", "-", "3%", "-", "-", "0.0123", "-"]
+    assert "79% [70%, inf%]" in text
+    equal = patching_row("base stream", NAN, kl=0.0)
+    random = patching_row("random latents 0", NAN, kl=0.0, group="random", n_latents=5)
+    text = patching_text(patching_result(equal, random, patching_row("other", 0.5)))
+    assert cells(text, "base stream")[-1] == "-"
+    assert cells(text, "random latents")[-1] == "-"
 
 
-def test_a_long_context_is_cut_at_its_far_ends():
-    words = " ".join(f"w{i}" for i in range(100))
-    line = context(in_context(before=words + " ", after=" " + words))
-    before, after = line.split(" [sea] ")
-    assert before.startswith("…")
-    assert before.endswith("w98 w99")
-    assert after.startswith("w0 w1 w2")
-    assert after.endswith("…  (text)")
+LONG = "base reconstruction, fine-tuned error and more of that kind than there is space for"
 
 
-def test_a_following_text_without_spaces_is_cut_and_not_dropped():
-    line = context(in_context(before="x" * 100, after="y" * 100))
-    assert "x[sea]yyyyyyyyyy" in line
-    assert "[sea] yyyyyyyyyy" in context(in_context(before="x" * 100, after=" " + "y" * 100))
-
-
-def test_combining_marks_take_no_room():
-    accented = "e\u0301" * 40  # 80 characters, 40 columns
-    assert context(in_context(before=accented + " ")).startswith(accented + " [sea]")
-
-
-LONG = "unbelievable" * 30
-
-
-@settings(deadline=None, max_examples=300)
-@given(before=st.text(max_size=200), token=st.text(max_size=120), after=st.text(), source=st.text())
-@example(before=LONG, token="a", after=LONG, source="s")
-@example(before="w " * 80, token=LONG, after="w " * 80, source="s")
-@example(before="w " * 80, token="a", after="w " * 80, source=LONG)
-@example(before="月" * 90, token="月" * 50, after="月" * 90, source="月" * 50)
-@example(before="🌒 " * 50, token="🌒", after="🌒" * 50, source="emoji")
-@example(before="line\n" * 50, token="\n\n\n", after="\u2028line\r\n" * 50, source="two\nlines")
-def test_a_context_is_one_line_no_wider_than_the_terminal(before, token, after, source):
-    line = context(in_context(before, token, after, source))
-    assert not {"\n", "\r", "\x1b", "\t"} & set(line)
-    assert columns(INDENT + line) <= WIDTH
-
-
-def test_no_line_of_all_is_wider_than_the_terminal():
-    folder = "/a/folder/of/models/" + "with-a-long-name-" * 6
-    examples = [in_context(LONG, LONG, LONG, LONG), in_context("月" * 90, "🌒" * 90, "月" * 90)]
-    text = rendered(examples, names=(folder + "base", folder + "finetuned"))
-    assert WIDTH == 100
-    assert max(columns(line) for line in text.splitlines()) <= WIDTH
-    joined = "".join(text.split("\n\n")[0].split())
+def test_no_line_is_wider_than_the_terminal():
+    folder, word = "/a/folder/of/models/" + "with-a-long-name-" * 6, "unbelievable" * 30
+    of = {"value": 1.0, "source": word}
+    examples = [Example(before=word, token=word, after=word, **of),
+                Example(before="月" * 90, token="🌒" * 90, after="月" * 90, **of)]  # fmt: skip
+    measured = rendered(examples, names=(folder + "base", folder + "finetuned"))
+    joined = "".join(measured.split("\n\n")[0].split())
     assert folder + "base" in joined
     assert folder + "finetuned" in joined
+    rows = [
+        patching_row(variant, recovery, tokens=kind, n_tokens=n, n_latents=16_384, **changes)
+        for kind, n in {"response": 1_234_567, "first 9": 987_654}.items()
+        for variant, recovery, changes in (
+            ("base stream", 0.0, {}),
+            ("base reconstruction, fine-tuned error", 0.999, {"recovery_low": -40.0}),
+            (LONG, -9.9, {"kl": 123.4567}),
+            ("candidates, random directions 0", -9.9, {"group": "random"}),
+        )
+    ]
+    patched = patching_text(patching_result(*rows))
+    worst = {
+        "value": -1.234e-5, "share": -9.98, "share_low": -99.0, "share_high": 9.98,
+        "random_mean": -99.0, "random_high": 99.0, "matched_mean": -99.0,
+        "off_target_kl": 10.1234, "random_off_target_kl": 10.1234,
+    }  # fmt: skip
+    causal = causal_text(causal_result(causal_row(LONG, **worst)))
+    assert "…" in causal
+    assert "-1.23e-05  -998% [-9900%, 998%]" in causal
+    samples = samples_text([("Hello? " * 40, {"base": "word " * 90, "a latent x 2": "x"})])
+    assert WIDTH == 100
+    for shown in (measured, patched, causal, samples):
+        assert max(map(n_columns, shown.splitlines())) <= WIDTH
+
+
+def test_samples_are_one_paragraph_a_model():
+    text = samples_text([("Hi\nthere", {"base": "a\n b", "latent 7 x 0.5": "\x1b[0m"})])
+    assert text.splitlines() == [
+        "> Hi there", "  base            a b", "  latent 7 x 0.5  \\x1b[0m",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_brief", [True, False])
+def test_a_test_without_matched_latents_says_nothing_of_them(is_brief):
+    result = replace(causal_result(causal_row(matched_mean=NAN)), n_matched=0)
+    text = as_text(causal_sections(result, is_brief=is_brief))
+    assert "active as often." not in text
+    assert "without values: same rate mean" in text

@@ -126,6 +126,7 @@ class LatentMeasures:
 
 MIN_ACTIVE_TOKENS = 10
 """A latent active on fewer held-out tokens is not ranked: its norms were hardly trained."""
+UNRANKED = f"No latent is active on {MIN_ACTIVE_TOKENS} held-out tokens or more: none is ranked."
 Order = Literal["score", "relative_decoder_norm", "difference", "nu", "activity"]
 """What latents are ranked by; `nu` is the sum of the ranks in |nu_error| and |nu_reconstruction|
 (Minder et al. 2025), lowest first."""

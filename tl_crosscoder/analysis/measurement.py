@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,7 +33,13 @@ from tl_crosscoder.analysis.examples.collector import (
 from tl_crosscoder.analysis.examples.database import Example, TopTokens, examples
 from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
-from tl_crosscoder.analysis.latents import NORMS, LatentMeasures, RankedLatent, rank_latents
+from tl_crosscoder.analysis.latents import (
+    NORMS,
+    UNRANKED,
+    LatentMeasures,
+    RankedLatent,
+    rank_latents,
+)
 from tl_crosscoder.analysis.norms import (
     LATENT_CLASSES,
     decoder_cosine,
@@ -49,6 +55,8 @@ from tl_crosscoder.data.harvest import Harvested, harvest
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.site import compared_sites, site_parts
 from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.results.measures import DIRECTIONS, MEASURES, ORDERS, spoken
+from tl_crosscoder.results.render import Section, as_html
 from tl_crosscoder.results.tables import without_nan
 
 
@@ -95,15 +103,82 @@ class Measurement:
 
     @property
     def class_counts(self) -> dict[str, int]:
-        """Living latents of each class."""
+        """Active latents of each class."""
         alive = self.latents.class_ids[self.latents.n_active > 0].tolist()
         counts = Counter(LATENT_CLASSES[i] for i in alive)
         return {name: counts[name] for name in LATENT_CLASSES}
 
-    def _repr_html_(self) -> str:
-        from tl_crosscoder.results.reprs import measurement_html
+    def sections(self, *, n_examples: int = 1) -> list[Section]:
+        """Tables of reconstruction, classes, Latent Scaling and the ranked latents."""
+        n_latents, n_tokens = len(self.latents.n_active), self.reconstruction.n_tokens
+        parts = [self._whole(f"{n_latents:,} latents on {n_tokens:,} held-out tokens")]
+        if self.compared is not None:
+            parts.append(self._classes())
+        is_active = self.latents.n_active > 0
+        if self.latents.scaling and bool(is_active.any()):
+            parts.append(self._scaling(is_active))
+        return [*parts, self._ranked(n_examples)]
 
-        return measurement_html(self)
+    def _whole(self, title: str) -> Section:
+        r, notes = self.reconstruction, []
+        if self.compared not in (None, ("base", "finetuned")):
+            base, finetuned = self.compared
+            notes.append(
+                f"Difference, R and classes compare {finetuned} (as finetuned) with {base} (as "
+                "base)."
+            )
+        if self.compared and r.difference_share is None:
+            notes.append("The sites differ in width: there is no difference to explain.")
+        elif self.compared and r.difference_fve is None:
+            notes.append("The models are equal at this hook: there is no difference to explain.")
+        columns = {f"FVE {site}": [fve] for site, fve in r.fve.items()}
+        names = ("difference_fve", "difference_share", "l0", "dead_share")
+        columns |= {n: [getattr(r, n)] for n in names if getattr(r, n) is not None}
+        return Section(title=title, columns=columns, notes=notes)
+
+    def _classes(self) -> Section:
+        counts, by_class = self.class_counts, self.reconstruction.difference_fve_by_class
+        columns = {"latent_class": [*counts], "n_active_latents": [*counts.values()]}
+        if by_class:
+            explained = [by_class.get(name) if n else None for name, n in counts.items()]
+            columns |= {"difference_fve_by_class": explained}
+        return Section(columns=columns)
+
+    def _scaling(self, is_active: Bool[Tensor, " d_sae"]) -> Section:
+        scaling, kinds = self.latents.scaling, ("error", "reconstruction")
+        medians = {
+            f"median |nu {kind}|": [
+                getattr(table, f"nu_{kind}")[is_active].abs().nanmedian().item()
+                for table in scaling.values()
+            ]
+            for kind in kinds
+        }
+        names = [DIRECTIONS.get(name, name) for name in scaling]
+        n_specific = [int(table.is_specific.sum()) for table in scaling.values()]
+        measure = MEASURES["is_specific"]
+        note = f"specific: {measure.meaning} Source: {measure.source}."
+        columns = {"Latent Scaling": names, "is_specific": n_specific, **medians}
+        return Section(columns=columns, notes=[note])
+
+    def _ranked(self, n_examples: int) -> Section:
+        if not self.top:
+            return Section(title=UNRANKED)
+        title = f"The {len(self.top)} latents that are active on most tokens"
+        if self.order != "activity" and self.compared is not None:
+            finetuned = spoken(self.compared[1])
+            whose = "the fine-tune" if finetuned == "fine-tuned" else finetuned
+            title = (
+                f"The {len(self.top)} latents most likely to be specific to {whose}, by "
+                f"{ORDERS[self.order]} (R: 1 = {finetuned} only; nu: 0 = not in the other model)"
+            )
+        names = ("place", "latent", "explained_difference", "relative_decoder_norm", "nu_error",
+                 "nu_reconstruction", "decoder_cosine", "latent_class", "active_share")  # fmt: skip
+        columns = {name: [getattr(s.ranked, name) for s in self.top] for name in names}
+        examples = [s.examples[:n_examples] for s in self.top]
+        return Section(title=title, columns=columns, examples=examples)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.sections())
 
     def save(self, folder: str | Path) -> Path:
         """Write `analysis.json` and `analysis.safetensors`."""

@@ -93,7 +93,7 @@ class Analyze:
         from tl_crosscoder.analysis.latents import rank_latents
         from tl_crosscoder.notebook.latent import LatentView, search
         from tl_crosscoder.report.terminal import render
-        from tl_crosscoder.results.render import result_text
+        from tl_crosscoder.results.render import as_text
 
         if self.latent is not None:
             return LatentView.of(run, self.latent)
@@ -101,21 +101,27 @@ class Analyze:
             return search(run, self.search, n=self.n)
         if self.by is not None:
             how = {"n": self.n, "by": self.by, "toward": self.toward}
-            return result_text(rank_latents(measurement.latents, **how), n_rows=None)
+            sections = rank_latents(measurement.latents, **how).sections()
+            return as_text(sections, is_whole=True)
         return render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
 
     def _measurement(self, run: "Run") -> "Measurement":
         from tl_crosscoder.analysis.measurement import Measurement
+        from tl_crosscoder.report.figures import save_norm_figure
         from tl_crosscoder.run.training import measure_again
 
-        if self.fresh or self.text:
+        if self.text:
             return measure_again(run, text=self.text)
+        if self.fresh:
+            found = measure_again(run)
+            save_norm_figure(found, run.path)
+            return found
         return Measurement.load(run.path)
 
     def _compared(self, run: "Run") -> str:
-        from tl_crosscoder.results.render import result_text
+        from tl_crosscoder.results.render import as_text
 
-        return result_text(self._comparison(run), n_rows=None)
+        return as_text(self._comparison(run).sections(), is_whole=True)
 
     def _comparison(self, run: "Run") -> "TableOfRows":
         from tl_crosscoder.analysis.agreement import agreement_over_seeds

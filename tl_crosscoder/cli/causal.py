@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from tl_crosscoder.interventions.trials import CausalTest
     from tl_crosscoder.run.causal import CausalQuestion
 
 
@@ -82,12 +83,13 @@ class Patch(_Chosen):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.report.tables import patching_table
+        from tl_crosscoder.report.causal import patching_sections
+        from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.causal import patch_run
 
         run = self.run()
         result = patch_run(run, self.asked())
-        print(patching_table(result))
+        print(as_text(patching_sections(result)))
         print(f"\nSaved in {run.path / 'patching.json'}")
 
 
@@ -105,17 +107,17 @@ class Ablate(_Tested):
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder.files import new_folder
-        from tl_crosscoder.report.tables import causal_table, samples_table
+        from tl_crosscoder.report.terminal import samples_text
         from tl_crosscoder.run import causal
 
         if self.export:
             new_folder(self.export)  # before long work
         run, asked = self.run(), self.asked()
         results = causal.ablate_run(run, asked, mode=self.mode)
-        print(*map(causal_table, results), sep="\n\n")
+        _print_tests(results)
         if self.prompts:
             samples = causal.ablation_samples(run, asked, self.prompts, mode=self.mode)
-            print(f"\n{samples_table(samples)}")
+            print(f"\n{samples_text(samples)}")
         if self.export:
             print(f"\n{causal.export_run(run, asked, Path(self.export), mode=self.mode)}")
         _print_saved(run.path)
@@ -130,15 +132,15 @@ class Steer(_Tested):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.report.tables import causal_table, samples_table
+        from tl_crosscoder.report.terminal import samples_text
         from tl_crosscoder.run import causal
 
         run, asked = self.run(), self.asked()
         results = causal.steer_run(run, asked, strengths=self.strengths)
-        print(*map(causal_table, results), sep="\n\n")
+        _print_tests(results)
         if self.prompts:
             samples = causal.steering_samples(run, asked, self.prompts, strengths=self.strengths)
-            print(f"\n{samples_table(samples)}")
+            print(f"\n{samples_text(samples)}")
         _print_saved(run.path)
 
 
@@ -151,14 +153,25 @@ class Baselines(_Effect):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.report.tables import causal_table, logit_lens
+        from tl_crosscoder.interventions.context import InterventionContext
+        from tl_crosscoder.report.causal import lens_section
+        from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run import causal
 
         run = self.run()
         results, adl = causal.baseline_run(run, self.asked(), strengths=self.strengths)
-        print(*map(causal_table, results), sep="\n\n")
-        print(f"\n{logit_lens(adl, InterventionContext.of(run.models).models)}")
+        _print_tests(results)
+        lens = lens_section(adl, InterventionContext.of(run.models).models)
+        print(f"\n{as_text([lens])}")
         _print_saved(run.path)
+
+
+def _print_tests(results: "list[CausalTest]") -> None:
+    from tl_crosscoder.report.causal import causal_sections
+    from tl_crosscoder.results.render import as_text
+
+    sections = [s for result in results for s in causal_sections(result, is_brief=True)]
+    print(as_text(sections))
 
 
 def _print_saved(folder: Path) -> None:

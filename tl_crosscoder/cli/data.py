@@ -31,10 +31,11 @@ class Harvest:
 
             print(estimate_harvest(self.run))
             return
-        from tl_crosscoder.report.cache_summary import render_cache
+        from tl_crosscoder.report.terminal import cache_sections
+        from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.harvest import run_harvest
 
-        print(render_cache(run_harvest(self.run, resume=self.resume)))
+        print(as_text(cache_sections(run_harvest(self.run, resume=self.resume))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class Inspect:
     def __call__(self) -> None:
         """Check and print."""
         from tl_crosscoder.data.cache import ActivationCache
-        from tl_crosscoder.report.cache_summary import render_cache
+        from tl_crosscoder.report.terminal import cache_sections
+        from tl_crosscoder.results.render import as_text
 
-        print(render_cache(ActivationCache(self.cache, verify=self.verify, show_progress=True)))
+        cache = ActivationCache(self.cache, verify=self.verify, show_progress=True)
+        print(as_text(cache_sections(cache)))

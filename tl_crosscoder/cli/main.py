@@ -46,10 +46,13 @@ class Demo:
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder.demo import run_demo
+        from tl_crosscoder.report.figures import save_norm_figure
 
         fields = {"seed": self.seed, "n_tokens": self.n_tokens, "resume": self.resume}
         output = self.output or f"demo-output/{self.organism}"
-        print(run_demo(self.organism, output=output, **fields))
+        found = run_demo(self.organism, output=output, **fields)
+        save_norm_figure(found.measurement, Path(output))
+        print(found)
         _print_outputs(Path(output))
 
 
@@ -195,7 +198,9 @@ def _quieten() -> None:
 def _print_measurement(measurement: Any, output: Path, *, is_one_of: bool) -> None:
     from tl_crosscoder.crosscoder.crosscoder import Crosscoder
     from tl_crosscoder.report import terminal
+    from tl_crosscoder.report.figures import save_norm_figure
 
+    save_norm_figure(measurement, output)
     if is_one_of:
         print(f"\n=== {output.name} ===\n")
     print(terminal.render(measurement, Crosscoder.load(output).sites))

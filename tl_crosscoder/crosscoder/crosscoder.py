@@ -33,7 +33,8 @@ from tl_crosscoder.crosscoder.site_views import SiteViews
 from tl_crosscoder.crosscoder.sparse.codes import Pattern, SparseCodes
 from tl_crosscoder.models.devices import devices_of
 from tl_crosscoder.models.pretrained import embedded_run
-from tl_crosscoder.models.site import Site
+from tl_crosscoder.models.site import Site, site_columns
+from tl_crosscoder.results.render import Section, as_html
 
 CFG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
 
@@ -81,9 +82,12 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
         return f"d_sae={self.cfg.d_sae}, sites=({sites})"
 
     def _repr_html_(self) -> str:
-        from tl_crosscoder.results.reprs import crosscoder_html
-
-        return crosscoder_html(self)
+        cfg, weights = self.cfg, self.W_dec
+        title = (
+            f"{type(self).__name__}: {cfg.d_sae:,} latents, d_in {cfg.d_in:,}, "
+            f"{str(weights.dtype).removeprefix('torch.')} on {weights.device}"
+        )
+        return as_html([Section(title=title, columns=site_columns(self.sites, with_scales=True))])
 
     def save(self, path: str | Path) -> Path:
         """Write `cfg.json` and `sae_weights.safetensors` into the folder, each atomically."""

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.models.site import Site, compared_sites, site_index, site_parts
+from tl_crosscoder.models.site import Site, compared_sites, site_columns, site_index, site_parts
 from tl_crosscoder.models.source import ActivationSource, Contexts, StoredRows
+from tl_crosscoder.results.render import Section, as_html
 
 if TYPE_CHECKING:
     from tl_crosscoder.models.sites import ComparedModels
@@ -137,9 +138,8 @@ class SiteDifference:
         return f"SiteDifference({names[0]} - {names[1]} of {self.source})"
 
     def _repr_html_(self) -> str:
-        from tl_crosscoder.results.reprs import difference_html
-
-        return difference_html(self)
+        title = f"{type(self).__name__}: {self.weight_processing} weights"
+        return as_html([Section(title=title, columns=site_columns(self.sites))])
 
 
 def difference_of(

@@ -62,6 +62,23 @@ class Site:
         return cls(**values, minus=cls.from_dict(minus) if minus else None)
 
 
+def site_columns(sites: Sequence[Site], *, with_scales: bool = False) -> dict[str, list[Any]]:
+    """Columns to show, a row a site; before a difference stands what is subtracted."""
+    every = [site for own in sites for site in ([own.minus] if own.minus else []) + [own]]
+    columns: dict[str, list[Any]] = {
+        "site": [s.name if s.minus is None else f"{s.name}, minus the above" for s in every],
+        "model": [s.model_name for s in every],
+        "adapter": [s.adapter for s in every],
+        "revision": [s.revision for s in every],
+        "hook_name": [s.hook_name for s in every],
+        "d_model": [s.d_model for s in every],
+    }
+    columns = {name: values for name, values in columns.items() if any(values)}
+    # What is subtracted is scaled with the difference.
+    scales = {"scale": [s.scale if s in sites else None for s in every]}
+    return columns | (scales if with_scales else {})
+
+
 def row_shape(sites: Sequence[Site]) -> tuple[int, ...]:
     """Shape of one token's activations: `(n_sites, d_model)` for several sites of one width.
 

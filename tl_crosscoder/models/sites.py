@@ -30,8 +30,9 @@ from tl_crosscoder.models import loading
 from tl_crosscoder.models import tokenizer as tokenization
 from tl_crosscoder.models.devices import moved_together
 from tl_crosscoder.models.hooked import Hook, HookedModel
-from tl_crosscoder.models.site import Site, row_shape, site_index
+from tl_crosscoder.models.site import Site, row_shape, site_columns, site_index
 from tl_crosscoder.models.source import Contexts
+from tl_crosscoder.results.render import Section, as_html
 
 if TYPE_CHECKING:
     from tl_crosscoder.models.difference import SiteDifference
@@ -140,9 +141,12 @@ class ComparedModels:
         )
 
     def _repr_html_(self) -> str:
-        from tl_crosscoder.results.reprs import models_html
-
-        return models_html(self)
+        title = (
+            f"{type(self).__name__}: {self.weight_processing} weights, {self.d_vocab:,} tokens, "
+            f"context {self.n_ctx:,}"
+        )
+        columns = site_columns(self.sites) | {"device": [str(d) for d in self.devices]}
+        return as_html([Section(title=title, columns=columns)])
 
     # --- text to activations ---------------------------------------------------------------------
 

@@ -6,14 +6,14 @@ said in its place. Limit: examples are those in the run's `examples.sqlite`, whi
 there is none; the lenses need the models.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from markupsafe import Markup
 
-from tl_crosscoder.analysis.examples.database import Example, StoredExample
+from tl_crosscoder.analysis.examples.database import StoredExample
 from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, in_order
 from tl_crosscoder.analysis.lens import LogitEffects
@@ -26,18 +26,20 @@ from tl_crosscoder.models.site import compared_sites
 from tl_crosscoder.models.sites import ComparedModels
 from tl_crosscoder.report.circuits import TokensHtml
 from tl_crosscoder.report.html.latents import effects_on_logits
-from tl_crosscoder.report.tables import MEASURES, one_latent
-from tl_crosscoder.report.terminal import context
 from tl_crosscoder.report.token_panels import colored_tokens
-from tl_crosscoder.results.measures import shown_value
-from tl_crosscoder.results.render import box, heading, note, table
-from tl_crosscoder.results.reprs import in_context
+from tl_crosscoder.results.measures import spoken
+from tl_crosscoder.results.render import Section, as_html, as_text
 from tl_crosscoder.results.tables import TableOfRows
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import run_examples
 
 T = TypeVar("T")
 
+MEASURES_OF_A_LATENT = (
+    "score", "relative_decoder_norm", "delta_norm", "latent_class", "nu_error",
+    "nu_reconstruction", "decoder_cosine", "explained_difference", "explained_difference_drop",
+    "n_active", "active_share", "template_share",
+)  # fmt: skip
 N_TOP, N_OF_QUANTILE = 5, 1
 """Examples shown: with the largest codes, and of each quantile."""
 
@@ -101,22 +103,42 @@ class LatentView:
         ]
         return TokensHtml(panels=tuple(panels))
 
+    def sections(self) -> list[Section]:
+        """Measures, firing, and lenses, or why there are none."""
+        values = [getattr(self.measures, name) for name in MEASURES_OF_A_LATENT]
+        columns = {name: [v] for name, v in zip(MEASURES_OF_A_LATENT, values, strict=True)}
+        return [
+            Section(title=f"Latent {self.latent}", columns=columns),
+            Section(columns=_by_role(self.latents.firing, self.latent)),
+            *([] if self.effects is None else [_effects(self.effects)]),
+            *([] if self.scope is None else [_scope(self.scope)]),
+            *([Section(notes=self.missing)] if self.missing else []),
+        ]
+
     def __repr__(self) -> str:
-        lenses = {"effects": self.effects, "scope": self.scope, "missing": self.missing}
-        return one_latent(self.measures, self.latents, self.stored, **lenses)
+        return as_text([*self.sections(), self._examples()])
 
     def _repr_html_(self) -> str:
-        names = (*MEASURES, "n_active", "latent_class")
-        parts = [
-            heading(f"Latent {self.latent}"),
-            table({name: [getattr(self.measures, name)] for name in names}),
-            table(_by_role(self.latents.firing, self.latent)),
-            *([] if self.effects is None else _effects(self.effects)),
-            *([] if self.scope is None else _scope(self.scope)),
-            *map(note, self.missing),
-            heading("Examples" if self.stored else "No examples: silent on the measured text"),
-        ]
-        return box(*parts) + (self.examples()._repr_html_() if self.stored else "")
+        shown = as_html([*self.sections(), *([] if self.stored else [self._examples()])])
+        return shown + (self.examples()._repr_html_() if self.stored else "")
+
+    def _examples(self) -> Section:
+        """A row of up to three examples for the largest activations and each quantile."""
+        if not self.stored:
+            return Section(title="No examples: it is never active on the measured text.")
+        groups: dict[str, list[StoredExample]] = {}
+        for quantile in sorted({e.quantile for e in self.stored}, key=_weakest_last):
+            name = "largest" if quantile is None else f"quantile {quantile + 1}"
+            groups[name] = [e for e in self.stored if e.quantile == quantile]
+        ends = [f"{own[0].value:.2f} to {own[-1].value:.2f}" for own in groups.values()]
+        return Section(
+            columns={"examples": [*groups], "activations": ends},
+            examples=[own[:3] for own in groups.values()],
+        )
+
+
+def _weakest_last(quantile: int | None) -> float:
+    return -math.inf if quantile is None else -quantile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,25 +173,15 @@ class Hits(TableOfRows):
         """Their numbers."""
         return [row.latent for row in self.rows]
 
-    def __str__(self) -> str:
+    def sections(self) -> list[Section]:
+        """A row a latent, with its strongest example below."""
         if not self.rows:
-            return f"No latent has {self.text!r} among its examples."
-        said = f"Latents with {self.text!r} among their examples (R; tokens on it, near it, of all)"
-        lines = [said]
-        for row in self.rows:
-            R = shown_value("relative_decoder_norm", row.relative_decoder_norm)
-            counts = f"{row.n_on_token} on it, {row.n_near} near, of {row.n_examples}"
-            lines.append(f"  latent {row.latent:<6} R {R}  {counts}")
-            around = {"before": row.before, "token": row.token, "after": row.after}
-            lines.append(f"      {context(Example(**around, value=0.0, source=row.source))}")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
+            return [Section(title=f"No latent has {self.text!r} among its examples.")]
         columns = self.columns()
-        around = [columns.pop(name) for name in ("before", "token", "after")]
-        examples: list[Any] = [in_context(*each) for each in zip(*around, strict=True)]
-        said = f"Latents with {self.text!r} among their examples"
-        return box(note(said), table(columns | {"example": examples}))
+        for name in ("before", "token", "after", "source"):
+            del columns[name]
+        title = f"Latents with {self.text!r} among their examples"
+        return [Section(title=title, columns=columns, examples=[[row] for row in self.rows])]
 
 
 def _or_missing(made: Callable[[], T], what: str, missing: list[str]) -> T | None:
@@ -236,28 +248,32 @@ def _by_role(firing: Firing, latent: int) -> dict[str, list[Any]]:
     sizes = [*firing.tokens_by_role, *firing.tokens_by_source]
     seen = [(name, int(n), of) for name, n, of in zip(names, counts, sizes, strict=True) if of]
     return {
-        "fires on": [name for name, _, _ in seen],
+        "active on": [name for name, _, _ in seen],
         "active_share": [n / of for _, n, of in seen],
         "n_active": [n for _, n, _ in seen],
         "of": [of for _, _, of in seen],
     }
 
 
-def _effects(effects: LogitEffects) -> list[Markup]:
-    names = [*dict.fromkeys(row.direction for row in effects.rows)]
-    columns: dict[str, Sequence[str]] = {"direction": names}
-    for is_promoted, name in ((True, "promotes"), (False, "suppresses")):
-        own = [r for r in effects.rows if r.is_promoted == is_promoted]
-        columns[name] = [_quoted(r.token for r in own if r.direction == d) for d in names]
-    return [heading("Direct effect on the next token's logits"), table(columns)]
+def _effects(effects: LogitEffects) -> Section:
+    lines = [
+        f"  {spoken(direction)} {verb} {_quoted(effects, direction, is_promoted)}"
+        for direction in dict.fromkeys(row.direction for row in effects.rows)
+        for is_promoted, verb in ((True, "promotes"), (False, "suppresses"))
+    ]
+    return Section(title="Direct effect on the next token's logits, strongest first", notes=lines)
 
 
-def _scope(scope: Patchscope) -> list[Markup]:
-    scales = [*dict.fromkeys(row.scale for row in scope.rows)]
-    tokens = [_quoted(row.token for row in scope.rows if row.scale == s) for s in scales]
-    said = f"Patchscope of its {scope.site} row, by multiples of the stream's norm"
-    return [note(said), table({"multiple": [f"{s:g}" for s in scales], "tokens": tokens})]
+def _quoted(effects: LogitEffects, direction: str, is_promoted: bool) -> str:
+    which = direction, is_promoted
+    own = [row for row in effects.rows if (row.direction, row.is_promoted) == which]
+    return ", ".join(repr(row.token) for row in own)
 
 
-def _quoted(tokens: Any) -> str:
-    return ", ".join(map(repr, tokens))
+def _scope(scope: Patchscope) -> Section:
+    lines = []
+    for scale in dict.fromkeys(row.scale for row in scope.rows):
+        tokens = ", ".join(repr(row.token) for row in scope.rows if row.scale == scale)
+        lines.append(f"  x {scale:g}: {tokens}")
+    title = f"Patchscope of its {spoken(scope.site)} decoder row, by multiples of the mean norm"
+    return Section(title=title, notes=lines)

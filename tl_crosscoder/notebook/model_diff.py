@@ -32,6 +32,7 @@ from tl_crosscoder.interventions.mitigation import Mode
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.steering import Direction, activation_norms, steering
 from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.notebook.latent import Hits, LatentView, search
 from tl_crosscoder.notebook.prompts import (
     N_NEW_TOKENS,
@@ -44,9 +45,9 @@ from tl_crosscoder.notebook.run import LiveRun, Model, Models, Text
 from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.report.html import report
 from tl_crosscoder.report.html.models import ReportSettings
-from tl_crosscoder.report.terminal import render, spoken
-from tl_crosscoder.results.render import wrapped
-from tl_crosscoder.results.reprs import measurement_html, sites_html
+from tl_crosscoder.report.terminal import render
+from tl_crosscoder.results.measures import spoken
+from tl_crosscoder.results.render import Section, as_html, wrapped
 from tl_crosscoder.run.causal import (
     N_NEUTRAL_TOKENS,
     CausalQuestion,
@@ -295,7 +296,8 @@ class ModelDiff:
         return render(self.measurement, self.crosscoder.sites)
 
     def _repr_html_(self) -> str:
-        return sites_html(self.crosscoder.sites) + measurement_html(self.measurement)
+        sites = Section(columns=site_columns(self.crosscoder.sites))
+        return as_html([sites, *self.measurement.sections()])
 
     @property
     def _base(self) -> str:

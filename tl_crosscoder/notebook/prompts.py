@@ -21,7 +21,6 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from markupsafe import Markup
 from torch import Tensor
 
 from tl_crosscoder.analysis.latents import in_order
@@ -34,12 +33,12 @@ from tl_crosscoder.interventions.edits import AddLatents, Edit
 from tl_crosscoder.interventions.live import EditedModel, edited
 from tl_crosscoder.models.tokenizer import decode_continuation
 from tl_crosscoder.report.circuits import TokensHtml
-from tl_crosscoder.report.tables import samples_table
-from tl_crosscoder.report.terminal import spoken
+from tl_crosscoder.report.terminal import samples_text
 from tl_crosscoder.report.token_panels import colored_tokens_multi, text_tokens
 from tl_crosscoder.report.tokens import edited_tokens
-from tl_crosscoder.results.render import box, heading, note, table, table_text
-from tl_crosscoder.results.tables import Columns, TableOfRows
+from tl_crosscoder.results.measures import spoken
+from tl_crosscoder.results.render import Section, as_html, as_text
+from tl_crosscoder.results.tables import TableOfRows
 from tl_crosscoder.run.causal import prompt_ids
 from tl_crosscoder.run.run import Run
 
@@ -85,15 +84,12 @@ class Generations(TableOfRows):
             (prompt, {model: own[i] for model, own in texts})
             for i, prompt in enumerate(self.prompts)
         ]
-        return samples_table(each)
+        return samples_text(each)
 
-    def fragment(self) -> Markup:
-        """The table alone."""
+    def sections(self) -> list[Section]:
+        """A row a prompt."""
         texts = {f"{spoken(name)} model": texts for name, texts in self.texts.items()}
-        return table({"prompt": self.prompts, **texts})
-
-    def _repr_html_(self) -> str:
-        return box(note(self.edit), self.fragment())
+        return [Section(title=self.edit, columns={"prompt": self.prompts, **texts})]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -219,23 +215,20 @@ class PromptDiff(TableOfRows):
         return TokensHtml(panels=(colored_tokens_multi(self.tokens, codes, labels),))
 
     def __str__(self) -> str:
-        samples = samples_table([(self.prompt, {"base": self.base, "finetuned": self.finetuned})])
-        said = "Latents by what they say of the difference here"
-        return "\n".join([samples, "", said, table_text(self._columns(), n_rows=None)])
+        samples = samples_text([(self.prompt, {"base": self.base, "finetuned": self.finetuned})])
+        return f"{samples}\n\n{as_text(self.sections(), is_whole=True)}"
+
+    def sections(self) -> list[Section]:
+        """The latents, a row each."""
+        columns = {name: values for name, values in self.columns().items() if name != "codes"}
+        return [Section(title="Latents by the difference that they explain here", columns=columns)]
 
     def _repr_html_(self) -> str:
         texts = {"prompt": [self.prompt]}
         texts |= {"base model": [self.base], "fine-tuned model": [self.finetuned]}
-        parts = [
-            table(texts),
-            heading("Latents by what they say of the difference here"),
-            table(self._columns()),
-            note(f"{self.n_prompt_tokens} tokens of the prompt, then what the fine-tune writes"),
-        ]
-        return box(*parts) + (self.panel()._repr_html_() if self.rows else "")
-
-    def _columns(self) -> Columns:
-        return {name: values for name, values in self.columns().items() if name != "codes"}
+        note = f"{self.n_prompt_tokens} tokens of the prompt, then what the fine-tuned model writes"
+        shown = as_html([Section(columns=texts), *self.sections(), Section(notes=[note])])
+        return shown + (self.panel()._repr_html_() if self.rows else "")
 
 
 def prompt_diff(

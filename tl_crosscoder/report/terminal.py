@@ -1,34 +1,18 @@
-"""A measurement as plain text, at most 100 columns wide, for the terminal."""
+"""Measurements, samples and caches for a terminal: text of at most `render.WIDTH` columns."""
 
-import math
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tl_crosscoder.analysis.examples.database import Example
-from tl_crosscoder.analysis.measurement import LatentSummary, Measurement
-from tl_crosscoder.models.site import Site
-from tl_crosscoder.results.measures import DIRECTIONS, visible
-from tl_crosscoder.results.render import WIDTH, cut, n_columns, wrapped
-from tl_crosscoder.results.reprs import UNRANKED
-
-INDENT = " " * 6
-_USUAL = ("base", "finetuned")
+from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.data.cache import ActivationCache
+from tl_crosscoder.models.site import Site, site_columns
+from tl_crosscoder.results.render import Section, as_text, plain, visible, wrapped
 
 
 def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int = 2) -> str:
-    """Tables of reconstruction and classes, then the top latents with tokens in context."""
-    blocks = [
-        _title(sites),
-        _reconstruction(measurement),
-        *_comparison(measurement),
-        *_scaling(measurement),
-        _top(measurement, n_examples=n_examples),
-    ]
-    return "\n\n".join(blocks)
-
-
-def _title(sites: Sequence[Site]) -> str:
-    return textwrap.fill(question(sites), WIDTH, break_on_hyphens=False)
+    """Tables of reconstruction and classes, then the first latents with tokens in context."""
+    tables = as_text(measurement.sections(n_examples=n_examples))
+    return f"{wrapped(question(sites))}\n\n{tables}"
 
 
 def question(sites: Sequence[Site]) -> str:
@@ -45,146 +29,87 @@ def question(sites: Sequence[Site]) -> str:
     return f"What changed from {' to '.join(models)} at {', '.join(hooks)}"
 
 
-def spoken(site: str) -> str:
-    """A site's name as a reader says it."""
-    return {"finetuned": "fine-tuned"}.get(site, site)
+def samples_text(samples: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+    """What models write after each prompt, by the name of the model."""
+    blocks = []
+    for prompt, texts in samples:
+        width = max(map(len, texts))
+        lines = [wrapped(f"> {_one_line(prompt)}")]
+        lines += [wrapped(f"  {name:<{width}}  {_one_line(text)}") for name, text in texts.items()]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
-def _reconstruction(measurement: Measurement) -> str:
-    r = measurement.reconstruction
-    n_latents = len(measurement.latents.n_active)
-    rows = [[f"FVE {site}", f"{value:.3f}"] for site, value in r.fve.items()]
-    if measurement.compared:
-        rows.append(["FVE of the difference", _difference(measurement)])
-    rows.append(["L0", f"{r.l0:.1f} active latents a token"])
-    dead = f"{r.dead_share:.1%} of {n_latents:,} latents silent on {r.n_tokens:,} held-out tokens"
-    rows.append(["dead", dead])
-    return _table(rows)
+def _one_line(text: str) -> str:
+    return visible(" ".join(text.split()))
 
 
-def _difference(measurement: Measurement) -> str:
-    r = measurement.reconstruction
-    if r.difference_share is None:
-        return "none: the sites differ in width"
-    if r.difference_fve is None:
-        return "none: the models are equal at this hook"
-    of = "fine-tuned variance" if measurement.compared == _USUAL else "variance"
-    return f"{r.difference_fve:.3f}   (the difference is {r.difference_share:.1%} of the {of})"
+# --- caches ---------------------------------------------------------------------------------------
+
+_FIRST_POSITIONS = 4
 
 
-def _comparison(measurement: Measurement) -> list[str]:
-    """The table of classes, and first which sites are meant."""
-    if measurement.compared is None:
-        return []
-    said = meant_sites(measurement.compared)
-    return [*([wrapped(said)] if said else []), _classes(measurement)]
-
-
-def meant_sites(compared: tuple[str, str] | None) -> str:
-    """Which two sites the measures compare, where their names do not say it."""
-    if compared in (None, _USUAL):
-        return ""
-    base, finetuned = compared
-    return f"Difference, R and classes compare {finetuned} (as finetuned) with {base} (as base)."
-
-
-def _classes(measurement: Measurement) -> str:
-    by_class = measurement.reconstruction.difference_fve_by_class or {}
-    header = ["class", "living latents", "difference explained by it alone"]
-    rows = [
-        [name, f"{n:,}", f"{by_class[name]:.3f}" if n and name in by_class else "-"]
-        for name, n in measurement.class_counts.items()
+def cache_sections(cache: ActivationCache) -> list[Section]:
+    """Sites, size, masks, sources and roles of a cache, and the statistics of each site."""
+    manifest, text = cache.manifest, cache.text
+    statistics, rounding = manifest["statistics"], manifest["storage_error"]
+    masked = {name: n for name, n in manifest["mask_counts"].items() if name != "counts"}
+    n_held_out = len(text) - manifest["n_training_contexts"]
+    facts = {
+        "tokens": f"{cache.n_rows:,} in {len(text):,} contexts of {text.context_size}, "
+        f"{n_held_out:,} of them held out",
+        "on disk": f"{cache.n_bytes / 1e9:,.3f} GB in {len(cache.shards):,} shards, "
+        f"{manifest['store']}, {cache.n_bytes / max(1, cache.n_rows):,.0f} bytes a token",
+        "masked": _counts(masked),
+        "sources": _counts(text.source_counts),
+        "roles": _counts(text.role_counts),
+        "rounding": f"{plain(rounding)} (squared error of the number format over squared norm)",
+    }
+    found = [
+        Section(title=f"Activations in {cache.folder}", columns=site_columns(cache.sites)),
+        Section(notes=[f"  {name:<10}{fact}" for name, fact in facts.items()]),
+        _norms(statistics["sites"]),
     ]
-    return _table([header, *rows])
+    if statistics.get("difference"):
+        found.append(_difference(statistics["difference"], statistics["n_by_position"]))
+    return found
 
 
-def _scaling(measurement: Measurement) -> list[str]:
-    """Latent Scaling of the living latents, by direction, its controls beside."""
-    scaling, alive = measurement.latents.scaling, measurement.latents.n_active > 0
-    if not scaling or not bool(alive.any()):
-        return []
-    header = ["Latent Scaling", "specific latents", "median |nu|: error", "reconstruction"]
-    rows = [
-        [
-            DIRECTIONS[name],
-            f"{int(table.is_specific.sum()):,}",
-            _number(table.nu_error[alive].abs().nanmedian().item(), ".2f").strip(),
-            _number(table.nu_reconstruction[alive].abs().nanmedian().item(), ".2f").strip(),
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items() if n) or "none"
+
+
+def _norms(sites: Mapping[str, Mapping[str, Any]]) -> Section:
+    """Norms and attention sinks, over the kept tokens and at the first positions."""
+    each = [*sites.values()]
+    columns: dict[str, list[Any]] = {
+        "site": [*sites],
+        "RMS norm": [site["mean_squared_norm"] ** 0.5 for site in each],
+        "norm of the mean": [site["norm_of_mean"] for site in each],
+        "sinks": [f"{site['sink_share']:.2%}" for site in each],
+    }
+    for i in range(_FIRST_POSITIONS):
+        places = [
+            (norm[i], sinks[i]) if i < len(norm) and norm[i] is not None else None
+            for site in each
+            for norm, sinks in [(site["mean_norm_by_position"], site["sink_share_by_position"])]
         ]
-        for name, table in scaling.items()
-    ]
-    note = "(specific: |nu error| < 0.2 and |nu reconstruction| < 0.5; Minder et al. 2025)"
-    return [f"{_table([header, *rows])}\n  {note}"]
+        columns[f"position {i}"] = [p and f"{p[0]:.1f} ({p[1]:.0%})" for p in places]
+    title = "Norms over the kept tokens, and at the first positions (with the share of sinks)"
+    return Section(title=title, columns=columns)
 
 
-def _top(measurement: Measurement, *, n_examples: int) -> str:
-    lines = [wrapped(_ranking(measurement))]
-    for summary in measurement.top:
-        lines.append(_latent(summary))
-        lines += [f"{INDENT}{context(e)}" for e in summary.examples[:n_examples]]
-    return "\n".join(lines)
-
-
-_ORDERS = {
-    "score": "by the share of the difference that each says alone, times R",
-    "difference": "by the share of the difference that each says alone",
-    "relative_decoder_norm": "by R",
-    "nu": "by the ranks of |nu|",
-}
-
-
-def _ranking(measurement: Measurement) -> str:
-    n = len(measurement.top)
-    if not n:
-        return UNRANKED
-    if measurement.order == "activity" or measurement.compared is None:
-        return f"The {n} latents that are active on most tokens"
-    finetuned = measurement.compared[1]
-    whose = "the fine-tune's" if measurement.compared == _USUAL else f"{finetuned}'s"
-    return (
-        f"The {n} latents most likely to be {whose} ({_ORDERS[measurement.order]}; R: relative "
-        f"decoder norm, 1 = {spoken(finetuned)} only; nu of error and reconstruction, 0 = not in "
-        "the other model)"
-    )
-
-
-def _latent(s: LatentSummary) -> str:
-    r = s.ranked
-    head, fires = f"{r.place:>3}  latent {r.latent:<6}", f"fires {r.active_share:.2%}"
-    if math.isnan(r.relative_decoder_norm):
-        return f"{head} {fires}"
-    # Rows of unequal width make no angle and have no difference.
-    parts = [
-        f"says {_number(r.explained_difference, '5.1%')}",
-        f"R {r.relative_decoder_norm:.3f}",
-        f"nu {_number(r.nu_error, '5.2f')} {_number(r.nu_reconstruction, '5.2f')}",
-        f"cosine {_number(r.decoder_cosine, '+.2f')}",
-        r.latent_class,
-        fires,
-    ]
-    return f"{head} {'  '.join(parts)}"
-
-
-def _number(value: float, form: str) -> str:
-    return "    -" if math.isnan(value) else format(value, form)
-
-
-def context(example: Example) -> str:
-    """One line: the end of the context, the token in brackets, and what follows."""
-    token = visible(example.token)
-    before, after = (visible(" ".join(t.split())) for t in (example.before, example.after))
-    gap = " " if example.before[-1:].isspace() or token[:1].isspace() else ""
-    gap_after = " " if example.after[:1].isspace() or example.token[-1:].isspace() else ""
-    token, source = cut(token.strip() or token, 40), cut(visible(example.source), 30)
-    room = WIDTH - len(INDENT) - n_columns(f"{gap}[{token}]   ({source})")
-    before = cut(before[::-1], room * 2 // 3)[::-1]
-    after = cut(after, room - n_columns(before))
-    return f"{before}{gap}[{token}]{gap_after}{after}  ({source})"
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+def _difference(difference: Mapping[str, Any], n_by_position: Sequence[int]) -> Section:
+    """||x^1 - x^0|| by position, in spans that double (0, 1, 2-3, 4-7, ...), and by role."""
+    norms, cells, start = difference["mean_norm_by_position"], [], 0
+    while start < len(norms):
+        stop = min(len(norms), max(1, 2 * start))
+        pairs = [*zip(norms[start:stop], n_by_position[start:stop], strict=True)]
+        known = [(norm, n) for norm, n in pairs if norm is not None]
+        mean = sum(norm * n for norm, n in known) / max(1, sum(n for _, n in known))
+        cells.append(f"{start if stop == start + 1 else f'{start}-{stop - 1}'}: {mean:.2f}")
+        start = stop
+    by_role = difference["mean_norm_by_role"].items()
+    roles = [f"{role}: {norm:.2f}" for role, norm in by_role if norm is not None]
+    lines = ["  by position  " + "  ".join(cells), "  by role      " + "  ".join(roles)]
+    return Section(title="Mean norm of the difference, |x1 - x0|", notes=lines)

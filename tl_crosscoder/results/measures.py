@@ -1,257 +1,237 @@
-"""Columns of results: what they are called, and their values as words.
+"""`MEASURES`: every number that this package reports, with its unit, its meaning and its source.
 
-Contract: columns of one length by field name in, `Shown` columns out: labels of the field with
-their unit, numbers of few digits, NaN as `NONE`, no control character in any text. `html_tables`
-and `text_tables` lay them out. Limit: the first `N_ROWS` rows, unless all are asked for.
+Contract: one `Measure` a field of a result, by the field's name. The terminal, notebooks, the HTML
+report's glossary, dictionary cards and the documentation read this table, so that a number is
+explained once. Superscript 0 is the base, 1 the fine-tuned model: x is a site's activation, d the
+decoder row of a latent, f its activation. Limit: formulas in one line; `docs/measures.md` has more.
 """
 
-import math
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from tl_crosscoder.results.tables import Tabular
-
-N_ROWS = 50
-NONE = "\N{EN DASH}"
-_MOST_CHARACTERS = 4000
-_MOST_ITEMS = 12
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Column:
-    """How a column is shown."""
+class Measure:
+    """How one field of a result is called and shown."""
 
-    label: str
-    title: str = ""
-    """Unit and meaning, on hover."""
-    form: str | None = None
-    """Format of its numbers; `token` is text whose spaces count; None is found from the values."""
-    interval: str | None = None
-    """Stem of the columns `_low` and `_high` that belong to it; None is its own name."""
+    name: str
+    meaning: str = ""
+    unit: str = ""
+    form: str | None = field(default=None, kw_only=True)
+    """Format of its numbers; `token` is text whose spaces matter; None is found from the values."""
+    symbol: str = field(default="", kw_only=True)
+    source: str = field(default="", kw_only=True)
 
+    @property
+    def label(self) -> str:
+        """Heading of a column: the symbol where there is one."""
+        return self.symbol or self.name
 
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A column ready to be laid out."""
-
-    label: str
-    title: str
-    kind: Literal["number", "token", "text"]
-    texts: list[str]
+    @property
+    def explanation(self) -> str:
+        """Unit and meaning, for a text that appears beside the name."""
+        return f"{self.unit}: {self.meaning}" if self.unit and self.meaning else self.meaning
 
 
 _SHARE, _COUNT, _NUMBER = ".2%", ",.0f", ".3f"
-COLUMNS: dict[str, Column] = {
-    "": Column("", "index, from 0", "d"),
-    # latents
-    "place": Column("#", "place in the ranking", _COUNT),
-    "latent": Column("latent", "index in the dictionary", "d"),
-    "score": Column("score", "R times the share of the difference that it says alone", ".4f"),
-    "relative_decoder_norm": Column(
-        "R", "relative decoder norm: 1 is the fine-tuned model only, 0 the base only", _NUMBER
-    ),
-    "delta_norm": Column("Delta-norm", "1 is the fine-tuned model only, 0 the base", _NUMBER),
-    "finetuned_only": Column("fine-tuned only", "index of a latent", "d"),
-    "base_only": Column("base only", "index of a latent", "d"),
-    "neighbour": Column("neighbour", "index of a latent", "d"),
-    "cosine": Column("cosine", "", "+.2f"),
-    "decoder_cosine": Column("cosine", "between the decoder rows of the two models", "+.2f"),
-    "encoder_cosine": Column("encoder cosine", "between the encoder columns", "+.2f"),
-    "nu_error": Column("nu error", "Latent Scaling: 0 is not in the other model, 1 in both", ".2f"),
-    "nu_reconstruction": Column(
-        "nu rec.", "Latent Scaling of the reconstruction: 0 is not in the other model", ".2f"
-    ),
-    "explained_difference": Column(
-        "says", "share of the variance of the difference that goes if only it speaks", _SHARE
-    ),
-    "said": Column("says here", "share of the difference on these tokens that goes", _SHARE),
-    "explained_difference_drop": Column(
-        "lost without", "share of that variance left unexplained besides if only it is silent",
-        _SHARE,
-    ),
-    "n_active": Column("active", "tokens on which it is active", _COUNT),
-    "active_share": Column("fires", "share of the tokens on which it is active", _SHARE),
-    "template_share": Column("template", "share of these that are of the chat template", ".0%"),
-    "latent_class": Column("class", "by Delta-norm"),
-    "max_code": Column("max code", "largest code", _NUMBER),
-    # tokens
-    "token": Column("token", form="token"),
-    "token_id": Column("id", "of the token", "d"),
-    "example": Column("example", "a token in context", "token"),
-    "n_on_token": Column("on it", "examples where the text lies on the token itself", _COUNT),
-    "n_near": Column("near", "examples with the text in their window", _COUNT),
-    "n_examples": Column("examples", "that are kept of it", _COUNT),
-    "is_promoted": Column("promoted", "else suppressed"),
-    "rank": Column("rank", "1 is the strongest", _COUNT),
-    "logit": Column("logit", "centred over the vocabulary, for a unit of code", _NUMBER),
-    "probability": Column("probability", form=".2%"),
-    "unpatched_probability": Column("unpatched", "probability without the patch", ".2%"),
-    # sites and interventions
-    "hook_name": Column("hook point"),
-    "n_latents": Column("n latents", "how many; 0 where it is none of them", _COUNT),
-    "n_tokens": Column("n tokens", "how many", _COUNT),
-    "n_prompts": Column("prompts", "how many", _COUNT),
-    "kl": Column("KL", "to the fine-tuned model, nats a token", _NUMBER),
-    "ce": Column("CE", "cross-entropy of the text, nats a token", _NUMBER),
-    "recovery": Column("recovery", "1 - KL / KL of the base stream", ".0%"),
-    "strength": Column("strength", "of steering, in mean norms of the stream", "g"),
-    "value": Column("value", "of the effect under the edit", ".3g"),
-    "base": Column("base", "the same of the base model as it is", ".3g"),
-    "finetuned": Column("fine-tuned", "the same of the fine-tuned model as it is", ".3g"),
-    "share": Column("share", "of the change from base to fine-tuned that goes or comes", ".0%"),
-    "random_mean": Column("random", "mean share of random directions", ".0%"),
-    "random_high": Column("random 95th", "95th percentile of them", ".0%"),
-    "effect_size": Column("effect size", "standard deviations above random directions", ".1f"),
-    "p_random": Column("p", "random directions that do as much", ".2g"),
-    "p_random_holm": Column("p Holm", "corrected for the number of sets", ".2g"),
-    "matched_mean": Column("same rate", "mean share of latents of the same firing rate", ".0%"),
-    "p_matched": Column("p same rate", "such latents that do as much", ".2g"),
-    "null_mean": Column("null", "mean share of directions of a null pair", ".0%"),
-    "off_target_kl": Column(
-        "off-target KL", "to the unedited model on neutral text, nats a token", ".4f", "off_target"
-    ),
-    "random_off_target_kl": Column("random KL", "the same of random directions", ".4f"),
-}  # fmt: skip
-"""Names, units and digits of the fields of results."""
+_MINDER = "Minder et al. 2025, arXiv 2504.02922"
+_KASSEM = "Kassem et al. 2026, arXiv 2603.04426"
+_LENS = "nostalgebraist 2020; Elhage et al. 2021"
+_P = "Share of the controls that do as much, at least 1 / (n + 1) of n controls"
+
+# A table is read by its columns, so it is wrapped by hand.
+# fmt: off
+MEASURES: dict[str, Measure] = {
+    "": Measure("", "Index, from 0.", form="d"),
+
+    # --- a dictionary as a whole ---
+    "d_sae": Measure("latents", "Size of the dictionary.", "count", form=_COUNT),
+    "fve": Measure("fraction of variance explained",
+        "Fraction of a site's variance over held-out tokens that the dictionary explains.",
+        "share", symbol="FVE", form=_NUMBER),
+    "difference_fve": Measure("FVE of the difference",
+        "Fraction of the variance of x¹ - x⁰, what the fine-tune added, that the dictionary "
+        "explains: the number to watch, since the difference is often a few percent of the "
+        "variance.", "share", form=_NUMBER),
+    "difference_share": Measure("size of the difference",
+        "Variance of x¹ - x⁰ over that of the fine-tuned site.", "share", form=".1%"),
+    "difference_fve_by_class": Measure("explained difference",
+        "Fraction of the variance of x¹ - x⁰ that the latents of one class explain alone.",
+        "share", form=_NUMBER),
+    "l0": Measure("L0", "Mean number of active latents.", "latents a token", form=".1f"),
+    "dead_share": Measure("dead",
+        "Latents that are active on no held-out token.", "share", form=".1%"),
+    "n_active_latents": Measure("active latents",
+        "Latents that are active on at least one held-out token.", "count", form=_COUNT),
+
+    # --- one latent: where it writes ---
+    "place": Measure("place", "Place in the ranking.", symbol="#", form=_COUNT),
+    "latent": Measure("latent", "Index in the dictionary.", form="d"),
+    "relative_decoder_norm": Measure("relative decoder norm",
+        "‖d¹‖ / (‖d⁰‖ + ‖d¹‖): 1 writes to the fine-tuned model alone, 0.5 to both alike, 0 to "
+        "the base alone.", "0 to 1", symbol="R", form=_NUMBER, source=_KASSEM),
+    "delta_norm": Measure("Delta-norm",
+        "½ (1 + (‖d¹‖ - ‖d⁰‖) / max(‖d⁰‖, ‖d¹‖)): 1 is fine-tuned only, 0 base only.",
+        "0 to 1", form=_NUMBER, source=_MINDER),
+    "latent_class": Measure("class",
+        "By Delta-norm: finetuned-only from 0.9, base-only up to 0.1, shared 0.4 to 0.6, the rest"
+        " other.", source=_MINDER),
+    "decoder_norm": Measure("decoder norm",
+        "‖dᵐ‖: what a latent activation of 1 writes to a site, where both sites are scaled to one"
+        " size.", "length", symbol="‖d‖", form=_NUMBER),
+    "decoder_cosine": Measure("cosine",
+        "Between the latent's decoder rows of the two models: 1 writes the same direction to both.",
+        "-1 to 1", form="+.2f"),
+    "encoder_cosine": Measure("encoder cosine",
+        "Between the latent's encoder columns: 1 reads the same direction in both models.",
+        "-1 to 1", form="+.2f"),
+    "cosine": Measure("cosine", "Between two directions.", "-1 to 1", form="+.2f"),
+    "finetuned_only": Measure("fine-tuned only", "Index of a latent of that class.", form="d"),
+    "base_only": Measure("base only", "Index of a latent of that class.", form="d"),
+    "neighbour": Measure("neighbour", "Index of a latent.", form="d"),
+
+    # --- one latent: what it explains ---
+    "score": Measure("score",
+        "R times the explained difference: the default order of latents.",
+        "share", form=".4f", source="ours"),
+    "explained_difference": Measure("explained difference",
+        "Share of the variance of x¹ - x⁰ that this latent explains alone. Latents overlap, so "
+        "shares do not add up; below 0 the latent points away from the difference.",
+        "share", form=_SHARE, source="ours"),
+    "explained_difference_drop": Measure("drop when left out",
+        "Further share of that variance that is left unexplained if only this latent is left out.",
+        "share", form=_SHARE, source="ours"),
+    "nu_error": Measure("nu error",
+        "Latent Scaling: how much of the latent's direction is in the base model's error, over "
+        "the fine-tuned model's. 0 is not in the base, 1 is in both; high is Complete Shrinkage.",
+        "ratio", form=".2f", source=_MINDER),
+    "nu_reconstruction": Measure("nu reconstruction",
+        "Latent Scaling of the reconstructions, base over fine-tuned: 0 is not in the base, 1 is "
+        "in both; high is Latent Decoupling.", "ratio", form=".2f", source=_MINDER),
+    "is_specific": Measure("specific",
+        "|nu error| < 0.2 and |nu reconstruction| < 0.5; the count for random directions is what "
+        "to expect by chance.", "count", form=_COUNT, source=_MINDER),
+
+    # --- one latent: when it is active ---
+    "n_active": Measure("active tokens",
+        "Held-out tokens on which it is active.", "count", form=_COUNT),
+    "active_share": Measure("active",
+        "Held-out tokens on which it is active.", "share", form=_SHARE),
+    "template_share": Measure("template",
+        "Of the tokens on which it is active, those that belong to the chat template.",
+        "share", form=".0%", source=_MINDER),
+    "main_role": Measure("mostly on",
+        "Kind of the tokens on which it is active: text, system, user, assistant, tool or the "
+        "chat template; a kind has more than half of them, else it is mixed."),
+    "code": Measure("activation",
+        "f, how active the latent is on a token.", "activation", symbol="f", form=".2f"),
+    "max_code": Measure("max activation", "Largest activation.", "activation", form=_NUMBER),
+    "quantile": Measure("fifths",
+        "Sample of the tokens on which it is active, in five bins from weak to strong: the "
+        "largest activations alone flatter a latent."),
+    "example": Measure("example", "A token in its context.", form="token"),
+    "n_on_token": Measure("on it", "Examples where the text is on the token itself.", form=_COUNT),
+    "n_near": Measure("near", "Examples with the text in their window.", form=_COUNT),
+    "n_examples": Measure("examples", "Examples that are stored of the latent.", form=_COUNT),
+
+    # --- tokens that a direction promotes ---
+    "token": Measure("token", form="token"),
+    "token_id": Measure("id", "Index in the vocabulary.", form="d"),
+    "is_promoted": Measure("promoted", "Else suppressed."),
+    "rank": Measure("rank", "1 is the strongest.", form=_COUNT),
+    "logit": Measure("effect on the logits",
+        "Tokens that a latent activation of 1 promotes or suppresses directly through the "
+        "unembedding, centred over the vocabulary, before the division by the RMS of the residual"
+        " stream: d⁰ read by the base model, d¹ and d¹ - d⁰ by the fine-tuned one.",
+        "logits", form=_NUMBER, source=_LENS),
+    "probability": Measure("probability", "Probability of the token.", "share", form=_SHARE),
+    "unpatched_probability": Measure("unpatched",
+        "Its probability without the patch.", "share", form=_SHARE),
+
+    # --- interventions ---
+    "hook_name": Measure("hook point"),
+    "n_latents": Measure("n latents",
+        "Latents in the set; 0 where there are none.", "count", form=_COUNT),
+    "n_tokens": Measure("n tokens", "Predicted tokens.", "count", form=_COUNT),
+    "n_prompts": Measure("prompts",
+        "Prompts, over which intervals are taken.", "count", form=_COUNT),
+    "kl": Measure("KL divergence",
+        "KL(fine-tuned ‖ patched) of the next-token predictions.",
+        "nats a token", symbol="KL", form=_NUMBER),
+    "ce": Measure("cross-entropy",
+        "Cross-entropy of the text.", "nats a token", symbol="CE", form=_NUMBER),
+    "recovery": Measure("KL recovery",
+        "1 - KL / KL of the base activation: how much of what the fine-tune predicts is recovered"
+        " through the patched latents. Below 0 is worse than the base activation.",
+        "share", form=".0%", source=_MINDER),
+    "necessity": Measure("necessity",
+        "Share of the change from base to fine-tuned model that is removed when the latents are "
+        "ablated from the fine-tuned model.", "share", form=".0%"),
+    "insert": Measure("sufficiency by insertion",
+        "Share of the change from base to fine-tuned model that is induced when what the fine-tune "
+        "added to the latents is inserted into the base model.", "share", form=".0%"),
+    "steer": Measure("sufficiency by steering",
+        "Share of the change from base to fine-tuned model that is induced when the base model is "
+        "steered along the latents' fine-tuned decoder rows.", "share", form=".0%"),
+    "latents": Measure("set", "Name of the set of latents."),
+    "share": Measure("share",
+        "Share of the change from base to fine-tuned model that is removed (necessity) or induced"
+        " (sufficiency).", "share", form=".0%"),
+    "strength": Measure("strength",
+        "Steering adds the latent's fine-tuned direction at every token, in multiples of the mean"
+        " norm of the activation there.", "mean norms", form="g"),
+    "value": Measure("value", "The effect under the edit, mean over prompts.", form=".3g"),
+    "base": Measure("base", "The effect of the unedited base model.", form=".3g"),
+    "finetuned": Measure("fine-tuned", "The effect of the unedited fine-tuned model.", form=".3g"),
+    "random_mean": Measure("random mean",
+        "Share for random directions of the same norms with the same activations: what chance "
+        "does.", "share", form=".0%"),
+    "random_high": Measure("random 95th",
+        "95th percentile of the random directions.", "share", form=".0%"),
+    "effect_size": Measure("effect size",
+        "Distance from the mean of the random directions.", "standard deviations", form=".1f"),
+    "p_random": Measure("p",
+        "Share of the controls that do as much, at least 1 / (n + 1) of n controls, for random "
+        "directions.", "probability", form=".2g"),
+    "p_random_holm": Measure("p (Holm)",
+        "Share of the controls that do as much, at least 1 / (n + 1) of n controls, for random "
+        "directions, corrected for the number of sets in the test.", "probability", form=".2g"),
+    "matched_mean": Measure("same rate mean",
+        "Share for random latents that are active as often.", "share", form=".0%"),
+    "p_matched": Measure("p same rate",
+        "Share of the controls that do as much, at least 1 / (n + 1) of n controls, for latents "
+        "that are active as often.", "probability", form=".2g"),
+    "null_mean": Measure("null pair mean",
+        "Share for directions of a dictionary of the base model against itself.",
+        "share", form=".0%"),
+    "off_target_kl": Measure("off-target KL",
+        "KL to the unedited model on neutral text: the cost.", "nats a token", form=".4f"),
+    "random_off_target_kl": Measure("random KL",
+        "Mean off-target KL of the random directions.", "nats a token", form=".4f"),
+    "ablation": Measure("ablated",
+        "The fine-tuned model without what the fine-tune added to the latent: x¹ - f (d¹ - d⁰).",
+        source=_MINDER),
+    "interval": Measure("[low, high]", "95 % bootstrap interval over prompts."),
+}
+# fmt: on
 
 DIRECTIONS = {
-    "finetuned": "of the fine-tuned rows",
-    "base": "of the base rows",
-    "random": "random directions",
-    "other": "other latents' rows",
+    "finetuned": "fine-tuned decoder rows",
+    "base": "base decoder rows",
+    "random": "random directions (control)",
+    "other": "other latents' rows (control)",
 }
-"""Of Latent Scaling, and its controls."""
+"""Directions of Latent Scaling, and its controls."""
+
+ORDERS = {
+    "score": "R times the explained difference",
+    "relative_decoder_norm": "R",
+    "difference": "the explained difference",
+    "nu": "the ranks of |nu|",
+    "activity": "the number of tokens on which they are active",
+}
+"""Orders of latents."""
 
 
-def result_columns(result: "Tabular") -> tuple[list[str], Mapping[str, Sequence[Any]]]:
-    """What holds for all rows of a result, in words, and its columns: of tensors with an index."""
-    columns, about = result.columns(), result.about()
-    facts = [f"{name} {plain(value)}" for name, value in about.items() if name != "tensors"]
-    if "tensors" not in about:
-        return facts, columns
-    return facts, {"": range(len(next(iter(columns.values()), ()))), **columns}
-
-
-def shown_columns(
-    columns: Mapping[str, Sequence[Any]], *, n_rows: int | None = N_ROWS
-) -> tuple[list[Shown], list[str]]:
-    """Columns with a value, intervals folded into theirs, and what there is to say below.
-
-    Args:
-        columns: by field name, all of one length; `Markup` in them stays as it is.
-        n_rows: at most so many; None is all.
-    """
-    n = max(map(len, columns.values()), default=0)
-    if not n:
-        return [], ["no rows"]
-    bounds = _bounds(columns)
-    folded = {name for pair in bounds.values() for name in pair}
-    own = [name for name in columns if name not in folded]
-    empty = [name for name in own if all(map(_is_none, columns[name]))]
-    # A latent without norms has no class, though the field says "other".
-    if "relative_decoder_norm" in empty and "latent_class" in own:
-        empty.append("latent_class")
-    cut = {name: values[:n_rows] for name, values in columns.items()}
-    shown = [_shown(name, cut, bounds.get(name)) for name in own if name not in empty]
-    said = [
-        f"{n_rows} of {n:,} rows; to_frame() has all" if n_rows is not None and n > n_rows else "",
-        f"without values: {', '.join(map(visible, empty))}" if empty else "",
-    ]
-    return shown, [line for line in said if line]
-
-
-def shown_value(name: str, value: Any) -> str:
-    """One value of a field, in the field's own digits."""
-    column = _column(name)
-    return _formatter(column.form, [value])(value) if _is_number(value) else plain(value)
-
-
-def visible(value: object) -> str:
-    """Text with control characters, and marks that turn its direction, as their escapes."""
-    return "".join(
-        repr(c)[1:-1] if c in _BIDI or unicodedata.category(c) in ("Cc", "Cs") else c
-        for c in str(value)
-    )
-
-
-def plain(value: Any) -> str:
-    """A value as words: lists are cut, NaN is a dash."""
-    if _is_none(value):
-        return NONE
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, Mapping):
-        return _listed(f"{k}: {plain(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return _listed(str(v) if isinstance(v, int) else plain(v) for v in value)
-    return _cut(visible(value))
-
-
-def _column(name: str) -> Column:
-    """Counts in tensors are floats."""
-    return COLUMNS.get(name) or Column(name, form=_COUNT if name.startswith("n_") else None)
-
-
-def _shown(
-    name: str, columns: Mapping[str, Sequence[Any]], bounds: tuple[str, str] | None
-) -> Shown:
-    column, values = _column(name), columns[name]
-    is_numeric = all(_is_none(v) or _is_number(v) for v in values)
-    shown = _formatter(column.form, values) if is_numeric else plain
-    texts = [v if hasattr(v, "__html__") else shown(v) for v in values]
-    if bounds:
-        low, high = (map(shown, columns[b]) for b in bounds)
-        parts = zip(texts, values, low, high, strict=True)
-        texts = [t if _is_none(v) else f"{t} [{a}, {b}]" for t, v, a, b in parts]
-    return Shown(
-        label=visible(column.label),
-        title=column.title + ("; 95 % interval" if bounds else ""),
-        kind="number" if is_numeric else "token" if column.form == "token" else "text",
-        texts=texts,
-    )
-
-
-def _formatter(form: str | None, values: Iterable[Any]) -> Callable[[Any], str]:
-    """One format for a column of numbers: its own, or thousands, or three digits."""
-    numbers = [v for v in values if not _is_none(v)]
-    if form is None or form == "token":
-        if all(isinstance(v, int) for v in numbers):
-            form = _COUNT
-        else:
-            sizes = [abs(v) for v in numbers if v]
-            is_even = all(1e-3 <= size < 1e4 for size in sizes)
-            form = _NUMBER if is_even else ".3g"
-    return lambda value: NONE if _is_none(value) else format(value, form)
-
-
-def _bounds(columns: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, str]]:
-    """Columns with an interval, and the names of its ends."""
-    stems = {name: _column(name).interval or name for name in columns}
-    pairs = {name: (f"{stem}_low", f"{stem}_high") for name, stem in stems.items()}
-    return {name: pair for name, pair in pairs.items() if columns.keys() >= {*pair}}
-
-
-def _is_none(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _listed(items: Iterable[str]) -> str:
-    items = [*items]
-    rest = f", … ({len(items)} in all)" if len(items) > _MOST_ITEMS else ""
-    return _cut(", ".join(items[:_MOST_ITEMS])) + rest or NONE
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+def spoken(site: str) -> str:
+    """Name of a site in a sentence."""
+    return {"finetuned": "fine-tuned"}.get(site, site)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tl_crosscoder import files
+from tl_crosscoder.results.render import Section, as_html, as_text, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="Tabular")
 C = TypeVar("C", bound="TableOfColumns")
 _KEY = "tl_crosscoder"
+N_OF_TENSORS = 10
+"""Rows shown of a table of tensors, which has a row a latent and many columns."""
 Columns = dict[str, list[Any]]
 
 
@@ -51,17 +54,21 @@ class Tabular(ABC):
         frame.attrs.update(self.about())
         return frame
 
-    def __str__(self) -> str:
-        """In a terminal."""
-        from tl_crosscoder.results.render import result_text
+    def sections(self) -> list[Section]:
+        """Facts and columns as they are shown; tensors with an index, and few rows of them."""
+        columns, about = self.columns(), self.about()
+        facts = [f"{name} {plain(value)}" for name, value in about.items() if name != "tensors"]
+        title = ": ".join([type(self).__name__, *([", ".join(facts)] if facts else [])])
+        if "tensors" not in about:
+            return [Section(title=title, columns=columns)]
+        index = range(len(next(iter(columns.values()), ())))
+        return [Section(title=title, columns={"": index, **columns}, n_rows=N_OF_TENSORS)]
 
-        return result_text(self)
+    def __str__(self) -> str:
+        return as_text(self.sections())
 
     def _repr_html_(self) -> str:
-        """In a notebook."""
-        from tl_crosscoder.results.render import result_html
-
-        return result_html(self)
+        return as_html(self.sections())
 
     def save(self, path: str | Path) -> Path:
         """Write a `.json` or `.parquet` file, atomically. Raises ValueError for another ending."""

@@ -1,9 +1,8 @@
 """A whole diff: load the models, read the text, train, measure, leave it all in a folder.
 
 Beside what the trainer writes: `held_out.jsonl` (the text measured on), `analysis.json` and
-`analysis.safetensors` (the measures), `examples.sqlite` (`ExampleDatabase`), and
-`relative_decoder_norm.html` (the figure; not of a single site). Limit: the held-out text is cut at
-`n_measured_tokens`.
+`analysis.safetensors` (the measures) and `examples.sqlite` (`ExampleDatabase`). Limit: the held-out
+text is cut at `n_measured_tokens`.
 
 The examples of a run: opened, or collected where the folder has none.
 
@@ -25,7 +24,6 @@ from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.loading import options_of_each
 from tl_crosscoder.models.source import ActivationSource
-from tl_crosscoder.report.figures import relative_norm_histogram, save_figure
 from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 from tl_crosscoder.run.sources import load_source, open_cache, sites_of
 from tl_crosscoder.run.text import RunText, check_text, text_of_run, write_documents
@@ -35,7 +33,6 @@ from tl_crosscoder.train.presets import recipe_of
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config
 
 EXAMPLES_NAME = "examples.sqlite"
-FIGURE_NAME = "relative_decoder_norm.html"
 
 
 def run_diff(config: RunConfig, *, resume: bool = False) -> Measurement:
@@ -159,11 +156,9 @@ def _text(config: RunConfig, source: ActivationSource) -> RunText:
 def save_measurement(
     measurement: Measurement, output: Path, *, text: TokenizedText, tokenizer: Any
 ) -> None:
-    """Write the measures, the examples and the figure beside the dictionary."""
+    """Write the measures and the examples beside the dictionary."""
     measurement.save(output)
     save_examples(measurement, output, text=text, tokenizer=tokenizer)
-    if measurement.compared:
-        save_figure(relative_norm_histogram(measurement), output / FIGURE_NAME)
 
 
 def save_examples(

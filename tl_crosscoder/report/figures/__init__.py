@@ -13,7 +13,7 @@ from tl_crosscoder.report.figures.latents import (
     shared_cosine_histogram,
 )
 from tl_crosscoder.report.figures.recovery import recovery_bars
-from tl_crosscoder.report.figures.run import run_figures, save_figure
+from tl_crosscoder.report.figures.run import run_figures, save_figure, save_norm_figure
 from tl_crosscoder.report.figures.style import NothingToDraw
 from tl_crosscoder.report.figures.training import (
     agreement_histogram,
@@ -35,6 +35,7 @@ __all__ = [
     "relative_norm_histogram",
     "run_figures",
     "save_figure",
+    "save_norm_figure",
     "shared_cosine_histogram",
     "steering_sweep",
     "training_curves",

@@ -37,7 +37,7 @@ from tl_crosscoder.report.figures.style import (
     hover,
     number,
 )
-from tl_crosscoder.report.terminal import spoken
+from tl_crosscoder.results.measures import spoken
 
 N_BINS = 51
 """Odd, so that the middle of the range is the middle of a bin and not its border."""

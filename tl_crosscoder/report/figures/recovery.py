@@ -24,7 +24,7 @@ from tl_crosscoder.report.figures.style import (
     share_axis,
     with_interval,
 )
-from tl_crosscoder.report.terminal import spoken
+from tl_crosscoder.results.measures import spoken
 
 _HEADINGS = {
     "dictionary": "Whole dictionary",

@@ -86,6 +86,12 @@ def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
                 yield name, partial(mitigation_curve, result, test=test)
 
 
+def save_norm_figure(measurement: Measurement, folder: Path) -> None:
+    """Write `relative_decoder_norm.html`, the histogram of R, where there are two sites."""
+    if measurement.compared:
+        save_figure(relative_norm_histogram(measurement), folder / "relative_decoder_norm.html")
+
+
 def save_figure(figure: go.Figure, path: Path) -> Path:
     """Write one self-contained HTML file that opens without a network, on a light or dark page."""
     shown = figure.to_html(include_plotlyjs=True, full_html=False, config={"displaylogo": False})

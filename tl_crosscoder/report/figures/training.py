@@ -31,7 +31,7 @@ from tl_crosscoder.report.figures.style import (
     percent,
     series,
 )
-from tl_crosscoder.report.terminal import spoken
+from tl_crosscoder.results.measures import spoken
 
 METRICS_NAME = "metrics.jsonl"
 N_POINTS = 400

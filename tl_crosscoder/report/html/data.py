@@ -20,14 +20,14 @@ from typing import Any
 from tl_crosscoder.analysis.latents import Ranking, rank_latents
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.organisms.suite import load_suite
-from tl_crosscoder.report.html.causes import Causes, causes_of
+from tl_crosscoder.report.causal import Causes, causes_of
 from tl_crosscoder.report.html.latents import LatentRecord, latent_records, plain_number
 from tl_crosscoder.report.html.models import Missing, ReportSettings, load_models, of_models
 from tl_crosscoder.report.html.prompts import Samples
 from tl_crosscoder.report.terminal import question
-from tl_crosscoder.results.measures import plain
-from tl_crosscoder.results.reprs import site_columns
+from tl_crosscoder.results.render import plain
 from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 from tl_crosscoder.run.training import EXAMPLES_NAME, run_examples
 
@@ -71,7 +71,7 @@ def origin_of(run: Run) -> Origin:
         ("Versions", _facts(record.get("environment", {}))),
     ]  # fmt: skip
     return Origin(
-        sites=site_columns(run.crosscoder.sites, scales=True),
+        sites=site_columns(run.crosscoder.sites, with_scales=True),
         sections=[(title, facts) for title, facts in sections if facts],
         planted=_planted(run),
     )
@@ -120,11 +120,11 @@ class Dictionary:
     l0: float
     dead_share: float
     classes: list[tuple[str, int, float | None]]
-    """Class, living latents, share of the difference that they explain alone; empty of one site."""
+    """Class, active latents, share of the difference that they explain alone; empty of one site."""
     largest_r: tuple[int, float] | None
     """Latent and its R, of those that are ranked at all."""
     n_specific: int | None
-    """Living latents that are specific by Latent Scaling; None without it."""
+    """Active latents that are specific by Latent Scaling; None without it."""
     n_specific_random: int | None
     """The same of random directions."""
 

@@ -7,13 +7,13 @@ samples of a single site, is left out and said. Limit: a few texts, and a few la
 from dataclasses import dataclass, field
 from typing import Any
 
+from tl_crosscoder.analysis.latents import UNRANKED
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.report.circuits import TokenPanel
 from tl_crosscoder.report.html.latents import effects_on_logits
 from tl_crosscoder.report.html.prompts import N_CANDIDATES, Samples, SampleSettings, sample_latents
 from tl_crosscoder.report.tokens import latent_tokens
-from tl_crosscoder.results.reprs import UNRANKED
 from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 
 N_LOGITS = 8

@@ -22,34 +22,24 @@ from functools import cache
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from tl_crosscoder import files
-from tl_crosscoder.interventions.trials import CausalRow
+from tl_crosscoder.analysis.latents import UNRANKED
 from tl_crosscoder.report.circuits import circuits_script, script_json
 from tl_crosscoder.report.figures import run_figures
-from tl_crosscoder.report.html.causes import Recovered
 from tl_crosscoder.report.html.data import ReportData, collect
 from tl_crosscoder.report.html.glossary import GLOSSARY, limits
 from tl_crosscoder.report.html.models import ReportSettings
 from tl_crosscoder.report.html.prompts import N_CANDIDATES
-from tl_crosscoder.report.terminal import meant_sites, spoken
-from tl_crosscoder.results import render as html_tables
-from tl_crosscoder.results.reprs import UNRANKED
+from tl_crosscoder.results.measures import DIRECTIONS, MEASURES, ORDERS, spoken
+from tl_crosscoder.results.render import table_html
 from tl_crosscoder.run.run import Run
 
 _SCRIPTS = ("elements", "table", "latent", "lazy", "main")
-_ORDERS = {
-    "score": "the share of the difference that each says alone, times R",
-    "relative_decoder_norm": "R",
-    "difference": "the share of the difference that each says alone",
-    "nu": "the ranks of |nu|",
-    "activity": "how many tokens they are active on",
-}
 
 
 def page(data: ReportData, figures: Mapping[str, go.Figure]) -> str:
@@ -63,21 +53,22 @@ def page(data: ReportData, figures: Mapping[str, go.Figure]) -> str:
         loader=PackageLoader("tl_crosscoder.report.html"), autoescape=True, trim_blocks=True
     )
     environment.filters |= {
-        "percent": _percent, "interval": _interval, "columns": _columns, "command": _command,
-        "spoken": spoken,
+        "percent": _percent, "columns": table_html, "command": _command, "spoken": spoken,
     }  # fmt: skip
-    terms = {key: asdict(term) for key, term in GLOSSARY.items()}
-    content = data.page_data() | {"terms": terms, "compared": data.compared}
+    terms = {name: MEASURES[name] for name in GLOSSARY}
+    shown = {name: asdict(term) | {"label": term.label} for name, term in terms.items()}
+    content = {"terms": shown, "compared": data.compared, "directions": DIRECTIONS}
+    content |= data.page_data()
     drawn = {name: json.loads(figure.to_json() or "{}") for name, figure in figures.items()}
     return environment.get_template("page.html").render(
         data=data,
-        order=_ORDERS.get(data.order, data.order),
+        order=ORDERS.get(data.order, data.order),
         classes=[name for name, count, _ in data.dictionary.classes if count],
         roles=sorted({record.main_role for record in data.latents}),
         figures={name: figure["layout"].get("height", 450) for name, figure in drawn.items()},
-        said_compared=meant_sites(data.compared),
         unranked=UNRANKED,
-        glossary=GLOSSARY,
+        glossary=terms,
+        interval=_interval,
         limits=limits(data),
         n_candidates=N_CANDIDATES,
         version=version("tl-crosscoder"),
@@ -113,14 +104,10 @@ def _rounded(value: float, digits: int = 0) -> str:
     return f"{round(100 * value, digits) + 0.0:.{digits}f}"
 
 
-def _interval(row: Recovered | CausalRow) -> str:
-    if math.isnan(row.share_low) or math.isnan(row.share_high):
+def _interval(low: float, high: float) -> str:
+    if math.isnan(low) or math.isnan(high):
         return ""
-    return f"[{_rounded(row.share_low)}, {_rounded(row.share_high)}]"
-
-
-def _columns(columns: Mapping[str, list[Any]]) -> Markup:
-    return html_tables.table(columns)
+    return f"[{_rounded(low)}, {_rounded(high)}]"
 
 
 def _command(text: str) -> Markup:

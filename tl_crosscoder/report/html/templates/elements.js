@@ -23,12 +23,18 @@ const percent = (digits) => (value) => value === null ? NONE : fixed(100 * value
 const count = (value) => value === null ? NONE : value.toLocaleString("en");
 const spoken = (site) => ({ finetuned: "fine-tuned" })[site] ?? site;
 
+// A value of a field in the digits that its measure has in Python: ".2%", "+.2f", ",.0f".
+const inDigits = (key, value) => {
+  const [, digits, kind] = /\.(\d)(.)$/.exec(terms[key].form);
+  return kind === "%" ? percent(Number(digits))(value) : number(Number(digits))(value);
+};
+
 const meaning = (key) => {
   const term = terms[key];
   return `${term.name}${term.unit ? ` (${term.unit})` : ""}: ${term.meaning}`;
 };
 const termLink = (key, shown) =>
-  el("a", { class: "n plain", href: `#term-${key}`, "data-tip": meaning(key), text: shown ?? terms[key].name });
+  el("a", { class: "n plain", href: `#term-${key}`, "data-tip": meaning(key), text: shown ?? terms[key].label });
 
 // One bubble for all: a title of the browser's own is not shown on focus, nor on a phone.
 const tip = byId("tip");

@@ -1,23 +1,17 @@
 // One latent: measures, firing, logits, examples, samples. Made when it is opened.
 const MEASURES = [
-  ["score", "score", number(4)], ["R", "relative_decoder_norm", number(3)], ["delta_norm", "delta_norm", number(3)],
-  ["cosine", "decoder_cosine", number(3)], ["alone", "explained_difference", percent(2)],
-  ["lost", "explained_difference_drop", percent(2)], ["fires", "active_share", percent(2)],
-  ["template", "template_share", percent(1)],
+  "score", "relative_decoder_norm", "delta_norm", "decoder_cosine", "explained_difference",
+  "explained_difference_drop", "active_share", "template_share",
 ];
-const SCALED = {
-  finetuned: "fine-tuned row", base: "base row", random: "random direction", other: "another latent's row",
-};
 
 const fact = (key, shown, name) => el("div", {}, el("dt", {}, termLink(key, name)), el("dd", { text: shown }));
 
 const measures = (record) => el("dl", { class: "facts" },
-  ...MEASURES.filter(([, field]) => record.ranked[field] !== null)
-    .map(([key, field, show]) => fact(key, show(record.ranked[field]))),
-  record.encoder_cosine === null ? null : fact("encoder_cosine", number(3)(record.encoder_cosine)),
-  fact("code", number(2)(record.mean_code), "mean code where active"),
-  fact("code", number(2)(record.max_code), "largest code"),
-  fact("fires", count(record.ranked.n_active), "active tokens"),
+  ...MEASURES.filter((key) => record.ranked[key] !== null).map((key) => fact(key, inDigits(key, record.ranked[key]))),
+  record.encoder_cosine === null ? null : fact("encoder_cosine", inDigits("encoder_cosine", record.encoder_cosine)),
+  fact("code", inDigits("code", record.mean_code), "mean activation where active"),
+  fact("code", inDigits("code", record.max_code), "max activation"),
+  fact("n_active", count(record.ranked.n_active)),
 );
 
 const bars = (rows) => el("div", { class: "bars" }, ...rows.flatMap(([name, share, shown]) => [
@@ -36,7 +30,7 @@ const scaling = (record) => record.scaling.length === 0 ? null : el("div", { cla
     el("th", { scope: "col", class: "num" }, termLink("nu_error")),
     el("th", { scope: "col", class: "num" }, termLink("nu_reconstruction")))),
   el("tbody", {}, ...record.scaling.map(([name, error, reconstruction]) => el("tr", {},
-    el("td", { text: SCALED[name] ?? name }),
+    el("td", { text: data.directions[name] ?? name }),
     el("td", { class: "num", text: number(2)(error) }), el("td", { class: "num", text: number(2)(reconstruction) })))),
 ));
 
@@ -65,7 +59,7 @@ const exampleOf = (example, largest) => {
   const line = el("div", { class: "tokens", dir: "ltr" }, ...example.tokens.map((token, i) => {
     const code = example.codes[i];
     const shade = code > 0 ? `background: rgba(var(--hot), ${0.12 + 0.58 * Math.min(1, code / largest)})` : null;
-    return el("span", { text: token, style: shade, class: i === example.at ? "at" : null, title: code > 0 ? `code ${code}` : null });
+    return el("span", { text: token, style: shade, class: i === example.at ? "at" : null, title: code > 0 ? `activation ${code}` : null });
   }));
   const meta = `${number(2)(example.value)} · ${example.source} · ${example.role}`;
   return el("div", { class: "example" }, el("div", { class: "meta", text: meta }), line);
@@ -75,7 +69,7 @@ const FIFTHS = ["weakest fifth", "second fifth", "middle fifth", "fourth fifth",
 const examples = (record) => {
   const groups = new Map();
   for (const example of record.examples) {
-    const name = example.quantile === null ? "Largest codes" : `Sample: ${FIFTHS[example.quantile] ?? example.quantile}`;
+    const name = example.quantile === null ? "Largest activations" : `Sample: ${FIFTHS[example.quantile] ?? example.quantile}`;
     groups.set(name, [...(groups.get(name) ?? []), example]);
   }
   return [...groups].flatMap(([name, own]) => [
@@ -96,9 +90,9 @@ const samples = (i) => data.samples.prompts.map((sample) => {
     el("dl", {},
       ...written("base", sample.base),
       ...sample.steered.flatMap((texts, s) => texts[i] === null ? []
-        : written(`steered × ${data.samples.strengths[s]}`, texts[i], sample.base, "steering")),
+        : written(`steered × ${data.samples.strengths[s]}`, texts[i], sample.base, "strength")),
       ...written("fine-tuned", sample.finetuned),
-      el("dt", {}, termLink("ablation", "without")),
+      el("dt", {}, termLink("ablation")),
       isChanged ? el("dd", { class: "changed" }, el("bdi", { text: ablated }))
         : el("dd", { class: "same", text: n ? `the same, though active on ${n} tokens of it` : "the same: active on no token of it" }),
     ));
@@ -120,19 +114,19 @@ const latentPane = (i) => {
       el("h2", { tabindex: "-1", text: `Latent ${record.latent}` }),
       el("span", { class: "badge", text: `# ${record.ranked.place}` }),
       data.compared ? el("span", { class: "badge", text: record.ranked.latent_class }) : null,
-      record.is_specific ? el("span", { class: "badge", text: "specific", "data-tip": meaning("specific"), tabindex: "0" }) : null,
+      record.is_specific ? el("span", { class: "badge", text: "specific", "data-tip": meaning("is_specific"), tabindex: "0" }) : null,
       el("span", { class: "grow" }),
       step(-1, "←", "previous latent"), step(1, "→", "next latent"),
       el("button", { type: "button", text: "Close", onclick: () => closePane() })),
     ...section("Measures", null, measures(record)),
-    ...section("Decoder norm by site", "norm", norms(record)),
+    ...section("Decoder norm by site", "decoder_norm", norms(record)),
     ...section("Latent Scaling", null, scaling(record)),
-    ...section("Fires on", "fires", firing(record.roles), record.sources.length > 1 ? el("div", { class: "group", text: "by source" }) : null,
+    ...section("Active on", "active_share", firing(record.roles), record.sources.length > 1 ? el("div", { class: "group", text: "by source" }) : null,
       record.sources.length > 1 ? firing(record.sources) : null,
       record.positions.length > 1 ? el("div", { class: "group", text: "by position in the context" }) : null,
       record.positions.length > 1 ? firing(record.positions) : null),
-    ...section("Effect on the logits", "logits", record.logits.length ? logits(record) : null),
+    ...section("Effect on the logits", "logit", record.logits.length ? logits(record) : null),
     ...section("Examples", "quantile", examples(record)),
-    ...section("Steered and without it", null, data.samples ? samples(i) : null),
+    ...section("Steered and ablated", null, data.samples ? samples(i) : null),
   ];
 };

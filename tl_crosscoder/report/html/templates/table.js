@@ -1,18 +1,15 @@
 // The table of latents: columns, sorting, filters, search. A narrow window has no room for minor columns.
+const ranked = (key, isMinor) => ({
+  name: terms[key].label, term: key, key: (l) => l.ranked[key], show: (value) => inDigits(key, value), isMinor,
+});
 const COLUMNS = [
   { name: "#", key: (l) => l.ranked.place, show: count },
   { name: "latent", key: (l) => l.latent, show: String },
-  ...(data.compared ? [{ name: "class", term: "class", key: (l) => l.ranked.latent_class, isText: true, isMinor: true }] : []),
-  { name: "score", term: "score", key: (l) => l.ranked.score, show: number(4), isMinor: true },
-  { name: "R", term: "R", key: (l) => l.ranked.relative_decoder_norm, show: number(3) },
-  { name: "Δ-norm", term: "delta_norm", key: (l) => l.ranked.delta_norm, show: number(3), isMinor: true },
-  { name: "cosine", term: "cosine", key: (l) => l.ranked.decoder_cosine, show: number(2), isMinor: true },
-  { name: "nu error", term: "nu_error", key: (l) => l.ranked.nu_error, show: number(2), isMinor: true },
-  { name: "nu rec.", term: "nu_reconstruction", key: (l) => l.ranked.nu_reconstruction, show: number(2), isMinor: true },
-  { name: "says", term: "alone", key: (l) => l.ranked.explained_difference, show: percent(2) },
-  { name: "fires", term: "fires", key: (l) => l.ranked.active_share, show: percent(2), isMinor: true },
-  { name: "template", term: "template", key: (l) => l.ranked.template_share, show: percent(0), isMinor: true },
-  { name: "mostly on", term: "role", key: (l) => l.main_role, isText: true, isMinor: true },
+  ...(data.compared ? [{ ...ranked("latent_class", true), isText: true }] : []),
+  ranked("score", true), ranked("relative_decoder_norm"), ranked("delta_norm", true), ranked("decoder_cosine", true),
+  ranked("nu_error", true), ranked("nu_reconstruction", true), ranked("explained_difference"),
+  ranked("active_share", true), ranked("template_share", true),
+  { ...ranked("main_role", true), key: (l) => l.main_role, isText: true },
 ].filter((column) => column.isText || data.latents.some((l) => column.key(l) !== null));
 
 const records = data.latents;

@@ -1,0 +1,47 @@
+"""Results of interventions of which every number is chosen."""
+
+import math
+
+from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
+from tl_crosscoder.interventions.trials import CausalRow, CausalTest
+
+NAN = math.nan
+
+
+def patching_row(variant: str, recovery: float, *, tokens="response", **changes) -> PatchingRow:
+    """KL 0.5 without recovery; the interval is a tenth to each side."""
+    values = {
+        "group": "dictionary", "n_latents": 0, "n_tokens": 1234, "n_prompts": 7,
+        "kl": 0.5 * (1 - recovery), "kl_low": 0.0, "kl_high": 1.0,
+        "ce": 2.0, "ce_low": 1.0, "ce_high": 3.0,
+        "recovery_low": recovery - 0.1, "recovery_high": recovery + 0.1,
+    }  # fmt: skip
+    return PatchingRow(variant=variant, tokens=tokens, recovery=recovery, **(values | changes))
+
+
+def patching_result(*rows: PatchingRow) -> PatchingResult:
+    return PatchingResult(
+        rows=rows,
+        compared=("base", "sft"),
+        candidates="the 5 finetuned-only latents",
+        candidate_latents=(1, 2, 3, 4, 5),
+    )
+
+
+def causal_row(latents: str = "top 3", **changes) -> CausalRow:
+    values = {
+        "test": "necessity", "n_latents": 3, "strength": NAN, "value": 0.25, "base": 0.0627,
+        "finetuned": 0.9654, "share": 0.7934, "share_low": 0.7, "share_high": 0.85,
+        "random_mean": 0.012, "random_high": 0.034, "effect_size": 3.0, "p_random": 0.01,
+        "p_random_holm": 0.0297, "matched_mean": -0.056, "p_matched": 0.2, "null_mean": NAN,
+        "off_target_kl": 0.0123, "off_target_low": 0.0, "off_target_high": 1.0,
+        "random_off_target_kl": 0.0456,
+    }  # fmt: skip
+    return CausalRow(latents=latents, **(values | changes))
+
+
+def causal_result(*rows: CausalRow) -> CausalTest:
+    return CausalTest(
+        rows=rows, effect="taboo", unit="probability", n_prompts=12, n_random=100, n_matched=20,
+        sets={},
+    )  # fmt: skip
