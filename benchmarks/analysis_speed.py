@@ -27,7 +27,7 @@ from tl_crosscoder import (
     split_documents,
     tokenize,
 )
-from tl_crosscoder.analysis.examples.collector import ExampleCollector
+from tl_crosscoder.analysis.examples import ExampleCollector
 from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
 from tl_crosscoder.crosscoder.crosscoder import sparse_codes

@@ -26,7 +26,7 @@ from result_file import Column, ResultFile, collect
 from torch import Tensor
 from variants import add_arguments, configured, output_path, seeds
 
-from tl_crosscoder.analysis.examples.database import examples
+from tl_crosscoder.analysis.examples import examples
 from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, Ranking, in_order, rank_latents
 from tl_crosscoder.analysis.measurement import LatentSummary, Measurement, measure
 from tl_crosscoder.config.training import RunConfig

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tl_crosscoder.analysis.agreement import agreement, agreement_over_seeds
-    from tl_crosscoder.analysis.examples.database import ExampleDatabase, examples
+    from tl_crosscoder.analysis.example_database import ExampleDatabase
+    from tl_crosscoder.analysis.examples import examples
     from tl_crosscoder.analysis.latent_scaling import LatentScaling
     from tl_crosscoder.analysis.latents import rank_latents
     from tl_crosscoder.analysis.lens import direction_logits, logit_effect
@@ -185,10 +186,8 @@ _MODULES = {
         "agreement",
         "agreement_over_seeds",
     ),
-    "analysis.examples.database": (
-        "ExampleDatabase",
-        "examples",
-    ),
+    "analysis.example_database": ("ExampleDatabase",),
+    "analysis.examples": ("examples",),
     "analysis.latent_scaling": ("LatentScaling",),
     "analysis.latents": ("rank_latents",),
     "analysis.lens": (

@@ -4,12 +4,19 @@ import torch
 from torch import Tensor
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, Measurement, Site
-from tl_crosscoder.analysis.examples.database import Example, TopTokens
+from tl_crosscoder.analysis.examples import (
+    CollectedExamples,
+    Example,
+    ExampleCollector,
+    ExampleSettings,
+    TopTokens,
+)
 from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.latents import LatentMeasures, in_order
 from tl_crosscoder.analysis.measurement import LatentSummary
 from tl_crosscoder.analysis.norms import delta_norm, relative_decoder_norm
 from tl_crosscoder.analysis.reconstruction import Reconstruction
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 
 
 def sites(d_model: int = 2) -> tuple[Site, Site]:
@@ -78,6 +85,32 @@ RECONSTRUCTION = Reconstruction(
     l0=12.34,
     dead_share=0.25,
 )
+
+
+def collected_examples(
+    dense: Tensor,
+    mask: Tensor,
+    *,
+    settings: ExampleSettings,
+    order: Tensor | None = None,
+    batch_size: int = 8,
+) -> CollectedExamples:
+    """As a pass over a text collects: rows of kept tokens, whole contexts in any order."""
+    n, size, d_sae = dense.shape
+    collector = ExampleCollector(d_sae, context_size=size, settings=settings)
+    for index in (torch.arange(n) if order is None else order).split(batch_size):
+        own = mask[index]
+        positions = (index[:, None] * size + torch.arange(size))[own]
+        collector.add(SparseCodes.of_dense(dense[index][own]), positions)
+    return collector.result()
+
+
+def example_rows(found: CollectedExamples) -> list[tuple]:
+    """(latent, quantile, rank, value, position, window) of each example."""
+    columns = (
+        found.latents, found.quantiles, found.ranks, found.values, found.positions, found.windows
+    )  # fmt: skip
+    return list(zip(*(c.tolist() for c in columns), strict=True))
 
 
 def no_tokens(d_sae: int) -> TopTokens:

@@ -162,8 +162,8 @@ def test_what_a_latent_says_of_the_difference_is_the_change_of_the_error(case):
         own = torch.outer(codes[:, j], v[j])
         alone = (delta.square().sum() - (delta - own).square().sum()) / variance
         lost = ((error + own).square().sum() - error.square().sum()) / variance
-        torch.testing.assert_close(found.alone[j], alone)
-        torch.testing.assert_close(found.lost_without[j], lost)
+        torch.testing.assert_close(found.explained_difference[j], alone)
+        torch.testing.assert_close(found.explained_difference_drop[j], lost)
 
 
 def test_a_saved_scaling_is_loaded_equal(case, tmp_path):

@@ -32,7 +32,7 @@ def measures(alone: list[float], **scalings: LatentScaling):
     """Latents of R 0.9, 0.5, 0.1, 0.5 that say so much of the difference; the last is too rare."""
     made = latent_measures([0.1, 1.0, 0.9, 1.0], [0.9, 1.0, 0.1, 1.0], [20, 30, 40, 9])
     shares = torch.tensor(alone).double()
-    difference = DifferenceByLatent(alone=shares, lost_without=shares)
+    difference = DifferenceByLatent(explained_difference=shares, explained_difference_drop=shares)
     return replace(made, difference=difference, scaling=scalings)
 
 

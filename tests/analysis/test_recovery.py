@@ -4,7 +4,7 @@ from analysis.hand_made import latent_measures, measurement
 from text_of_ids import text_of
 
 from tl_crosscoder import Measurement, TokenizedText
-from tl_crosscoder.analysis.examples.database import TopTokens, examples
+from tl_crosscoder.analysis.examples import TopTokens, examples
 from tl_crosscoder.organisms.recovery import planted_recovery
 
 N_POS = 32

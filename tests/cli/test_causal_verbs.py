@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli.main import main
@@ -124,7 +124,7 @@ def test_analyze_prints_the_ranking_and_the_examples_are_there(run, top, capsys)
     with ExampleDatabase.open(run / "examples.sqlite") as database:
         example = database.latent(top[0])[0]
         assert example.activations[example.at] == example.value > 0
-        assert example.token in database.context(example.context).text
+        assert example.token in "".join(database.context(example.context))
 
 
 def test_analyze_shows_one_latent_searches_and_writes_a_table(run, top, tmp_path, capsys):

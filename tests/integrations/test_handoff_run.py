@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelSites, Site
-from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli.judge import Handoff, Judge
 from tl_crosscoder.data.harvest import harvest

@@ -9,7 +9,7 @@ import torch
 from text_of_ids import text_of
 from transformers import AutoTokenizer
 
-from tl_crosscoder.analysis.examples.database import StoredExample
+from tl_crosscoder.analysis.example_database import StoredExample
 from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.integrations.judge.client import AnswerCache, Endpoint, Judge
 from tl_crosscoder.integrations.judge.judged import Judged, JudgedLatent

@@ -12,9 +12,9 @@ from tl_crosscoder.analysis.lens import (
     direction_logits,
     logit_effect,
     n_tokens,
-    token_text,
 )
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
+from tl_crosscoder.models.tokenizer import token_text
 
 NORMS = ["LN", "LNPre", "RMS", "RMSPre", None]
 LAST = "blocks.2.hook_resid_post"

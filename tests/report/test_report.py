@@ -12,7 +12,7 @@ from report.report_runs import DIFFERENCE, HOOK, HOSTILE, PAIR, small_run
 from report.result_rows import causal_row, patching_row
 
 from tl_crosscoder import ModelSites, TrainConfig, Trainer, load_diff, measure, preset
-from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.cli.report import Report
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest

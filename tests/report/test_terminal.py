@@ -7,7 +7,7 @@ import pytest
 from analysis.hand_made import RECONSTRUCTION, latent_measures, measurement, sites
 from report.result_rows import NAN, causal_result, causal_row, patching_result, patching_row
 
-from tl_crosscoder.analysis.examples.database import Example
+from tl_crosscoder.analysis.examples import Example
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.report.causal import causal_sections, patching_sections

@@ -14,7 +14,7 @@ from tl_crosscoder import (
     ablated,
     tokenize,
 )
-from tl_crosscoder.analysis.examples.collector import ExampleCollector, ExampleSettings
+from tl_crosscoder.analysis.examples import ExampleCollector, ExampleSettings
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.report.circuits import TokensHtml
 from tl_crosscoder.report.token_panels import shown, token_namer

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from tl_crosscoder.analysis.lens import token_text
+from tl_crosscoder.models.tokenizer import token_text
 from tl_crosscoder.report.token_panels import (
     colored_tokens,
     colored_tokens_multi,

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
-from tl_crosscoder.analysis.examples.database import Example
+from tl_crosscoder.analysis.examples import Example
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow

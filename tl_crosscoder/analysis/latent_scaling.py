@@ -69,16 +69,16 @@ class LatentScaling(TableOfColumns):
 
 @dataclass(frozen=True, kw_only=True)
 class DifferenceByLatent(TableOfColumns):
-    """What each latent says about x^1 - x^0, in raw space, as a share of its variance.
+    """What each latent explains of x^1 - x^0, in raw space, as a share of its variance.
 
-    Of the squared norm, not of the deviation from the mean: a latent that says the constant part of
-    the difference is credited with it, though the variance leaves it out.
+    Numerators are squared norms, not deviations from the mean: a latent that explains the constant
+    part of the difference is credited with it, though the variance leaves it out.
     """
 
-    alone: Float[Tensor, " d_sae"]
-    """How much less is left of it if only this latent speaks; below 0 where it misleads."""
-    lost_without: Float[Tensor, " d_sae"]
-    """How much more is left of it if only this latent is silent."""
+    explained_difference: Float[Tensor, " d_sae"]
+    """Share that this latent explains alone; below 0 where it points the wrong way."""
+    explained_difference_drop: Float[Tensor, " d_sae"]
+    """Share that the dictionary explains less if only this latent is left out."""
 
 
 @dataclass(kw_only=True)
@@ -200,5 +200,6 @@ class ScalingSums:
         of_x, of_e = at[1] - at[0], at[3] - at[2]
         variance = torch.where(variance > 0, variance, math.nan)
         return DifferenceByLatent(
-            alone=(2 * of_x - own) / variance, lost_without=(2 * of_e + own) / variance
+            explained_difference=(2 * of_x - own) / variance,
+            explained_difference_drop=(2 * of_e + own) / variance,
         )

@@ -31,6 +31,7 @@ from tl_crosscoder.results.tables import TableOfColumns, TableOfRows
 if TYPE_CHECKING:
     import pandas as pd
 
+EXPLAINED = ("explained_difference", "explained_difference_drop")
 NORMS = ("relative_decoder_norm", "delta_norm", "decoder_cosine", "encoder_cosine")
 
 
@@ -239,16 +240,17 @@ def default_order(latents: LatentMeasures) -> Order:
 
 def _ingredients(latents: LatentMeasures, toward: str) -> dict[str, Float[Tensor, " d_sae"]]:
     none = torch.full_like(latents.relative_decoder_norm, torch.nan)
-    scaling, difference = latents.scaling.get(toward), latents.difference
-    return {
+    found = dict.fromkeys(("nu_error", "nu_reconstruction", *EXPLAINED), none)
+    if toward in latents.scaling:
+        scaling = latents.scaling[toward]
+        found |= {"nu_error": scaling.nu_error, "nu_reconstruction": scaling.nu_reconstruction}
+    if latents.difference is not None:
+        found |= {name: getattr(latents.difference, name) for name in EXPLAINED}
+    return found | {
         "score": _score(latents, toward),
         "relative_decoder_norm": latents.relative_decoder_norm,
         "delta_norm": latents.delta_norm,
         "decoder_cosine": latents.decoder_cosine,
-        "nu_error": none if scaling is None else scaling.nu_error,
-        "nu_reconstruction": none if scaling is None else scaling.nu_reconstruction,
-        "explained_difference": none if difference is None else difference.alone,
-        "explained_difference_drop": none if difference is None else difference.lost_without,
         "active_share": latents.firing.rate,
         "template_share": latents.firing.template_share,
     }
@@ -262,7 +264,7 @@ def _lean(latents: LatentMeasures, toward: str) -> Float[Tensor, " d_sae"]:
 def _score(latents: LatentMeasures, toward: str) -> Float[Tensor, " d_sae"]:
     if latents.difference is None:
         return torch.full_like(latents.relative_decoder_norm.double(), torch.nan)
-    return _lean(latents, toward) * latents.difference.alone
+    return _lean(latents, toward) * latents.difference.explained_difference
 
 
 def _difference(latents: LatentMeasures, toward: str) -> Float[Tensor, " d_sae"]:

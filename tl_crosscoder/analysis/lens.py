@@ -18,10 +18,10 @@ from torch import Tensor
 from tl_crosscoder.analysis.similarity import checked_latents, compared_positions
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.models import tokenizer as tokenization
 from tl_crosscoder.models.difference import SiteDifference
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.tokenizer import token_text
 from tl_crosscoder.results.tables import TableOfRows
 
 _CHUNK = 256
@@ -198,12 +198,6 @@ def direction_logits(
 def n_tokens(models: ComparedModels) -> int:
     """Ids that are tokens: models may have more logits than the tokenizer has tokens."""
     return min(models.d_vocab, len(models.tokenizer))
-
-
-def token_text(tokenizer: Any, token: int) -> str:
-    """One token, with the space before it that some tokenizers drop where it stands alone."""
-    head = tokenization.encode(tokenizer, "a", prepend_bos=False)
-    return tokenization.decode_continuation(tokenizer, head, [token]) or tokenizer.decode([token])
 
 
 def _effects(

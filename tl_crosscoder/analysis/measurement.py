@@ -25,12 +25,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.analysis.examples.collector import (
+from tl_crosscoder.analysis.examples import (
     CollectedExamples,
+    Example,
     ExampleCollector,
     ExampleSettings,
+    TopTokens,
+    examples,
 )
-from tl_crosscoder.analysis.examples.database import Example, TopTokens, examples
 from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
 from tl_crosscoder.analysis.latents import (

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.lens import n_tokens, token_text
+from tl_crosscoder.analysis.lens import n_tokens
 from tl_crosscoder.models.forward import continued
 from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.tokenizer import token_text
 from tl_crosscoder.results.tables import TableOfRows
 
 IDENTITY_PROMPTS = (

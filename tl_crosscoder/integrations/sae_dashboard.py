@@ -20,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.analysis.examples.database import ExampleDatabase, StoredExample
+from tl_crosscoder.analysis.example_database import ExampleDatabase, StoredExample
 from tl_crosscoder.analysis.firing import ActiveTokens
-from tl_crosscoder.analysis.lens import Readout, token_text
+from tl_crosscoder.analysis.lens import Readout
 from tl_crosscoder.integrations.shown_site import ShownSite
+from tl_crosscoder.models.tokenizer import token_text
 
 N_BINS = 50
 """Bars of a histogram, as in SAEDashboard."""

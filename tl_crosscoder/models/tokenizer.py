@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+_MOST_WAITING = 16
+"""Tokens held back until a split character is whole; one has at most four bytes."""
 PROBE_TEXT = "The 2 cats' naïve plan: run, hide & eat.\n"
 
 
@@ -74,6 +76,42 @@ def decode_continuation(tokenizer: Any, prompt: list[int], continuation: list[in
     if full.startswith(head):
         return full[len(head) :]
     return tokenizer.decode(continuation, skip_special_tokens=True)
+
+
+def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """A text token by token: one string for each token, together the text.
+
+    Decoded alone, a token loses the space before it in the tokenizers of Llama 2 and its kin, so a
+    piece is what a token adds to the one before. A character that is split between tokens belongs
+    to the token that completes it, and the others are empty.
+    """
+    pieces = []
+    # ids[:read] are decoded; the tokens from `anchor` on give the spaces.
+    anchor = read = 0
+    done = ""
+    for end in range(1, len(ids) + 1):
+        text = _decoded(tokenizer, tuple(ids[anchor:end]))
+        waits = end < len(ids) and end - read < _MOST_WAITING
+        whole = text.rstrip("\N{REPLACEMENT CHARACTER}") if waits else text
+        pieces.append(whole[len(done) :])
+        if whole == text:
+            anchor, read = read, end
+            done = _decoded(tokenizer, tuple(ids[anchor:end]))
+        elif len(whole) > len(done):
+            done = whole
+    return pieces
+
+
+# Pairs of tokens repeat: one in a hundred of the embedded text is new.
+@lru_cache(maxsize=2**17)
+def _decoded(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    return tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """One token, with the space before it that some tokenizers drop where it stands alone."""
+    head = encode(tokenizer, "a", prepend_bos=False)
+    return decode_continuation(tokenizer, head, [token]) or tokenizer.decode([token])
 
 
 def check_same_tokenizer(base: Any, finetuned: Any, *, labels: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from tl_crosscoder.analysis.examples.database import StoredExample
+from tl_crosscoder.analysis.example_database import StoredExample
 from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, in_order
 from tl_crosscoder.analysis.lens import LogitEffects

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tl_crosscoder.analysis.examples.database import Example, examples
+from tl_crosscoder.analysis.examples import Example, examples
 from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.data.tokens import TokenizedText

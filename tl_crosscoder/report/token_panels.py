@@ -6,7 +6,7 @@ Gemma) or as letters (GPT-2, Llama 3). Limit: these two ways to write bytes.
 
 Tokens and numbers as panels of circuitsvis: pure functions, without models.
 
-Contract: one string a token, as `TokenPieces` gives them, and one number (or one for each label) a
+Contract: one string a token, as `token_pieces` gives them, and one number (or one for each label) a
 token; out comes a `TokenPanel` with the props of circuitsvis's own function of the same name.
 circuitsvis puts tokens into the page as HTML and as text, so `shown` makes strings that are the
 same in both. Limit: values are finite, and are cut to six digits.
@@ -23,8 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tl_crosscoder.analysis.examples.collector import TokenPieces
-from tl_crosscoder.analysis.lens import token_text
+from tl_crosscoder.models.tokenizer import token_pieces, token_text
 from tl_crosscoder.report.circuits import TokenPanel
 
 _BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
@@ -32,7 +31,7 @@ _BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 def text_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """One string for each token of a text."""
-    pieces = TokenPieces(tokenizer).of(ids)
+    pieces = token_pieces(tokenizer, ids)
     return [
         piece or vocabulary_name(tokenizer, token) for piece, token in zip(pieces, ids, strict=True)
     ]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.similarity import checked_latents
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes

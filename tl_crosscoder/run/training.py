@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
-from tl_crosscoder.analysis.examples.database import ExampleDatabase
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement, measure, measure_all
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.cache import ActivationCache
@@ -213,14 +213,10 @@ def examples_of(run: Run, text: TokenizedText) -> ExampleDatabase:
         ValueError: they are of another text.
     """
     database = run_examples(run)
-    for j in database.latents()[:1]:
-        (example,) = database.latent(j, n=1)
-        stored = database.context(example.context).token_ids
-        context = text.tokens[example.context].tolist() if example.context < len(text) else []
-        if list(stored) != context[: len(stored)]:
-            database.close()
-            raise ValueError(
-                f"the examples in {run.path} are of another text than the run is measured on now. "
-                "Make them again with `tl-crosscoder analyze --fresh`."
-            )
+    if not database.is_of(text):
+        database.close()
+        raise ValueError(
+            f"the examples in {run.path} are of another text than the run is measured on now. "
+            "Make them again with `tl-crosscoder analyze --fresh`."
+        )
     return database

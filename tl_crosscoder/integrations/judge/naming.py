@@ -33,12 +33,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.examples.collector import TokenPieces
-from tl_crosscoder.analysis.examples.database import ExampleDatabase, StoredExample
+from tl_crosscoder.analysis.example_database import ExampleDatabase, StoredExample
 from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.analysis.resampling import Interval, bootstrap_weights, interval
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.integrations.judge.client import Messages
+from tl_crosscoder.models.tokenizer import token_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class WindowSampler:
         self, active: ActiveTokens, text: TokenizedText, tokenizer: Any, settings: WindowSettings
     ) -> None:
         self.active, self.text, self.settings = active, text, settings
-        self._pieces = TokenPieces(tokenizer)
+        self._tokenizer = tokenizer
         scored = torch.tensor([is_for_scoring(i) for i in range(len(text))], dtype=torch.bool)
         self._counted = (active.counted & scored[:, None]).flatten()
 
@@ -166,7 +166,7 @@ class WindowSampler:
         for flat in positions.tolist():
             context, position = divmod(flat, self._size)
             length = int(self.text.lengths[context])
-            pieces = self._pieces.of(self.text.tokens[context, :length].tolist())
+            pieces = token_pieces(self._tokenizer, self.text.tokens[context, :length].tolist())
             first = max(0, position - self.settings.n_before)
             text = "".join(pieces[first : position + 1 + self.settings.n_after])
             yield Window(text=text, is_active=is_active, context=context, position=position)

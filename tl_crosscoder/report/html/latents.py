@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from tl_crosscoder.analysis.examples.database import ExampleDatabase, StoredExample
+from tl_crosscoder.analysis.example_database import ExampleDatabase, StoredExample
 from tl_crosscoder.analysis.firing import POSITIONS, Firing
 from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, Ranking
 from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects, direction_logits, logit_effect

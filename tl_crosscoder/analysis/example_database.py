@@ -1,125 +1,29 @@
-"""The tokens on which each latent is most active, with their context.
+"""`ExampleDatabase`: the examples of all latents with their text, in one SQLite file.
 
-`TopTokens` are the first few examples of every latent, `[n, d_sae]`, in memory; all of them, with
-quantile samples, are in the `ExampleDatabase`. Limit: contexts are looked up in the tokenised text,
-which has to be at hand.
-
-`ExampleDatabase`: the examples of all latents with their text, in one SQLite file.
-
-Contract: opening reads a row; the examples of a latent are a few pages that lie together; a
-search finds the latents whose examples contain a text. Nothing else is needed to read it: neither
-the models nor the tokenizer. Limit: an example shows `n_before` tokens and `n_after`, as collected,
-and a search looks no further.
+Contract: opening reads one row; the examples of a latent are a few pages that lie together; a
+search finds the latents whose examples contain a text. Neither models nor tokenizer are needed to
+read it. Limits: an example shows `n_before` tokens and `n_after`, as collected, and a search looks
+no further; a search reads all contexts, which takes about a second for 5 million tokens.
 """
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from tl_crosscoder.analysis.examples.collector import KINDS, CollectedExamples, ExampleSettings
-from tl_crosscoder.analysis.examples.file import (
-    Matches,
-    ends_of,
-    find,
-    has_index,
-    open_examples,
-    unpacked,
-    write_examples,
-)
+from tl_crosscoder.analysis.example_file import ends_of, open_examples, unpacked, write_examples
+from tl_crosscoder.analysis.examples import CollectedExamples, ExampleSettings
 from tl_crosscoder.data.tokens import TokenizedText
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-@dataclass(frozen=True, kw_only=True)
-class TopTokens:
-    """The n most active tokens of every latent, best first."""
-
-    values: Float[Tensor, "n d_sae"]
-    """Codes; 0 where a latent was active on fewer than n tokens."""
-    positions: Int[Tensor, "n d_sae"]
-    """Index into the flattened `[contexts, pos]` of the text; -1 where the value is 0."""
-
-    @classmethod
-    def of(cls, collected: CollectedExamples, *, n: int) -> "TopTokens":
-        """The first n of each latent from what a pass collected."""
-        values = torch.zeros(n, collected.d_sae)
-        positions = torch.full((n, collected.d_sae), -1)
-        is_top = (collected.kinds == KINDS.index("top")) & (collected.ranks < n)
-        at = collected.ranks[is_top].long(), collected.latents[is_top].long()
-        values[at] = collected.values[is_top]
-        positions[at] = collected.positions[is_top].long()
-        return cls(values=values, positions=positions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One token in context."""
-
-    before: str
-    token: str
-    after: str
-    value: float
-    """The latent's code at the token."""
-    source: str
-    """Where the text comes from."""
-
-
-def examples(
-    top: TopTokens,
-    latent: int,
-    text: TokenizedText,
-    tokenizer: Any,
-    *,
-    n_before: int = 12,
-    n_after: int = 6,
-) -> list[Example]:
-    """The stored tokens of a latent as text, best first; context ends at the context's borders."""
-    found = []
-    for value, position in zip(
-        top.values[:, latent].tolist(), top.positions[:, latent].tolist(), strict=True
-    ):
-        if position < 0:
-            break
-        context, at = divmod(position, text.context_size)
-        start = max(0, at - n_before)
-        ids = text.tokens[context, start : at + 1 + n_after].tolist()
-        before, token, after = _decode_parts(tokenizer, ids, at - start)
-        found.append(
-            Example(
-                before=before,
-                token=token,
-                after=after,
-                value=value,
-                source=text.sources[int(text.source_ids[context, at])],
-            )
-        )
-    return found
-
-
-def _decode_parts(tokenizer: Any, ids: list[int], at: int) -> tuple[str, str, str]:
-    """Text before, of and after one token; together the text of all.
-
-    Decoded alone, a part loses the space before its first word in the tokenizers of Llama 2 and
-    its kin, so parts are differences of prefixes. Where a character is split between tokens
-    there is no such difference, and the part stands alone.
-    """
-    ends = (at, at + 1, len(ids))
-    before, through, whole = (tokenizer.decode(ids[:end]) for end in ends)
-    token = through[len(before) :] if through.startswith(before) else tokenizer.decode([ids[at]])
-    after = whole[len(through) :] if whole.startswith(through) else tokenizer.decode(ids[at + 1 :])
-    return before, token, after
-
-
-_KEY = "latent = ? AND kind = ? AND quantile = ? AND rank = ?"
+KINDS = ("top", "quantile")
+"""Why an example was kept: its code is one of the largest, or it was drawn from a quantile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +45,7 @@ class StoredExample:
     tokens: tuple[str, ...]
     """The same text token by token."""
     activations: tuple[float, ...]
-    """The latent's code at each of `tokens`; 0 too where a token does not count."""
+    """The latent's code at each of `tokens`; 0 at masked tokens too."""
     at: int
     """Which of `tokens` it is."""
     role: str
@@ -151,18 +55,7 @@ class StoredExample:
     context: int
     """Index of the context in the text."""
     position: int
-    """Of the token in its context."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredContext:
-    """A context of which at least one token is an example."""
-
-    context: int
-    text: str
-    token_ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-    """One string for each token; together the text."""
+    """Position of the token in its context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +73,17 @@ class SearchHit:
     """The largest code of those on the token, or of all that match."""
 
 
+class _Match(NamedTuple):
+    """An example with the text in its window."""
+
+    is_on_token: bool
+    value: float
+    key: tuple[int, int, int]
+    """Latent, quantile and rank."""
+    place: tuple[int, int]
+    """Context and position: a token of the top may have been drawn, too, and counts once."""
+
+
 class ExampleDatabase:
     """Examples in a file, open to read; close it, or use it in a `with` statement."""
 
@@ -187,11 +91,9 @@ class ExampleDatabase:
         self._connection = connection
         self.d_sae: int = meta["d_sae"]
         self.settings = ExampleSettings(**meta["settings"])
-        """As collected."""
+        """How the examples were collected."""
         self.about: dict[str, Any] = meta["about"]
-        """What whoever wrote it said of it."""
-        self.is_indexed = has_index(connection)
-        """False where SQLite has no trigrams: a search then reads all text, with the same hits."""
+        """What the writer stored with it."""
         self._sources, self._roles = meta["sources"], meta["roles"]
 
     @staticmethod
@@ -214,6 +116,7 @@ class ExampleDatabase:
 
         Raises:
             ValueError: the text is not the one that the examples are of.
+            OSError: the disk is full, or another failure of the file system.
         """
         write_examples(Path(path), collected, text, tokenizer=tokenizer, about=about or {})
         return Path(path)
@@ -229,7 +132,7 @@ class ExampleDatabase:
         return cls(*open_examples(Path(path)))
 
     def close(self) -> None:
-        """No more reading; twice is once."""
+        """Close the file; closing it twice does no harm."""
         self._connection.close()
 
     def __enter__(self) -> "ExampleDatabase":
@@ -263,28 +166,34 @@ class ExampleDatabase:
         if kind is not None and kind not in KINDS:
             raise ValueError(f"kind {kind!r} is not known; examples are {list(KINDS)}.")
         _check_count(n)
-        kinds = KINDS if kind is None else (kind,)
-        where = "latent = ? AND kind BETWEEN ? AND ? ORDER BY kind, quantile DESC, rank LIMIT ?"
-        first, last = KINDS.index(kinds[0]), KINDS.index(kinds[-1])
-        return [*self._examples(where, (int(latent), first, last, -1 if n is None else n))]
+        of_kind = {None: "", "top": "AND quantile < 0 ", "quantile": "AND quantile >= 0 "}[kind]
+        order = "ORDER BY quantile >= 0, quantile DESC, rank LIMIT ?"
+        values = int(latent), -1 if n is None else n
+        return [*self._examples(f"latent = ? {of_kind}{order}", values)]
 
-    def context(self, context: int) -> StoredContext:
-        """The whole context of an example. Raises ValueError where it has none."""
-        query = "SELECT text, piece_lengths, token_ids FROM contexts WHERE id = ?"
+    def is_of(self, text: TokenizedText) -> bool:
+        """Whether the examples stand in this text, as far as their first contexts show."""
+        query = "SELECT id, token_ids FROM contexts ORDER BY id LIMIT 20"
+        for context, stored in self._connection.execute(query):
+            ids = np.frombuffer(stored, "<i4").tolist()
+            if context >= len(text) or text.tokens[context, : len(ids)].tolist() != ids:
+                return False
+        return True
+
+    def context(self, context: int) -> tuple[str, ...]:
+        """Tokens of the whole context of an example; together they are its text.
+
+        Raises ValueError for a context without examples.
+        """
+        query = "SELECT text, piece_lengths FROM contexts WHERE id = ?"
         row = self._connection.execute(query, (int(context),)).fetchone()
         if row is None:
             raise ValueError(
                 f"context {context} is not in this database: it holds those of its examples, "
                 "named by their `context`."
             )
-        text, lengths, ids = row
-        ends = ends_of(lengths)
-        return StoredContext(
-            context=context,
-            text=text,
-            token_ids=tuple(np.frombuffer(ids, "<i4").tolist()),
-            tokens=_pieces(text, ends, 0, len(ends) - 1),
-        )
+        text, ends = row[0], ends_of(row[1])
+        return _pieces(text, ends, 0, len(ends) - 1)
 
     def search(self, text: str, *, n: int = 20) -> list[SearchHit]:
         """Latents whose examples contain a text, anywhere in a word and in any case.
@@ -298,12 +207,18 @@ class ExampleDatabase:
         _check_count(n)
         if not text:
             raise ValueError("the text to search is empty: give at least one character.")
-        found = find(self._connection, text, self._window, is_indexed=self.is_indexed)
-        hits = sorted(found, key=lambda j: (-len(found[j].on_token), -len(found[j].near), j))
-        return [self._hit(latent, found[latent]) for latent in hits[:n]]
+        found: dict[int, list[_Match]] = defaultdict(list)
+        for match in self._matches(_folded(text)):
+            found[match.key[0]].append(match)
+        counts = {
+            latent: (len({m.place for m in own if m.is_on_token}), len({m.place for m in own}))
+            for latent, own in found.items()
+        }
+        order = sorted(found, key=lambda j: (-counts[j][0], -counts[j][1], j))
+        return [self._hit(j, found[j], *counts[j]) for j in order[:n]]
 
     def to_frame(self, latent: int) -> "pd.DataFrame":
-        """Examples of a latent, one a row; what is known of them all is in `attrs`."""
+        """Examples of a latent, one a row; what is known of all examples is in `attrs`."""
         import pandas as pd
 
         columns = list(StoredExample.__dataclass_fields__)
@@ -311,31 +226,64 @@ class ExampleDatabase:
         frame.attrs.update(self.about)
         return frame
 
-    def _hit(self, latent: int, matches: Matches) -> SearchHit:
+    def _matches(self, wanted: str) -> Iterator[_Match]:
+        """Examples whose window contains a folded text, in the order of the text."""
+        contexts = self._connection.execute(
+            "SELECT id, text, piece_lengths FROM contexts ORDER BY id"
+        )
+        of_context = (
+            "SELECT latent, quantile, rank, value, position FROM examples WHERE context = ?"
+            " ORDER BY latent, quantile, rank"
+        )
+        for context, text, lengths in contexts:
+            folded = _folded(text)
+            if wanted not in folded:
+                continue
+            ends = ends_of(lengths)
+            for *key, value, position in self._connection.execute(of_context, (context,)):
+                first, stop = self._window(position, ends)
+                begin, end = ends[first], ends[stop]
+                if folded.find(wanted, begin, end) < 0:
+                    continue
+                # An empty token is a part of the character after it.
+                token_end = max(ends[position + 1], ends[position] + 1)
+                least = max(begin, ends[position] - len(wanted) + 1)
+                most = min(end, token_end - 1 + len(wanted))
+                yield _Match(
+                    is_on_token=folded.find(wanted, least, most) >= 0,
+                    value=value,
+                    key=tuple(key),
+                    place=(context, position),
+                )
+
+    def _hit(
+        self, latent: int, matches: list[_Match], n_on_token: int, n_matching: int
+    ) -> SearchHit:
         query = "SELECT n_tokens FROM latents WHERE id = ?"
+        best = max(matches, key=lambda m: (m.is_on_token, m.value))
         return SearchHit(
             latent=latent,
-            n_matching=len(matches.near),
-            n_on_token=len(matches.on_token),
+            n_matching=n_matching,
+            n_on_token=n_on_token,
             n_tokens=self._connection.execute(query, (latent,)).fetchone()[0],
-            example=next(self._examples(_KEY, matches.best)),
+            example=next(self._examples("latent = ? AND quantile = ? AND rank = ?", best.key)),
         )
 
     def _examples(self, where: str, values: tuple[Any, ...]) -> Iterator[StoredExample]:
         query = (
-            "SELECT latent, kind, quantile, rank, value, context, position, source, role,"
-            " activations, text, piece_lengths FROM examples JOIN contexts ON context = id WHERE "
+            "SELECT latent, quantile, rank, value, context, position, source, role, activations,"
+            " text, piece_lengths FROM examples JOIN contexts ON context = id WHERE "
         )
+        width = self.settings.n_before + 1 + self.settings.n_after
         for row in self._connection.execute(query + where, values):
-            latent, kind, quantile, rank, value, context, position, source, role, *rest = row
+            latent, quantile, rank, value, context, position, source, role, *rest = row
             activations, text, ends = rest[0], rest[1], ends_of(rest[2])
             first, stop = self._window(position, ends)
             begin = self.settings.n_before - (position - first)
-            width = self.settings.n_before + 1 + self.settings.n_after
             window = unpacked(activations, width)[begin : begin + stop - first]
             yield StoredExample(
                 latent=latent,
-                kind=KINDS[kind],
+                kind=KINDS[quantile >= 0],
                 quantile=None if quantile < 0 else quantile,
                 rank=rank,
                 value=value,
@@ -359,6 +307,12 @@ class ExampleDatabase:
 
 def _pieces(text: str, ends: list[int], first: int, stop: int) -> tuple[str, ...]:
     return tuple(text[ends[i] : ends[i + 1]] for i in range(first, stop))
+
+
+def _folded(text: str) -> str:
+    """Without case, of the same length."""
+    # `str.lower` makes two characters of U+0130, and another sigma at the end of a word.
+    return text.replace("\u0130", "i").replace("\u03a3", "\u03c3").lower()
 
 
 def _check_count(n: int | None) -> None:
