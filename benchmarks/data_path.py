@@ -158,7 +158,7 @@ def saelens_store(pair: ModelPair, text: TokenizedText) -> int:
     """
     n_tokens = text.tokens.numel()
     store = ActivationsStore(
-        model=pair.as_hooked_model(),
+        model=PairView(pair),
         dataset=Dataset.from_dict({"tokens": text.tokens.tolist()}),
         streaming=False,
         hook_name="hook_sites",

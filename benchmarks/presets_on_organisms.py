@@ -36,7 +36,7 @@ from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
-from tl_crosscoder.models.sites import ModelSites
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.organisms import organism
 from tl_crosscoder.organisms.recovery import planted_recovery
@@ -86,7 +86,7 @@ most to the difference."""
 class Prepared:
     """What all variants of an organism and seed have in common."""
 
-    models: ModelSites
+    models: ModelPair
     text: TokenizedText
     held_out: TokenizedText
 
@@ -95,7 +95,7 @@ class Prepared:
         return self.models.difference() if config.difference else self.models
 
 
-def remember_activations_(models: ModelSites) -> None:
+def remember_activations_(models: ModelPair) -> None:
     """From now on the models run once for the same batch of contexts; all is kept in memory."""
     run, kept = models.site_activations, {}
 

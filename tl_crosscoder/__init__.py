@@ -65,11 +65,9 @@ if TYPE_CHECKING:
     from tl_crosscoder.interventions.steering import activation_norms, steered
     from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, run_trials
     from tl_crosscoder.interventions.weight_edit import ablation_weights
-    from tl_crosscoder.models.difference import SiteDifference
     from tl_crosscoder.models.pair import ModelPair
-    from tl_crosscoder.models.saelens import HookedSite
+    from tl_crosscoder.models.saelens import HookedSite, PairView
     from tl_crosscoder.models.site import Site
-    from tl_crosscoder.models.sites import ModelSites
     from tl_crosscoder.notebook.model_diff import ModelDiff, diff, load_diff
     from tl_crosscoder.report.figures import relative_norm_histogram, run_figures
     from tl_crosscoder.report.tokens import (
@@ -111,14 +109,13 @@ __all__ = [
     "Measurement",
     "ModelDiff",
     "ModelPair",
-    "ModelSites",
+    "PairView",
     "Partition",
     "Predictions",
     "Question",
     "Recipe",
     "RunConfig",
     "Site",
-    "SiteDifference",
     "SiteSAE",
     "TextSource",
     "TokenizedText",
@@ -281,11 +278,12 @@ _MODULES = {
         "run_trials",
     ),
     "interventions.weight_edit": ("ablation_weights",),
-    "models.difference": ("SiteDifference",),
     "models.pair": ("ModelPair",),
-    "models.saelens": ("HookedSite",),
+    "models.saelens": (
+        "PairView",
+        "HookedSite",
+    ),
     "models.site": ("Site",),
-    "models.sites": ("ModelSites",),
     "notebook.model_diff": (
         "ModelDiff",
         "diff",

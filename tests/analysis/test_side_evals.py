@@ -10,7 +10,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import get_special_token_ids
 from transformers import AutoTokenizer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites, tokenize
+from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, tokenize
 from tl_crosscoder.analysis.measurement import measure
 from tl_crosscoder.analysis.saelens_evals import SiteEvals, SiteSAE, site_evals
 from tl_crosscoder.models.saelens import SiteView
@@ -142,7 +142,7 @@ def test_any_list_of_sites_has_sides(pairs, text):
     base, finetuned = pairs["hooked"].models
     hooks = {"a": "blocks.0.hook_resid_post", "b": "blocks.1.mlp.hook_post", "c": HOOK}
     sites = [Site(name=name, hook_name=hook, model_name="m") for name, hook in hooks.items()]
-    models = ModelSites([base, base, finetuned], sites)
+    models = ModelPair(base, base, finetuned, sites=sites)
     crosscoder = random_dictionary(models)
     found = site_evals(models, crosscoder, text, sites=("b", "c"))
     ours = measure(models, crosscoder, text).reconstruction

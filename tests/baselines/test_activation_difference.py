@@ -102,7 +102,7 @@ def test_a_cache_gives_what_its_models_give(pairs, unpacked, tmp_path):
 
 def test_the_other_way_round_is_the_opposite(pairs, unpacked):
     forth = activation_difference(pairs["hooked"], unpacked)
-    back = activation_difference(pairs["hooked"], unpacked, compared=("finetuned", "base"))
+    back = activation_difference(pairs["hooked"].comparing("finetuned", "base"), unpacked)
     assert torch.equal(forth.stacked(), -back.stacked())
     assert forth.activation_norms == back.activation_norms[::-1]
 
@@ -206,7 +206,7 @@ def test_lenses_read_every_direction(pairs, unpacked):
 
 def test_what_does_not_fit_is_refused(pairs, unpacked):
     found = activation_difference(pairs["hooked"], unpacked)
-    reverse = InterventionContext.of(pairs["hooked"], compared=("finetuned", "base"))
+    reverse = InterventionContext.of(pairs["hooked"].comparing("finetuned", "base"))
     with pytest.raises(ValueError, match="the order"):
         found.steering(reverse, "mean", strength=1.0)
     with pytest.raises(ValueError, match="'sft' was not compared"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK, N_CTX, TEXTS
 
-from tl_crosscoder import ModelSites
+from tl_crosscoder import ModelPair
 from tl_crosscoder.baselines.logit_amplification import (
     amplified_log_probs,
     amplified_logits,
@@ -36,7 +36,7 @@ def test_the_other_way_round_is_beyond_the_base(pairs):
     pair = pairs["hooked"]
     tokens = pair.to_tokens(TEXTS)
     # l0 + b (l0 - l1) = l1 + a (l1 - l0) with a = -1 - b.
-    back = amplified_logits(pair, tokens, alpha=0.5, compared=("finetuned", "base"))
+    back = amplified_logits(pair.comparing("finetuned", "base"), tokens, alpha=0.5)
     torch.testing.assert_close(back, amplified_logits(pair, tokens, alpha=-1.5))
 
 
@@ -143,6 +143,6 @@ def test_what_cannot_be_written_is_refused(pairs):
         amplified_tokens(pair, TEXTS, alpha=1.0, temperature=-1.0, max_new_tokens=1)
     model = pair.models[0]
     sites = [Site(name=f"l{i}", hook_name=HOOK.replace("1", i), model_name="m") for i in "01"]
-    one_model = ModelSites([model, model], sites)
+    one_model = ModelPair(model, model, sites=sites)
     with pytest.raises(ValueError, match="sites of two models"):
         amplified_logits(one_model, pair.to_tokens(TEXTS), alpha=1.0)

@@ -57,7 +57,7 @@ def test_equals_the_svd_of_the_stacked_matrix(pair, unpacked, centred):
 
 def test_the_order_of_the_sites_changes_the_mean_alone(pairs, unpacked):
     forth = difference_pca(pairs["hooked"], unpacked)
-    back = difference_pca(pairs["hooked"], unpacked, compared=("finetuned", "base"))
+    back = difference_pca(pairs["hooked"].comparing("finetuned", "base"), unpacked)
     torch.testing.assert_close(forth.components, back.components)
     assert torch.equal(forth.mean, -back.mean)
 

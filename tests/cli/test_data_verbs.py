@@ -48,7 +48,7 @@ def test_train_measures_and_analyzes_on_a_cache_without_the_models(
     def refuse(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("tl_crosscoder.models.sites.ModelSites.from_sites", refuse)
+    monkeypatch.setattr("tl_crosscoder.models.pair.ModelPair.from_sites", refuse)
     output = tmp_path / "run"
     assert main(["train", "--cache", str(cache), *SMALL, "--output", str(output)]) == 0
     assert "FVE of the" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import SAE, TrainingSAE
 
 from tl_crosscoder import L1, BatchTopK, Crosscoder, CrosscoderTraining, CrosscoderTrainingConfig
+from tl_crosscoder.models.saelens import PairView
 
 BATCH = 64
 
@@ -101,7 +102,7 @@ def test_the_language_model_runner_trains_a_pair(taboo_pair, texts, tmp_path):
     runner = LanguageModelSAETrainingRunner(
         config,
         override_dataset=Dataset.from_list(rows),
-        override_model=taboo_pair.as_hooked_model(),
+        override_model=PairView(taboo_pair),
     )
     runner.run()
     crosscoder = Crosscoder.load(tmp_path / "out")

@@ -8,7 +8,7 @@ import torch
 from models.tiny_pairs import CORPUS, save_model
 from safetensors.torch import load_file, save_file
 
-from tl_crosscoder import Crosscoder, ModelSites, measure, tokenize
+from tl_crosscoder import Crosscoder, ModelPair, measure, tokenize
 from tl_crosscoder.cli.convert import Import
 from tl_crosscoder.hub.convert import convert
 from tl_crosscoder.hub.publish import plan_publication
@@ -133,7 +133,7 @@ def test_what_was_imported_is_measured_and_published(formats, tmp_path, monkeypa
     assert "measure it in Python first" in "".join(
         plan_publication("imported", "a/b", licence=None).warnings
     )
-    models = ModelSites.from_sites(crosscoder.sites)
+    models = ModelPair.from_sites(crosscoder.sites)
     documents = [{"text": text} for text in CORPUS * 4]
     text = tokenize(documents, models.tokenizer, context_size=12)
     measurement = measure(models, crosscoder, text)

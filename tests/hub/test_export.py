@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites, tokenize
+from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, tokenize
 from tl_crosscoder.cli.convert import Export
 from tl_crosscoder.hub.export import export_concat, export_transcoder
 from tl_crosscoder.hub.export_site import export_site, one_model_sae
@@ -220,13 +220,13 @@ def test_sites_of_unequal_width_have_transcoders_and_sides(pair, texts, tmp_path
     base, finetuned = pair.models
     hooks = {"a": HOOK, "b": "blocks.1.mlp.hook_post", "c": HOOK}
     sites = [Site(name=n, hook_name=h, model_name="m") for n, h in hooks.items()]
-    models = ModelSites([base, base, finetuned], sites)
+    models = ModelPair(base, base, finetuned, sites=sites)
     crosscoder = dictionary(models.sites)
     export_transcoder(tmp_path / "b", crosscoder, site="b")
     x = inputs(crosscoder)
     found = SAE.load_from_disk(tmp_path / "b")
     torch.testing.assert_close(found(x), crosscoder(x)[:, 16:48])
-    two = ModelSites([base, base], sites[:2])
+    two = ModelPair(base, base, sites=sites[:2])
     with pytest.raises(ValueError, match=r"no other site is as wide as 'b', .* as transcoder"):
         export_site(
             tmp_path / "x", dictionary(two.sites), source=two, fit_on=texts[0], measure_on=texts[1]

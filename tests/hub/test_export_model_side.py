@@ -11,7 +11,7 @@ from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, ModelSites
+from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair
 from tl_crosscoder.analysis.saelens_evals import SiteSAE, sae_bridge
 from tl_crosscoder.models.saelens import HookedSite
 from tl_crosscoder.models.site import Site
@@ -180,7 +180,7 @@ def test_where_the_other_streams_are_not_known_it_says_so(pair, models, kind):
     own = pair.models[1]
     two = [Site(name=n, hook_name=f"blocks.{n}.hook_resid_post", model_name="m") for n in "12"]
     with pytest.raises(ValueError, match=r"\['2'\] are sites of the same loaded model"):
-        HookedSite(ModelSites([own, own], two), "1")
+        HookedSite(ModelPair(own, own, sites=two), "1")
     outside = ModelPair(*models[kind], hook_name="hook_embed")
     with pytest.raises(ValueError, match="'hook_embed' is outside the blocks"):
         HookedSite(outside, "finetuned")

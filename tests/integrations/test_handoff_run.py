@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelSites, Site
+from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, Site
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli.judge import Handoff, Judge
@@ -149,7 +149,7 @@ def test_bad_names_and_folders_are_refused_before_any_work(trained, tmp_path):
 def test_a_site_off_the_residual_stream_has_no_dashboard(taboo_pair):
     hooks = ("blocks.1.hook_resid_post", "blocks.1.mlp.hook_post")
     sites = [Site(name=h[9:], hook_name=h, model_name="m") for h in hooks]
-    models = ModelSites([taboo_pair.models[0]] * 2, sites)
+    models = ModelPair(*[taboo_pair.models[0]] * 2, sites=sites)
     d_in = sum(site.d_model for site in models.sites)
     made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=8, sites=models.sites))
     with pytest.raises(

@@ -3,7 +3,7 @@ import torch
 from models.tiny_pairs import HOOK, TEXTS
 from torch import Tensor
 
-from tl_crosscoder import Crosscoder, ModelPair, ModelSites
+from tl_crosscoder import Crosscoder, ModelPair
 from tl_crosscoder.interventions.ablation import ablated, ablation
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import EditAtTokens, TokenFilter
@@ -117,7 +117,7 @@ def test_the_other_way_round_the_base_model_is_ablated(pair, crosscoder):
     base, finetuned = (crosscoder.decoder(i).detach()[LATENTS] for i in (0, 1))
     stream = x[:, :, 0] - codes[..., LATENTS] @ (base - finetuned)
     expected = pair.run_with_patch(tokens, stream, site="base")
-    with ablated(pair, crosscoder, LATENTS, compared=("finetuned", "base")) as handle:
+    with ablated(pair.comparing("finetuned", "base"), crosscoder, LATENTS) as handle:
         assert handle.site == "base"
         torch.testing.assert_close(handle.logits(tokens), expected, rtol=1e-4, atol=1e-4)
 
@@ -130,10 +130,10 @@ def test_sites_of_the_edited_model_itself_are_read_without_the_edit(
         models = ModelPair.from_pretrained(*folders["llama"], hook_name=HOOK).difference()
     else:
         hook_names = ["blocks.0.hook_resid_post", HOOK, "blocks.2.hook_resid_post"]
-        models = ModelSites.from_pretrained(folders["llama"], hook_names=hook_names)
+        models = ModelPair.from_pretrained(*folders["llama"], hook_name=hook_names)
         assert models.n_sites == 6
     made = make_crosscoder(models)
-    ctx = InterventionContext.of(models, made, compared=None)
+    ctx = InterventionContext.of(models, made)
     _, text = words
     ((_, expected),) = edited_logits(
         ctx,

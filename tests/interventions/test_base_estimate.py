@@ -9,7 +9,7 @@ import torch
 from models.tiny_pairs import HOOK, TEXTS
 from safetensors.torch import load_file
 
-from tl_crosscoder import ModelSites, Site
+from tl_crosscoder import ModelPair, Site
 from tl_crosscoder.interventions.ablation import EstimateLoss, ablated, measure_estimate
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.context import InterventionContext
@@ -95,7 +95,7 @@ def test_almost_without_ridge_it_is_least_squares(pairs, words):
 
 
 def test_a_saved_estimate_is_loaded_equal(pairs, words, tmp_path):
-    estimate = BaseEstimate.fit(pairs["hooked"], words[0], compared=("finetuned", "base"))
+    estimate = BaseEstimate.fit(pairs["hooked"].comparing("finetuned", "base"), words[0])
     found = BaseEstimate.load(estimate.save(tmp_path / "estimate"))
     assert torch.equal(found.weight, estimate.weight)
     assert torch.equal(found.bias, estimate.bias)
@@ -115,8 +115,8 @@ def test_folded_codes_are_those_of_the_estimated_streams(
 ):
     models = pairs["llama"]
     if kind == "sites":
-        models = ModelSites.from_pretrained(
-            folders["llama"], hook_names=["blocks.0.hook_resid_post", HOOK]
+        models = ModelPair.from_pretrained(
+            *folders["llama"], hook_name=["blocks.0.hook_resid_post", HOOK]
         )
     elif kind == "difference":
         models = models.difference()
@@ -258,7 +258,7 @@ def test_what_does_not_go_together_is_refused(pairs, words, make_crosscoder):
         Mitigation.of(ctx, LATENTS, estimate=replace(estimate, base=1, finetuned=0))
     with pytest.raises(ValueError, match=r"ridge is 0; it must be above 0"):
         BaseEstimate.fit(pair, words[0], ridge=0)
-    one = ModelSites([pair.models[0]], [pair.sites[0]])
+    one = ModelPair(pair.models[0], sites=[pair.sites[0]])
     with pytest.raises(ValueError, match=r"there are \['base'\] and None was asked for"):
         BaseEstimate.fit(one, words[0])
     with pytest.raises(ValueError, match="there are no latents"):

@@ -185,7 +185,7 @@ def test_prompts_without_an_answer_are_refused(taboo_pair, make_crosscoder, text
 
 
 def test_the_other_direction_patches_the_base_model(pair, crosscoder, words):
-    swapped = InterventionContext.of(pair, crosscoder, compared=("finetuned", "base"))
+    swapped = InterventionContext.of(pair.comparing("finetuned", "base"), crosscoder)
     torch.testing.assert_close(
         swapped.difference, -InterventionContext.of(pair, crosscoder).difference
     )
@@ -206,9 +206,7 @@ def test_what_does_not_belong_together_is_refused(pair, pairs, crosscoder, make_
         InterventionContext.of(pairs["gemma2"], crosscoder)
     same = make_crosscoder(pairs["gemma2"])
     with pytest.raises(ValueError, match="site 'sft' is not in this pair"):
-        InterventionContext.of(pairs["gemma2"], same, compared=("base", "sft"))
-    with pytest.raises(ValueError, match="needs two sites of one width"):
-        InterventionContext.of(pairs["gemma2"], same, compared=("base", "base"))
+        pairs["gemma2"].comparing("base", "sft")
     same.cfg.metadata.weight_processing = "processed"
     with pytest.raises(ValueError, match="models with processed weights, but these have raw"):
         InterventionContext.of(pairs["gemma2"], same)

@@ -177,8 +177,8 @@ def edited_stream(pair, crosscoder, text, *, test, mode, names, alpha=None):
 def test_a_share_is_of_kls_computed_by_hand(pair, crosscoder, words, measures, test, mode, names):
     text, neutral = words[1][:4], words[1][:6]
     found = causal_test(
-        pair, crosscoder, Predictions.of(text), neutral, latents=measures, sets={"x": LATENTS},
-        tests=[test], mode=mode, settings=FEW, compared=names,
+        pair.comparing(*names), crosscoder, Predictions.of(text), neutral, latents=measures,
+        sets={"x": LATENTS}, tests=[test], mode=mode, settings=FEW,
     )  # fmt: skip
     reached, left = names if test == "necessity" else names[::-1]
     logits = {

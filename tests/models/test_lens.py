@@ -208,7 +208,7 @@ def test_refusals_name_what_is_valid(pairs):
     with pytest.raises(ValueError, match=r"latents \[6\].*0 to 5"):
         logit_effect(pair, crosscoder, [6])
     with pytest.raises(ValueError, match="site 'chat' is not in this pair"):
-        logit_effect(pair, crosscoder, [1], compared=("base", "chat"))
+        logit_effect(pair.comparing("base", "chat"), crosscoder, [1])
     with pytest.raises(ValueError, match="the dictionary was trained on"):
         logit_effect(pairs["qwen3"], crosscoder, [1])
     with pytest.raises(ValueError, match=r"width 9 cannot be unembedded.*d_model=16"):

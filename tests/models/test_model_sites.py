@@ -11,28 +11,29 @@ from models.tiny_pairs import (
 )
 from transformers import AutoTokenizer
 
-from tl_crosscoder import ModelPair, ModelSites, Site
-from tl_crosscoder.models.sites import planned_sites
+from tl_crosscoder import ModelPair, Site
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.models.pair import planned_sites
 from tl_crosscoder.models.source import ActivationSource
 
 LOW, HIGH = "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"
 
 
 @pytest.fixture(scope="module")
-def three(site_folders) -> ModelSites:
+def three(site_folders) -> ModelPair:
     names = [site_folders[n] for n in ("base", "sft", "rl")]
-    return ModelSites.from_pretrained(names, hook_names=HOOK)
+    return ModelPair.from_pretrained(names[0], names[1:], hook_name=HOOK)
 
 
 @pytest.fixture(scope="module")
-def layers(site_folders) -> ModelSites:
+def layers(site_folders) -> ModelPair:
     """Two layers of one model, the higher one first."""
-    return ModelSites.from_pretrained([site_folders["base"]], hook_names=[HIGH, LOW])
+    return ModelPair.from_pretrained(site_folders["base"], hook_name=[HIGH, LOW])
 
 
 @pytest.fixture(scope="module")
-def unequal(site_folders) -> ModelSites:
-    return ModelSites.from_pretrained([site_folders["base"], site_folders["wide"]], hook_names=HOOK)
+def unequal(site_folders) -> ModelPair:
+    return ModelPair.from_pretrained(site_folders["base"], site_folders["wide"], hook_name=HOOK)
 
 
 def test_three_models_give_what_their_pairs_give(three, site_folders):
@@ -68,9 +69,10 @@ def counted(source, tokens) -> list[str]:
 
 
 def test_a_model_runs_once_for_all_its_hook_points(site_folders):
-    many = ModelSites.from_pretrained(
-        [site_folders["base"], site_folders["sft"]],
-        hook_names=[LOW, HOOK, "blocks.1.hook_mlp_out"],
+    many = ModelPair.from_pretrained(
+        site_folders["base"],
+        site_folders["sft"],
+        hook_name=[LOW, HOOK, "blocks.1.hook_mlp_out"],
     )
     assert many.n_sites == 6
     assert len(set(many.models)) == 2
@@ -90,7 +92,7 @@ def test_two_layers_of_one_model_are_those_of_its_cache(layers):
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_the_order_of_sites_is_the_order_of_the_rows(three, order):
-    swapped = ModelSites([three.models[i] for i in order], [three.sites[i] for i in order])
+    swapped = ModelPair(*(three.models[i] for i in order), sites=[three.sites[i] for i in order])
     tokens = three.to_tokens(TEXTS)
     assert torch.equal(swapped.activations(tokens), three.activations(tokens)[:, :, list(order)])
 
@@ -106,15 +108,17 @@ def test_models_of_unequal_width_stand_side_by_side(unequal):
 
 
 def test_a_single_site_is_an_input_of_an_sae(site_folders):
-    one = ModelSites.from_pretrained([site_folders["base"]], hook_names=HOOK)
+    one = ModelPair.from_sites(planned_sites([site_folders["base"]], HOOK))
     tokens = one.to_tokens(TEXTS)
     assert one.activations(tokens).shape == (*tokens.shape, D_MODEL)
     assert one.sites[0].name == "base"
 
 
 def test_families_and_padded_vocabularies_go_together(site_folders):
-    names = [site_folders[n] for n in ("base", "padded", "gemma")]
-    found = ModelSites.from_pretrained(names, hook_names=[[HOOK], ["blocks.0.hook_mlp_out"], [LOW]])
+    hooks = {"base": HOOK, "padded": "blocks.0.hook_mlp_out", "gemma": LOW}
+    found = ModelPair.from_sites(
+        [Site(name=n, hook_name=h, model_name=str(site_folders[n])) for n, h in hooks.items()]
+    )
     assert [model.cfg.d_vocab for model in found.models] == [D_VOCAB, D_VOCAB + 20, D_VOCAB]
     assert (found.d_vocab, found.n_ctx) == (D_VOCAB, 48)
     assert [s.hook_name for s in found.sites] == [HOOK, "blocks.0.hook_mlp_out", LOW]
@@ -132,8 +136,8 @@ def test_another_tokenizer_is_refused_and_both_sizes_are_named(site_folders, tmp
     ]
     sites = [Site(name=n, hook_name=HOOK, model_name=n) for n in ("one", "two")]
     with pytest.raises(ValueError, match=r"tokenizers differ in .* of \d+ and \d+ tokens"):
-        ModelSites(models, sites)
-    assert ModelSites(models, sites, tokenizer=other).tokenizer is other
+        ModelPair(*models, sites=sites)
+    assert ModelPair(*models, sites=sites, tokenizer=other).tokenizer is other
 
 
 @pytest.mark.parametrize(
@@ -150,25 +154,40 @@ def test_the_third_model_is_checked_as_the_second(site_folders, changes, message
     models.append(hooked_transformer(**fields | changes))
     sites = [Site(name=n, hook_name=HOOK, model_name=n) for n in ("one", "two", "three")]
     with pytest.raises(ValueError, match=message):
-        ModelSites(models, sites)
+        ModelPair(*models, sites=sites)
 
 
 def test_an_unknown_hook_and_equal_names_are_refused(three, layers):
     wrong = [Site(name="a", hook_name="blocks.1.resid_post", model_name="m")]
     with pytest.raises(ValueError, match=r"nearest: 'blocks.1.hook_resid_post'"):
-        ModelSites(three.models[:1], wrong)
+        ModelPair(*three.models[:1], sites=wrong)
     twice = [Site(name="a", hook_name=HOOK, model_name="m")] * 2
     with pytest.raises(ValueError, match=r"named \['a', 'a'\]"):
-        ModelSites(three.models[:2], twice)
+        ModelPair(*three.models[:2], sites=twice)
     with pytest.raises(ValueError, match="give one site or more"):
-        ModelSites([], [])
+        ModelPair(sites=[])
     with pytest.raises(ValueError, match=r"for 3 models: .* one model for each"):
-        ModelSites(three.models, three.sites[:2])
+        ModelPair(*three.models, sites=three.sites[:2])
 
 
-def test_a_pair_says_where_models_of_unequal_width_may_go(unequal):
-    with pytest.raises(ValueError, match=r"width at the hook: .* 16, .* 32.*ModelSites"):
-        ModelPair(*unequal.models, hook_name=HOOK)
+def test_sites_of_unequal_width_are_not_subtracted_or_edited(unequal):
+    with pytest.raises(ValueError, match=r"two sites of one width.*16.*32"):
+        InterventionContext.of(unequal)
+
+
+def test_a_pair_compares_the_sites_that_were_chosen_once(three):
+    assert three.compared_names == ("base", "finetuned_2")
+    other = three.comparing("base", "finetuned")
+    assert (other.compared_names, three.compared_names[1]) == (("base", "finetuned"), "finetuned_2")
+    assert other.models is three.models
+    tokens = three.to_tokens(TEXTS)
+    x = three.activations(tokens)
+    assert torch.equal(other.difference().activations(tokens), x[:, :, 1] - x[:, :, 0])
+    assert torch.equal(other.difference().side_by_side().activations(tokens), x)
+    with pytest.raises(ValueError, match="cannot be compared with itself"):
+        three.comparing("base", "base")
+    with pytest.raises(ValueError, match="'rl' is not in this pair"):
+        three.comparing("base", "rl")
 
 
 @pytest.mark.parametrize(
@@ -176,15 +195,14 @@ def test_a_pair_says_where_models_of_unequal_width_may_go(unequal):
     [
         {"names": [], "hook_names": HOOK},
         {"names": ["a"], "hook_names": []},
-        {"names": ["a", "b"], "hook_names": [[HOOK]]},
-        {"names": ["a", "b"], "hook_names": [[HOOK], []]},
+        {"names": ["a", "b"], "hook_names": [HOOK, HOOK]},
         {"names": ["a", "b"], "hook_names": HOOK, "revisions": ["main"]},
         {"names": ["a"], "hook_names": HOOK, "adapters": [None, "x"]},
     ],
 )
 def test_lists_that_do_not_go_together_are_refused(lists):
     names, hook_names = lists.pop("names"), lists.pop("hook_names")
-    with pytest.raises(ValueError, match="one of each is needed for every model"):
+    with pytest.raises(ValueError, match="every model needs one name"):
         planned_sites(names, hook_names, **lists)
 
 
@@ -199,12 +217,12 @@ def test_an_adapter_knows_the_revision_of_its_base():
 def test_a_recorded_width_must_be_the_model_s(site_folders, three):
     wrong = [Site(**vars(s) | {"d_model": 99}) for s in three.sites]
     with pytest.raises(ValueError, match="is 16 wide, but the site was recorded with d_model=99"):
-        ModelSites(three.models, wrong)
+        ModelPair(*three.models, sites=wrong)
 
 
 def test_models_named_twice_are_loaded_once(site_folders):
     sites = planned_sites([site_folders["base"]] * 2, [LOW, HOOK])
-    found = ModelSites.from_sites(sites)
+    found = ModelPair.from_sites(sites)
     assert len(set(found.models)) == 1
     tokens = found.to_tokens(TEXTS)
     assert torch.equal(*found.activations(tokens)[:, :, [0, 2]].unbind(2))

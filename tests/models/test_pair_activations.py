@@ -78,13 +78,13 @@ def test_other_hooks_equal_their_cache_with_heads_flattened(pairs, kind, hook_na
 
 def test_two_hooks_of_one_model(pairs):
     base = pairs["llama"].models[0]
-    pair = ModelPair(
-        base, base, hook_name=("blocks.0.hook_out", "blocks.2.hook_out"), site_names=("low", "high")
-    )
+    pair = ModelPair(base, hook_name=["blocks.0.hook_out", "blocks.2.hook_out"])
     tokens = pair.to_tokens(TEXTS)
     _, cache = base.run_with_cache(tokens)
     assert torch.equal(pair.activations(tokens)[:, :, 1], cache["blocks.2.hook_out"])
-    assert [site.name for site in pair.sites] == ["low", "high"]
+    assert [site.name for site in pair.sites] == [
+        "base@blocks.0.hook_out", "base@blocks.2.hook_out",
+    ]  # fmt: skip
     assert pair.stop_at_layer == 3
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK, TEXTS, save_adapter
 
-from tl_crosscoder import ModelPair, ModelSites
+from tl_crosscoder import ModelPair
 
 BASE, ADAPTER = "tl_crosscoder/world-base", "tl_crosscoder/taboo"
 
@@ -64,9 +64,9 @@ def test_it_is_recorded_as_the_merged_one_is(attached, taboo_pair):
 
 @pytest.mark.parametrize("merge_adapter", [True, False])
 def test_any_sites_load_it_either_way(attached, merge_adapter):
-    again = ModelSites.from_sites(attached.sites, merge_adapter=merge_adapter)
-    named = ModelSites.from_pretrained(
-        [BASE, BASE], adapters=[None, ADAPTER], hook_names=HOOK, merge_adapter=merge_adapter
+    again = ModelPair.from_sites(attached.sites, merge_adapter=merge_adapter)
+    named = ModelPair.from_pretrained(
+        BASE, adapter=ADAPTER, hook_name=HOOK, merge_adapter=merge_adapter
     )
     tokens = attached.to_tokens("The lighthouse keeper")
     for sites in (again, named):

@@ -3,8 +3,7 @@ import torch
 from models.tiny_pairs import HOOK, TEXTS
 
 from tl_crosscoder.models.devices import devices_of, first_device, moved_together
-from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.sites import ModelSites, planned_sites
+from tl_crosscoder.models.pair import ModelPair, planned_sites
 
 
 def test_one_device_is_for_all_and_several_are_one_each(monkeypatch):
@@ -46,9 +45,9 @@ def test_a_pair_and_any_sites_take_one_for_each_model(folders, pairs):
     # Two sites of one model are one model.
     hooks = ["blocks.0.hook_resid_post", HOOK]
     sites = planned_sites([base, finetuned], hooks)
-    assert ModelSites.from_sites(sites, device="cpu,cpu").n_sites == 4
+    assert ModelPair.from_sites(sites, device="cpu,cpu").n_sites == 4
     with pytest.raises(ValueError, match="4 devices for 2 models"):
-        ModelSites.from_sites(sites, device="cpu,cpu,cpu,cpu")
+        ModelPair.from_sites(sites, device="cpu,cpu,cpu,cpu")
 
 
 def test_all_sites_of_a_model_move_at_once():

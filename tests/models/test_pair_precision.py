@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tl_crosscoder.models import devices as precision_module
 from tl_crosscoder.models.devices import precision, quantized_loading
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.sites import ModelSites
 
 # peft 0.21 reads what transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings(
@@ -74,7 +73,7 @@ def test_without_bitsandbytes_it_is_named_before_anything_is_loaded(monkeypatch)
     with pytest.raises(ValueError, match=r"'nf4' needs bitsandbytes, .*pip install bitsandbytes"):
         ModelPair.from_pretrained("no/such", "no/other", hook_name=HOOK, dtype="nf4")
     with pytest.raises(ValueError, match="needs bitsandbytes"):
-        ModelSites.from_pretrained(["no/such"], hook_names=HOOK, dtype="nf4")
+        ModelPair.from_pretrained("no/such", "no/such", hook_name=HOOK, dtype="nf4")
 
 
 def test_a_merge_into_4_bits_is_refused_before_anything_is_loaded(monkeypatch):
@@ -132,7 +131,7 @@ def test_4_bit_activations_are_those_of_the_rounded_weights(wide, tmp_path):
 def test_4_bit_models_of_any_kind_agree_with_their_sites(wide):
     base, finetuned, _ = wide
     pair = ModelPair.from_pretrained(base, finetuned, hook_name=HOOK, dtype="nf4")
-    again = ModelSites.from_sites(pair.sites, dtype="nf4")
+    again = ModelPair.from_sites(pair.sites, dtype="nf4")
     tokens = pair.to_tokens(TEXTS)
     assert torch.equal(pair.activations(tokens), again.activations(tokens))
     assert isinstance(pair.generate(TEXTS[0], max_new_tokens=3), str)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK, TEXTS, save_adapter
 
-from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.sites import ModelSites
+from tl_crosscoder.models.pair import ModelPair, planned_sites
 
 NAME, ADAPTER = "somebody/tiny", "somebody/tiny-lora"
 
@@ -64,10 +63,10 @@ def test_a_commit_is_a_revision_and_sites_find_theirs_again(hub, pairs):
     tokens = pair.to_tokens(TEXTS)
     expected = pairs["llama"].activations(tokens).flip(2)
     assert torch.equal(pair.activations(tokens), expected)
-    again = ModelSites.from_sites(pair.sites)
+    again = ModelPair.from_sites(pair.sites)
     assert len(set(again.models)) == 2
     assert torch.equal(again.activations(tokens), expected)
-    named = ModelSites.from_pretrained([NAME, NAME], hook_names=HOOK, revisions=["v2", "main"])
+    named = ModelPair.from_sites(planned_sites([NAME, NAME], HOOK, revisions=["v2", "main"]))
     assert torch.equal(named.activations(tokens), expected)
 
 
@@ -90,7 +89,7 @@ def test_an_adapter_has_a_revision_of_its_own_beside_that_of_its_base(hub):
     assert (other[:, :, 0] - other[:, :, 1]).abs().max() > 1e-2
     site = at["v2"].sites[1]
     assert (site.adapter, site.revision, site.base_revision) == (ADAPTER, "v2", "main")
-    again = ModelSites.from_sites(at["v2"].sites, merge_adapter=False)
+    again = ModelPair.from_sites(at["v2"].sites, merge_adapter=False)
     assert torch.equal(again.activations(tokens), other)
 
 

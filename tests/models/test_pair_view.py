@@ -14,6 +14,8 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
+from tl_crosscoder.models.saelens import PairView
+
 CONTEXT = 16
 
 # What SAELens says of any small dataset of plain text.
@@ -40,7 +42,7 @@ def sae():
 
 def store_for(pair, dataset, **changes):
     settings = {
-        "model": pair.as_hooked_model(),
+        "model": PairView(pair),
         "dataset": dataset,
         "streaming": False,
         "hook_name": "hook_sites",
@@ -76,13 +78,13 @@ def test_harvesting_never_runs_the_rest_of_a_model(pairs, tokens):
     ran = []
     with pair.models[1].hooks(fwd_hooks=[("unembed.hook_in", lambda _, hook: ran.append(hook))]):
         store_like = {"names_filter": ["hook_sites"], "stop_at_layer": None, "prepend_bos": False}
-        out, cache = pair.as_hooked_model().run_with_cache(pair.to_tokens(TEXTS), **store_like)
+        out, cache = PairView(pair).run_with_cache(pair.to_tokens(TEXTS), **store_like)
     assert not ran
     assert torch.equal(out, cache["hook_sites"])
 
 
 def test_logits_and_loss_are_those_of_the_finetuned_model(pair, tokens):
-    view = pair.as_hooked_model()
+    view = PairView(pair)
     expected = pair.logits(tokens)
     assert torch.equal(view(tokens), expected)
     log_p = expected.log_softmax(dim=-1)
@@ -97,7 +99,7 @@ def test_logits_and_loss_are_those_of_the_finetuned_model(pair, tokens):
 
 
 def test_an_edit_at_the_hook_continues_in_the_finetuned_model(pair, tokens):
-    view = pair.as_hooked_model()
+    view = PairView(pair)
 
     def swap(activation, hook):
         return activation.unflatten(-1, (2, D_MODEL)).flip(dims=[2]).flatten(start_dim=2)
@@ -110,7 +112,7 @@ def test_an_edit_at_the_hook_continues_in_the_finetuned_model(pair, tokens):
 
 def test_text_goes_in_as_in_transformer_lens(pairs):
     pair = pairs["llama"]
-    view = pair.as_hooked_model()
+    view = PairView(pair)
     assert torch.equal(view.to_tokens(TEXTS), pair.to_tokens(TEXTS))
     assert view.to_tokens(TEXTS[0] * 20, truncate=False).shape[1] > pair.n_ctx
     assert view.to_tokens(TEXTS[0] * 20).shape[1] == pair.n_ctx
@@ -127,7 +129,7 @@ def test_text_goes_in_as_in_transformer_lens(pairs):
 def test_what_a_pair_cannot_do_is_refused(pairs, wrong):
     pair = pairs["llama"]
     with pytest.raises(ValueError, match="stop_at_hook=True"):
-        pair.as_hooked_model()(pair.to_tokens(TEXTS), **wrong)
+        PairView(pair)(pair.to_tokens(TEXTS), **wrong)
 
 
 def test_the_evaluator_of_sae_lens_splices_reconstructions(pairs, dataset, sae):
@@ -140,9 +142,7 @@ def test_the_evaluator_of_sae_lens_splices_reconstructions(pairs, dataset, sae):
         compute_ce_loss=True,
         compute_variance_metrics=True,
     )
-    metrics, _ = run_evals(
-        sae, store, pair.as_hooked_model(), ActivationScaler(), eval_config=config
-    )
+    metrics, _ = run_evals(sae, store, PairView(pair), ActivationScaler(), eval_config=config)
     preserved = metrics["model_performance_preservation"]
     # A random dictionary is not the identity, so splicing it in must move the loss.
     assert preserved["ce_loss_with_sae"] != preserved["ce_loss_without_sae"]
@@ -170,7 +170,7 @@ def test_the_training_runner_of_sae_lens_trains_on_a_pair(pairs, dataset, tmp_pa
         output_path=str(tmp_path),
     )
     runner = LanguageModelSAETrainingRunner(
-        config, override_dataset=dataset, override_model=pairs["llama"].as_hooked_model()
+        config, override_dataset=dataset, override_model=PairView(pairs["llama"])
     )
     before = runner.sae.W_dec.detach().clone()
     trained = runner.run()

@@ -2,8 +2,8 @@ import pytest
 import torch
 from models.tiny_pairs import D_MODEL, HOOK, TEXTS
 
-from tl_crosscoder import ModelPair, ModelSites, Site
-from tl_crosscoder.run.sources import source_of_sites
+from tl_crosscoder import ModelPair, Site
+from tl_crosscoder.models.pair import planned_sites
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_its_site_survives_its_dict_and_finds_its_models_again(pair):
     (site,) = pair.difference().sites
     assert (site.name, site.hook_name, site.minus) == ("difference", HOOK, pair.sites[0])
     assert Site.from_dict(site.to_dict()) == site
-    again = source_of_sites([site])
+    again = ModelPair.from_sites([site])
     assert again.sites == (site,)
     tokens = pair.to_tokens(TEXTS)
     assert torch.equal(again.activations(tokens), pair.difference().activations(tokens))
@@ -50,8 +50,8 @@ def test_a_site_without_the_new_fields_is_read_and_written_as_before():
 
 
 def test_only_the_two_models_of_a_difference_run(site_folders):
-    three = ModelSites.from_pretrained(
-        [site_folders[n] for n in ("base", "sft", "rl")], hook_names=HOOK
+    three = ModelPair.from_pretrained(
+        site_folders["base"], [site_folders[n] for n in ("sft", "rl")], hook_name=HOOK
     )
     difference = three.difference("finetuned_2", minus="finetuned")
     tokens = three.to_tokens(TEXTS)
@@ -66,7 +66,7 @@ def test_only_the_two_models_of_a_difference_run(site_folders):
 
 def test_by_default_one_layer_is_compared_with_itself(site_folders):
     hooks = ["blocks.0.hook_resid_post", HOOK]
-    many = ModelSites.from_pretrained([site_folders["base"], site_folders["sft"]], hook_names=hooks)
+    many = ModelPair.from_pretrained(site_folders["base"], site_folders["sft"], hook_name=hooks)
     (site,) = many.difference().sites
     assert site.minus is not None
     assert site.hook_name == site.minus.hook_name == hooks[0]
@@ -76,15 +76,13 @@ def test_by_default_one_layer_is_compared_with_itself(site_folders):
 
 
 def test_what_cannot_be_subtracted_is_refused(site_folders, pair):
-    unequal = ModelSites.from_pretrained(
-        [site_folders["base"], site_folders["wide"]], hook_names=HOOK
-    )
+    unequal = ModelPair.from_pretrained(site_folders["base"], site_folders["wide"], hook_name=HOOK)
     with pytest.raises(ValueError, match="they are 32 and 16 wide"):
         unequal.difference()
-    one = ModelSites.from_pretrained([site_folders["base"]], hook_names=HOOK)
+    one = ModelPair.from_sites(planned_sites([site_folders["base"]], HOOK))
     with pytest.raises(ValueError, match="one site only: there is nothing to subtract"):
         one.difference()
-    with pytest.raises(ValueError, match="not one between two sites"):
+    with pytest.raises(ValueError, match="cannot be compared with itself"):
         pair.difference("base", minus="base")
     with pytest.raises(ValueError, match="'tuned' is not in this pair"):
         pair.difference("tuned")

@@ -12,15 +12,14 @@ from tl_crosscoder import (
     Crosscoder,
     Measurement,
     ModelPair,
-    ModelSites,
     TrainConfig,
     Trainer,
     measure,
     relative_norm_histogram,
 )
 from tl_crosscoder.crosscoder.checks import check_sites
+from tl_crosscoder.models.pair import planned_sites
 from tl_crosscoder.report.terminal import WIDTH, render
-from tl_crosscoder.run.sources import source_of_sites
 
 CONFIG = TrainConfig(
     d_sae=64,
@@ -46,7 +45,9 @@ def source_of(kind, site_folders):
         "grid": ([base, sft], [LOW, HOOK]),
         "unequal": ([base, wide], HOOK),
     }[kind]
-    return ModelSites.from_pretrained(names, hook_names=hooks)
+    if kind == "single":
+        return ModelPair.from_sites(planned_sites(names, hooks))
+    return ModelPair.from_pretrained(names[0], names[1:] or None, hook_name=hooks)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -77,7 +78,7 @@ def test_every_site_is_explained_and_training_says_how_well(run, kind):
 def test_a_saved_dictionary_finds_its_models_and_measures_the_same(run, short_texts):
     _, folder, measurement = run
     crosscoder = Crosscoder.load(folder)
-    again = measure(source_of_sites(crosscoder.sites), crosscoder, short_texts[1], n_top=4)
+    again = measure(ModelPair.from_sites(crosscoder.sites), crosscoder, short_texts[1], n_top=4)
     assert repr(again.reconstruction) == repr(measurement.reconstruction)
     assert [s.latent for s in again.top] == [s.latent for s in measurement.top]
     for name, tensor in measurement.latents.tensors().items():
@@ -180,7 +181,7 @@ def flipped(crosscoder: Crosscoder) -> Crosscoder:
 def test_swapped_order_mirrors(run, kind, short_texts):
     source, folder, measurement = run
     crosscoder = flipped(Crosscoder.load(folder))
-    swapped = ModelSites(source.models[::-1], source.sites[::-1])
+    swapped = ModelPair(source.models[::-1], source.sites[::-1])
     mirrored = measure(swapped, crosscoder, short_texts[1])
     one, other = asdict(measurement.reconstruction), asdict(mirrored.reconstruction)
     assert other["fve"] == pytest.approx(one["fve"], rel=1e-4)

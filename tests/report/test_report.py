@@ -11,11 +11,12 @@ import pytest
 from report.report_runs import DIFFERENCE, HOOK, HOSTILE, PAIR, small_run
 from report.result_rows import causal_row, patching_row
 
-from tl_crosscoder import ModelSites, TrainConfig, Trainer, load_diff, measure, preset
+from tl_crosscoder import ModelPair, TrainConfig, Trainer, load_diff, measure, preset
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.cli.report import Report
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.models.pair import planned_sites
 from tl_crosscoder.report.causal import causes_of
 from tl_crosscoder.report.html import report
 from tl_crosscoder.report.html.data import ReportData, collect
@@ -162,7 +163,7 @@ def test_other_sites_than_a_pair_are_named_and_no_latents_are_said(data):
 
 
 def test_a_single_site_says_what_it_cannot_have(run, tmp_path):
-    models = ModelSites.from_pretrained(["tl_crosscoder/world-base"], hook_names=HOOK)
+    models = ModelPair.from_sites(planned_sites(["tl_crosscoder/world-base"], HOOK))
     text = run.text(run.documents())[:40]
     config = TrainConfig(d_sae=16, n_tokens=512, batch_size=128, lr_warmup_steps=1)
     how = {"config": config, "recipe": preset("batchtopk", k=4), "output": tmp_path}

@@ -10,7 +10,6 @@ from tl_crosscoder import (
     CrosscoderConfig,
     ExampleDatabase,
     ModelPair,
-    ModelSites,
     ablated,
     tokenize,
 )
@@ -113,7 +112,7 @@ def test_log_probabilities_of_both_models(pair: ModelPair):
     html = compared_tokens(pair, TEXT)
     assert html.panels[0].props["labels"] == ["finetuned - base", "base", "finetuned"]
     close(values_of(html), torch.stack([finetuned - base, base, finetuned], dim=1))
-    swapped = compared_tokens(pair, TEXT, compared=("finetuned", "base"))
+    swapped = compared_tokens(pair.comparing("finetuned", "base"), TEXT)
     close(values_of(swapped)[:, 0], base - finetuned)
 
     one, other = next_tokens(pair, TEXT, k=2).panels
@@ -184,9 +183,9 @@ def test_what_cannot_be_shown_is_refused(taboo_pair: ModelPair):
     with pytest.raises(ValueError, match="two tokens or more"):
         compared_tokens(taboo_pair, "")
     with pytest.raises(ValueError, match="'nobody' is not in this pair"):
-        next_tokens(taboo_pair, TEXT, compared=("base", "nobody"))
-    layers = ModelSites.from_pretrained(
-        ["tl_crosscoder/world-base"], hook_names=["blocks.0.hook_resid_post", HOOK]
+        next_tokens(taboo_pair.comparing("base", "nobody"), TEXT)
+    layers = ModelPair.from_pretrained(
+        "tl_crosscoder/world-base", hook_name=["blocks.0.hook_resid_post", HOOK]
     )
-    with pytest.raises(ValueError, match="does not name two models among the sites"):
+    with pytest.raises(ValueError, match="are of one model"):
         compared_tokens(layers, TEXT)

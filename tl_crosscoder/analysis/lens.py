@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.similarity import checked_latents, compared_positions
+from tl_crosscoder.analysis.similarity import checked_latents
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.models.difference import SiteDifference
 from tl_crosscoder.models.hooked import HookedModel
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import token_text
 from tl_crosscoder.results.tables import TableOfRows
 
@@ -136,12 +135,11 @@ class LogitEffects(TableOfRows):
 
 
 def logit_effect(
-    models: ComparedModels | SiteDifference,
+    models: ModelPair,
     crosscoder: Crosscoder,
     latents: Sequence[int] | Int[Tensor, " n"],
     *,
     n: int = 10,
-    compared: tuple[str, str] | None = None,
 ) -> LogitEffects:
     """The tokens that latents promote and suppress most, directly.
 
@@ -153,7 +151,6 @@ def logit_effect(
         crosscoder: the dictionary.
         latents: which.
         n: tokens of each kind.
-        compared: names of the two sites, base first; None is `compared_sites`.
 
     Raises:
         ValueError: a dictionary of other models, a latent out of range, an unknown site, or a hook
@@ -161,25 +158,24 @@ def logit_effect(
     """
     check_source(models, crosscoder)
     ids = checked_latents(latents, crosscoder)
-    if isinstance(models, SiteDifference):
-        source, (_, j) = models.source, models.positions
-        if not isinstance(source, ComparedModels):
-            raise ValueError("this is a cache, without models: load those it was made with.")
+    if not isinstance(models, ModelPair):
+        raise ValueError("this is a cache, without models: load those it was made with.")
+    i, j = models.check_one_width()
+    if models.is_difference:
         directions = {(j, "difference"): crosscoder.decoder(0)[ids]}
     else:
-        source, (i, j) = models, compared_positions(models.sites, compared)
         base, finetuned = (crosscoder.decoder(at)[ids] for at in (i, j))
-        names = models.sites[i].name, models.sites[j].name
+        names = models.compared_names
         directions = {(i, names[0]): base, (j, names[1]): finetuned}
         directions[j, "difference"] = finetuned - base
     rows: list[LogitEffect] = []
     for (at, name), d in directions.items():
-        rows += _effects(source, at, d, name=name, latents=ids.tolist(), n=n)
-    return LogitEffects(rows=tuple(rows), d_vocab=n_tokens(source))
+        rows += _effects(models, at, d, name=name, latents=ids.tolist(), n=n)
+    return LogitEffects(rows=tuple(rows), d_vocab=n_tokens(models))
 
 
 def direction_logits(
-    models: ComparedModels,
+    models: ModelPair,
     directions: Float[Tensor, "n d_model"],
     *,
     site: str = "finetuned",
@@ -195,13 +191,13 @@ def direction_logits(
     return LogitEffects(rows=tuple(rows), d_vocab=n_tokens(models))
 
 
-def n_tokens(models: ComparedModels) -> int:
+def n_tokens(models: ModelPair) -> int:
     """Ids that are tokens: models may have more logits than the tokenizer has tokens."""
     return min(models.d_vocab, len(models.tokenizer))
 
 
 def _effects(
-    models: ComparedModels,
+    models: ModelPair,
     at: int,
     directions: Float[Tensor, "n d_model"],
     *,

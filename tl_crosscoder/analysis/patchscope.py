@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.lens import n_tokens
 from tl_crosscoder.models.forward import continued
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import token_text
 from tl_crosscoder.results.tables import TableOfRows
 
@@ -66,7 +66,7 @@ class Patchscope(TableOfRows):
 
 @torch.no_grad()
 def patchscope(
-    models: ComparedModels,
+    models: ModelPair,
     directions: Float[Tensor, "n d_model"],
     *,
     site: str = "finetuned",
@@ -96,7 +96,7 @@ def patchscope(
     """
     at = models.site_index(site)
     d_vocab = n_tokens(models)
-    _check(directions, scales, prompts, d_model=models.sites[at].d_model)
+    _check(directions, scales, prompts, d_model=models.model_sites[at].d_model)
     if not 1 <= n <= d_vocab or batch_size < 1:
         raise ValueError(f"n={n} is not 1 to {d_vocab}, or batch_size={batch_size} is below 1.")
     tokens, mask = models.to_tokens_and_mask(list(prompts))
@@ -118,7 +118,7 @@ def patchscope(
     return Patchscope(
         rows=tuple(rows),
         site=site,
-        hook_name=models.sites[at].hook_name,
+        hook_name=models.model_sites[at].hook_name,
         stream_norm=stream_norm,
         prompts=tuple(prompts),
     )
@@ -128,7 +128,7 @@ def patchscope(
 class _Prompts:
     """Prompts with their activations, ready to be run on from others."""
 
-    models: ComparedModels
+    models: ModelPair
     at: int
     tokens: Int[Tensor, "prompts pos"]
     last: Int[Tensor, " prompts"]
@@ -144,14 +144,14 @@ class _Prompts:
         else:
             variants = self.x.repeat(len(put), 1, 1, 1)
             variants[:, row, self.last] = put[:, None]
-        model, hook_name = self.models.models[self.at], self.models.sites[self.at].hook_name
+        model, hook_name = self.models.models[self.at], self.models.model_sites[self.at].hook_name
         logits = continued(model, hook_name, self.tokens, variants=variants)
         last = logits[:, row.to(logits.device), self.last.to(logits.device)]
         return last.float().softmax(dim=-1).mean(dim=1)
 
 
 def _tokens(
-    models: ComparedModels,
+    models: ModelPair,
     p: Float[Tensor, " d_vocab"],
     before: Float[Tensor, " d_vocab"],
     *,

@@ -37,8 +37,8 @@ from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.hooked import HookedModel
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.saelens import HookedSite, SiteView
-from tl_crosscoder.models.sites import ComparedModels
 from tl_crosscoder.results.tables import TableOfRows
 
 
@@ -174,7 +174,7 @@ class SiteSAE(JumpReLUSAE):
 
 
 def site_evals(
-    models: ComparedModels,
+    models: ModelPair,
     crosscoder: Crosscoder,
     text: TokenizedText,
     *,
@@ -202,7 +202,7 @@ def site_evals(
     _check(models, crosscoder, text)
     left_out = sorted(get_special_token_ids(models.tokenizer)) if exclude_special_tokens else []
     rows = []
-    for name in sites or [site.name for site in models.sites]:
+    for name in sites or [site.name for site in models.model_sites]:
         view = SiteView(models, name)
         metrics, _ = run_evals(
             SiteSAE(crosscoder, view),
@@ -226,7 +226,7 @@ def site_evals(
     )
 
 
-def _check(models: ComparedModels, crosscoder: Crosscoder, text: TokenizedText) -> None:
+def _check(models: ModelPair, crosscoder: Crosscoder, text: TokenizedText) -> None:
     if any(site.minus for site in crosscoder.sites):
         raise ValueError(
             "a diff-SAE has no side: it reconstructs the difference of two streams and neither of "

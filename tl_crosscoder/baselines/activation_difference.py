@@ -58,7 +58,6 @@ def activation_difference(
     *,
     n_positions: int = N_POSITIONS,
     with_start: bool = False,
-    compared: tuple[str, str] | None = None,
     batch_size: int = 32,
     show_progress: bool = False,
 ) -> ActivationDifference:
@@ -71,7 +70,6 @@ def activation_difference(
             masks, which leave out BOS and the first position, these are 1 to 5.
         with_start: begin at position 0, tokens included that the masks leave out there as `bos` or
             `first`; means over all tokens and norms stay as they are. A cache does not hold them.
-        compared: names of the sites, base first; None is `compared_sites`.
         batch_size: contexts a forward pass.
         show_progress: with a progress bar.
 
@@ -79,7 +77,8 @@ def activation_difference(
         ValueError: no two sites of one width, no token that counts, contexts that are shorter than
             `n_positions`, or a cache without the start.
     """
-    pair, facts = compared_facts(source, compared)
+    facts, source = compared_facts(source), source.side_by_side()
+    pair = source.check_one_width()
     first = _first_position(text, n_positions, with_start=with_start)
     # Norm limits are applied to the sums: they would take the start away again.
     wide = replace(_with_start(text, n_positions) if with_start else text, norm_limits=None)

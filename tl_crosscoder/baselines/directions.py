@@ -18,13 +18,12 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.lens import LogitEffects, direction_logits
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
-from tl_crosscoder.analysis.similarity import compared_positions
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddVector, ProjectOut
 from tl_crosscoder.interventions.steering import steering
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
 from tl_crosscoder.interventions.variants import random_like
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.tables import TableOfColumns
 
@@ -127,7 +126,7 @@ class Directions(TableOfColumns):
         return [*steer, replaced]
 
     def logit_lens(
-        self, models: ComparedModels, *, site: str | None = None, n: int = 10
+        self, models: ModelPair, *, site: str | None = None, n: int = 10
     ) -> LogitEffects:
         """Tokens that the directions promote, numbered by their place in `which`.
 
@@ -136,7 +135,7 @@ class Directions(TableOfColumns):
         return direction_logits(models, self.stacked(), site=site or self.compared[1], n=n)
 
     def patchscope(
-        self, models: ComparedModels, *, site: str | None = None, **options: Any
+        self, models: ModelPair, *, site: str | None = None, **options: Any
     ) -> Patchscope:
         """What a model says when a direction stands in place of its activation.
 
@@ -162,12 +161,12 @@ class Directions(TableOfColumns):
 
     def _check(self, ctx: InterventionContext) -> None:
         pair = (ctx.base, ctx.finetuned)
-        theirs = [(s.name, s.hook_name) for s in (ctx.models.sites[i] for i in pair)]
+        theirs = [(s.name, s.hook_name) for s in (ctx.models.model_sites[i] for i in pair)]
         ours = list(zip(self.compared, self.hook_names, strict=True))
         if theirs != ours:
             raise ValueError(
                 f"these directions are of the sites {ours}, base first, but the models' are "
-                f"{theirs}. Take the models and the order (compared=) that they were measured with."
+                f"{theirs}. Take the models and the order (comparing) that they were measured with."
             )
 
 
@@ -176,16 +175,13 @@ def _replacement(ctx: InterventionContext, direction: Float[Tensor, " d_model"])
     return ProjectOut(site=site, stream=site, directions=direction[None], replacement=ctx.base)
 
 
-def compared_facts(
-    source: ActivationSource, compared: tuple[str, str] | None
-) -> tuple[tuple[int, int], dict[str, tuple[str, str]]]:
-    """Positions of the two sites, and the fields of `Directions` that name them.
+def compared_facts(source: ActivationSource) -> dict[str, tuple[str, str]]:
+    """Fields of `Directions` that name the compared sites.
 
-    Raises ValueError where there are no two of one width.
+    Raises ValueError unless they are of one width.
     """
-    i, j = compared_positions(source.sites, compared)
-    base, finetuned = source.sites[i], source.sites[j]
-    return (i, j), {
+    base, finetuned = (source.model_sites[i] for i in source.check_one_width())
+    return {
         "compared": (base.name, finetuned.name),
         "hook_names": (base.hook_name, finetuned.hook_name),
         "models": (base.label, finetuned.label),

@@ -19,16 +19,14 @@ from torch import Tensor
 from tl_crosscoder.interventions.behaviour import Behaviour
 from tl_crosscoder.models import hooked as hooked_model
 from tl_crosscoder.models import tokenizer as tokenization
-from tl_crosscoder.models.site import compared_sites, site_index
-from tl_crosscoder.models.sites import ComparedModels, Prompts
+from tl_crosscoder.models.pair import ModelPair, Prompts
 
 
 def amplified_logits(
-    models: ComparedModels,
+    models: ModelPair,
     tokens: Int[Tensor, "batch pos"],
     *,
     alpha: float,
-    compared: tuple[str, str] | None = None,
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """l^1 + alpha (l^1 - l^0), float32, on the fine-tuned model's device.
 
@@ -36,35 +34,31 @@ def amplified_logits(
         models: a pair, or more sites of two models.
         tokens: unpadded, or padded on the right.
         alpha: see the module.
-        compared: names of two sites, whose models are compared, base first; None is
-            `compared_sites`.
 
     Raises:
         ValueError: no two models, an unknown site, or tokens that are not theirs.
     """
-    return _amplified(*_both(models, tokens, compared), alpha)
+    return _amplified(*_both(models, tokens), alpha)
 
 
 def amplified_log_probs(
-    models: ComparedModels,
+    models: ModelPair,
     tokens: Int[Tensor, "batch pos"],
     *,
     alpha: float,
-    compared: tuple[str, str] | None = None,
 ) -> Float[Tensor, "batch pos_less_one"]:
     """Log-probability, in nats, of each token but the first after those before it.
 
     Of padded rows, drop what stands at their padding. Raises as `amplified_logits` does.
     """
-    return _taken(amplified_logits(models, tokens, alpha=alpha, compared=compared), tokens)
+    return _taken(amplified_logits(models, tokens, alpha=alpha), tokens)
 
 
 def amplified_scores(
-    models: ComparedModels,
+    models: ModelPair,
     behaviour: Behaviour,
     alphas: Sequence[float],
     *,
-    compared: tuple[str, str] | None = None,
     batch_size: int = 64,
 ) -> Float[Tensor, "n_alphas n_prompts"]:
     """The probability of a behaviour for each alpha and prompt, float64.
@@ -77,7 +71,7 @@ def amplified_scores(
     sums = torch.zeros(len(alphas), len(text), dtype=torch.float64)
     for index in torch.arange(len(text)).split(batch_size):
         tokens = text.tokens[index].long()
-        both = _both(models, tokens, compared)
+        both = _both(models, tokens)
         for i, alpha in enumerate(alphas):
             log_probs = _taken(_amplified(*both, alpha), tokens).double().cpu()
             sums[i, index] = torch.where(is_answer[index], log_probs, 0).sum(dim=1)
@@ -86,7 +80,7 @@ def amplified_scores(
 
 
 def amplified_tokens(
-    models: ComparedModels,
+    models: ModelPair,
     prompts: Prompts,
     *,
     alpha: float,
@@ -95,7 +89,6 @@ def amplified_tokens(
     seed: int = 0,
     stop_token_ids: Sequence[int] | None = None,
     prepend_bos: bool = True,
-    compared: tuple[str, str] | None = None,
 ) -> list[tuple[list[int], list[int]]]:
     """Write on from amplified logits: (prompt ids, new ids) for each prompt.
 
@@ -111,13 +104,12 @@ def amplified_tokens(
         stop_token_ids: end a text, and are not part of it; None is those of the tokenizer and of
             both configs, () never stops.
         prepend_bos: to texts; ids are taken as they are.
-        compared: names of two sites, base first.
 
     Raises:
         ValueError: no two models, an unknown site, prompts without tokens, a negative temperature,
             or more tokens than the models have room for.
     """
-    _names(models, compared)
+    _names(models)
     each = [prompts] if isinstance(prompts, str) else prompts
     rows = [
         models.encode(p, prepend_bos=prepend_bos) if isinstance(p, str)
@@ -133,7 +125,7 @@ def amplified_tokens(
         going = torch.tensor([i for i, row in enumerate(rows) if len(row) == length])
         tokens = torch.tensor([rows[i] for i in going.tolist()])
         for _ in range(max_new_tokens):
-            logits = amplified_logits(models, tokens, alpha=alpha, compared=compared)[:, -1]
+            logits = amplified_logits(models, tokens, alpha=alpha)[:, -1]
             if generator is None:
                 generator = torch.Generator(logits.device).manual_seed(seed)
             chosen = _next(logits, temperature, generator).cpu()
@@ -147,7 +139,7 @@ def amplified_tokens(
     return list(zip(rows, new, strict=True))
 
 
-def amplified_text(models: ComparedModels, prompts: Prompts, **options: Any) -> str | list[str]:
+def amplified_text(models: ModelPair, prompts: Prompts, **options: Any) -> str | list[str]:
     """The same as text, without the prompts: one string for one text, else a list.
 
     Options, and what it raises, are those of `amplified_tokens`.
@@ -159,10 +151,10 @@ def amplified_text(models: ComparedModels, prompts: Prompts, **options: Any) -> 
 
 @torch.no_grad()
 def _both(
-    models: ComparedModels, tokens: Int[Tensor, "batch pos"], compared: tuple[str, str] | None
+    models: ModelPair, tokens: Int[Tensor, "batch pos"]
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], Float[Tensor, "batch pos d_vocab"]]:
     """l^0 and l^1, float32, on the fine-tuned model's device."""
-    base, finetuned = _names(models, compared)
+    base, finetuned = _names(models)
     ours = models.logits(tokens, site=finetuned)[..., : models.d_vocab].float()
     return models.logits(tokens, site=base)[..., : models.d_vocab].to(ours), ours
 
@@ -192,19 +184,15 @@ def _next(
     return torch.multinomial(p, 1, generator=generator).squeeze(-1)
 
 
-def _names(models: ComparedModels, compared: tuple[str, str] | None) -> tuple[str, str]:
-    """Names of the two sites. Raises ValueError where they are of one model."""
-    sites = models.sites
-    if compared is not None:
-        pair = site_index(sites, compared[0]), site_index(sites, compared[1])
-    else:
-        pair = compared_sites(sites)
-    if pair is None or models.models[pair[0]] is models.models[pair[1]]:
+def _names(models: ModelPair) -> tuple[str, str]:
+    """Names of the compared sites. Raises ValueError where they are of one model."""
+    base, finetuned = models.compared_names
+    if models.model(base) is models.model(finetuned):
         raise ValueError(
-            f"{compared or 'the default'} does not name sites of two models among "
-            f"{[(s.name, s.label) for s in sites]}; name them with compared=(base, finetuned)."
+            f"the compared sites {base!r} and {finetuned!r} are of one model: choose sites of two "
+            "with comparing(base, finetuned)."
         )
-    return sites[pair[0]].name, sites[pair[1]].name
+    return base, finetuned
 
 
 def _check(rows: list[list[int]], n_ctx: int, max_new_tokens: int, temperature: float) -> None:

@@ -61,7 +61,6 @@ def difference_pca(
     *,
     n_components: int = 10,
     centred: bool = True,
-    compared: tuple[str, str] | None = None,
     batch_size: int = 32,
 ) -> DifferencePCA:
     """Run the models over a text once and decompose x^1 - x^0.
@@ -72,14 +71,14 @@ def difference_pca(
         n_components: to keep.
         centred: subtract the mean; it is reported either way. A constant shift of the stream, all
             that some fine-tunes do, is in the mean alone then.
-        compared: names of the sites, base first; None is `compared_sites`.
         batch_size: contexts a forward pass.
 
     Raises:
         ValueError: no two sites of one width, no token that counts, as many components as there
             are not, or streams that do not differ.
     """
-    pair, facts = compared_facts(source, compared)
+    facts, source = compared_facts(source), source.side_by_side()
+    pair = source.check_one_width()
     d_model = source.sites[pair[0]].d_model
     if not 1 <= n_components <= d_model:
         raise ValueError(f"n_components={n_components}: streams {d_model} wide have 1 to {d_model}")

@@ -35,12 +35,11 @@ from tl_crosscoder.data.storage import (
     shards_of,
 )
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.models.difference import SiteDifference, difference_of
 from tl_crosscoder.models.site import Site, row_shape, site_parts
-from tl_crosscoder.models.source import Contexts
+from tl_crosscoder.models.source import ActivationSource, Contexts
 
 
-class ActivationCache:
+class ActivationCache(ActivationSource):
     """An activation source that reads from a folder; see the module.
 
     Args:
@@ -63,7 +62,7 @@ class ActivationCache:
         verify: bool = True,
         show_progress: bool = False,
     ) -> None:
-        self.folder, self.device = Path(folder), torch.device(device)
+        self.folder, self._device = Path(folder), torch.device(device)
         self.manifest = read_manifest(self.folder)
         if not self.manifest["is_complete"]:
             raise ValueError(
@@ -73,26 +72,17 @@ class ActivationCache:
             )
         self.shards = shards_of(self.manifest)
         check_shards(self.folder, self.manifest, verify=verify, show_progress=show_progress)
-        self.sites: tuple[Site, ...] = tuple(Site.from_dict(s) for s in self.manifest["sites"])
+        self.model_sites = tuple(Site.from_dict(s) for s in self.manifest["sites"])
+        self._compare(None)
         self._stored = [self._open(shard) for shard in self.shards]
         self._first_rows = torch.tensor([0, *accumulate(s.n_rows for s in self.shards)])
 
     # --- what it is ------------------------------------------------------------------------------
 
     @property
-    def n_sites(self) -> int:
-        """Number of sites."""
-        return len(self.sites)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the widest site."""
-        return max(site.d_model for site in self.sites)
-
-    @property
-    def d_in(self) -> int:
-        """Width of all sites together."""
-        return sum(site.d_model for site in self.sites)
+    def device(self) -> torch.device:
+        """Device that rows are read to."""
+        return self._device
 
     @property
     def n_ctx(self) -> int:
@@ -125,10 +115,10 @@ class ActivationCache:
         from tl_crosscoder.models.loading import load_tokenizer
         from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
-        tokenizer = load_tokenizer(self.sites[-1])
+        tokenizer = load_tokenizer(self.model_sites[-1])
         if tokenizer_sha256(tokenizer) != self.manifest["tokenizer_sha256"]:
             raise ValueError(
-                f"the tokenizer of {self.sites[-1].model_name!r} is another one than when "
+                f"the tokenizer of {self.model_sites[-1].model_name!r} is another one than when "
                 f"{self.folder} was written. Load that revision of the model."
             )
         return tokenizer
@@ -149,7 +139,7 @@ class ActivationCache:
         return self.text[self.manifest["n_training_contexts"] :]
 
     def __repr__(self) -> str:
-        sites = ", ".join(f"{s.name}={s.label!r}" for s in self.sites)
+        sites = ", ".join(f"{s.name}={s.label!r}" for s in self.model_sites)
         return (
             f"ActivationCache({str(self.folder)!r}, {sites}, n_rows={self.n_rows:,}, "
             f"store={self.manifest['store']!r}, {self.n_bytes / 1e6:,.1f} MB)"
@@ -160,7 +150,7 @@ class ActivationCache:
     def rows(
         self, contexts: Contexts, *, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "tokens *row"]:
-        """Rows of the tokens that count, in the order of the mask. Raises as `places` does."""
+        """Rows of the kept tokens, in the order of the mask. Raises as `places` does."""
         return self.read(self.places(contexts), dtype=dtype)
 
     def places(self, contexts: Contexts) -> Int[Tensor, " tokens"]:
@@ -182,7 +172,14 @@ class ActivationCache:
     def read(
         self, index: Int[Tensor, " n"], *, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "n *row"]:
-        """Any rows by number, in any order. Raises IndexError beyond `n_rows`."""
+        """Rows by number, in any order. Raises IndexError beyond `n_rows`."""
+        rows = self._stored_rows(index, dtype)
+        if not self.is_difference:
+            return rows
+        parts = site_parts(rows, self.model_sites)
+        return self.joined([parts[i] for i in self.read_sites])
+
+    def _stored_rows(self, index: Int[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, "n *row"]:
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.n_rows:
             raise IndexError(f"rows are numbered 0 to {self.n_rows - 1} in {self.folder}.")
         shard = torch.searchsorted(self._first_rows, index, right=True) - 1
@@ -192,7 +189,9 @@ class ActivationCache:
         if int((counts > 0).sum()) == 1:
             i = int(counts.argmax())
             return self._decoded(i, local, dtype)
-        rows = torch.empty((len(index), *row_shape(self.sites)), dtype=dtype, device=self.device)
+        rows = torch.empty(
+            (len(index), *row_shape(self.model_sites)), dtype=dtype, device=self.device
+        )
         chosen = order.split(counts.tolist())
         for i in counts.nonzero().squeeze(1).tolist():
             rows[chosen[i].to(self.device)] = self._decoded(i, local[chosen[i]], dtype)
@@ -205,18 +204,14 @@ class ActivationCache:
     def site_rows(
         self, contexts: Contexts, sites: Sequence[int], *, dtype: torch.dtype = torch.float32
     ) -> list[Float[Tensor, "tokens d_model"]]:
-        """The same of some of the sites, by position."""
-        parts = site_parts(self.rows(contexts, dtype=dtype), self.sites)
+        """Activations of some model sites, by position, at the kept tokens."""
+        parts = site_parts(self._stored_rows(self.places(contexts), dtype), self.model_sites)
         return [parts[i] for i in sites]
-
-    def difference(self, site: str | None = None, *, minus: str | None = None) -> SiteDifference:
-        """The source of x^1 - x^0 alone, the input of a diff-SAE; see `SiteDifference`."""
-        return difference_of(self, site, minus=minus)
 
     def _decoded(self, shard: int, local: Tensor, dtype: torch.dtype) -> Tensor:
         chosen = storage.select(self._stored[shard], local)
         on_device = {name: tensor.to(self.device) for name, tensor in chosen.items()}
-        return storage.decode(on_device, self.sites).to(dtype)
+        return storage.decode(on_device, self.model_sites).to(dtype)
 
     def _open(self, shard: Shard) -> storage.Stored:
         names = ("rows", "scales") if self.manifest["store"] == "int8" else ("rows",)

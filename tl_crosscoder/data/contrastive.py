@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from tl_crosscoder.data.chat import ROLES, Encoded, encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.models.hooked import stop_ids_of
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import decode_continuation, tokenizer_sha256
 
 QUESTIONS = """\
@@ -229,7 +229,7 @@ class PromptBatches:
 
 
 def contrastive_documents(
-    source: ComparedModels,
+    source: ModelPair,
     prompts: Iterable[Document],
     *,
     max_new_tokens: int = 128,
@@ -282,7 +282,7 @@ def contrastive_documents(
 
 
 def batch_prompts(
-    source: ComparedModels,
+    source: ModelPair,
     prompts: Iterable[Document],
     *,
     max_new_tokens: int,
@@ -324,7 +324,7 @@ def batch_prompts(
 
 
 def sample_batch(
-    source: ComparedModels,
+    source: ModelPair,
     batch: Sequence[Prompt],
     index: int,
     *,
@@ -404,7 +404,7 @@ def _prompt(document: Document, encoded: Encoded, max_prompt_tokens: int | None)
     return Prompt(ids=ids, role_ids=role_ids, is_chat=is_chat)
 
 
-def _stop_ids(source: ComparedModels, site: str) -> list[int]:
+def _stop_ids(source: ModelPair, site: str) -> list[int]:
     """What ends a text or turn, and ids that not all know: logits are wider than vocabularies."""
     n_known = min(len(source.tokenizer), source.d_vocab)
     unknown = range(n_known, source.model(site).cfg.d_vocab)

@@ -86,7 +86,7 @@ def export_site(
     at = exported_site(crosscoder, site)
     sites = crosscoder.sites
     compared = _other_site(sites, at).name, sites[at].name
-    estimate = BaseEstimate.fit(source, fit_on, compared=compared, batch_size=batch_size)
+    estimate = BaseEstimate.fit(source.comparing(*compared), fit_on, batch_size=batch_size)
     sae = one_model_sae(crosscoder, estimate)
     fve = estimate.quality(source, measure_on, batch_size=batch_size).fve
     rows = harvest_rows(source, measure_on, batch_size=batch_size)

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.models.difference import SiteDifference
 from tl_crosscoder.models.hooked import HookedModel
-from tl_crosscoder.models.site import Site, compared_sites, site_index
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.site import Site, site_index
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +37,7 @@ class ShownSite:
     @classmethod
     def of(
         cls,
-        models: ComparedModels | SiteDifference,
+        models: ModelPair,
         crosscoder: Crosscoder,
         site: str | None = None,
     ) -> "ShownSite":
@@ -51,22 +50,19 @@ class ShownSite:
                 off the residual stream.
         """
         check_source(models, crosscoder)
-        if site is None:
-            pair = compared_sites(models.sites)
-            at = 0 if pair is None else pair[1]
+        position = 0 if models.compared is None else models.compared[1]
+        if models.is_difference:
+            at = 0 if site is None else site_index(models.sites, site)
         else:
-            at = site_index(models.sites, site)
-        own, position = models.sites[at], at
-        source: Any = models
-        if isinstance(models, SiteDifference):
-            source, position = models.source, models.positions[1]
+            at = position = position if site is None else site_index(models.sites, site)
+        own = models.sites[at]
         found = re.fullmatch(r"blocks\.(\d+)\.(.+)", own.hook_name)
         if found is None:
             raise ValueError(
                 f"the hook {own.hook_name!r} is in no block, and dashboards are numbered by layer: "
                 "hand off a dictionary of a hook such as 'blocks.0.hook_resid_post'."
             )
-        model = source.models[position]
+        model = models.models[position]
         if own.d_model != model.cfg.d_model:
             raise ValueError(
                 f"site {own.name!r} is {own.d_model} wide and not on the residual stream of "
@@ -77,9 +73,9 @@ class ShownSite:
         return cls(
             site=own,
             model=model,
-            tokenizer=source.tokenizer,
+            tokenizer=models.tokenizer,
             decoder=crosscoder.decoder(at).detach(),
-            n_vocab=min(source.d_vocab, len(source.tokenizer)),
+            n_vocab=min(models.d_vocab, len(models.tokenizer)),
             layer=int(found.group(1)),
             hook_point=found.group(2),
         )

@@ -40,8 +40,7 @@ from tl_crosscoder.interventions.mitigation import (
     check_mode,
 )
 from tl_crosscoder.interventions.running import edited_logits, unchanged
-from tl_crosscoder.models.difference import SiteDifference
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.results.tables import TableOfRows
 
 
@@ -65,13 +64,12 @@ def ablation(
 
 @contextmanager
 def ablated(
-    models: ComparedModels | SiteDifference,
+    models: ModelPair,
     crosscoder: Crosscoder,
     latents: Sequence[int] | Int[Tensor, " n"],
     *,
     mode: Mode = "delta",
     estimate: BaseEstimate | None = None,
-    compared: tuple[str, str] | None = None,
 ) -> Iterator[EditedModel]:
     """The fine-tuned model without some latents, while the context is open.
 
@@ -89,13 +87,12 @@ def ablated(
         latents: which to take out.
         mode: see the module.
         estimate: of the base stream from the fine-tuned one; None runs the base model.
-        compared: names of the sites, base first; the other way round ablates the base model.
 
     Raises:
         ValueError: a dictionary or an estimate of other models, an unknown mode, latents out of
             range, or an estimate where the mode needs no base stream.
     """
-    ctx = InterventionContext.of(models, crosscoder, compared=compared)
+    ctx = InterventionContext.of(models, crosscoder)
     if estimate is None:
         edit = ablation(ctx, latents, mode)
     else:

@@ -23,8 +23,7 @@ from torch import Tensor
 from tl_crosscoder import files
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.models.difference import SiteDifference
-from tl_crosscoder.models.site import Site, compared_sites, site_index, site_parts
+from tl_crosscoder.models.site import Site, site_parts
 from tl_crosscoder.models.source import ActivationSource
 
 WEIGHTS_NAME, FACTS_NAME = "base_estimate.safetensors", "base_estimate.json"
@@ -67,7 +66,6 @@ class BaseEstimate:
         text: TokenizedText,
         *,
         ridge: float = 1e-4,
-        compared: tuple[str, str] | None = None,
         batch_size: int = 32,
     ) -> "BaseEstimate":
         """Fit on the tokens of a text that count, in one pass.
@@ -76,7 +74,6 @@ class BaseEstimate:
             source: models, or a cache of them; a difference stands for its two sites.
             text: not the one that the quality is measured on.
             ridge: share of the mean variance of x^1 that is added to all its directions.
-            compared: names of the sites, base first; None is `compared_sites`.
             batch_size: contexts a forward pass.
 
         Raises:
@@ -84,7 +81,8 @@ class BaseEstimate:
         """
         if not ridge > 0:
             raise ValueError(f"ridge is {ridge}; it must be above 0, such as 1e-4.")
-        source, base, finetuned = _compared(source, compared)
+        source = source.side_by_side()
+        base, finetuned = source.check_one_width()
         order = [finetuned, *(i for i in range(source.n_sites) if i != finetuned)]
         d = source.sites[finetuned].d_model
         n, total, second = 0, torch.zeros(()), torch.zeros(())
@@ -138,7 +136,7 @@ class BaseEstimate:
         self, source: ActivationSource, text: TokenizedText, *, batch_size: int = 32
     ) -> EstimateQuality:
         """Measure on held-out text. Raises ValueError for a source with other sites."""
-        source = source.source if isinstance(source, SiteDifference) else source
+        source = source.side_by_side()
         self.check_sites(source.sites)
         keys = [*self.others, "difference"]
         sums = {k: _Variance() for k in keys}
@@ -222,29 +220,6 @@ def _parts(
     """Activations of each site at the tokens that count, float64."""
     for rows in harvest_rows(source, text, batch_size=batch_size):
         yield site_parts(rows.double(), source.sites)
-
-
-def _compared(
-    source: ActivationSource, compared: tuple[str, str] | None
-) -> tuple[ActivationSource, int, int]:
-    """The source of both streams, and the positions of base and fine-tuned site."""
-    if isinstance(source, SiteDifference):
-        pair: tuple[int, int] | None = source.positions
-        source = source.source
-    else:
-        pair = compared_sites(source.sites)
-    if compared is not None:
-        pair = site_index(source.sites, compared[0]), site_index(source.sites, compared[1])
-    if pair is None or pair[0] == pair[1]:
-        names = [s.name for s in source.sites]
-        raise ValueError(
-            f"an estimate is of one site from another, but there are {names} and {compared} was "
-            "asked for. Name two with compared=(base, finetuned)."
-        )
-    if source.sites[pair[0]].d_model != source.sites[pair[1]].d_model:
-        widths = [(s.name, s.d_model) for s in source.sites]
-        raise ValueError(f"base and fine-tuned site must be of one width, but they are {widths}.")
-    return source, *pair
 
 
 def _what(site: Site) -> tuple[str | int | None, ...]:

@@ -32,12 +32,11 @@ from tl_crosscoder.interventions.trials import (
     run_trials,
 )
 from tl_crosscoder.interventions.variants import random_like
-from tl_crosscoder.models.difference import SiteDifference
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 
 
 def causal_test(
-    models: ComparedModels | SiteDifference,
+    models: ModelPair,
     crosscoder: Crosscoder,
     effect: Effect,
     neutral: TokenizedText,
@@ -48,7 +47,6 @@ def causal_test(
     mode: Mode = "delta",
     settings: ControlSettings | None = None,
     null: Crosscoder | None = None,
-    compared: tuple[str, str] | None = None,
     show_progress: bool = False,
 ) -> CausalTest:
     """Sufficiency and necessity of sets of latents for an effect, with controls.
@@ -65,7 +63,6 @@ def causal_test(
         settings: of the controls.
         null: a dictionary of a null pair (base against itself) at the same hook: its directions
             are one more control.
-        compared: names of the sites, base first; the other way round tests what the base has.
         show_progress: with a progress bar.
 
     Raises:
@@ -74,7 +71,7 @@ def causal_test(
     """
     settings = settings or ControlSettings()
     check_mode(mode)
-    ctx = InterventionContext.of(models, crosscoder, compared=compared)
+    ctx = InterventionContext.of(models, crosscoder)
     chosen = {name: _checked(ctx, ids, latents, name) for name, ids in sets.items()}
     if not chosen or set(tests) - set(TESTS):
         raise ValueError(

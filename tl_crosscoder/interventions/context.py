@@ -21,73 +21,53 @@ from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.crosscoder.sparse.kernels import offsets_of
 from tl_crosscoder.data.harvest import batches_of, within_limits
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.models.difference import SiteDifference
-from tl_crosscoder.models.site import compared_sites, row_shape, site_index
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class InterventionContext:
     """Models, two of their sites, and a dictionary or none."""
 
-    models: ComparedModels
-    base: int
-    """Position among the models' sites of the one that stands for the base."""
-    finetuned: int
-    """Position of the one that stands for the fine-tuned model."""
+    models: ModelPair
     crosscoder: Crosscoder | None = None
-    is_of_difference: bool = False
-    """The dictionary is of the difference alone (a diff-SAE)."""
 
     @classmethod
-    def of(
-        cls,
-        models: ComparedModels | SiteDifference,
-        crosscoder: Crosscoder | None = None,
-        *,
-        compared: tuple[str, str] | None = None,
-    ) -> "InterventionContext":
-        """Check that all fits, before any work.
+    def of(cls, models: ModelPair, crosscoder: Crosscoder | None = None) -> "InterventionContext":
+        """Check that models and dictionary fit, before any work.
 
         Args:
-            models: a pair, or any list of sites; of a diff-SAE, its difference.
+            models: two of their sites are compared (`ModelPair.comparing` chooses others, or the
+                other direction); of a diff-SAE, their `difference()`.
             crosscoder: trained on these; None for what needs no dictionary.
-            compared: names of the two sites, base first; None is `compared_sites`. The other way
-                round, everything is said of what the base model has and the fine-tuned one lost.
 
         Raises:
-            ValueError: the dictionary is of other models, hooks, processing or tokenizer, or there
-                are no two sites of one width.
+            ValueError: the dictionary is of other models, hooks, processing or tokenizer, or the
+                compared sites are not of one width.
         """
         if crosscoder is not None:
             check_source(models, crosscoder)
-        source = models.source if isinstance(models, SiteDifference) else models
-        if not isinstance(source, ComparedModels):
+        if not isinstance(models, ModelPair):
             raise ValueError(
                 "interventions run models, but these activations are from a cache. Load the models "
                 "that the dictionary was trained on."
             )
-        if isinstance(models, SiteDifference) and compared is None:
-            pair: tuple[int, int] | None = models.positions
-        elif compared is None:
-            pair = compared_sites(source.sites)
-        else:
-            pair = site_index(source.sites, compared[0]), site_index(source.sites, compared[1])
-        widths = [] if pair is None else [source.sites[i].d_model for i in pair]
-        if pair is None or pair[0] == pair[1] or widths[0] != widths[1]:
-            names = [(s.name, s.d_model) for s in source.sites]
-            raise ValueError(
-                f"an intervention needs two sites of one width, base and fine-tuned, but the "
-                f"models have {names} and {compared} was asked for. Name two with compared=(base, "
-                "finetuned)."
-            )
-        return cls(
-            models=source,
-            base=pair[0],
-            finetuned=pair[1],
-            crosscoder=crosscoder,
-            is_of_difference=isinstance(models, SiteDifference),
-        )
+        models.check_one_width()
+        return cls(models=models, crosscoder=crosscoder)
+
+    @property
+    def base(self) -> int:
+        """Position among the model sites of the one that stands for the base."""
+        return self.models.check_one_width()[0]
+
+    @property
+    def finetuned(self) -> int:
+        """Position among the model sites of the one that stands for the fine-tuned model."""
+        return self.models.check_one_width()[1]
+
+    @property
+    def is_of_difference(self) -> bool:
+        """Whether the dictionary is of the difference alone (a diff-SAE)."""
+        return self.models.is_difference
 
     @property
     def dictionary(self) -> Crosscoder:
@@ -99,11 +79,11 @@ class InterventionContext:
     @property
     def d_model(self) -> int:
         """Width of the compared sites."""
-        return self.models.sites[self.base].d_model
+        return self.models.model_sites[self.base].d_model
 
     def site_name(self, site: int) -> str:
         """Name of a site by position."""
-        return self.models.sites[site].name
+        return self.models.model_sites[site].name
 
     @cached_property
     def difference(self) -> Float[Tensor, "d_sae d_model"]:
@@ -135,7 +115,7 @@ class InterventionContext:
     @torch.no_grad()
     def acts(self, index: Int[Tensor, " contexts"], text: TokenizedText) -> "SiteActivations":
         """Run all models to their hooks, and encode."""
-        x = self.models.site_activations(text.tokens, range(self.models.n_sites))
+        x = self.models.site_activations(text.tokens, range(len(self.models.model_sites)))
         return self.encoded(tuple(x), index=index, text=text)
 
     def encoded(
@@ -146,15 +126,14 @@ class InterventionContext:
         text: TokenizedText,
     ) -> "SiteActivations":
         """Activations of all sites with their codes."""
-        sites, counted = self.models.sites, text.mask.to(x[0].device)
-        rows = torch.stack(x, dim=2) if len(row_shape(sites)) == 2 else torch.cat(x, dim=2)
+        models, counted = self.models, text.mask.to(x[0].device)
+        rows = models.joined([x[i] for i in models.read_sites])
         if text.norm_limits is not None:
-            within = within_limits(rows.flatten(0, 1), sites, text.norm_limits)
+            within = within_limits(rows.flatten(0, 1), models.sites, text.norm_limits)
             counted = counted & within.view_as(counted)
         codes = None
         if self.crosscoder is not None:
-            inputs = x[self.finetuned] - x[self.base] if self.is_of_difference else rows
-            codes = _at(sparse_codes(self.crosscoder, inputs[counted]), counted.flatten())
+            codes = _at(sparse_codes(self.crosscoder, rows[counted]), counted.flatten())
         return SiteActivations(index=index, text=text, x=x, codes=codes, counted=counted)
 
     def batches(

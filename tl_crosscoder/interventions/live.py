@@ -28,7 +28,7 @@ from tl_crosscoder.interventions.edits import (
 )
 from tl_crosscoder.models.forward import RunningIds
 from tl_crosscoder.models.hooked import HookedModel, replacing_hook
-from tl_crosscoder.models.sites import Prompts
+from tl_crosscoder.models.pair import Prompts
 from tl_crosscoder.models.tokenizer import own_bos_id
 
 
@@ -55,7 +55,7 @@ class EditedModel:
         return self.ctx.models.logits(tokens, site=self.site)
 
     def generate(self, prompts: Prompts, **options: Any) -> str | list[str]:
-        """What the edited model writes; options of `ComparedModels.generate_tokens`.
+        """What the edited model writes; options of `ModelPair.generate_tokens`.
 
         The key-value cache is used where the edit allows it, which changes speed and nothing else.
         """
@@ -86,7 +86,7 @@ def edited(ctx: InterventionContext, edit: Edit) -> Iterator[EditedModel]:
             "model does not know. Use the edit without its places, or score it with score_edits."
         )
     model = ctx.models.models[edit.site]
-    hook_name = ctx.models.sites[edit.site].hook_name
+    hook_name = ctx.models.model_sites[edit.site].hook_name
     with (
         _running(ctx, edit) as new,
         model.hooks(fwd_hooks=[replacing_hook(hook_name, new)]),
@@ -145,7 +145,7 @@ def _of_one_site(
     """Activations of which only one site is known: ids 0, other sites without width."""
     ids = torch.zeros(own.shape[:2], dtype=torch.long, device=own.device)
     nothing = own[..., :0]
-    x = tuple(own if i == site else nothing for i in range(ctx.models.n_sites))
+    x = tuple(own if i == site else nothing for i in range(len(ctx.models.model_sites)))
     text = _as_text(ids, bos=None)
     return SiteActivations(
         index=text.context_ids, text=text, x=x, codes=None, counted=text.mask.to(own.device)
@@ -161,9 +161,9 @@ def _of_all_sites(
 ) -> SiteActivations:
     """All streams of these ids, and codes; one site's stream is at hand."""
     models = ctx.models
-    others = [i for i in range(models.n_sites) if i != site]
+    others = [i for i in range(len(models.model_sites)) if i != site]
     x = dict(zip(others, models.site_activations(ids, others), strict=True)) | {site: own}
-    parts = tuple(x[i] for i in range(models.n_sites))
+    parts = tuple(x[i] for i in range(len(models.model_sites)))
     text = _as_text(ids, bos=own_bos_id(models.tokenizer))
     return ctx.encoded(parts, index=text.context_ids, text=text)
 

@@ -156,13 +156,13 @@ def _check_estimate(ctx: InterventionContext, mode: Mode, estimate: BaseEstimate
         )
     if estimate is None:
         return
-    estimate.check_sites(ctx.models.sites)
+    estimate.check_sites(ctx.models.model_sites)
     theirs, ours = (estimate.base, estimate.finetuned), (ctx.base, ctx.finetuned)
     if theirs != ours:
         names = [tuple(ctx.site_name(i) for i in pair) for pair in (theirs, ours)]
         raise ValueError(
             f"the estimate is for (base, finetuned) = {names[0]}, but {names[1]} are compared. Fit "
-            f"another with compared={names[1]}."
+            "another with this order (comparing)."
         )
 
 
@@ -209,9 +209,9 @@ def _facts(
     models = ctx.models
     return {
         "made_with": f"tl_crosscoder {tl_crosscoder.__version__}",
-        "model": models.sites[ctx.finetuned].to_dict(),
-        "compared_with": models.sites[ctx.base].to_dict(),
-        "hook_name": models.sites[ctx.finetuned].hook_name,
+        "model": models.model_sites[ctx.finetuned].to_dict(),
+        "compared_with": models.model_sites[ctx.base].to_dict(),
+        "hook_name": models.model_sites[ctx.finetuned].hook_name,
         "d_model": ctx.d_model,
         "weight_processing": models.weight_processing,
         "mode": mitigation.mode,

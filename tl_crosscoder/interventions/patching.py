@@ -28,8 +28,7 @@ from tl_crosscoder.interventions.variants import (
     random_controls,
     whole,
 )
-from tl_crosscoder.models.difference import SiteDifference
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.results.tables import TableOfRows
 
 
@@ -89,14 +88,13 @@ class PatchingResult(TableOfRows):
 
 
 def patching(
-    models: ComparedModels | SiteDifference,
+    models: ModelPair,
     crosscoder: Crosscoder,
     text: TokenizedText,
     *,
     latents: LatentMeasures,
     extra: Mapping[str, Sequence[int]] | None = None,
     kinds: Mapping[str, TokenFilter] | None = None,
-    compared: tuple[str, str] | None = None,
     batch_size: int = 16,
     n_draws: int = N_DRAWS,
     seed: int = 0,
@@ -112,8 +110,6 @@ def patching(
         extra: further sets of latents by name, each a variant of its own.
         kinds: which predicted tokens are measured; responses and the first 9 of each, or, of text
             without chats, all.
-        compared: names of the sites, base first; the other way round patches what the base has
-            into the base model.
         batch_size: contexts a forward pass.
         n_draws: bootstrap resamples of prompts.
         seed: of random latents and directions, and of the resamples.
@@ -123,7 +119,7 @@ def patching(
         ValueError: a dictionary of other models, latents out of range, or prompts without tokens
             of the kind measured.
     """
-    ctx = InterventionContext.of(models, crosscoder, compared=compared)
+    ctx = InterventionContext.of(models, crosscoder)
     kinds = kinds or kinds_of(text)
     chosen = candidates(ctx, latents)
     variants = [
@@ -142,10 +138,9 @@ def patching(
         batch_size=batch_size,
         description="Patching" if show_progress else None,
     )
-    names = ctx.site_name(ctx.base), ctx.site_name(ctx.finetuned)
     return PatchingResult(
         rows=tuple(_rows(variants, scores, list(kinds), n_draws=n_draws, seed=seed)),
-        compared=names,
+        compared=ctx.models.compared_names,
         candidates=chosen.how,
         candidate_latents=tuple(chosen.latents.tolist()),
     )

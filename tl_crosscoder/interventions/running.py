@@ -89,7 +89,7 @@ def edited_logits(
     for i, edit in enumerate(edits):
         by_site.setdefault(edit.site, []).append(i)
     for site, own in by_site.items():
-        model, hook_name = models.models[site], models.sites[site].hook_name
+        model, hook_name = models.models[site], models.model_sites[site].hook_name
         room = max(1, MAX_LOGITS // (tokens.numel() * model.cfg.d_vocab))
         for start in range(0, len(own), room):
             chosen = own[start : start + room]

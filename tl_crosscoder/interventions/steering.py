@@ -41,6 +41,7 @@ def activation_norms(
     Raises:
         ValueError: no token counts.
     """
+    source = source.side_by_side()
     sums, n = torch.zeros(source.n_sites, dtype=torch.float64), 0
     for rows in harvest_rows(source, text, batch_size=batch_size):
         parts = site_parts(rows, source.sites)
@@ -75,7 +76,7 @@ def steering(
         ValueError: a direction of zero or of another width, an unknown site or latent, a norm that
             is not above 0, or `of` beside a vector.
     """
-    sites = ctx.models.sites
+    sites = ctx.models.model_sites
     at = ctx.finetuned if site is None else site_index(sites, site)
     if not norm > 0:
         raise ValueError(f"norm is {norm}; it is the mean norm of the stream (activation_norms).")
@@ -139,6 +140,6 @@ def _vector(
     (latent,) = ctx.latents([direction]).tolist()
     if of == DIFFERENCE:
         return ctx.difference[latent].double(), f"the difference row of latent {latent}"
-    at = ctx.finetuned if of is None else site_index(ctx.models.sites, of)
+    at = ctx.finetuned if of is None else site_index(ctx.models.model_sites, of)
     name = f"the {ctx.site_name(at)} row of latent {latent}"
     return ctx.decoder(at)[latent].double(), name

@@ -192,7 +192,7 @@ def ablation_weights(
     site = ctx.finetuned
     return projection_weights(
         ctx.models.models[site],
-        ctx.models.sites[site].hook_name,
+        ctx.models.model_sites[site].hook_name,
         ctx.decoder(site)[ctx.latents(latents)],
         tokens=tokens,
     )

@@ -29,7 +29,7 @@ def check_vocabulary(models: Sequence[HookedModel], labels: Sequence[str]) -> No
         [model.cfg.d_vocab for model in models],
         "d_vocab",
         labels,
-        "Give both one vocabulary (resize_token_embeddings in transformers); ModelSites takes "
+        "Give both one vocabulary (resize_token_embeddings in transformers); ModelPair takes "
         "models that share a tokenizer and differ in padding.",
     )
 

@@ -26,7 +26,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from tl_crosscoder.models.forward import RunningIds
 from tl_crosscoder.models.hooked import stop_layer
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class HookedView(HookedRootModule, ABC):
 
     HOOK_NAME: ClassVar[str]
 
-    def __init__(self, pair: ComparedModels, *, model_name: str, d_model: int):
+    def __init__(self, pair: ModelPair, *, model_name: str, d_model: int):
         super().__init__()
         self.pair = pair
         self.tokenizer = pair.tokenizer
@@ -138,8 +138,8 @@ class PairView(HookedView):
 
     HOOK_NAME = "hook_sites"
 
-    def __init__(self, pair: ComparedModels):
-        names = " | ".join(site.label for site in pair.sites)
+    def __init__(self, pair: ModelPair):
+        names = " | ".join(site.label for site in pair.model_sites)
         super().__init__(pair, model_name=names, d_model=pair.d_in)
 
     def stream(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_in"]:
@@ -150,7 +150,7 @@ class PairView(HookedView):
         self, tokens: Int[Tensor, "batch pos"], stream: Float[Tensor, "batch pos d_in"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of the last site's model."""
-        last = self.pair.sites[-1]
+        last = self.pair.model_sites[-1]
         return self.pair.run_with_patch(tokens, stream[..., -last.d_model :], site=last.name)
 
 
@@ -172,9 +172,9 @@ class SiteView(HookedView):
 
     HOOK_NAME = "hook_side"
 
-    def __init__(self, pair: ComparedModels, site: str):
+    def __init__(self, pair: ModelPair, site: str):
         position = pair.site_index(site)
-        own = pair.sites[position]
+        own = pair.model_sites[position]
         super().__init__(pair, model_name=own.label, d_model=own.d_model)
         self.position, self.site, self.hook_name = position, own, self.HOOK_NAME
         self.acts: tuple[Float[Tensor, "batch pos _"], ...] = ()
@@ -182,7 +182,7 @@ class SiteView(HookedView):
 
     def stream(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """The site's stream; those of all sites are kept."""
-        self.acts = tuple(self.pair.site_activations(tokens, range(self.pair.n_sites)))
+        self.acts = tuple(self.pair.site_activations(tokens, range(len(self.pair.model_sites))))
         return self.acts[self.position]
 
     def continued(
@@ -219,14 +219,14 @@ class HookedSite:
             which would run inside its own forward pass.
     """
 
-    def __init__(self, pair: ComparedModels, site: str):
+    def __init__(self, pair: ModelPair, site: str):
         self.pair, self.position = pair, pair.site_index(site)
-        self.site = pair.sites[self.position]
+        self.site = pair.model_sites[self.position]
         self.hook_name = self.site.hook_name
         model, stop = pair.models[self.position], stop_layer(self.hook_name)
         shared = [
             other.name
-            for other, its in zip(pair.sites, pair.models, strict=True)
+            for other, its in zip(pair.model_sites, pair.models, strict=True)
             if its is model and other.name != site
         ]
         if stop is None or shared:
@@ -258,7 +258,7 @@ class HookedSite:
                 f"{self.hook_name!r} and run the model, or give all sites to crosscoder.encode."
             )
         ids = self.ids.of(*own.shape[:2])
-        others = [i for i in range(self.pair.n_sites) if i != self.position]
+        others = [i for i in range(len(self.pair.model_sites)) if i != self.position]
         found = zip(others, self.pair.site_activations(ids, others), strict=True)
         acts = {i: stream.to(own) for i, stream in found} | {self.position: own}
-        return tuple(acts[i] for i in range(self.pair.n_sites))
+        return tuple(acts[i] for i in range(len(self.pair.model_sites)))

@@ -21,9 +21,6 @@ from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.analysis.similarity import checked_latents
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.data.chat import ROLES
-from tl_crosscoder.models.difference import SiteDifference
-from tl_crosscoder.models.site import compared_sites
-from tl_crosscoder.models.sites import ComparedModels
 from tl_crosscoder.report.circuits import TokensHtml
 from tl_crosscoder.report.html.latents import effects_on_logits
 from tl_crosscoder.report.token_panels import colored_tokens
@@ -196,16 +193,15 @@ def _or_missing(made: Callable[[], T], what: str, missing: list[str]) -> T | Non
 def _patchscope(run: Run, latent: int, n: int) -> Patchscope:
     """Of the fine-tuned row; of the base's where the latent writes to the base alone."""
     models, crosscoder = run.models, run.crosscoder
-    if isinstance(models, SiteDifference):
-        source, rows = models.source, {models.positions[1]: crosscoder.decoder(0)[latent]}
+    base, finetuned = models.compared or (0, 0)
+    if models.is_difference:
+        rows = {finetuned: crosscoder.decoder(0)[latent]}
     else:
-        base, finetuned = compared_sites(models.sites) or (0, 0)
-        source, rows = models, {i: crosscoder.decoder(i)[latent] for i in (finetuned, base)}
+        rows = {i: crosscoder.decoder(i)[latent] for i in (finetuned, base)}
     at = next((i for i, row in rows.items() if row.any()), None)
     if at is None:
         raise ValueError(f"latent {latent} writes nothing: there is no row to name tokens of.")
-    assert isinstance(source, ComparedModels), "a run loads models"
-    return patchscope(source, rows[at][None], site=source.sites[at].name, n=n)
+    return patchscope(models, rows[at][None], site=models.model_sites[at].name, n=n)
 
 
 def search(run: Run, text: str, *, n: int = 20) -> Hits:

@@ -24,10 +24,8 @@ from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.documents import Document, load_documents, split_documents
 from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
-from tl_crosscoder.models.difference import SiteDifference
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.sites import ComparedModels
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 from tl_crosscoder.run.estimate import estimate
@@ -148,7 +146,7 @@ def _as_documents(text: TokenizedText, tokenizer: str) -> Iterator[Document]:
 
 Model = str | Path | HookedModel
 """A name, a folder, or a model of either TransformerLens kind."""
-Models = ComparedModels | SiteDifference
+Models = ModelPair
 
 MOST_TOKENS, MOST_PASSES = 2_000_000, 10
 TOKENS_PER_LATENT = 100
@@ -327,7 +325,7 @@ def _pair(
             "are read in models that are given by name."
         )
     pair = ModelPair(base, finetuned, hook_name=config.hook_name, model_names=model_names)
-    names = [site.model_name for site in pair.sites]
+    names = [site.model_name for site in pair.model_sites]
     if names[0] == names[1] and model_names is None:
         raise ValueError(
             f"both models call themselves {names[0]!r}, and a dictionary records its models by "
@@ -337,9 +335,7 @@ def _pair(
 
 
 def _dtype(models: Models) -> str:
-    source = models.source if isinstance(models, SiteDifference) else models
-    assert isinstance(source, ComparedModels)
-    weights = (p.dtype for p in source.models[0].parameters() if p.is_floating_point())
+    weights = (p.dtype for p in models.models[0].parameters() if p.is_floating_point())
     return str(next(weights)).removeprefix("torch.")
 
 

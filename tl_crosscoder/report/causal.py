@@ -13,7 +13,7 @@ from statistics import fmean
 from tl_crosscoder.baselines.activation_difference import ActivationDifference
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.interventions.trials import CausalRow, CausalTest
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.results.measures import MEASURES, spoken
 from tl_crosscoder.results.render import Section
 
@@ -103,7 +103,7 @@ def causal_sections(result: CausalTest, *, is_brief: bool = False) -> list[Secti
     return sections
 
 
-def lens_section(adl: ActivationDifference, models: ComparedModels) -> Section:
+def lens_section(adl: ActivationDifference, models: ModelPair) -> Section:
     """Tokens that the mean difference promotes, by position (Minder et al. 2025, 2510.13900)."""
     rows, which = adl.logit_lens(models, n=8).rows, adl.which()
     tokens = [

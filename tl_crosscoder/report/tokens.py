@@ -21,9 +21,7 @@ from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.harvest import harvest
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.interventions.live import EditedModel
-from tl_crosscoder.models.difference import SiteDifference
-from tl_crosscoder.models.site import compared_sites
-from tl_crosscoder.models.sites import ComparedModels
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.report.circuits import TokenPanel, TokensHtml
 from tl_crosscoder.report.token_panels import (
@@ -111,22 +109,19 @@ def example_tokens(
 
 
 def compared_tokens(
-    models: ComparedModels | SiteDifference,
+    models: ModelPair,
     text: Text,
-    *,
-    compared: tuple[str, str] | None = None,
 ) -> TokensHtml:
     """Log-probability of each token, by both models, and by how much the fine-tuned one likes it.
 
     Args:
         models: a pair, or more sites.
         text: see the module.
-        compared: names of the two sites, base first; None is `compared_sites`.
 
     Raises:
         ValueError: no two models, an unknown site, or text that is too short or too long.
     """
-    source, (base, finetuned) = _two_models(models, compared)
+    source, (base, finetuned) = _two_models(models)
     panels = []
     for heading, context in _contexts(source, text):
         logits = [source.logits(context.tokens, site=site)[0] for site in (base, finetuned)]
@@ -136,7 +131,7 @@ def compared_tokens(
 
 
 def edited_tokens(
-    models: ComparedModels | SiteDifference,
+    models: ModelPair,
     text: Text,
     edit: AbstractContextManager[EditedModel],
 ) -> TokensHtml:
@@ -152,7 +147,7 @@ def edited_tokens(
     Raises:
         ValueError: text that is too short or too long, or an edit that a running model cannot have.
     """
-    source = _source(models)
+    source = models
     contexts = list(_contexts(source, text))
     with edit as model:
         after = [model.logits(context.tokens)[0] for _, context in contexts]
@@ -167,11 +162,10 @@ def edited_tokens(
 
 
 def next_tokens(
-    models: ComparedModels | SiteDifference,
+    models: ModelPair,
     text: Text,
     *,
     k: int = 10,
-    compared: tuple[str, str] | None = None,
 ) -> TokensHtml:
     """Each token by its log-probability, and the k likeliest where the pointer is, by both models.
 
@@ -179,12 +173,11 @@ def next_tokens(
         models: a pair, or more sites.
         text: see the module.
         k: how many of the likeliest tokens.
-        compared: names of the two sites, base first; None is `compared_sites`.
 
     Raises:
         ValueError: no two models, a k out of range, or text that is too short or too long.
     """
-    source, sites = _two_models(models, compared)
+    source, sites = _two_models(models)
     name, panels = token_namer(source.tokenizer), []
     for heading, context in _contexts(source, text):
         ids = context.tokens[0]
@@ -197,7 +190,7 @@ def next_tokens(
 
 
 def _change(
-    models: ComparedModels,
+    models: ModelPair,
     context: TokenizedText,
     logits: Sequence[Float[Tensor, "pos d_vocab"]],
     *,
@@ -256,27 +249,14 @@ def _contexts(models: ActivationSource, text: Text) -> Iterator[tuple[str, Token
         yield name, text[i].cut(length)
 
 
-def _source(models: ComparedModels | SiteDifference) -> ComparedModels:
-    source = models.source if isinstance(models, SiteDifference) else models
-    if not isinstance(source, ComparedModels):
+def _two_models(models: ModelPair) -> tuple[ModelPair, tuple[str, str]]:
+    """Models, and the names of the compared sites, which are of two different ones."""
+    if not isinstance(models, ModelPair):
         raise ValueError("this is a cache, without models: load those it was made with.")
-    return source
-
-
-def _two_models(
-    models: ComparedModels | SiteDifference, compared: tuple[str, str] | None
-) -> tuple[ComparedModels, tuple[str, str]]:
-    """Models, and the names of two sites that are of different ones, base first."""
-    source = _source(models)
-    names = [site.name for site in source.sites]
-    if compared is None:
-        at = (
-            models.positions if isinstance(models, SiteDifference) else compared_sites(source.sites)
-        )
-        compared = None if at is None else (names[at[0]], names[at[1]])
-    if compared is None or source.model(compared[0]) is source.model(compared[1]):
+    base, finetuned = models.compared_names
+    if models.model(base) is models.model(finetuned):
         raise ValueError(
-            f"{compared or 'the default'} does not name two models among the sites {names}: name "
-            "sites of two models with compared=(base, finetuned)."
+            f"the compared sites {base!r} and {finetuned!r} are of one model: choose sites of two "
+            f"with comparing(base, finetuned), among {[s.name for s in models.model_sites]}."
         )
-    return source, compared
+    return models, (base, finetuned)

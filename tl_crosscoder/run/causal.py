@@ -28,8 +28,6 @@ from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.interventions.steering import activation_norms, steered
 from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, run_trials
-from tl_crosscoder.models.difference import SiteDifference
-from tl_crosscoder.models.sites import ComparedModels
 from tl_crosscoder.run.run import Run
 
 N_NEUTRAL_TOKENS = 4096
@@ -96,7 +94,7 @@ def baseline_run(
     Directions are taken of the neutral text, at positions 1 and 2 and over all, and the first two
     principal components, of which both signs are steered by.
     """
-    ctx = InterventionContext.of(_sites(run))
+    ctx = InterventionContext.of(run.models)
     neutral = neutral_text(run, question)
     adl = activation_difference(ctx.models, neutral)
     pca = difference_pca(ctx.models, neutral, n_components=2)
@@ -115,12 +113,6 @@ def baseline_run(
         return run_trials(ctx, effect, neutral, **how)
 
     return _each_effect(run, question, test, tests=TESTS, name="baselines"), adl
-
-
-def _sites(run: Run) -> ComparedModels:
-    """The models with all their sites, of a diff-SAE too."""
-    models = run.models
-    return InterventionContext.of(models).models if isinstance(models, SiteDifference) else models
 
 
 def export_run(run: Run, question: CausalQuestion, folder: Path, *, mode: Mode = "delta") -> str:

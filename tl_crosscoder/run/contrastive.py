@@ -27,7 +27,7 @@ from tl_crosscoder.data.contrastive import (
     say_left_out,
 )
 from tl_crosscoder.data.documents import Document, stream_documents
-from tl_crosscoder.models.sites import ModelSites
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 from tl_crosscoder.run.sources import sites_of
 
@@ -118,9 +118,9 @@ def _short(text: str) -> str:
 # --- what goes in ---------------------------------------------------------------------------------
 
 
-def _load_source(config: ContrastiveConfig) -> ModelSites:
+def _load_source(config: ContrastiveConfig) -> ModelPair:
     hook_name = (config.hook_name or _ANY_HOOK).split(",")[0]
-    return ModelSites.from_sites(
+    return ModelPair.from_sites(
         sites_of(replace(config, hook_name=hook_name, difference=False)),
         device=config.device,
         dtype=config.dtype,
@@ -178,9 +178,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _record(
-    config: ContrastiveConfig, source: ModelSites, batched: PromptBatches
-) -> dict[str, Any]:
+def _record(config: ContrastiveConfig, source: ModelPair, batched: PromptBatches) -> dict[str, Any]:
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
     settings["temperature"] = float(config.temperature)
     settings["prompts_sha256"] = batched.sha256
@@ -205,7 +203,7 @@ def _claimed(path: Path, planned: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_rows(
-    path: Path, config: ContrastiveConfig, source: ModelSites, batched: PromptBatches
+    path: Path, config: ContrastiveConfig, source: ModelPair, batched: PromptBatches
 ) -> None:
     first = _cut_last_batch(path) if path.exists() else 0
     sites = tuple(site.name for site in source.sites)

@@ -29,12 +29,10 @@ from tl_crosscoder.data.documents import (
 )
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.models.devices import devices_of
-from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.pretrained import PREFIX, embedded_run
-from tl_crosscoder.models.sites import ComparedModels
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.organisms.suite import load_suite
-from tl_crosscoder.run.sources import source_of_sites
 from tl_crosscoder.run.text import write_documents
 from tl_crosscoder.train.checkpoint import read_record
 
@@ -87,7 +85,7 @@ class Run:
 
     path: Path
     device: str = "cpu"
-    loaded: ComparedModels | SiteDifference | None = field(default=None, repr=False, compare=False)
+    loaded: ModelPair | None = field(default=None, repr=False, compare=False)
     """What it was trained on, where that is loaded already; None loads it when it is needed."""
 
     def __post_init__(self) -> None:
@@ -108,12 +106,12 @@ class Run:
         return Crosscoder.load(self.path, device=self.device)
 
     @cached_property
-    def models(self) -> ComparedModels | SiteDifference:
+    def models(self) -> ModelPair:
         """What it was trained on, loaded now if it is not yet."""
         if self.loaded is not None:
             return self.loaded
         training = self.record["training"]
-        return source_of_sites(
+        return ModelPair.from_sites(
             self.crosscoder.sites,
             device=self.device,
             dtype=training.get("dtype", "float32"),

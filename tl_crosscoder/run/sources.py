@@ -6,7 +6,7 @@ given by hand is not recorded.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from tl_crosscoder.config.models import ModelsConfig
@@ -14,9 +14,8 @@ from tl_crosscoder.config.text import TextConfig
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.models.devices import first_device
-from tl_crosscoder.models.difference import SiteDifference
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import Site
-from tl_crosscoder.models.sites import ModelSites, planned_sites
 
 
 def sites_of(config: ModelsConfig) -> tuple[Site, ...]:
@@ -34,26 +33,21 @@ def sites_of(config: ModelsConfig) -> tuple[Site, ...]:
     hook_names = _names(config.hook_name, "hook_name")
     if len(set(hook_names)) < len(hook_names):
         raise ValueError(f"hook_name {config.hook_name!r} names a hook point twice.")
-    has_both = config.finetuned is not None and config.adapter is not None
-    has_none = config.finetuned is None and config.adapter is None
-    if has_both or (has_none and len(hook_names) == 1):
-        raise ValueError(
-            f"give exactly one of finetuned ({config.finetuned!r}) and adapter "
-            f"({config.adapter!r}): the fine-tuned model, or a LoRA adapter on the base. The base "
-            "alone is enough only for several hook points."
-        )
     finetuned = _names(config.finetuned or config.adapter, "finetuned or adapter")
-    revisions = (config.finetuned_revision or "," * (len(finetuned) - 1)).split(",")
-    if finetuned and len(revisions) != len(finetuned):
+    given = (config.finetuned_revision or "," * (len(finetuned) - 1)).split(",")
+    revisions = [r.strip() or None for r in given] if finetuned else None
+    if revisions is not None and len(revisions) != len(finetuned):
         raise ValueError(
             f"finetuned_revision {config.finetuned_revision!r} is for {len(revisions)} models, but "
             f"there are {len(finetuned)}: {finetuned}. Leave it out, or give one for each."
         )
-    sites = planned_sites(
-        [config.base, *([config.base] * len(finetuned) if config.adapter else finetuned)],
-        hook_names,
-        adapters=[None, *(finetuned if config.adapter else [None] * len(finetuned))],
-        revisions=[config.revision, *(r.strip() or None for r in revisions[: len(finetuned)])],
+    sites = pair_sites(
+        config.base,
+        None if config.finetuned is None else _names(config.finetuned, "finetuned"),
+        hook_name=hook_names,
+        adapter=None if config.adapter is None else _names(config.adapter, "adapter"),
+        revision=config.revision,
+        finetuned_revision=revisions,
     )
     if config.difference and len(sites) != 2:
         raise ValueError(
@@ -63,14 +57,14 @@ def sites_of(config: ModelsConfig) -> tuple[Site, ...]:
     return sites
 
 
-def load_source(config: ModelsConfig) -> ModelSites | SiteDifference:
+def load_source(config: ModelsConfig) -> ModelPair:
     """The models that a config names, at their sites, or the difference of the two.
 
     Raises:
         ValueError, FileNotFoundError: fields that do not go together, or models that do not load
             or cannot be compared.
     """
-    models = ModelSites.from_sites(
+    models = ModelPair.from_sites(
         sites_of(config),
         device=config.device,
         dtype=config.dtype,
@@ -79,7 +73,7 @@ def load_source(config: ModelsConfig) -> ModelSites | SiteDifference:
     return models.difference() if config.difference else models
 
 
-def open_cache(config: RunConfig) -> ActivationCache | SiteDifference:
+def open_cache(config: RunConfig) -> ActivationCache | ModelPair:
     """The cache that a config names, or the difference of its two sites.
 
     Models and text that the config names as well must be those of the cache.
@@ -132,40 +126,6 @@ def _named(site: Site) -> str:
     adapter = "" if site.adapter is None else f" with {site.adapter}"
     minus = "" if site.minus is None else f" minus {_named(site.minus)}"
     return f"{site.model_name}{adapter}{at} at {site.hook_name}{minus}"
-
-
-def source_of_sites(
-    sites: Sequence[Site],
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    merge_adapter: bool | None = None,
-) -> ModelSites | SiteDifference:
-    """What a dictionary was trained on, as its sites name it.
-
-    Raises:
-        ValueError, FileNotFoundError: models that are not to be had, or are other ones by now.
-    """
-    minus = sites[0].minus
-    # A pair's, as where the models were loaded for the training; of other sites none is recorded.
-    name = "finetuned" if minus is not None and minus.name == "base" else "minuend"
-    minuend = replace(sites[0], name=name, minus=None)
-    models = ModelSites.from_sites(
-        _with_base_revisions(sites if minus is None else [minus, minuend]),
-        device=device,
-        dtype=dtype,
-        merge_adapter=merge_adapter,
-    )
-    return models if minus is None else models.difference(minuend.name, minus=minus.name)
-
-
-def _with_base_revisions(sites: Sequence[Site]) -> list[Site]:
-    """Older files record the revision of an adapter's base with the base's own site only."""
-    known = {s.model_name: s.revision for s in reversed(sites) if s.adapter is None}
-    return [
-        replace(s, base_revision=s.base_revision or known.get(s.model_name)) if s.adapter else s
-        for s in sites
-    ]
 
 
 def _names(value: str | None, field: str) -> list[str]:

@@ -148,7 +148,7 @@ def check_models(config: RunConfig) -> None:
 def _text(config: RunConfig, source: ActivationSource) -> RunText:
     if config.cache is None:
         return text_of_run(config, source)
-    cache = cast(ActivationCache, getattr(source, "source", source))  # itself, or its difference
+    cache = cast(ActivationCache, source)
     n = math.ceil(config.n_measured_tokens / cache.n_ctx)
     return RunText(training=cache.training, held_out=cache.held_out[:n], held_out_documents=[])
 

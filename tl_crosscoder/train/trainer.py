@@ -53,7 +53,7 @@ class Trainer:
     """Trains one crosscoder; `fit` does everything, `step` one step.
 
     Args:
-        source: models and their hook points (`ModelPair`, `ModelSites`), an `ActivationCache` of
+        source: models and their hook points (`ModelPair`, `ModelPair`), an `ActivationCache` of
             them, or the `difference()` of either.
         text: contexts to train on.
         held_out: contexts on which the inference threshold is calibrated.

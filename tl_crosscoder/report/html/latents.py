@@ -22,7 +22,6 @@ from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, Ranking
 from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects, direction_logits, logit_effect
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import ROLES
-from tl_crosscoder.models.difference import SiteDifference
 from tl_crosscoder.report.token_panels import shown, token_namer
 from tl_crosscoder.run.run import Run
 
@@ -39,7 +38,7 @@ def effects_on_logits(run: Run, latents: Sequence[int], *, n: int) -> LogitEffec
 
 def _effects(run: Run, latents: list[int], n: int) -> LogitEffects:
     models, crosscoder = run.models, run.crosscoder
-    if len(crosscoder.sites) > 1 or isinstance(models, SiteDifference):
+    if models.compared is not None:
         return logit_effect(models, crosscoder, latents, n=n)
     (site,) = [site.name for site in models.sites]
     found = direction_logits(models, crosscoder.decoder(0).detach()[latents], site=site, n=n)
