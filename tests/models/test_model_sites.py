@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from tl_crosscoder import ModelPair, Site
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.models.pair import planned_sites
+from tl_crosscoder.models.saelens import PairView
 from tl_crosscoder.models.source import ActivationSource
 
 LOW, HIGH = "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"
@@ -245,7 +246,7 @@ def test_text_patches_and_generation_are_those_of_a_pair(three, site_folders):
 
 
 def test_the_view_for_saelens_carries_unequal_widths(unequal):
-    view = unequal.as_hooked_model()
+    view = PairView(unequal)
     tokens = unequal.to_tokens(TEXTS)
     _, cache = view.run_with_cache(tokens, names_filter="hook_sites")
     assert view.cfg.d_model == 48

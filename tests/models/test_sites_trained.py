@@ -19,7 +19,8 @@ from tl_crosscoder import (
 )
 from tl_crosscoder.crosscoder.checks import check_sites
 from tl_crosscoder.models.pair import planned_sites
-from tl_crosscoder.report.terminal import WIDTH, render
+from tl_crosscoder.report.terminal import render
+from tl_crosscoder.results.render import WIDTH
 
 CONFIG = TrainConfig(
     d_sae=64,
@@ -181,7 +182,7 @@ def flipped(crosscoder: Crosscoder) -> Crosscoder:
 def test_swapped_order_mirrors(run, kind, short_texts):
     source, folder, measurement = run
     crosscoder = flipped(Crosscoder.load(folder))
-    swapped = ModelPair(source.models[::-1], source.sites[::-1])
+    swapped = ModelPair(*source.models[::-1], sites=source.model_sites[::-1])
     mirrored = measure(swapped, crosscoder, short_texts[1])
     one, other = asdict(measurement.reconstruction), asdict(mirrored.reconstruction)
     assert other["fve"] == pytest.approx(one["fve"], rel=1e-4)

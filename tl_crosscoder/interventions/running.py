@@ -94,9 +94,8 @@ def edited_logits(
         for start in range(0, len(own), room):
             chosen = own[start : start + room]
             variants = torch.stack([edits[i](acts) for i in chosen])
-            yield from zip(
-                chosen, continued(model, hook_name, tokens, variants=variants), strict=True
-            )
+            logits = continued(model, hook_name, tokens, variants=variants)
+            yield from zip(chosen, logits[..., : models.d_vocab], strict=True)
 
 
 def unchanged(site: int) -> ReplaceActivation:

@@ -23,17 +23,6 @@ def check_equal(values: Sequence[Any], what: str, labels: Sequence[str], advice:
             )
 
 
-def check_vocabulary(models: Sequence[HookedModel], labels: Sequence[str]) -> None:
-    """Raise ValueError unless logits of these models stand side by side."""
-    check_equal(
-        [model.cfg.d_vocab for model in models],
-        "d_vocab",
-        labels,
-        "Give both one vocabulary (resize_token_embeddings in transformers); ModelPair takes "
-        "models that share a tokenizer and differ in padding.",
-    )
-
-
 def common_tokenizer(models: Sequence[HookedModel], given: Any, labels: Sequence[str]) -> Any:
     """The tokenizer for all: the one given, else the last model's, which has the chat template."""
     if given is not None:

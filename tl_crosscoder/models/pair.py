@@ -341,7 +341,8 @@ class ModelPair(ActivationSource):
         """Next-token logits of one model, on its device and in its dtype."""
         model = self.model(site)
         tokens = self._checked(tokens).to(hooked.device_of(model))
-        return model(tokens, return_type="logits", padding_side="right")
+        # Some models pad their vocabulary: logits of all models stand side by side.
+        return model(tokens, return_type="logits", padding_side="right")[..., : self.d_vocab]
 
     def run_with_patch(
         self, tokens: Int[Tensor, "batch pos"], patch: Patch, *, site: str = "finetuned"

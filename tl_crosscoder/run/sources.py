@@ -14,7 +14,7 @@ from tl_crosscoder.config.text import TextConfig
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.models.devices import first_device
-from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.pair import ModelPair, pair_sites
 from tl_crosscoder.models.site import Site
 
 
