@@ -22,21 +22,20 @@ import yaml
 from tl_crosscoder import files
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.demo import demo_config
-from tl_crosscoder.hub.card import Summary, dictionary_card
+from tl_crosscoder.hub.card import dictionary_card, entry_of
 from tl_crosscoder.hub.published_run import (
     EXAMPLES_NAME,
     SAELENS_FOLDER,
-    PublishedFile,
     PublishedRun,
-    dictionary_files,
     findings,
 )
 from tl_crosscoder.hub.registry import (
+    DICTIONARIES,
     EMBEDDED,
-    dictionaries_folder,
+    REGISTRY_PATH,
+    WEIGHTS,
+    entries,
     markdown_table,
-    read_entries,
-    registry_path,
 )
 from tl_crosscoder.run.causal import CausalQuestion, ablate_run, patch_run, steer_run
 from tl_crosscoder.run.run import Run
@@ -75,44 +74,42 @@ def make(config: RunConfig, *, resume: bool) -> Path:
 
 def embed(folder: Path, *, id: str, release: str) -> PublishedRun:
     """Put the files of a run where the package has them."""
-    run = PublishedRun(folder=folder, renamed={}, with_examples=True)
+    run = PublishedRun.read(folder, with_examples=True)
     card = dictionary_card(run, id=id, repo=None, licence="mit", release=release)
-    own = [*dictionary_files(run), PublishedFile(path="README.md", content=card.encode())]
+    own = {**run.files(), "README.md": card.encode()}
     left_out = (EXAMPLES_NAME, SAELENS_FOLDER, "baselines_")
-    kept = [f for f in own if not f.path.startswith(left_out)]
-    refused = [str(found) for f in kept for found in findings(f.path, f.content)]
+    kept = {path: content for path, content in own.items() if not path.startswith(left_out)}
+    refused = [found for path, content in kept.items() for found in findings(path, content)]
     if refused:
         raise ValueError(f"{folder} cannot travel with the package: {refused}")
-    with files.replacing(dictionaries_folder() / folder.name) as temporary:
+    with files.replacing(DICTIONARIES / folder.name) as temporary:
         temporary.mkdir()
-        for file in kept:
-            content = file.content
+        for path, content in kept.items():
             data = content if isinstance(content, bytes) else content.read_bytes()
-            (temporary / file.path).write_bytes(data)
+            (temporary / path).write_bytes(data)
     return run
 
 
 def registry_row(run: PublishedRun, id: str) -> dict[str, Any]:
     """One dictionary of a release."""
-    summary = Summary.of(id, run.cfg, record=run.record, analysis=run.analysis)
-    weights = next(f for f in dictionary_files(run) if f.path.endswith(".safetensors"))
-    sites = [value for name, value in summary.fve.items() if name != "difference"]
-    assert summary.l0 is not None
+    entry = entry_of(run, id=id, repo=EMBEDDED)
+    sites = [value for name, value in entry.fve.items() if name != "difference"]
+    assert entry.l0 is not None
     return {
         "id": id,
         "path": run.folder.name,
-        "l0": round(summary.l0, 2),
+        "l0": round(entry.l0, 2),
         "variance_explained": round(min(sites), 4),
-        "preset": summary.recipe,
-        "d_sae": summary.d_sae,
-        "fve": {name: round(value, 4) for name, value in summary.fve.items()},
-        "n_bytes": weights.n_bytes,
+        "recipe": entry.recipe,
+        "d_sae": entry.d_sae,
+        "fve": {name: round(value, 4) for name, value in entry.fve.items()},
+        "n_bytes": (run.folder / WEIGHTS[None]).stat().st_size,
     }
 
 
 def register(release: str, run: PublishedRun, row: dict[str, Any]) -> None:
     """Put a row into the registry, in place of the one with its id."""
-    path = registry_path()
+    path = REGISTRY_PATH
     text = path.read_text(encoding="utf-8")
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     releases: dict[str, Any] = yaml.safe_load(text)
@@ -136,7 +133,7 @@ def write_table(page: Path = PAGE) -> None:
     """Renew the generated table of the page."""
     before, _, rest = page.read_text(encoding="utf-8").partition(START)
     after = rest.partition(END)[2]
-    table = markdown_table(read_entries(registry_path()))
+    table = markdown_table(entries())
     files.write_text(page, f"{before}{START}{table}{END}{after}")
 
 

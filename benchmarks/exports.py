@@ -22,7 +22,7 @@ from tl_crosscoder.hub.registry import entries
 from tl_crosscoder.models.pretrained import embedded_run
 from tl_crosscoder.run.run import Run
 
-KINDS = ("concat", "transcoder", "side")
+KINDS = ("concat", "transcoder", "site")
 N_LOADS = 7
 LOAD = """
 import json, sys, time
@@ -41,7 +41,7 @@ for folder in folders:
 
 
 def export_all(root: Path) -> dict[Path, dict[str, Any]]:
-    """What was written, by folder: dictionary, kind, and for `side` its quality."""
+    """What was written, by folder: dictionary, kind, and for `site` its quality."""
     found = {}
     for entry in (e for e in entries() if e.is_embedded):
         name = f"tl_crosscoder/{entry.path}"

@@ -15,7 +15,7 @@
 # # 5. Publish, and use in SAELens
 #
 # A dictionary that nobody can load does not exist. This notebook writes one for SAELens alone,
-# attaches one side of it to a model, and shows what would be published. With your own run, such
+# attaches it at one site to a model, and shows what would be published. With your own run, such
 # as one of Gemma, put its folder in place of the name: `tlc.load_diff("runs/gemma",
 # device="cuda")`, and `publish runs/gemma`.
 
@@ -63,12 +63,12 @@ print(type(transcoder).__name__, list(transcoder(x.flatten(2)).shape))
 
 # %% [markdown]
 # From one model alone it is an approximation, since the other model has to be estimated. What
-# that costs is measured on other text, and stands in the card.
+# that costs is measured on other text and written in the card.
 
 # %%
 _, text = diff.run.measured()
 quality = tlc.export_site(
-    "exports/side", diff.crosscoder, source=diff.models, fit_on=text[:600], measure_on=text[600:900]
+    "exports/site", diff.crosscoder, source=diff.models, fit_on=text[:600], measure_on=text[600:900]
 )
 print(f"FVU {quality.fvu:.3f} (crosscoder {quality.fvu_of_crosscoder:.3f}), "
       f"active latents in common {quality.jaccard:.0%}")  # fmt: skip
@@ -82,9 +82,9 @@ print(f"FVU {quality.fvu:.3f} (crosscoder {quality.fvu_of_crosscoder:.3f}), "
 
 # %%
 model = tlc.sae_bridge(diff.models.model("finetuned"))
-side = tlc.SiteSAE(diff.crosscoder, tlc.HookedSite(diff.models, "finetuned"))
-logits, cache = model.run_with_cache_with_saes(tokens, saes=[side], use_error_term=True)
-name = model.get_sae_hook_name(side, "hook_sae_acts_post")
+site_sae = tlc.SiteSAE(diff.crosscoder, tlc.HookedSite(diff.models, "finetuned"))
+logits, cache = model.run_with_cache_with_saes(tokens, saes=[site_sae], use_error_term=True)
+name = model.get_sae_hook_name(site_sae, "hook_sae_acts_post")
 print(name, "holds the crosscoder's codes:", torch.allclose(cache[name], codes, atol=1e-4))
 
 # %% [markdown]

@@ -52,8 +52,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.data.tokens import TokenizedText, tokenize
     from tl_crosscoder.demo import run_demo
     from tl_crosscoder.hub.convert import convert
-    from tl_crosscoder.hub.export import export_concat, export_transcoder
-    from tl_crosscoder.hub.export_site import export_site
+    from tl_crosscoder.hub.export import export_concat, export_site, export_transcoder
     from tl_crosscoder.interventions.ablation import ablated, measure_estimate
     from tl_crosscoder.interventions.base_estimate import BaseEstimate
     from tl_crosscoder.interventions.behaviour import Behaviour, Predictions, Question
@@ -225,7 +224,6 @@ _MODULES = {
         "CrosscoderTrainingConfig",
         "DeltaLoss",
     ),
-    "crosscoder.crosscoder": ("Crosscoder",),
     "crosscoder.partition": ("Partition",),
     "crosscoder.sparsity": (
         "L1",
@@ -250,9 +248,10 @@ _MODULES = {
     "hub.convert": ("convert",),
     "hub.export": (
         "export_concat",
+        "export_site",
         "export_transcoder",
     ),
-    "hub.export_site": ("export_site",),
+    "hub.loading": ("Crosscoder",),  # with the registry, for `Crosscoder.from_pretrained`
     "interventions.ablation": (
         "ablated",
         "measure_estimate",

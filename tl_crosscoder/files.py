@@ -14,11 +14,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEMPORARY = r"\.tmp|\..*\.\d+\.(tmp|old)$"
 
@@ -62,6 +63,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def size_text(n_bytes: int) -> str:
+    """A number of bytes for a reader, in kB or MB."""
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:,.1f} kB"
+
+
+def listing(folder: Path) -> str:
+    """The files of a folder and of the folders in it, a line each with its size."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    width = max(map(len, names), default=0)
+    sizes = [size_text(path.stat().st_size) for path in paths]
+    return "\n".join(f"  {n:<{width}} {s:>10}" for n, s in zip(names, sizes, strict=True))
+
+
 def free_bytes(path: Path) -> int:
     """Room on the disk of a path, which need not exist yet."""
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
@@ -74,15 +89,25 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """Content of a JSON file. Raises ValueError for a damaged one, with its path."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): it is damaged. Copy it again.") from error
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON (NaN and infinity are refused: they are not JSON)."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+    path: Path, tensors: Mapping[str, "Tensor"], *, metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file; tensors may be views, on any device."""
+    from safetensors.torch import save_file  # torch, which the command line's help does without
+
     own = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
     with replacing(path) as temporary:
         temporary.touch()

@@ -165,7 +165,7 @@ def test_exports():
         ("ours", "ours (`Crosscoder.load`)"),
         ("concat", "`concat`"),
         ("transcoder", "`transcoder`"),
-        ("side", "`side`"),
+        ("site", "`site`"),
     ):
         own = [r for r in found if r["kind"] == kind]
         assert len(own) == 4
@@ -173,7 +173,7 @@ def test_exports():
         _, size, shown, loses = rows[label]
         assert abs(float(size) - own[0]["n_bytes"] / 1e6) < 0.01, kind
         assert shown == f"{times[0]}-{times[-1]}", kind
-        for r in own if kind == "side" else []:
+        for r in own if kind == "site" else []:
             assert f"{r['fvu']:.3f} ({r['fvu_of_crosscoder']:.3f})".replace("0.", ".") in loses
             assert short(r["jaccard"]) in loses
 

@@ -135,7 +135,11 @@ def test_a_trainers_folder_of_pickled_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("more", "config", "message"),
     [
-        ({}, {"dict_class": "BatchTopKCrossCoder"}, "without one threshold.*none in the file"),
+        (
+            {},
+            {"dict_class": "BatchTopKCrossCoder"},
+            "without one threshold.*is none in the file",
+        ),
         ({"threshold": torch.tensor(-1.0)}, {}, r"without one threshold.*stored one is -1\.0"),
         ({}, {"code_normalization": "DECOUPLED"}, "gives each layer codes of its own"),
         ({"code_normalization_id": torch.tensor(5)}, {}, "gives each layer codes of its own"),
@@ -144,7 +148,7 @@ def test_a_trainers_folder_of_pickled_tensors(tmp_path):
         ({}, {"latent_processor": "softmax"}, "latent_processor 'softmax'"),
         ({}, {"decoder_type": "mlp"}, r"the fields \['decoder_type'\]"),
         ({"pre_bias": torch.zeros(2, D)}, {}, r"the tensors \['pre_bias'\]"),
-        ({"encoder.weight": randn(F, D), "decoder.weight": randn(D, F)}, {}, "is no crosscoder"),
+        ({"encoder.weight": randn(F, D), "decoder.weight": randn(D, F)}, {}, "is not a crosscoder"),
     ],
 )
 def test_what_dictionary_learning_has_and_we_have_not(more, config, message, tmp_path):
@@ -232,7 +236,7 @@ def test_scales_that_were_folded_in_are_those_of_the_sites(tmp_path):
     ("more", "yaml", "message"),
     [
         ({}, "activation_fn: {classname: BatchTopkActivation, cfg: {k_per_example: 3}}\n",
-         r"'BatchTopkActivation' \(it selects over a token or a batch"),
+         r"'BatchTopkActivation' \(one that selects over a token or a batch"),
         ({}, "{}", "activation_fn None"),
         ({}, RELU + "dtype: !!python/name:torch.float32 ''\n", "write what they stand for"),
         ({"_W_dec_LXoDo": randn(F, 5, D)}, RELU, r"decoder of \[5, 3\] \(a transcoder\)"),
@@ -271,7 +275,7 @@ def test_what_is_not_there_or_no_dictionary_is_said(tmp_path):
         convert("nothing", **NAMES)
     with pytest.raises(FileNotFoundError, match="has no weights: none of"):
         convert(tmp_path, **NAMES)
-    with pytest.raises(ValueError, match="the tensors of no layout that is known"):
+    with pytest.raises(ValueError, match="the tensors of no known layout"):
         convert(write(tmp_path / "d", {"weight": torch.zeros(2)}), **NAMES)
     (tmp_path / "sae_weights.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="nothing is to be converted"):

@@ -16,8 +16,12 @@ from transformers import AutoTokenizer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, tokenize
 from tl_crosscoder.cli.convert import Export
-from tl_crosscoder.hub.export import export_concat, export_transcoder
-from tl_crosscoder.hub.export_site import export_site, one_model_sae
+from tl_crosscoder.hub.export import (
+    export_concat,
+    export_site,
+    export_transcoder,
+    one_model_sae,
+)
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms import training_documents
@@ -138,7 +142,7 @@ def test_sae_lens_alone_gives_the_same_latents(pair, texts, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]
-    classes = {"concat": "JumpReLUSAE", "transcoder": "JumpReLUTranscoder", "side": "JumpReLUSAE"}
+    classes = {"concat": "JumpReLUSAE", "transcoder": "JumpReLUTranscoder", "site": "JumpReLUSAE"}
     assert [folder for folder, _, _ in said] == [*expected.found]
     assert all(classes[kind] == cls for _, cls, kind in said)
     for name, exact in expected.found.items():
@@ -289,7 +293,7 @@ def test_the_verb_writes_what_python_writes(pair, tmp_path, capsys, monkeypatch)
         with pytest.raises(ValueError, match="is of no use to --to"):
             Export(dictionary=str(folder), output=str(tmp_path / "x"), **wrong)()
     with pytest.raises(FileNotFoundError, match="is not a run"):
-        Export(dictionary=str(folder), output=str(tmp_path / "x"), to="side")()
+        Export(dictionary=str(folder), output=str(tmp_path / "x"), to="site")()
 
 
 def test_the_verb_fits_a_side_on_one_half_of_a_text_and_measures_on_the_other(
@@ -305,7 +309,7 @@ def test_the_verb_fits_a_side_on_one_half_of_a_text_and_measures_on_the_other(
     shutil.copy(FIXTURE / "runner_cfg.json", tmp_path / "run")
     documents = [{"text": f"{text} {i}"} for i in range(30) for text in CORPUS]
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    Export(dictionary="run", output="side", to="side", text="text.jsonl")()
+    Export(dictionary="run", output="side", to="site", text="text.jsonl")()
     about = SAE.load_from_disk("side").cfg.metadata.export
     n, n_fitted = about["quality"]["n_tokens"], about["n_fitted"]
     tokenizer = AutoTokenizer.from_pretrained("base")
@@ -313,4 +317,4 @@ def test_the_verb_fits_a_side_on_one_half_of_a_text_and_measures_on_the_other(
     assert n == pytest.approx(n_fitted, rel=0.05)
     assert f"On {n:,} other tokens" in capsys.readouterr().out
     with pytest.raises(ValueError, match="not an empty folder"):
-        Export(dictionary="run", output="side", to="side", text="text.jsonl")()
+        Export(dictionary="run", output="side", to="site", text="text.jsonl")()

@@ -109,7 +109,7 @@ def test_examples_and_places_stay_here_unless_asked(hub, tiny):
     asked = json.loads(planned(EMBEDDED, id="a", with_examples=True).text("a/analysis.json"))
     assert all(top["examples"] for top in asked["top"])
     (tiny / "examples.sqlite").write_bytes(b"text of the dataset")
-    files = [[f.path for f in planned(tiny, with_examples=w).files] for w in (False, True)]
+    files = [planned(tiny, with_examples=w).files for w in (False, True)]
     assert ["tiny/examples.sqlite" in paths for paths in files] == [False, True]
     training = json.loads(planned(tiny).text("tiny/runner_cfg.json"))["training"]
     assert (training["output"], training["cache"]) == (None, None)
@@ -137,7 +137,7 @@ def test_a_card_says_what_goes_into_the_dictionary(tmp_path):
     cards = []
     for sites in ((base, same), (base, wider), (difference,)):
         cfg = CrosscoderConfig(d_in=sum(s.d_model for s in sites), d_sae=16, sites=sites)
-        run = PublishedRun(folder=Crosscoder(cfg).save(tmp_path / sites[-1].name), renamed={})
+        run = PublishedRun.read(Crosscoder(cfg).save(tmp_path / sites[-1].name))
         cards.append(dictionary_card(run, id="x", repo="org/cc", licence="mit"))
     assert "# [1, pos, 2, 4]\n" in cards[0]
     assert "# [1, pos, 10]\n" in cards[1]
@@ -201,7 +201,7 @@ def test_a_taken_id_is_replaced_only_when_asked(hub, tiny):
     plan = sent(tiny, id="one", overwrite=True)
     assert "one/patching.json" in plan.deleted
     assert {p for p in hub.files("org/cc") if p.startswith("one/")} == {
-        f.path for f in plan.files if f.path.startswith("one/")
+        path for path in plan.files if path.startswith("one/")
     }
 
 
@@ -279,7 +279,7 @@ def test_private_is_for_new_repositories(hub, tiny):
 def test_a_damaged_dictionary_and_bad_names_go_nowhere(hub, tiny, tmp_path):
     with pytest.raises(ValueError, match="'cc' names no owner"):
         planned(tiny, "cc")
-    with pytest.raises(ValueError, match="the id 'a/b' is no name of a folder"):
+    with pytest.raises(ValueError, match="the id 'a/b' cannot name a folder"):
         planned(tiny, id="a/b")
     with pytest.raises(ValueError, match="--rename is 'models': give HERE=THERE"):
         Publish(dictionary=str(tiny), repo="org/cc", rename=("models",))()

@@ -1,11 +1,14 @@
 """What may not be published is found, and what only looks like it is not."""
 
+import re
+
 import pytest
 from safetensors.torch import save
 from torch import zeros
 
-from tl_crosscoder.hub.card import Summary, code, number, plain
+from tl_crosscoder.hub.card import code, number, plain
 from tl_crosscoder.hub.published_run import findings
+from tl_crosscoder.hub.registry import Entry
 
 SECRETS = [
     "hf_" + "aB3" * 10,
@@ -41,16 +44,16 @@ HARMLESS = [
 @pytest.mark.parametrize("secret", SECRETS)
 def test_secrets_are_found_and_masked(secret):
     (found,) = findings("x/runner_cfg.json", f"one\n two {secret} three".encode())
-    assert (found.path, found.line) == ("x/runner_cfg.json", 2)
-    assert len(found.shown) == 5
-    assert findings("examples.sqlite", b"\0\1" + secret.encode() + b"\0")[0].line is None
+    assert re.fullmatch(r"x/runner_cfg\.json:2: an? [\w ]+, '.{4}…'", found)
+    (found,) = findings("examples.sqlite", b"\0\1" + secret.encode() + b"\0")
+    assert found.startswith("examples.sqlite: a")
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_paths_of_this_machine_are_found(path):
     found = findings("cfg.json", f"{{\n  {path}\n}}".encode())
-    assert [f.line for f in found] == [2]
-    assert found[0].what == "a path of this machine"
+    assert len(found) == 1
+    assert found[0].startswith("cfg.json:2: a path of this machine, '")
 
 
 @pytest.mark.parametrize("line", HARMLESS)
@@ -60,12 +63,16 @@ def test_what_only_looks_like_it_passes(line):
 
 def test_an_example_may_hold_a_path_and_no_secret():
     line = f'  "before": "cd /home/me && export KEY={SECRETS[0]}",'
-    assert [f.what for f in findings("analysis.json", line.encode())] == ["a Hugging Face token"]
+    assert findings("analysis.json", line.encode()) == [
+        "analysis.json:1: a Hugging Face token, 'hf_a…'"
+    ]
 
 
 def test_the_header_of_a_weights_file_is_read():
     data = save({"W": zeros(2)}, metadata={"made_in": "/home/me/runs"})
-    assert [f.shown for f in findings("sae_weights.safetensors", data)] == ["/home/me/runs"]
+    assert findings("a.safetensors", data) == [
+        "a.safetensors: a path of this machine, '/home/me/runs'"
+    ]
 
 
 def test_text_of_others_is_no_markdown_and_no_html():
@@ -77,13 +84,13 @@ def test_text_of_others_is_no_markdown_and_no_html():
 def test_a_summary_leaves_out_what_has_not_been_measured():
     site = {"adapter": None, "model_name": "org/base", "hook_name": "blocks.0.hook_resid_post"}
     cfg = {"sites": [site, {**site, "adapter": "org/lora"}], "d_sae": 16}
-    summary = Summary.of("a", cfg, record=None, analysis=None)
-    assert (summary.models, summary.l0, summary.fve) == (("org/base", "org/lora"), None, {})
+    summary = Entry.from_files("org/cc", "a", cfg=cfg, record=None, analysis=None)
+    assert (summary.model_names, summary.l0, summary.fve) == (["org/base", "org/lora"], None, {})
 
 
 def test_a_summary_of_a_diff_sae_names_both_models_and_its_fve():
     base = {"adapter": None, "model_name": "org/base", "hook_name": "h"}
     cfg = {"sites": [{**base, "model_name": "org/sft", "minus": base}], "d_sae": 16}
     measured = {"reconstruction": {"fve": {"difference": 0.2}, "difference_fve": None, "l0": 8.0}}
-    summary = Summary.of("a", cfg, record=None, analysis=measured)
-    assert (summary.models, summary.fve) == (("org/base", "org/sft"), {"difference": 0.2})
+    summary = Entry.from_files("org/cc", "a", cfg=cfg, record=None, analysis=measured)
+    assert (summary.model_names, summary.fve) == (["org/base", "org/sft"], {"difference": 0.2})

@@ -17,12 +17,12 @@ from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME
 from tl_crosscoder.hub import registry
 from tl_crosscoder.hub.loading import load_pretrained
 from tl_crosscoder.hub.registry import (
+    DICTIONARIES,
+    REGISTRY_PATH,
     Entry,
     entries,
     find,
     markdown_table,
-    read_entries,
-    registry_path,
     terminal_table,
 )
 from tl_crosscoder.models.pretrained import PREFIX, pretrained_folder
@@ -67,12 +67,12 @@ def test_both_organisms_have_both_presets():
     names = {(e.release, e.id) for e in EMBEDDED}
     organisms = ("tl_crosscoder-taboo", "tl_crosscoder-false-fact")
     assert names == {(o, p) for o in organisms for p in ("batchtopk", "delta")}
-    folders = {p.name for p in registry.dictionaries_folder().iterdir()}
+    folders = {p.name for p in DICTIONARIES.iterdir()}
     assert folders == {e.path for e in EMBEDDED}
 
 
 def test_saelens_reads_the_registry_in_its_own_schema(monkeypatch, tmp_path):
-    shutil.copy(registry_path(), tmp_path / "pretrained_saes.yaml")
+    shutil.copy(REGISTRY_PATH, tmp_path / "pretrained_saes.yaml")
     monkeypatch.setattr(pretrained_saes_directory, "files", lambda _: tmp_path)
     theirs = pretrained_saes_directory.get_pretrained_saes_directory.__wrapped__()
     ours = {(e.release, e.id): e.path for e in entries()}
@@ -94,13 +94,13 @@ def test_a_loaded_dictionary_has_the_dtype_and_folding_asked_for():
 
 
 def test_a_wrong_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"nearest: 'tl_crosscoder-taboo', and no repository"):
+    with pytest.raises(ValueError, match=r"nearest: 'tl_crosscoder-taboo', and not a repository"):
         find("tl_crosscoder-tabboo", "batchtopk")
     with pytest.raises(ValueError, match=r"nearest: 'batchtopk'.*tl-crosscoder list"):
         find("tl_crosscoder-taboo", "BatchTopK2")
-    with pytest.raises(ValueError, match=r"'tl_crosscoder/taboo-batchtopk' is no release"):
+    with pytest.raises(ValueError, match=r"'tl_crosscoder/taboo-batchtopk' is not a release"):
         find("tl_crosscoder/taboo-batchtopk", "batchtopk")
-    assert find("org/name", "anything") is None
+    assert find("org/name", "anything").repo_id == "org/name"
 
 
 def test_a_folder_and_a_revision_of_what_is_embedded_are_refused(tmp_path):
@@ -148,7 +148,7 @@ def test_an_embedded_run_opens_as_a_copy_with_the_text_it_was_measured_on(monkey
     """The text token for token: its hash is the one in the record."""
     monkeypatch.chdir(tmp_path)
     name = Path(PREFIX + "taboo-batchtopk")
-    before = {p: p.stat().st_mtime_ns for p in registry.dictionaries_folder().rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in DICTIONARIES.rglob("*")}
     run = Run(path=name)
     assert run.path == Path(COPIES) / "taboo-batchtopk"
     assert opened_path(name) == run.path  # once, not again
@@ -156,7 +156,7 @@ def test_an_embedded_run_opens_as_a_copy_with_the_text_it_was_measured_on(monkey
     _, text = run.measured()
     bits = text.tokens.numpy().tobytes() + text.dropped.numpy().tobytes()
     assert hashlib.sha256(bits).hexdigest() == run.record["held_out"]["sha256"]
-    assert {p: p.stat().st_mtime_ns for p in registry.dictionaries_folder().rglob("*")} == before
+    assert {p: p.stat().st_mtime_ns for p in DICTIONARIES.rglob("*")} == before
     (run.path / WEIGHTS_NAME).write_bytes(b"of another version")
     with pytest.raises(ValueError, match="but not of the one in this version of the package"):
         opened_path(name)
@@ -178,7 +178,7 @@ def test_a_registry_without_a_field_says_which(tmp_path):
     path = tmp_path / "registry.yaml"
     path.write_text("a:\n  model: m\n  saes: [{id: x, path: y}]\n")
     with pytest.raises(ValueError, match="has no 'repo_id'"):
-        read_entries(path)
+        entries(path)
 
 
 def test_what_is_embedded_is_small_and_names_no_folder():

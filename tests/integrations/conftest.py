@@ -8,33 +8,34 @@ from pathlib import Path
 import pytest
 from judge_server import JudgeServer, serving
 
-from tl_crosscoder.cli.main import main
+from tl_crosscoder import RunConfig, run_diff
 from tl_crosscoder.organisms import training_documents
+from tl_crosscoder.run.run import Run
 
-FIELDS = {
+CONFIG = {
     "base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/taboo",
-    "hook-name": "blocks.1.hook_resid_post", "d-sae": 40, "k": 4, "n-tokens": 2048,
-    "batch-size": 128, "context-size": 32, "lr": 0.003, "lr-warmup-steps": 5,
-    "buffer-contexts": 30,
+    "hook_name": "blocks.1.hook_resid_post", "d_sae": 40, "k": 4, "n_tokens": 2048,
+    "batch_size": 128, "context_size": 32, "lr": 0.003, "lr_warmup_steps": 5,
+    "buffer_contexts": 30,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Run:
+    """A run with its models loaded; nothing is written to it."""
     folder = tmp_path_factory.mktemp("handoff")
+    documents = training_documents("taboo", 120, seed=0)
     text = folder / "text.jsonl"
-    documents = training_documents("taboo", 200, seed=0)
     text.write_text("".join(json.dumps(d) + "\n" for d in documents))
-    fields = [x for name, value in FIELDS.items() for x in (f"--{name}", str(value))]
-    output = folder / "run"
-    assert main(["train", *fields, "--text", str(text), "--output", str(output)]) == 0
-    return output
+    run_diff(RunConfig(text=str(text), output=str(folder / "run"), **CONFIG))
+    return Run(path=folder / "run")
 
 
 @pytest.fixture
-def run_folder(trained, tmp_path) -> Path:
+def run(trained, tmp_path) -> Run:
     """A copy that a test may write to."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+    path = shutil.copytree(trained.path, tmp_path / "run")
+    return Run(path=Path(path), loaded=trained.models)
 
 
 @pytest.fixture

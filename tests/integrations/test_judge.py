@@ -11,12 +11,13 @@ from transformers import AutoTokenizer
 
 from tl_crosscoder.analysis.example_database import StoredExample
 from tl_crosscoder.analysis.firing import ActiveTokens
-from tl_crosscoder.integrations.judge.client import AnswerCache, Endpoint, Judge
-from tl_crosscoder.integrations.judge.judged import Judged, JudgedLatent
+from tl_crosscoder.cli.main import main
+from tl_crosscoder.integrations.config import JudgeConfig
+from tl_crosscoder.integrations.judge.client import AnswerCache, Judge
+from tl_crosscoder.integrations.judge.judging import Judged, judge_run
 from tl_crosscoder.integrations.judge.naming import (
     Window,
     WindowSampler,
-    WindowSettings,
     batches,
     detection,
     detection_prompt,
@@ -42,7 +43,7 @@ def ask(text: str) -> list[dict[str, str]]:
 @pytest.fixture
 def judge(server, tmp_path):
     with AnswerCache(tmp_path / "answers.sqlite") as cache:
-        yield Judge(Endpoint(model="rule", base_url=server.url, n_parallel=2), cache)
+        yield Judge(JudgeConfig(model="rule", base_url=server.url, n_parallel=2), cache)
 
 
 def test_balanced_accuracy_of_a_judge_who_looks_for_a_word(judge):
@@ -91,13 +92,13 @@ def test_what_was_answered_is_not_sent_again(judge, server, tmp_path):
     assert len(server.requests) == 2
     assert {(r["temperature"], r["seed"], r["model"]) for r in server.requests} == {(0, 0, "rule")}
     with AnswerCache(tmp_path / "answers.sqlite") as cache:
-        again = Judge(judge.endpoint, cache)
+        again = Judge(judge.config, cache)
         assert again.ask(prompts) == first
         assert len(server.requests) == 2
         # Another model, seed or place is another request.
         for other in ({"model": "other"}, {"seed": 1}, {"base_url": "http://localhost/v1"}):
             fields: dict[str, Any] = {"model": "rule", "base_url": server.url, **other}
-            assert Judge(Endpoint(**fields), cache).known(prompts[0]) is None
+            assert Judge(JudgeConfig(**fields), cache).known(prompts[0]) is None
     assert b"a-key" not in (tmp_path / "answers.sqlite").read_bytes()
     assert server.keys == {"Bearer a-key"}
 
@@ -181,8 +182,8 @@ def sampled():
 
 def test_windows_are_what_they_say_and_no_name_is_made_from_them(sampled):
     active, text, tokenizer, codes = sampled
-    settings = WindowSettings(n_active=10, n_inactive=8, n_hard=3, n_before=2, n_after=1)
-    sampler = WindowSampler(active, text, tokenizer, settings)
+    sizes = {"n_active": 10, "n_inactive": 8, "n_hard": 3, "n_before": 2, "n_after": 1}
+    sampler = WindowSampler(active, text, tokenizer, config=JudgeConfig(model="m", **sizes))
     windows = sampler.draw(0, others=[0, 1])
     assert [sum(w.is_active == kind for w in windows) for kind in (True, False)] == [10, 8]
     assert windows == sampler.draw(0, others=[0, 1])
@@ -201,8 +202,9 @@ def test_windows_are_what_they_say_and_no_name_is_made_from_them(sampled):
 
 def test_windows_with_the_latent_are_spread_over_its_quantiles(sampled):
     active, text, tokenizer, codes = sampled
-    settings = WindowSettings(n_active=6, n_inactive=1, n_quantiles=3, n_before=0, n_after=0)
-    windows = WindowSampler(active, text, tokenizer, settings).draw(0)
+    sizes = {"n_active": 6, "n_inactive": 1, "n_quantiles": 3, "n_before": 0, "n_after": 0}
+    config = JudgeConfig(model="m", **sizes)
+    windows = WindowSampler(active, text, tokenizer, config=config).draw(0)
     values = sorted(codes[w.context, w.position, 0].item() for w in windows if w.is_active)
     own = sorted(codes[1::2, :, 0][codes[1::2, :, 0] > 0].tolist())
     # Two of each third: bins are of one token a context, so a little off those of all tokens.
@@ -211,13 +213,66 @@ def test_windows_with_the_latent_are_spread_over_its_quantiles(sampled):
     assert len(values) == 6
 
 
-def test_judged_loads_as_it_was_saved(tmp_path):
-    row = JudgedLatent(
-        latent=3, name="n", explanation="e", detection=0.75, low=0.5, high=1.0,
-        control=math.nan, control_of=None, n_active=4, n_inactive=4, n_read=8, n_read_control=0,
-    )  # fmt: skip
-    judged = Judged(rows=(row,), model="m", seed=0, n_hard=0)
-    loaded = Judged.load(judged.save(tmp_path / "judged.json"))
-    assert repr(loaded) == repr(judged)
-    assert loaded.mean(lambda r: r.detection) == 0.75
-    assert math.isnan(loaded.mean(lambda r: r.control))
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": ""}, "the judge has no model"),
+        ({"n_active": 0}, "n_active is 0; it must be 1 or more"),
+        ({"n_retries": -1}, "n_retries is -1; it must be 0 or more"),
+        ({"n_hard": 21}, r"n_hard is 21; it must be in \[0, n_inactive\], 20"),
+        ({"n_top": 0, "n_quantile": 0}, "a name needs at least one example"),
+    ],
+)
+def test_bad_settings_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        JudgeConfig(**{"model": "m", **fields})
+
+
+def test_the_judge_asks_only_when_told_to_and_never_twice(run, server, capsys):
+    """Of three latents that are active on a few percent of the tokens, one named twice."""
+    rate = run.measurement().latents.firing.rate
+    latents = (rate - 0.04).abs().argsort()[:3].tolist()
+    ask = [
+        "judge", str(run.path), "--model", "rule", "--base-url", server.url, "--latents",
+        *map(str, [*latents, latents[0]]), "--n-active", "6", "--n-inactive", "6",
+        "--n-per-request", "4",
+    ]  # fmt: skip
+    assert main(ask) == 0
+    printed = capsys.readouterr().out
+    n_asked = int(printed.split()[0])
+    assert f"requests to rule; 0 are answered already, {n_asked} would be sent" in printed
+    assert "Nothing was sent" in printed
+    assert server.requests == []
+    assert not (run.path / "judge_cache.sqlite").exists()
+
+    assert main([*ask, "--send"]) == 0
+    n_sent = len(server.requests)
+    judged = Judged.load(run.path / "judged.json")
+    # 3 names, and the windows of each latent, 4 a request, by two explanations.
+    n_windows = [row.n_active + row.n_inactive for row in judged.rows]
+    assert n_asked == 3 + 2 * sum(-(-n // 4) for n in n_windows)
+    # Two explanations that are the same word make one request of two.
+    words = {row.explanation for row in judged.rows}
+    assert n_sent == n_asked if len(words) == 3 else n_sent < n_asked
+    printed = capsys.readouterr().out
+    for row in judged.rows:
+        assert min(row.n_active, row.n_inactive) > 3
+        assert row.n_read == row.n_read_control == row.n_active + row.n_inactive
+        assert row.explanation == f"the word '{row.name}'"
+        assert row.control_of in {r.latent for r in judged.rows} - {row.latent}
+        assert f"latent {row.latent} {row.name}: the word" in printed
+
+    flags = {"model": "rule", "base_url": server.url, "n_per_request": 4}
+    sizes = {"latents": tuple(latents), "n_active": 6, "n_inactive": 6}
+    again = judge_run(run, JudgeConfig(**flags, **sizes))
+    assert len(server.requests) == n_sent
+    # As it was saved and loaded, NaN included.
+    assert repr(again) == repr(judged) == repr(Judged.load(run.path / "judged.json"))
+
+    # No window is text that a name was made from.
+    shown = [r["messages"][-1]["content"] for r in server.requests]
+    names = "\n".join(s for s in shown if not s.startswith("Explanation"))
+    windows = [line.split(": ", 1)[1] for s in shown if s.startswith("Explanation")
+               for line in s.splitlines()[1:]]  # fmt: skip
+    assert windows
+    assert not [w for w in windows if w in names.replace("<<", "").replace(">>", "")]

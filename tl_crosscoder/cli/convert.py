@@ -5,12 +5,9 @@ No torch is imported before they run.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
-
-if TYPE_CHECKING:
-    from tl_crosscoder.hub.export_site import SiteQuality
 
 N_MEASURED_TOKENS = 65_536
 """On which an approximate export is compared with its crosscoder."""
@@ -18,51 +15,49 @@ N_MEASURED_TOKENS = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a dictionary for SAELens alone: exactly, or one model's side of it approximately."""
+    """Write a dictionary for SAELens alone: exactly, or for one site approximately."""
 
     dictionary: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the dictionary, of `--to side` that of its run, or an embedded one (see `list`)."""
+    """Folder of the dictionary, for `--to site` of its run, or an embedded one (see `list`)."""
     output: str
     """Folder for the export; must be new or empty."""
-    to: Literal["concat", "transcoder", "side"] = "concat"
+    to: Literal["concat", "transcoder", "site"] = "concat"
     """`concat` reads and writes all sites side by side, `transcoder` reads all and writes one; both
-    are exact. `side` reads and writes one model alone: the others are estimated, and what that
+    are exact. `site` reads and writes one model alone: the others are estimated, and what that
     costs is measured."""
     site: str | None = None
-    """Of `transcoder` and `side`: which site is written; None is the fine-tuned one."""
+    """With `transcoder` and `site`: which site is written; None is the fine-tuned one."""
     text: str | None = None
-    """Of `side`: fit on the first half of this text (a file, a folder, or a `datasets` name) and
+    """With `site`: fit on the first half of this text (a file, a folder, or a `datasets` name) and
     measure on the second; None is the run's held-out text."""
     device: str = "cpu"
-    """Of `side`: device of the models."""
+    """With `site`: device of the models."""
 
     def __call__(self) -> None:
-        """Write and say what was written."""
+        """Write and print what was written."""
         from tl_crosscoder.crosscoder.crosscoder import Crosscoder
         from tl_crosscoder.hub.export import export_concat, export_transcoder
 
         useless = {
             "--site": self.to == "concat" and self.site is not None,
-            "--text": self.to != "side" and self.text is not None,
-            "--device": self.to != "side" and self.device != "cpu",
+            "--text": self.to != "site" and self.text is not None,
+            "--device": self.to != "site" and self.device != "cpu",
         }
         if given := [name for name, is_useless in useless.items() if is_useless]:
             raise ValueError(f"{given[0]} is of no use to --to {self.to}: leave it out.")
-        folder = Path(self.output)
-        if self.to == "side":
-            print(f"{folder} is an approximation of one side of the crosscoder. {self._side()}")
+        if self.to == "site":
+            print(f"{self.output} approximates one site of the crosscoder. {self._site()}")
             return
         crosscoder = Crosscoder.load(self.dictionary)
         if self.to == "concat":
-            export_concat(folder, crosscoder)
+            export_concat(self.output, crosscoder)
         else:
-            export_transcoder(folder, crosscoder, site=self.site)
-        print(f"{folder} is the dictionary, exactly; its README.md says how SAELens loads it.")
+            export_transcoder(self.output, crosscoder, site=self.site)
+        print(f"{self.output} is the dictionary, exactly; its README.md has how SAELens loads it.")
 
-    def _side(self) -> str:
+    def _site(self) -> str:
         from tl_crosscoder import files
-        from tl_crosscoder.hub.export import exported_site
-        from tl_crosscoder.hub.export_site import export_site
+        from tl_crosscoder.hub.export import export_site, exported_site
         from tl_crosscoder.run.run import Run
 
         files.new_folder(self.output)
@@ -80,16 +75,12 @@ class Export:
             measure_on=run.some(text[n:], N_MEASURED_TOKENS),
             site=self.site,
         )
-        return _said(quality)
-
-
-def _said(quality: "SiteQuality") -> str:
-    return (
-        f"On {quality.n_tokens:,} other tokens: fraction of variance unexplained "
-        f"{quality.fvu:.4f} (crosscoder {quality.fvu_of_crosscoder:.4f}); of its active latents "
-        f"{quality.precision:.1%} are active in the crosscoder, of whose it finds "
-        f"{quality.recall:.1%} (Jaccard {quality.jaccard:.3f})."
-    )
+        return (
+            f"On {quality.n_tokens:,} other tokens: fraction of variance unexplained "
+            f"{quality.fvu:.4f} (crosscoder {quality.fvu_of_crosscoder:.4f}); precision "
+            f"{quality.precision:.1%}, recall {quality.recall:.1%} and Jaccard index "
+            f"{quality.jaccard:.3f} of its active latents against the crosscoder's."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +100,13 @@ class Import:
     hook_name: str | None = None
     """Hook point, where the files do not name it; several with commas between."""
     scales: tuple[float, ...] | None = None
-    """By which training multiplied the activations of each site, where the files do not say
-    (ckkissane); None is 1."""
+    """By which training multiplied the activations of each site, where the files do not have
+    them (ckkissane); None is 1."""
     revision: str | None = None
     """Revision of the dictionary on the hub."""
 
     def __call__(self) -> None:
-        """Write and say what was read."""
+        """Write and print what was read."""
         from tl_crosscoder import files
         from tl_crosscoder.hub.convert import convert
 

@@ -48,7 +48,7 @@ class Publish:
     """HERE=THERE, several: a model or text by what it is called here, as others find it."""
 
     def __call__(self) -> None:
-        """Show, and send where asked to."""
+        """Show, and send with --push."""
         from tl_crosscoder.hub.publish import check_login, plan_publication, push
 
         if self.push:
@@ -83,16 +83,15 @@ def _renaming(given: str) -> tuple[str, str]:
 
 
 def _shown(plan: "Publication", *, with_cards: bool) -> str:
+    from tl_crosscoder.files import size_text
+
     state = "a new repository" if plan.repository.head is None else "which exists"
-    private = ", private" if plan.private else ""
-    lines = [f"{plan.id} to {plan.repo} ({state}{private}), {_size(plan.n_bytes)} in all:", ""]
-    lines += [f"  {f.path:<56} {_size(f.n_bytes):>10}" for f in plan.files]
+    private, sizes = ", private" if plan.private else "", plan.sizes()
+    total = size_text(sum(sizes.values()))
+    lines = [f"{plan.id} to {plan.repo} ({state}{private}), {total} in all:", ""]
+    lines += [f"  {path:<56} {size_text(n_bytes):>10}" for path, n_bytes in sizes.items()]
     lines += [f"  {path:<56} {'deleted':>10}" for path in plan.deleted]
     for path in ("README.md", f"{plan.id}/README.md") if with_cards else ():
         lines += ["", f"--- {path} ---", "", plan.text(path).strip()]
     lines += ["", *(f"warning: {w}" for w in plan.warnings)]
     return "\n".join(lines).rstrip()
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:,.1f} kB"

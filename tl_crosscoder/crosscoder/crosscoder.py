@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,9 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
     `SAE.load_from_disk` and `SAE.from_pretrained` return this class once this package is
     imported; without it, load what `export_concat` wrote.
     """
+
+    pretrained_loader: ClassVar["Callable[..., Crosscoder] | None"] = None
+    """What finds a dictionary by name; `hub.loading`, a room below, sets it when imported."""
 
     def __init__(self, cfg: CrosscoderConfig, use_error_term: bool = False) -> None:
         JumpReLUSAE.__init__(self, cfg, use_error_term)
@@ -161,10 +164,12 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
             return super().from_pretrained(
                 release, sae_id, device, dtype, force_download, converter, fold_W_dec_norm
             )
-        # The registry is in a room below this one: it is asked here alone.
-        from tl_crosscoder.hub.loading import load_pretrained
-
-        crosscoder = load_pretrained(
+        if cls.pretrained_loader is None:
+            raise ValueError(
+                "the registry of dictionaries is not loaded: take Crosscoder from tl_crosscoder "
+                "itself, or import tl_crosscoder.hub.loading first."
+            )
+        crosscoder = cls.pretrained_loader(
             release, sae_id, device=device, revision=revision, force_download=force_download
         )
         crosscoder.cfg.dtype = dtype

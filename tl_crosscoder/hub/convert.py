@@ -3,26 +3,38 @@
     convert("ckkissane/crosscoder-gemma-2-2b-model-diff/blocks.14.hook_resid_pre",
             base="google/gemma-2-2b", finetuned="google/gemma-2-2b-it", scales=(0.27590, 0.24423))
 
-Contract: on raw activations the codes are those of the other library's `encode`, at its scale;
-`fold_W_dec_norm()` makes them ours, f_j n_j. Layouts: dictionary_learning, ckkissane, crosscode,
-told apart by their tensors. Limit: files do not say whether the models' weights were processed.
+On raw activations the codes are those of the other library's `encode`, at its scale;
+`fold_W_dec_norm()` makes them ours, f_j n_j. Layouts (see `hub.layouts`) are told apart by their
+tensors. No code of a file is run: pickles are opened with `weights_only=True`, YAML by the safe
+loader. Limit: files do not say whether the models' weights were processed.
 """
 
+import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from einops import rearrange
 from sae_lens.saes.sae import SAEMetadata
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from tl_crosscoder.config.models import ModelsConfig
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
-from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.hub.foreign import Foreign, ForeignFiles, read_files
-from tl_crosscoder.hub.layouts import read_ckkissane, read_crosscode, read_dictionary_learning
+from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
+from tl_crosscoder.hub.layouts import LAYOUTS, Foreign, ForeignFiles
+from tl_crosscoder.models.hub_errors import explained
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.run.sources import sites_of
+
+WEIGHTS_NAMES = ("model.safetensors", "cc_weights.pt", "model.pt", "model_final.pt", "ae.pt")
+CONFIG_NAMES = ("config.json", "cfg.json", "model_cfg.yaml", "model.cfg")
+ENDINGS = (".safetensors", ".pt")
 
 
 def convert(
@@ -46,7 +58,7 @@ def convert(
         hook_name: hook point, where the files do not name it; several with commas between.
         sites: all of these at once, for revisions and other lists of sites.
         scales: by which training multiplied the activations of each site, where the files neither
-            say nor have it folded in: ckkissane's are printed by their notebook alone. None is 1.
+            name nor have it folded in: ckkissane's are printed by their notebook alone. None is 1.
         revision: of the dictionary on the hub.
 
     Raises:
@@ -54,13 +66,12 @@ def convert(
         ValueError: another layout, something that cannot be represented, or models that are not
             named or are too few or too many.
     """
-    files = read_files(source, revision=revision)
-    foreign = _read(files)
-    names: dict[str, Any] = dict(foreign.names)
+    files = _read(source, revision)
+    foreign = _understood(files)
     given = {"base": base, "finetuned": finetuned, "adapter": adapter, "hook_name": hook_name}
-    names |= {name: value for name, value in given.items() if value is not None}
-    own = tuple(sites) if sites is not None else _named_sites(foreign, names)
-    crosscoder = _assembled(foreign, _placed(foreign, own), files.name)
+    names = foreign.names | {name: value for name, value in given.items() if value is not None}
+    own = _named_sites(foreign, names) if sites is None else tuple(sites)
+    crosscoder = _assembled(foreign, own, files.name)
     if scales is not None:
         _check_scales(foreign, scales)
         crosscoder.fold_site_scales_(scales)
@@ -70,19 +81,15 @@ def convert(
     return crosscoder
 
 
-def _read(files: ForeignFiles) -> Foreign:
-    """By the layout that the names of the tensors tell."""
-    names = set(files.tensors)
-    if {"encoder.weight", "decoder.weight"} <= names:
-        return read_dictionary_learning(files)
-    if {"W_enc", "W_dec"} <= names:
-        return read_ckkissane(files)
-    if {"_W_enc_XiDiL", "_W_dec_LXoDo"} <= names:
-        return read_crosscode(files)
+def _understood(files: ForeignFiles) -> Foreign:
+    """Read by the layout that the names of the tensors tell."""
+    for needed, read in LAYOUTS.values():
+        if needed <= files.tensors.keys():
+            return read(files)
+    known = "; ".join(f"{name} ({', '.join(sorted(n))})" for name, (n, _) in LAYOUTS.items())
     raise ValueError(
-        f"{files.path} holds {sorted(names)[:12]}: the tensors of no layout that is known. Known "
-        "are dictionary_learning (encoder.weight, decoder.weight), ckkissane (W_enc, W_dec) and "
-        "crosscode (_W_enc_XiDiL, _W_dec_LXoDo)."
+        f"{files.path} holds {sorted(files.tensors)[:12]}: the tensors of no known layout. Known "
+        f"are {known}."
     )
 
 
@@ -92,38 +99,31 @@ def _named_sites(foreign: Foreign, names: dict[str, Any]) -> tuple[Site, ...]:
     except ValueError as error:
         raise ValueError(
             f"the files of this {foreign.library} crosscoder of {len(foreign.W_enc)} sites name "
-            f"{dict(foreign.names) or 'no models'}; with what was given: {error}"
+            f"{foreign.names or 'no models'}; with what was given: {error}"
         ) from error
 
 
-def _placed(foreign: Foreign, sites: tuple[Site, ...]) -> tuple[Site, ...]:
-    """The sites with width and scale of the file."""
-    n_sites, d_model, _ = foreign.W_enc.shape
-    if len(sites) != n_sites or any(s.d_model not in (0, d_model) for s in sites):
+def _assembled(foreign: Foreign, named: tuple[Site, ...], name: str) -> Crosscoder:
+    """A crosscoder of these sites, which take width and scale of the file."""
+    n_sites, d_model, d_sae = foreign.W_enc.shape
+    if len(named) != n_sites or any(s.d_model not in (0, d_model) for s in named):
         raise ValueError(
             f"the file holds {n_sites} sites of width {d_model}, but these were named: "
-            f"{[(s.name, s.model_name, s.hook_name, s.d_model or 'any width') for s in sites]}. "
+            f"{[(s.name, s.model_name, s.hook_name, s.d_model or 'any width') for s in named]}. "
             "Name as many, model by model, in the order of the file."
         )
-    pairs = zip(sites, foreign.scales, strict=True)
-    return tuple(replace(s, d_model=d_model, scale=scale) for s, scale in pairs)
-
-
-def _assembled(foreign: Foreign, sites: tuple[Site, ...], name: str) -> Crosscoder:
-    n_sites, d_model, d_sae = foreign.W_enc.shape
-    facts = {"library": foreign.library, "name": name, **foreign.facts}
-    cfg = CrosscoderConfig(
-        d_in=n_sites * d_model,
-        d_sae=d_sae,
-        sites=sites,
-        metadata=SAEMetadata(
-            hook_name=sites[-1].hook_name, model_name=sites[-1].model_name, imported_from=facts
-        ),
+    pairs = zip(named, foreign.scales, strict=True)
+    sites = tuple(replace(s, d_model=d_model, scale=scale) for s, scale in pairs)
+    metadata = SAEMetadata(
+        hook_name=sites[-1].hook_name,
+        model_name=sites[-1].model_name,
+        imported_from={"library": foreign.library, "name": name, **foreign.facts},
     )
+    cfg = CrosscoderConfig(d_in=n_sites * d_model, d_sae=d_sae, sites=sites, metadata=metadata)
     crosscoder = Crosscoder(cfg)
     weights = {
-        "W_enc": foreign.W_enc.reshape(cfg.d_in, d_sae),
-        "W_dec": foreign.W_dec.transpose(0, 1).reshape(d_sae, cfg.d_in),
+        "W_enc": rearrange(foreign.W_enc, "n_sites d_model d_sae -> (n_sites d_model) d_sae"),
+        "W_dec": rearrange(foreign.W_dec, "n_sites d_sae d_model -> d_sae (n_sites d_model)"),
         "b_enc": foreign.b_enc,
         "b_dec": foreign.b_dec.flatten(),
         "threshold": foreign.threshold,
@@ -142,3 +142,121 @@ def _check_scales(foreign: Foreign, scales: Sequence[float]) -> None:
         raise ValueError(
             f"the file has its scales {foreign.scales} folded in already: leave scales out."
         )
+
+
+def _read(source: str | Path, revision: str | None) -> ForeignFiles:
+    """Read tensors and config from a folder, a weights file, or the hub."""
+    local = Path(source).expanduser()
+    if local.is_dir():
+        path = _weights_path(local)
+    elif local.is_file():
+        path = local
+    else:
+        path = _fetched(source, revision)
+    names = _own_config_name(path.name), *CONFIG_NAMES
+    config = next((path.parent / n for n in names if (path.parent / n).is_file()), None)
+    return ForeignFiles(
+        name=local.resolve().name if local.exists() else str(source),
+        path=path,
+        tensors=_tensors(path),
+        config={} if config is None else _config(config),
+    )
+
+
+def _fetched(source: str | Path, revision: str | None) -> Path:
+    """A weights file in the hub's cache; its config is beside it."""
+    owner, *inner = str(source).split("/")
+    is_path_like = isinstance(source, Path) or owner[:1] in ("", ".", "~")
+    if is_path_like or not inner:
+        raise FileNotFoundError(
+            f"there is no folder or file {source}; on the hub a dictionary is owner/name, or "
+            "owner/name/folder where it is not at the top of the repository."
+        )
+    repository = f"{owner}/{inner.pop(0)}"
+    file = inner.pop() if inner and inner[-1].endswith(ENDINGS) else None
+    names = [*CONFIG_NAMES, *([file, _own_config_name(file)] if file else WEIGHTS_NAMES)]
+    with explained(repository, revision):
+        from huggingface_hub import snapshot_download
+
+        patterns = ["/".join([*inner, name]) for name in names]
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=patterns), *inner
+        )
+    if file is not None and not (folder / file).is_file():
+        raise FileNotFoundError(f"{folder} has no file {file}: check its name.")
+    return _weights_path(folder) if file is None else folder / file
+
+
+def _weights_path(folder: Path) -> Path:
+    """The one weights file of a folder."""
+    known = [folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()]
+    found = known or sorted(p for ending in ENDINGS for p in folder.glob(f"*{ending}"))
+    if folder / WEIGHTS_NAME in found:
+        raise ValueError(
+            f"{folder} is a dictionary in SAELens's layout: nothing is to be converted. Read it "
+            "with Crosscoder.load, or with sae_lens.SAE.load_from_disk if it is not one of ours."
+        )
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} has no weights: none of {', '.join(WEIGHTS_NAMES)}, and no other "
+            f"{' or '.join(ENDINGS)} file. Name the folder that holds them."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} holds several weights files, {[p.name for p in found]}: name one of them, "
+            f"as {found[0]}."
+        )
+    return found[0]
+
+
+def _own_config_name(file: str) -> str:
+    return f"{Path(file).stem}_cfg.json"
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """Safe YAML and tuples as lists, which crosscode writes for its dimensions."""
+
+
+def _sequence(loader: yaml.SafeLoader, node: Any) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
+_SafeLoader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        is_json = path.suffix == ".json"
+        # The loader is a safe one: it makes plain values only.
+        config = json.loads(text) if is_json else yaml.load(text, Loader=_SafeLoader)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} cannot be read as plain values ({error}). Where it names Python objects, "
+            "write what they stand for (such as dtype: float32) and try again."
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds {type(config).__name__}, not a mapping of fields.")
+    return config
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read safely ({error}). A pickle may hold tensors by name and "
+            "nothing else: save model.state_dict() with the library that made it."
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(
+            f"{path} holds {type(found).__name__} and not tensors by name: save "
+            "model.state_dict() with the library that made it."
+        )
+    # torch.compile puts this before every name.
+    named = {name.removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
+    return {n: t.double() if t.is_floating_point() else t for n, t in named.items()}

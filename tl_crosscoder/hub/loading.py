@@ -1,17 +1,18 @@
 """From a release or a repository and an id to a `Crosscoder`; embedded ones need no network.
 
-Contract: `Crosscoder.from_pretrained` with the errors of the hub explained and the ids that a
-repository has instead named. Limit: a repository's own dictionaries are folders with a `cfg.json`.
+Importing this module fills in `Crosscoder.from_pretrained`, which raises the errors of the hub in
+words and names the ids that a repository has instead. Limit: a repository's own dictionaries are
+folders with a `cfg.json`.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME, Crosscoder
-from tl_crosscoder.hub.convert import convert
-from tl_crosscoder.hub.registry import WEIGHTS, Entry, find, in_repository, nearest
+from tl_crosscoder.hub.registry import WEIGHTS, Entry, find, nearest
 from tl_crosscoder.models.devices import devices_of
 from tl_crosscoder.models.hub_errors import explained
 
@@ -24,7 +25,7 @@ def load_pretrained(
     revision: str | None = None,
     force_download: bool = False,
 ) -> Crosscoder:
-    """The dictionary `sae_id` of a release, or of a repository `owner/name` or `owner/name@v1`.
+    """Load the dictionary `sae_id` of a release, or of a repository `owner/name[@revision]`.
 
     Raises:
         ValueError: no such release, repository, revision or dictionary (the nearest is named), a
@@ -32,35 +33,28 @@ def load_pretrained(
     """
     devices_of(device, 1)
     _refuse_a_folder(release, sae_id)
-    release, revision = _revision_of(release, revision)
-    entry = find(release, sae_id)
-    if entry is None:
-        folder = _fetched(release, sae_id, revision=revision, force_download=force_download)
-    elif entry.is_embedded:
-        _refuse_a_revision(entry, revision)
-        folder = entry.folder
-    elif entry.conversion_func is not None:
-        crosscoder = _converted(
-            entry, revision=revision or entry.revision, force_download=force_download
-        )
-        crosscoder.cfg.device = device
-        return crosscoder.to(device)
-    else:
-        revision = revision or entry.revision
-        folder = _fetched(
-            entry.repo_id, entry.path, revision=revision, force_download=force_download
-        )
-    return Crosscoder.load(folder, device=device)
-
-
-def _revision_of(release: str, revision: str | None) -> tuple[str, str | None]:
-    name, at, own = release.partition("@")
-    if at and revision not in (None, own):
+    release, at, named = release.partition("@")
+    if at and revision not in (None, named):
         raise ValueError(
-            f"{release!r} names the revision {own!r}, and revision={revision!r} another one. Give "
-            "one of them."
+            f"'{release}@{named}' names the revision {named!r}, and revision={revision!r} another "
+            "one. Give one of them."
         )
-    return (name, own) if at else (release, revision)
+    entry, revision = find(release, sae_id), named or revision
+    if entry.is_embedded:
+        if revision is not None:
+            raise ValueError(
+                f"{release} comes with the package and has no revision {revision!r}: leave it out."
+            )
+        return Crosscoder.load(entry.folder, device=device)
+    entry = replace(entry, revision=revision or entry.revision)
+    if entry.conversion_func is None:
+        return Crosscoder.load(_fetched(entry, force_download), device=device)
+    crosscoder = _converted(entry, force_download)
+    crosscoder.cfg.device = device
+    return crosscoder.to(device)
+
+
+Crosscoder.pretrained_loader = load_pretrained
 
 
 def _refuse_a_folder(release: str, sae_id: str) -> None:
@@ -74,64 +68,53 @@ def _refuse_a_folder(release: str, sae_id: str) -> None:
         )
 
 
-def _refuse_a_revision(entry: Entry, revision: str | None) -> None:
-    if revision is not None:
-        raise ValueError(
-            f"{entry.release} comes with the package and has no revision {revision!r}: leave it "
-            "out."
-        )
-
-
-def _fetched(repo_id: str, path: str, *, revision: str | None, force_download: bool) -> Path:
-    """The folder in the hub's cache, downloaded where it is not there."""
-    from huggingface_hub import hf_hub_download
+def _fetched(entry: Entry, force_download: bool) -> Path:
+    """The folder of one of our dictionaries in the hub's cache, downloaded where it is missing."""
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    cfg, weights = (in_repository(path, name) for name in (CFG_NAME, WEIGHTS_NAME))
-    options = {"revision": revision, "force_download": force_download}
-    with explained(repo_id, revision):
+    with explained(entry.repo_id, entry.revision):
         try:
-            hf_hub_download(repo_id, cfg, **options)
-            _say_a_download(repo_id, weights, **options)
-            got = hf_hub_download(repo_id, weights, **options)
-            return Path(got).parent
+            _download(entry, CFG_NAME, force_download)
+            return _download(entry, WEIGHTS_NAME, force_download).parent
         except RemoteEntryNotFoundError:
-            ids = _ids(repo_id, revision)
+            ids = _ids(entry)
     raise ValueError(
-        f"{repo_id} has no dictionary {path!r}{nearest(path, ids)}: a dictionary is a folder with "
-        f"{CFG_NAME} and {WEIGHTS_NAME}, and it has {ids or 'none'}. If it is of another library, "
-        "use `tl-crosscoder import`."
+        f"{entry.repo_id} has no dictionary {entry.path!r}{nearest(entry.path, ids)}: a dictionary "
+        f"is a folder with {CFG_NAME} and {WEIGHTS_NAME}, and it has {ids or 'none'}. If it is of "
+        "another library, use `tl-crosscoder import`."
     )
 
 
-def _converted(entry: Entry, *, revision: str | None, force_download: bool) -> Crosscoder:
+def _converted(entry: Entry, force_download: bool) -> Crosscoder:
     """A dictionary in another library's format."""
-    from huggingface_hub import hf_hub_download
+    from tl_crosscoder.hub.convert import convert  # with all that makes runs, rarely needed here
 
-    name = in_repository(entry.path, WEIGHTS[entry.conversion_func])
-    _say_a_download(entry.repo_id, name, revision=revision, force_download=force_download)
-    with explained(entry.repo_id, revision):
-        hf_hub_download(entry.repo_id, name, revision=revision, force_download=force_download)
+    with explained(entry.repo_id, entry.revision):
+        _download(entry, WEIGHTS[entry.conversion_func], force_download)
     return convert(
         entry.repo_id if entry.path == "." else f"{entry.repo_id}/{entry.path}",
         sites=entry.as_sites(),
         scales=entry.scales,
-        revision=revision,
+        revision=entry.revision,
     )
 
 
-def _say_a_download(repo_id: str, name: str, *, revision: str | None, force_download: bool) -> None:
-    from huggingface_hub import try_to_load_from_cache
+def _download(entry: Entry, name: str, force_download: bool) -> Path:
+    """A file of a dictionary in the hub's cache; large ones are announced."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    is_here = isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str)
-    if force_download or not is_here:
-        at = "" if revision is None else f" at {revision}"
-        tqdm.write(f"Downloading {name} of {repo_id}{at} from the hub.", file=sys.stderr)
+    path, how = entry.in_repository(name), {"revision": entry.revision}
+    is_here = isinstance(try_to_load_from_cache(entry.repo_id, path, **how), str)
+    if name != CFG_NAME and (force_download or not is_here):
+        at = "" if entry.revision is None else f" at {entry.revision}"
+        tqdm.write(f"Downloading {path} of {entry.repo_id}{at} from the hub.", file=sys.stderr)
+    return Path(hf_hub_download(entry.repo_id, path, force_download=force_download, **how))
 
 
-def _ids(repo_id: str, revision: str | None) -> list[str]:
+def _ids(entry: Entry) -> list[str]:
+    """Folders of the repository that hold a dictionary of ours."""
     from huggingface_hub import HfApi
 
-    names = set(HfApi().list_repo_files(repo_id, revision=revision))
+    names = set(HfApi().list_repo_files(entry.repo_id, revision=entry.revision))
     folders = {name.rpartition("/")[0] for name in names if name.endswith(CFG_NAME)}
-    return sorted(f or "." for f in folders if in_repository(f, WEIGHTS_NAME) in names)
+    return sorted(f or "." for f in folders if str(Path(f, WEIGHTS_NAME)) in names)

@@ -2,35 +2,33 @@
 
     find("tl_crosscoder-taboo", "batchtopk").where        # "embedded"
 
-Contract: `pretrained/registry.yaml` has the schema of SAELens's `pretrained_saes.yaml` and, for
-each release, `revision` and `sites`, for each dictionary `preset`, `d_sae`, `fve` and `n_bytes`. A
-`repo_id` of `tl_crosscoder` is this package. Nothing here imports torch. Limit: what was not
-measured here is left out, so rows of other people's repositories have no numbers.
-
-The registry as tables: for the terminal, and for the documentation.
-
-Contract: a line a dictionary, under its release; what is not known is `-`. Limit: where a
-dictionary is (embedded, cached, hub) is that of this machine, so the documentation has no such
-column but for what travels with the package.
+`pretrained/registry.yaml` has the schema of SAELens's `pretrained_saes.yaml` and, besides, `sites`
+and `revision` of each release, `recipe`, `d_sae`, `fve` and `n_bytes` of each dictionary. The
+`repo_id` `tl_crosscoder` is this package. Nothing here imports torch. Limit: rows of other people's
+repositories have no numbers, since they have not been measured here.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from tl_crosscoder.files import size_text
 from tl_crosscoder.models.pretrained import PREFIX, pretrained_folder
+from tl_crosscoder.results.render import table_text
 
 if TYPE_CHECKING:
     from tl_crosscoder.models.site import Site
 
 EMBEDDED = PREFIX.removesuffix("/")
 """The `repo_id` of what travels with the package."""
+DICTIONARIES = pretrained_folder() / "dictionaries"
+REGISTRY_PATH = pretrained_folder() / "registry.yaml"
 WEIGHTS = {
     None: "sae_weights.safetensors",
     "dictionary_learning": "model.safetensors",
@@ -41,28 +39,54 @@ WEIGHTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One dictionary of the registry."""
+    """One dictionary of the registry, or of a repository on the hub."""
 
     release: str
     id: str
     repo_id: str
     path: str
     """Folder in the repository; `.` is its root."""
-    model: str
-    revision: str | None
-    conversion_func: str | None
+    sites: tuple[dict[str, Any], ...] = ()
+    """In the form that `Site.from_dict` takes; empty where the files have not been read."""
+    revision: str | None = None
+    conversion_func: str | None = None
     """Format of another library, which `hub.convert` reads; None is ours."""
-    sites: tuple["dict[str, Any]", ...]
-    """As `Site.from_dict` takes them."""
-    preset: str | None = None
+    recipe: str | None = None
     d_sae: int | None = None
     l0: float | None = None
     fve: dict[str, float] = field(default_factory=dict)
-    """Per site, and of the `difference`."""
+    """By site, then of the `difference`; what has not been measured is left out."""
     n_bytes: int | None = None
     """Size of the weights."""
     scales: tuple[float, ...] | None = None
-    """See `hub.convert`."""
+    """Factors of the sites' activations in training, see `hub.convert`."""
+
+    @classmethod
+    def from_files(
+        cls,
+        repo: str,
+        id: str,
+        *,
+        cfg: Mapping[str, Any],
+        record: Mapping[str, Any] | None,
+        analysis: Mapping[str, Any] | None,
+    ) -> "Entry":
+        """An entry for a dictionary of a repository, from the content of its JSON files."""
+        measured = (analysis or {}).get("reconstruction", {})
+        fve = measured.get("fve", {})
+        if measured.get("difference_fve") is not None:  # a diff-SAE has it among its sites
+            fve = fve | {"difference": measured["difference_fve"]}
+        return cls(
+            release=repo,
+            id=id,
+            repo_id=repo,
+            path=id,
+            sites=tuple(cfg["sites"]),
+            recipe=None if record is None else _recipe(record),
+            d_sae=cfg["d_sae"],
+            l0=measured.get("l0"),
+            fve={name: value for name, value in fve.items() if value is not None},
+        )
 
     @property
     def is_embedded(self) -> bool:
@@ -70,15 +94,10 @@ class Entry:
         return self.repo_id == EMBEDDED
 
     @property
-    def run_name(self) -> str:
-        """What the command line takes for the run of an embedded dictionary."""
-        return PREFIX + self.path
-
-    @property
     def folder(self) -> Path:
-        """Where an embedded dictionary is."""
+        """Folder of an embedded dictionary."""
         assert self.is_embedded
-        return dictionaries_folder() / self.path
+        return DICTIONARIES / self.path
 
     @property
     def where(self) -> Literal["embedded", "cached", "hub"]:
@@ -87,19 +106,28 @@ class Entry:
             return "embedded"
         from huggingface_hub import try_to_load_from_cache
 
-        name = in_repository(self.path, WEIGHTS[self.conversion_func])
+        name = self.in_repository(WEIGHTS[self.conversion_func])
         found = try_to_load_from_cache(self.repo_id, name, revision=self.revision)
         return "cached" if isinstance(found, str) else "hub"
 
     @property
     def hook_names(self) -> list[str]:
-        """Of the sites, each once."""
-        return list(dict.fromkeys(s["hook_name"] for s in self.sites))
+        """Hook points of the sites, each once."""
+        return list(dict.fromkeys(s["hook_name"] for s in self._read_sites()))
 
     @property
     def model_names(self) -> list[str]:
-        """Of the sites, each once: the adapter's name where there is one."""
-        return list(dict.fromkeys(s.get("adapter") or s["model_name"] for s in self.sites))
+        """Models of the sites, each once, by the adapter's name where there is one."""
+        names = (s.get("adapter") or s["model_name"] for s in self._read_sites())
+        return list(dict.fromkeys(names))
+
+    def _read_sites(self) -> list[dict[str, Any]]:
+        """The sites; for a difference the two that it is between, the subtracted one first."""
+        return [s for site in self.sites for s in (site.get("minus"), site) if s]
+
+    def in_repository(self, name: str) -> str:
+        """Path in the repository of a file of the dictionary."""
+        return str(PurePosixPath(self.path, name))
 
     def as_sites(self) -> "tuple[Site, ...]":
         """The sites as objects; this imports torch."""
@@ -108,64 +136,38 @@ class Entry:
         return tuple(Site.from_dict(s) for s in self.sites)
 
 
-def in_repository(path: str, name: str) -> str:
-    """The path of a file of a dictionary in its repository."""
-    return name if path in ("", ".") else f"{path}/{name}"
-
-
-def dictionaries_folder() -> Path:
-    """Where the embedded dictionaries are."""
-    return pretrained_folder() / "dictionaries"
-
-
-def registry_path() -> Path:
-    """The YAML file."""
-    return pretrained_folder() / "registry.yaml"
+def _recipe(record: Mapping[str, Any]) -> str:
+    """`delta, k = 12, delta loss 1`: the preset, or else the sparsity, with what decides most."""
+    sparsity, delta = record["sparsity"], record["delta_loss"]
+    named = [record["training"].get("preset") or sparsity["kind"]]
+    named += [f"k = {sparsity['k']:g}"] if "k" in sparsity else []
+    named += [f"delta loss {delta['weight']:g}"] if delta else []
+    return ", ".join(named)
 
 
 @cache
-def entries() -> tuple[Entry, ...]:
-    """Every dictionary, in the order of the file."""
-    return read_entries(registry_path())
+def entries(path: Path = REGISTRY_PATH) -> tuple[Entry, ...]:
+    """Every dictionary of a file in the registry's schema, in its order.
 
-
-def read_entries(path: Path) -> tuple[Entry, ...]:
-    """Those of a file in the registry's schema.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a release without one of the fields.
+    Raises ValueError for a release or dictionary without one of the fields.
     """
     releases: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    try:
-        return tuple(
-            _entry(release, shared, own)
-            for release, shared in releases.items()
-            for own in shared["saes"]
-        )
-    except KeyError as error:
-        raise ValueError(f"{path}: a release or dictionary in it has no {error}.") from error
+    names = [f.name for f in fields(Entry)]
+    found = []
+    for release, shared in releases.items():
+        for own in shared["saes"]:
+            values = {"release": release, **shared, **own}
+            if missing := [n for n in ("id", "repo_id", "path", "sites") if n not in values]:
+                raise ValueError(f"{path}: a dictionary of {release} has no {missing[0]!r}.")
+            known = {n: values[n] for n in names if n in values}
+            # YAML has lists alone.
+            frozen = {n: tuple(v) if isinstance(v, list) else v for n, v in known.items()}
+            found.append(Entry(**frozen))
+    return tuple(found)
 
 
-def _entry(release: str, shared: dict[str, Any], own: dict[str, Any]) -> Entry:
-    known = ("preset", "d_sae", "l0", "fve", "n_bytes")
-    scales = own.get("scales")
-    return Entry(
-        release=release,
-        id=own["id"],
-        repo_id=shared["repo_id"],
-        path=own["path"],
-        model=shared["model"],
-        revision=shared.get("revision"),
-        conversion_func=shared.get("conversion_func"),
-        sites=tuple(shared["sites"]),
-        scales=None if scales is None else tuple(scales),
-        **{name: own[name] for name in known if name in own},
-    )
-
-
-def find(release: str, sae_id: str) -> Entry | None:
-    """The dictionary of that name; None where the release is a repository of the hub.
+def find(release: str, sae_id: str) -> Entry:
+    """The dictionary of that name, in the registry or else in the repository `owner/name`.
 
     Raises:
         ValueError: no such release that could not be a repository either, or no such id in it.
@@ -173,16 +175,16 @@ def find(release: str, sae_id: str) -> Entry | None:
     ids = [e.id for e in entries() if e.release == release]
     if not ids:
         if "/" in release and not release.startswith(PREFIX):
-            return None
+            return Entry(release=release, id=sae_id, repo_id=release, path=sae_id)
         names = list(dict.fromkeys(e.release for e in entries()))
         raise ValueError(
-            f"{release!r} is no release in the registry{nearest(release, names)}, and no "
+            f"{release!r} is not a release in the registry{nearest(release, names)}, and not a "
             "repository of the hub (owner/name). `tl-crosscoder list` shows the releases; for a "
             f"folder here, use Crosscoder.load({release!r})."
         )
     if sae_id not in ids:
         raise ValueError(
-            f"{sae_id!r} is no dictionary of {release}{nearest(sae_id, ids)}; it has {ids}. "
+            f"{sae_id!r} is not a dictionary of {release}{nearest(sae_id, ids)}; it has {ids}. "
             "`tl-crosscoder list` shows them all."
         )
     return next(e for e in entries() if (e.release, e.id) == (release, sae_id))
@@ -195,58 +197,48 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; nearest: {by_case[found[0]]!r}" if found else ""
 
 
-_HEADER = ("id", "recipe", "latents", "L0", "FVE base, tuned, diff", "size", "where")
+def _cells(entry: Entry) -> dict[str, str]:
+    """What is known of a dictionary besides its models; `-` where nothing is."""
+    return {
+        "id": entry.id,
+        "recipe": entry.recipe or "-",
+        "latents": "-" if entry.d_sae is None else f"{entry.d_sae:,}",
+        "L0": "-" if entry.l0 is None else f"{entry.l0:.1f}",
+        "FVE base, tuned, diff": ", ".join(f"{v:.3f}" for v in entry.fve.values()) or "-",
+        "size": "-" if entry.n_bytes is None else size_text(entry.n_bytes),
+    }
 
 
 def terminal_table(entries: Sequence[Entry]) -> str:
-    """Releases with the dictionaries of each, and how to load one."""
+    """Releases with the dictionaries of each and where they are, and how to load one."""
     blocks = []
-    rows = [_row(e) for e in entries]
-    widths = [max(len(row[i]) for row in [_HEADER, *rows]) for i in range(len(_HEADER))]
     for release, group in groupby(entries, key=lambda e: e.release):
-        own = list(group)
-        first = own[0]
-        pair = f"  {' -> '.join(first.model_names)} at {', '.join(first.hook_names)}"
-        lines = [release, pair, *(_line(row, widths) for row in [_HEADER, *map(_row, own)])]
-        blocks.append("\n".join(lines))
+        own = [*group]
+        rows = [_cells(e) | {"where": e.where} for e in own]
+        table = table_text({name: [row[name] for row in rows] for name in rows[0]})
+        pair = f"{' -> '.join(own[0].model_names)} at {', '.join(own[0].hook_names)}"
+        blocks.append(f"{release}\n  {pair}\n{table}")
     example = entries[0]
     blocks.append(
         f'Load one: Crosscoder.from_pretrained("{example.release}", "{example.id}")\n'
-        f"Embedded ones need no network and are runs: tl-crosscoder analyze {example.run_name}"
+        "Embedded ones need no network and are runs: tl-crosscoder analyze "
+        f"{PREFIX}{example.path}"
     )
     return "\n\n".join(blocks)
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-    return f"  {'  '.join(cells)}".rstrip()
-
-
-def _row(entry: Entry) -> tuple[str, ...]:
-    return (
-        entry.id,
-        entry.preset or "-",
-        "-" if entry.d_sae is None else f"{entry.d_sae:,}",
-        "-" if entry.l0 is None else f"{entry.l0:.1f}",
-        ", ".join(f"{v:.3f}" for v in entry.fve.values()) or "-",
-        "-" if entry.n_bytes is None else f"{entry.n_bytes / 1e6:,.1f} MB",
-        entry.where,
-    )
-
-
 def markdown_table(entries: Sequence[Entry]) -> str:
-    """One row a dictionary, with its repository."""
-    header = ("release", "id", "models", "hook", *_HEADER[1:-1], "from")
+    """One row a dictionary, with its repository, for the documentation."""
     rows = [
-        (
-            f"`{e.release}`",
-            f"`{e.id}`",
-            " → ".join(f"`{name}`" for name in e.model_names),
-            ", ".join(f"`{hook}`" for hook in e.hook_names),
-            *_row(e)[1:-1],
-            "this package" if e.is_embedded else f"`{e.repo_id}`",
-        )
+        {
+            "release": f"`{e.release}`",
+            "id": f"`{e.id}`",
+            "models": " → ".join(f"`{name}`" for name in e.model_names),
+            "hook": ", ".join(f"`{hook}`" for hook in e.hook_names),
+            **{name: cell for name, cell in _cells(e).items() if name != "id"},
+            "from": "this package" if e.is_embedded else f"`{e.repo_id}`",
+        }
         for e in entries
     ]
-    lines = [header, ["---"] * len(header), *rows]
+    lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -2,13 +2,12 @@
 
     latents/HOOK/0_204.safetensors ... config.json        tokenizer/
 
-Contract: what `LatentDataset("OUTPUT/latents", sampler_cfg, constructor_cfg)` of eai-delphi 0.1.3
+Files are what `LatentDataset("OUTPUT/latents", sampler_cfg, constructor_cfg)` of eai-delphi 0.1.3
 reads (`delphi/latents/loader.py`, written there by `LatentCache.save_splits` and `save_config`):
 `locations [n, 3]` (context, position, latent from the first of the file), `activations [n]`,
-`tokens [contexts, pos]`. Codes are float32, where delphi's own are rounded to float16. Source of
-the method: Paulo et al. 2024 (arXiv 2410.13928). Limits: the context size has to be a multiple of
-its `example_ctx_len` (32); latents with fewer than its `min_examples` contexts (200) are left out
-by it.
+`tokens [contexts, pos]`. Codes are float32, where delphi's own are rounded to float16. Source:
+Paulo et al. 2024 (arXiv 2410.13928). Limits: the context size has to be a multiple of its
+`example_ctx_len` (32); it leaves out latents with fewer than its `min_examples` contexts (200).
 """
 
 from itertools import pairwise
@@ -22,7 +21,7 @@ from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.data.tokens import TokenizedText
 
 N_SPLITS = 5
-"""Files of about as many latents each, as delphi's own."""
+"""Files with about as many latents each, as delphi's own."""
 
 
 def write_delphi(
@@ -34,7 +33,6 @@ def write_delphi(
     tokenizer: Any,
     tokenizer_name: str,
     dataset: str = "",
-    n_splits: int = N_SPLITS,
 ) -> Path:
     """Write the cache of one dictionary, and the tokenizer that its tokens are of.
 
@@ -47,24 +45,15 @@ def write_delphi(
         tokenizer_name: what delphi loads where it is given no tokenizer: a name on the hub, or the
             folder `tokenizer` where it will be.
         dataset: what the text is, for the record.
-        n_splits: files to write.
-
-    Raises:
-        ValueError: more files than latents.
     """
-    if not 1 <= n_splits <= active.d_sae:
-        raise ValueError(f"n_splits is {n_splits}; there can be 1 to {active.d_sae:,}.")
-    own = folder / "latents" / hookpoint
+    own, n_splits = folder / "latents" / hookpoint, min(N_SPLITS, active.d_sae)
     bounds = torch.linspace(0, active.d_sae, n_splits + 1).long().tolist()
-    tokens = text.tokens.long()
-    contexts, positions = (
-        active.positions // text.context_size,
-        active.positions % text.context_size,
-    )
+    tokens, size = text.tokens.long(), text.context_size
+    contexts, positions = active.positions // size, active.positions % size
     for first, end in pairwise(bounds):
         chosen = (active.latents >= first) & (active.latents < end)
-        latents = active.latents[chosen] - first
-        locations = torch.stack([contexts[chosen], positions[chosen], latents], dim=1)
+        places = contexts[chosen], positions[chosen], active.latents[chosen] - first
+        locations = torch.stack(places, dim=1)
         # Its loader takes both; as in delphi, the smaller where numbers allow.
         is_small = locations.numel() == 0 or int(locations.max()) < 2**16
         tensors = {
@@ -73,23 +62,18 @@ def write_delphi(
             "tokens": tokens,
         }
         files.write_tensors(own / f"{first}_{end - 1}.safetensors", tensors)
-    files.write_json(own / "config.json", _config(text, dataset, tokenizer_name, n_splits))
-    tokenizer.save_pretrained(folder / "tokenizer")
-    return own
-
-
-def _config(
-    text: TokenizedText, dataset: str, tokenizer_name: str, n_splits: int
-) -> dict[str, Any]:
-    """Fields of delphi's `CacheConfig`, and the tokenizer's name."""
-    return {
+    # Fields of its `CacheConfig`, and the tokenizer's name.
+    config = {
         "dataset_repo": dataset,
         "dataset_split": "",
         "dataset_name": "",
         "dataset_column": "",
         "batch_size": 1,
-        "cache_ctx_len": text.context_size,
-        "n_tokens": text.tokens.numel(),
+        "cache_ctx_len": size,
+        "n_tokens": tokens.numel(),
         "n_splits": n_splits,
         "model_name": tokenizer_name,
     }
+    files.write_json(own / "config.json", config)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return own

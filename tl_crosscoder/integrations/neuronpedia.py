@@ -3,8 +3,8 @@
     MODEL/LAYER-SET/release.jsonl model.jsonl sourceset.jsonl source.jsonl
                     features/batch-0.jsonl.gz activations/... explanations/...
 
-Contract: rows of the tables `SourceRelease`, `Model`, `SourceSet`, `Source`, `Neuron`, `Activation`
-and `Explanation` as Neuronpedia's schema has them (hijohnnylin/neuronpedia 008d504,
+Rows are those of the tables `SourceRelease`, `Model`, `SourceSet`, `Source`, `Neuron`, `Activation`
+and `Explanation` of Neuronpedia's schema (hijohnnylin/neuronpedia 008d504,
 `apps/webapp/prisma/schema.prisma`), which its import route inserts; the layout is that of
 SAEDashboard's exporter (jbloomAus/SAEDashboard 3ea1249, `neuronpedia/neuronpedia_export.py`).
 Times are left to the database, and ids are hashes of the rows, so that the same run gives the same
@@ -14,56 +14,18 @@ bytes. Limit: nothing is uploaded: Neuronpedia reads such folders from its own s
 import gzip
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_crosscoder.integrations.sae_dashboard import DashboardNames, Feature
-from tl_crosscoder.integrations.shown_site import ShownSite
+from tl_crosscoder.integrations.config import HandoffConfig
+from tl_crosscoder.integrations.judge.judging import Judged
+from tl_crosscoder.integrations.sae_dashboard import Feature, ShownSite
 
-CREATOR_ID = "clkht01d40000jv08hvalcvly"
-"""The user that SAEDashboard's exporter and Neuronpedia's own exports file under by default."""
 Row = dict[str, Any]
 _OWN_FIELDS = {
     "feature_index", "n_prompts_total", "n_tokens_in_prompt", "dataset", "activations", "vector",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """What the dashboards are published as."""
-
-    name: str = "tl-crosscoder"
-    """Of the release, in letters, digits and dashes."""
-    title: str = "Crosscoder latents"
-    creator: str = "tl_crosscoder"
-    creator_id: str = CREATOR_ID
-    """Of a user in that database."""
-    url: str = ""
-    """Of the paper or the project."""
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-
-
-def check_name(name: str) -> None:
-    """Raise ValueError for a name that is no part of an address on Neuronpedia."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ValueError(
-            f"{name!r} is not a name on Neuronpedia: use letters, digits, '-' and '_' alone."
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explained:
-    """An explanation of a latent from elsewhere, to travel with its dashboard."""
-
-    latent: int
-    text: str
-    notes: str
-    """By whom, and how good."""
 
 
 def write_neuronpedia(
@@ -71,9 +33,8 @@ def write_neuronpedia(
     batches: Iterator[list[Feature]],
     *,
     shown: ShownSite,
-    names: DashboardNames,
-    release: Release,
-    explained: Iterable[Explained] = (),
+    config: HandoffConfig,
+    judged: Judged | None = None,
 ) -> Path:
     """Write one source into a folder; returns where in it.
 
@@ -81,74 +42,74 @@ def write_neuronpedia(
         folder: of exports.
         batches: from `dashboard_batches`.
         shown: the model.
-        names: of model and set, checked as `check_name` does.
-        release: that the set belongs to.
-        explained: explanations of some of the latents.
+        config: names of model, set and release.
+        judged: names of some of the latents, which go along as explanations.
     """
-    check_name(names.model_id)
-    check_name(names.sae_set)
-    source = f"{names.layer}-{names.sae_set}"
-    key = {"modelId": names.model_id, "layer": source}
-    own = folder / names.model_id / source
-    texts = {e.latent: e for e in explained}
-    sizes: dict[str, Any] = {}
+    model_id = config.model_id or shown.slug
+    source = f"{shown.layer}-{config.set_name}"
+    key = {"modelId": model_id, "layer": source}
+    own, sizes = folder / model_id / source, {}
+    named = {r.latent: r for r in judged.rows if r.explanation} if judged else {}
     for i, features in enumerate(batches):
         sizes = {k: features[0][k] for k in ("n_prompts_total", "n_tokens_in_prompt", "dataset")}
-        rows = {
-            "features": [_neuron(f, key, names, shown, release) for f in features],
-            "activations": [a for f in features for a in _activations(f, key, release)],
-            "explanations": [
-                _explanation(texts[f["feature_index"]], key, release)
-                for f in features
-                if f["feature_index"] in texts
-            ],
-        }
+        rows: dict[str, list[Row]] = {"features": [], "activations": [], "explanations": []}
+        for f in features:
+            latent = {**key, "index": str(f["feature_index"])}
+            rows["features"].append(_neuron(f, latent, shown, config))
+            rows["activations"] += _activations(f, latent, config.creator_id)
+            if judged and (row := named.get(f["feature_index"])):
+                notes = (
+                    f"By {judged.model}. Balanced accuracy of detection {row.detection:.2f} "
+                    f"[{row.detection_low:.2f}, {row.detection_high:.2f}] on {row.n_read} windows."
+                )
+                # The types of explanation are a table of theirs that ours are not in.
+                texts = {"description": f"{row.name}: {row.explanation}", "notes": notes}
+                explanation = {**latent, **texts, "authorId": config.creator_id}
+                rows["explanations"].append(_with_id(explanation))
         for kind, each in rows.items():
             if each:
                 _write_rows(own / kind / f"batch-{i}.jsonl.gz", each)
-    for name, row in _about(shown, names, release, source, sizes).items():
+    for name, row in _about(shown, config, model_id, sizes).items():
         _write_rows(own / f"{name}.jsonl", [row])
     return own
 
 
-def _about(
-    shown: ShownSite, names: DashboardNames, release: Release, source: str, sizes: Row
-) -> dict[str, Row]:
+def _about(shown: ShownSite, config: HandoffConfig, model_id: str, sizes: Row) -> dict[str, Row]:
     """What the source belongs to, a row each."""
-    creator = {"creatorId": release.creator_id, "visibility": "PUBLIC"}
-    named = {"creatorName": release.creator, "urls": [release.url] if release.url else []}
+    creator = {"creatorId": config.creator_id, "visibility": "PUBLIC"}
+    named = {"creatorName": config.creator, "urls": [config.url] if config.url else []}
     cfg: Any = shown.model.cfg
     return {
         "release": {
-            "name": release.name,
-            "description": release.title,
-            "descriptionShort": release.title,
-            "creatorNameShort": release.creator,
+            "name": config.release,
+            "description": config.title,
+            "descriptionShort": config.title,
+            "creatorNameShort": config.creator,
             **named,
             **creator,
         },
         "model": {
-            "id": names.model_id,
+            "id": model_id,
             "displayName": shown.site.label,
-            "displayNameShort": names.model_id,
+            "displayNameShort": model_id,
             "layers": cfg.n_layers,
             "neuronsPerLayer": cfg.d_mlp or 0,
             "dimension": cfg.d_model,
-            "owner": release.creator,
+            "owner": config.creator,
             **creator,
         },
         "sourceset": {
-            "modelId": names.model_id,
-            "name": names.sae_set,
-            "description": f"{release.title}: {shown.hook_point}, the {shown.site.name} model",
-            "releaseName": release.name,
+            "modelId": model_id,
+            "name": config.set_name,
+            "description": f"{config.title}: {shown.hook_point}, the {shown.site.name} model",
+            "releaseName": config.release,
             **named,
             **creator,
         },
         "source": {
-            "id": source,
-            "modelId": names.model_id,
-            "setName": names.sae_set,
+            "id": f"{shown.layer}-{config.set_name}",
+            "modelId": model_id,
+            "setName": config.set_name,
             "num_prompts": sizes.get("n_prompts_total"),
             "num_tokens_in_prompt": sizes.get("n_tokens_in_prompt"),
             "dataset": sizes.get("dataset"),
@@ -157,15 +118,12 @@ def _about(
     }
 
 
-def _neuron(
-    feature: Feature, key: Row, names: DashboardNames, shown: ShownSite, release: Release
-) -> Row:
+def _neuron(feature: Feature, key: Row, shown: ShownSite, config: HandoffConfig) -> Row:
     top = max((max(a["values"]) for a in feature["activations"]), default=0.0)
     return {
         **key,
-        "index": str(feature["feature_index"]),
-        "sourceSetName": names.sae_set,
-        "creatorId": release.creator_id,
+        "sourceSetName": config.set_name,
+        "creatorId": config.creator_id,
         "maxActApprox": top,
         "hasVector": True,
         "vector": feature["vector"],
@@ -175,13 +133,11 @@ def _neuron(
     }
 
 
-def _activations(feature: Feature, key: Row, release: Release) -> list[Row]:
-    rows = []
+def _activations(feature: Feature, key: Row, creator_id: str) -> Iterator[Row]:
     for place, activation in enumerate(feature["activations"]):
         values = activation["values"]
         row = {
             **key,
-            "index": str(feature["feature_index"]),
             "tokens": activation["tokens"],
             "values": values,
             "maxValue": max(values),
@@ -191,28 +147,15 @@ def _activations(feature: Feature, key: Row, release: Release) -> list[Row]:
             "binMax": activation["bin_max"],
             "binContains": activation["bin_contains"],
             "qualifyingTokenIndex": activation["qualifying_token_index"],
-            "creatorId": release.creator_id,
+            "creatorId": creator_id,
         }
-        rows.append({"id": _id(row, place), **row})
-    return rows
+        yield _with_id(row, place)
 
 
-def _explanation(explained: Explained, key: Row, release: Release) -> Row:
-    # The types of explanation are a table of theirs that ours are not in, so there is none.
-    row = {
-        **key,
-        "index": str(explained.latent),
-        "description": explained.text,
-        "notes": explained.notes,
-        "authorId": release.creator_id,
-    }
-    return {"id": _id(row, 0), **row}
-
-
-def _id(row: Row, place: int) -> str:
+def _with_id(row: Row, place: int = 0) -> Row:
     """25 characters, as theirs: imported twice, a row is there once."""
     content = json.dumps([row, place], sort_keys=True)
-    return f"c{hashlib.sha256(content.encode()).hexdigest()[:24]}"
+    return {"id": f"c{hashlib.sha256(content.encode()).hexdigest()[:24]}", **row}
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -1,15 +1,16 @@
 """Dashboards of latents as SAEDashboard writes them: `batch-0.json`, `batch-1.json`, ...
 
-Contract: the fields of `NeuronpediaDashboardBatch`, `NeuronpediaDashboardFeature` and
+Fields are those of `NeuronpediaDashboardBatch`, `NeuronpediaDashboardFeature` and
 `NeuronpediaDashboardActivation` of sae-dashboard 0.8.0 (`neuronpedia/neuronpedia_dashboard.py`),
-which its loaders and Neuronpedia's converter read; and `skipped_indexes.json` for silent latents.
-Histograms and intervals are counted over the whole text; examples are those of the run's database.
+which its loaders and Neuronpedia's converter read; `skipped_indexes.json` lists silent latents.
+Histograms and intervals are over the whole text; examples are those of the run's database.
 Limits: logits are centred over the vocabulary, with the final norm's scale (see `analysis.lens`),
 where SAEDashboard takes the bare product; tables of correlated neurons and features stay empty, as
 its converter leaves them where there are none.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,11 @@ from tl_crosscoder import files
 from tl_crosscoder.analysis.example_database import ExampleDatabase, StoredExample
 from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.analysis.lens import Readout
-from tl_crosscoder.integrations.shown_site import ShownSite
+from tl_crosscoder.crosscoder.checks import check_source
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.models.hooked import HookedModel
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.site import Site, site_index
 from tl_crosscoder.models.tokenizer import token_text
 
 N_BINS = 50
@@ -43,17 +48,71 @@ _EMPTY: dict[str, list[Any]] = {
 Feature = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DashboardNames:
-    """What the dashboards are filed under."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShownSite:
+    """The one site that a dashboard shows: its model, with the latents' directions in it."""
 
-    model_id: str
-    """The model's name there, such as `gemma-2-2b-it`."""
+    site: Site
+    model: HookedModel
+    tokenizer: Any
+    decoder: Float[Tensor, "d_sae d_model"]
+    """What each latent writes there, per unit of code."""
+    n_vocab: int
+    """Ids that are tokens: a model may have more logits."""
     layer: int
-    sae_set: str
-    """Name of the set of dictionaries, such as `crosscoder-res-16k`."""
-    dataset: str = ""
-    """The text they were made on."""
+    hook_point: str
+    """The hook's name in its block, such as `hook_resid_post`."""
+
+    @classmethod
+    def of(
+        cls,
+        models: ModelPair,
+        crosscoder: Crosscoder,
+        site: str | None = None,
+    ) -> "ShownSite":
+        """Choose a site by name; None is the one that stands for the fine-tuned model.
+
+        A diff-SAE shows the fine-tuned model, with the directions of the difference.
+
+        Raises:
+            ValueError: an unknown site, models of another dictionary, or a hook outside the blocks
+                or off the residual stream.
+        """
+        check_source(models, crosscoder)
+        position = 0 if models.compared is None else models.compared[1]
+        if models.is_difference:
+            at = 0 if site is None else site_index(models.sites, site)
+        else:
+            at = position = position if site is None else site_index(models.sites, site)
+        own = models.sites[at]
+        found = re.fullmatch(r"blocks\.(\d+)\.(.+)", own.hook_name)
+        if found is None:
+            raise ValueError(
+                f"the hook {own.hook_name!r} is outside the blocks, and dashboards are numbered by "
+                "layer: hand off a dictionary of a hook such as 'blocks.0.hook_resid_post'."
+            )
+        model = models.models[position]
+        if own.d_model != model.cfg.d_model:
+            raise ValueError(
+                f"site {own.name!r} is {own.d_model} wide and not on the residual stream of "
+                f"{model.cfg.d_model}, so that its latents have no logits to show. Name another "
+                f"site (--site) of {[(s.name, s.d_model) for s in models.sites]}, or hand off a "
+                "dictionary of a hook such as 'blocks.0.hook_resid_post'."
+            )
+        return cls(
+            site=own,
+            model=model,
+            tokenizer=models.tokenizer,
+            decoder=crosscoder.decoder(at).detach(),
+            n_vocab=min(models.d_vocab, len(models.tokenizer)),
+            layer=int(found.group(1)),
+            hook_point=found.group(2),
+        )
+
+    @property
+    def slug(self) -> str:
+        """The model's name in letters, digits, `-` and `_`, which is what Neuronpedia takes."""
+        return re.sub(r"[^a-z0-9_-]+", "-", self.site.label.rstrip("/").split("/")[-1].lower())
 
 
 @torch.no_grad()
@@ -62,8 +121,8 @@ def dashboard_batches(
     active: ActiveTokens,
     examples: ExampleDatabase,
     *,
-    names: DashboardNames,
     latents: Sequence[int],
+    dataset: str = "",
     n_per_batch: int = 128,
 ) -> Iterator[list[Feature]]:
     """Dashboards of latents, a batch at a time.
@@ -72,8 +131,8 @@ def dashboard_batches(
         shown: the model whose logits and directions are shown.
         active: of the text that the examples are from.
         examples: of the run.
-        names: for the field `dataset`.
         latents: which.
+        dataset: name of the text.
         n_per_batch: latents a batch.
 
     Raises:
@@ -91,7 +150,7 @@ def dashboard_batches(
                 **_activity(active, j, examples.latent(j)),
                 "n_prompts_total": len(active.counted),
                 "n_tokens_in_prompt": active.context_size,
-                "dataset": names.dataset,
+                "dataset": dataset,
                 "vector": _rounded(shown.decoder[j]),
             }
             for j, own in zip(ids, logits, strict=True)
@@ -99,26 +158,27 @@ def dashboard_batches(
 
 
 def write_sae_dashboard(
-    folder: Path,
-    batches: Iterator[list[Feature]],
-    *,
-    names: DashboardNames,
-    silent: Sequence[int],
+    folder: Path, batches: Iterator[list[Feature]], *, about: dict[str, Any], silent: Sequence[int]
 ) -> None:
-    """Write batches, and which latents have none, into a folder."""
-    about = {"model_id": names.model_id, "layer": names.layer, "sae_set": names.sae_set}
+    """Write batches, and which latents have none, into a folder.
+
+    Args:
+        folder: to write into.
+        batches: from `dashboard_batches`.
+        about: `model_id`, `layer` and `sae_set`, under which they are filed.
+        silent: latents that are never active on the text.
+    """
     for i, features in enumerate(batches):
         batch = {**about, "sae_id_suffix": None, "features": features}
         # On one line: indented, the lists of numbers are five times as long.
         files.write_text(folder / f"batch-{i}.json", json.dumps(batch, allow_nan=False))
-    skipped = {**about, "layer": str(names.layer), "skipped_indexes": list(silent)}
+    skipped = {**about, "layer": str(about["layer"]), "skipped_indexes": list(silent)}
     files.write_json(folder / "skipped_indexes.json", skipped)
 
 
-def _logits(logits: Float[Tensor, " d_vocab"], shown: ShownSite) -> dict[str, list[Any]]:
+def _logits(logits: Float[Tensor, " d_vocab"], shown: ShownSite) -> Feature:
     """The tokens that a latent promotes and suppresses most, and how the rest lie."""
-    n = min(N_LOGITS, len(logits))
-    found: dict[str, list[Any]] = {}
+    n, found = min(N_LOGITS, len(logits)), {}
     for name, is_largest in (("pos", True), ("neg", False)):
         top = logits.topk(n, largest=is_largest)
         found[f"{name}_str"] = [token_text(shown.tokenizer, i) for i in top.indices.tolist()]
@@ -127,13 +187,11 @@ def _logits(logits: Float[Tensor, " d_vocab"], shown: ShownSite) -> dict[str, li
     return found | _histogram(logits, *ends, name="logits_hist_data")
 
 
-def _activity(
-    active: ActiveTokens, latent: int, examples: Sequence[StoredExample]
-) -> dict[str, Any]:
-    """How often and how strongly, and the tokens in context."""
+def _activity(active: ActiveTokens, latent: int, examples: Sequence[StoredExample]) -> Feature:
+    """How often and how strongly a latent is active, and the tokens in context."""
     _, values = active.of(latent)
     n_counted, top = int(active.counted.sum()), values.max().item() if len(values) else 0.0
-    # Of the largest codes there is one group; the rest is grouped by equal parts of the range.
+    # The largest codes are one group; the rest is grouped by equal parts of the range.
     edges = torch.linspace(0, top, N_INTERVALS + 1).tolist()
     shares = [n / n_counted for n in values.histc(N_INTERVALS, 0, top).tolist()]
     shares[0] += 1 - len(values) / n_counted  # as in SAEDashboard, where it begins at 0
@@ -141,31 +199,28 @@ def _activity(
         {"bin_min": _round(low), "bin_max": _round(high), "bin_contains": _round(share)}
         for low, high, share in reversed(list(zip(edges, edges[1:], shares, strict=False)))
     ]
-    of_group = [0 if e.kind == "top" else N_INTERVALS - _interval(e.value, top) for e in examples]
-    order = sorted(range(len(examples)), key=lambda i: (of_group[i], -examples[i].value))
+    found = []
+    for e in examples:
+        interval = min(int(e.value / top * N_INTERVALS), N_INTERVALS - 1)
+        found.append((0 if e.kind == "top" else N_INTERVALS - interval, e))
+    found.sort(key=lambda pair: (pair[0], -pair[1].value))
     return {
         "frac_nonzero": len(values) / n_counted,
         **_histogram(values, 0.0, top, name="freq_hist_data"),
-        "activations": [{**groups[of_group[i]], **_in_context(examples[i])} for i in order],
+        "activations": [
+            {
+                **groups[i],
+                "tokens": list(e.tokens),
+                "values": [_round(v) for v in e.activations],
+                "qualifying_token_index": e.at,
+            }
+            for i, e in found
+        ],
     }
 
 
-def _interval(value: float, top: float) -> int:
-    return min(int(value / top * N_INTERVALS), N_INTERVALS - 1)
-
-
-def _in_context(example: StoredExample) -> dict[str, Any]:
-    return {
-        "tokens": list(example.tokens),
-        "values": [_round(v) for v in example.activations],
-        "qualifying_token_index": example.at,
-    }
-
-
-def _histogram(
-    values: Float[Tensor, " n"], low: float, high: float, *, name: str
-) -> dict[str, list[Any]]:
-    """Heights, and the middles of the bars; of no values, none."""
+def _histogram(values: Float[Tensor, " n"], low: float, high: float, *, name: str) -> Feature:
+    """Heights, and the middles of the bars; both empty where there are no values."""
     if not len(values) or high <= low:
         return {f"{name}_bar_heights": [], f"{name}_bar_values": []}
     edges = torch.linspace(low, high, N_BINS + 1)
@@ -180,5 +235,5 @@ def _rounded(values: Float[Tensor, " n"]) -> list[float]:
 
 
 def _round(value: float) -> float:
-    """To five digits, whatever the size of codes: they are three quarters of a file."""
+    """Five digits, whatever the size of codes: they are three quarters of a file."""
     return float(f"{value:.5g}")

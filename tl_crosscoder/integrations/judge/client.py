@@ -1,15 +1,11 @@
-"""`AnswerCache`: what a judge has answered, in one SQLite file, so that nothing is paid for twice.
+"""`Judge`: asks a language model behind an OpenAI-compatible endpoint, and remembers its answers.
 
-Contract: the key is a hash of the endpoint and of the whole request (model, messages, seed,
-temperature); an answer is on disk when `put` returns. Messages are kept beside the answer to be
-read; keys of the service never come here. Limit: one process writes at a time.
-
-`Judge`: asks a language model behind an OpenAI-compatible endpoint, and remembers its answers.
-
-Contract: prompts in, answers out in the same order; what the cache knows is not sent, and what is
-answered before an interrupt or an error is kept. Temperature 0 and a seed; busy endpoints are asked
-again by the `openai` library. The key is read from `OPENAI_API_KEY` alone. Limit: endpoints need
-not be deterministic: the cache is what makes a result repeatable.
+Prompts in, answers out in the same order. Answers are kept in one SQLite file (`AnswerCache`) by a
+hash of the endpoint and of the whole request, each as it comes, so that nothing is paid for twice
+and an interrupt or an error loses none. Temperature 0 and a seed; busy endpoints are asked again by
+the `openai` library. The key is read from `OPENAI_API_KEY` alone and never stored. Limits: one
+process writes the file at a time; endpoints need not be deterministic: the file is what makes a
+result repeatable.
 """
 
 import hashlib
@@ -18,28 +14,30 @@ import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from tl_crosscoder.integrations.config import JudgeConfig
+
+KEY_NAME = "OPENAI_API_KEY"
 _TABLE = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, messages TEXT NOT NULL, answer TEXT NOT NULL
 )
 """
-Request = Mapping[str, Any]
+Messages = list[dict[str, str]]
 
 
 class AnswerCache:
-    """Open to read and write; close it, or use it in a `with` statement.
+    """Answers of a judge; close it, or use it in a `with` statement.
 
     Args:
         path: of the file, made where there is none; None is in memory alone.
 
     Raises:
-        OSError: the file cannot be written, or is none of SQLite.
+        OSError: the file cannot be written, or is not of SQLite.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -52,14 +50,14 @@ class AnswerCache:
                 "folder writable."
             ) from error
 
-    def get(self, endpoint: str, request: Request) -> str | None:
+    def get(self, endpoint: str, request: Mapping[str, Any]) -> str | None:
         """The answer to a request, or None."""
         query = "SELECT answer FROM answers WHERE key = ?"
         row = self._connection.execute(query, (_key(endpoint, request),)).fetchone()
         return None if row is None else row[0]
 
-    def put(self, endpoint: str, request: Request, answer: str) -> None:
-        """Keep an answer."""
+    def put(self, endpoint: str, request: Mapping[str, Any], answer: str) -> None:
+        """Keep an answer, with the messages to be read beside it."""
         messages = json.dumps(request["messages"], ensure_ascii=False)
         with self._connection:
             self._connection.execute(
@@ -67,75 +65,32 @@ class AnswerCache:
                 (_key(endpoint, request), request["model"], messages, answer),
             )
 
-    def close(self) -> None:
-        """No more of it; twice is once."""
-        self._connection.close()
-
     def __enter__(self) -> "AnswerCache":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._connection.close()
 
 
-def _key(endpoint: str, request: Request) -> str:
+def _key(endpoint: str, request: Mapping[str, Any]) -> str:
     content = json.dumps([endpoint, request], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-KEY_NAME = "OPENAI_API_KEY"
-Messages = list[dict[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Which model is asked, where, and how hard."""
-
-    model: str
-    """As the endpoint names it."""
-    base_url: str | None = None
-    """Such as `http://localhost:8000/v1`; None is what `OPENAI_BASE_URL` says, or OpenAI's own."""
-    seed: int = 0
-    n_parallel: int = 4
-    """Requests under way at once."""
-    n_retries: int = 5
-    """Times that a request is sent again where the endpoint is busy or out of reach."""
-    timeout_s: float = 120.0
-    """Longest wait for one answer."""
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("the judge has no model: name one as its endpoint does.")
-        if self.n_parallel < 1 or self.n_retries < 0 or self.timeout_s <= 0:
-            raise ValueError(
-                f"n_parallel {self.n_parallel}, n_retries {self.n_retries} and timeout_s "
-                f"{self.timeout_s} must be at least 1, at least 0 and above 0."
-            )
-
-    @property
-    def place(self) -> str:
-        """Where requests go; empty for the library's default."""
-        return self.base_url or os.environ.get("OPENAI_BASE_URL", "")
-
-    def request(self, messages: Messages) -> dict[str, Any]:
-        """What is sent."""
-        return {"model": self.model, "messages": messages, "temperature": 0, "seed": self.seed}
 
 
 class Judge:
     """Asks an endpoint, answers from the cache where it can.
 
     Args:
-        endpoint: who is asked.
+        config: who is asked, and how hard.
         cache: what has been answered; stays open.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: AnswerCache) -> None:
-        self.endpoint, self.cache = endpoint, cache
+    def __init__(self, config: JudgeConfig, cache: AnswerCache) -> None:
+        self.config, self.cache, self._endpoint = config, cache, config.endpoint()
 
     def known(self, messages: Messages) -> str | None:
         """The answer, where there is one already."""
-        return self.cache.get(self.endpoint.place, self.endpoint.request(messages))
+        return self.cache.get(self._endpoint, self._request(messages))
 
     def ask(self, prompts: Sequence[Messages], *, description: str | None = None) -> list[str]:
         """Answers to prompts, in their order.
@@ -152,20 +107,20 @@ class Judge:
         # Two equal prompts are one request.
         missing = {repr(p): p for p in prompts if self.known(p) is None}
         if missing:
-            self._send(list(missing.values()), description)
+            self._send([self._request(p) for p in missing.values()], description)
         answers = [self.known(p) for p in prompts]
         assert None not in answers
         return [a for a in answers if a is not None]
 
-    def _send(self, prompts: Sequence[Messages], description: str | None) -> None:
-        openai = _library()
-        where = self.endpoint
-        options = {"max_retries": where.n_retries, "timeout": where.timeout_s}
-        pool = ThreadPoolExecutor(where.n_parallel)
-        with openai.OpenAI(
-            base_url=where.place or None, api_key=_key_client(), **options
-        ) as client:
-            requests = [where.request(p) for p in prompts]
+    def _request(self, messages: Messages) -> dict[str, Any]:
+        model, seed = self.config.model, self.config.seed
+        return {"model": model, "messages": messages, "temperature": 0, "seed": seed}
+
+    def _send(self, requests: Sequence[dict[str, Any]], description: str | None) -> None:
+        openai, config = _library(), self.config
+        how = {"max_retries": config.n_retries, "timeout": config.timeout_s, "api_key": _api_key()}
+        pool = ThreadPoolExecutor(config.n_parallel)
+        with openai.OpenAI(base_url=self._endpoint or None, **how) as client:
             waiting = {pool.submit(_answer, client, r): r for r in requests}
             try:
                 bar = tqdm(
@@ -173,11 +128,11 @@ class Judge:
                     disable=None if description else True,
                 )  # fmt: skip
                 for future in bar:
-                    answer = future.result()
-                    self.cache.put(where.place, waiting.pop(future), answer)
+                    self.cache.put(self._endpoint, waiting[future], future.result())
+                    del waiting[future]
             except openai.OpenAIError as error:
                 raise OSError(
-                    f"the judge {where.model!r} could not be asked: {error} What it has answered "
+                    f"the judge {config.model!r} could not be asked: {error} What it has answered "
                     "is kept: the same command goes on from there."
                 ) from error
             finally:
@@ -188,7 +143,7 @@ class Judge:
         """Answers that came while another request failed, which are paid for too."""
         for future, request in waiting.items():
             if future.done() and not future.cancelled() and future.exception() is None:
-                self.cache.put(self.endpoint.place, request, future.result())
+                self.cache.put(self._endpoint, request, future.result())
 
 
 def _answer(client: Any, request: dict[str, Any]) -> str:
@@ -196,16 +151,16 @@ def _answer(client: Any, request: dict[str, Any]) -> str:
     # Servers that imitate the interface leave out what they please.
     if not getattr(response, "choices", None):
         raise OSError(
-            f"the endpoint answered without choices: {str(response)[:200]!r}. It is no "
-            "OpenAI-compatible one, or its address lacks the /v1 at its end."
+            f"the endpoint answered without choices: {str(response)[:200]!r}. It is not "
+            "OpenAI-compatible, or its address lacks the /v1 at its end."
         )
     return response.choices[0].message.content or ""
 
 
 def check_can_ask() -> None:
-    """Raises ValueError where the extra `judge` is not installed or there is no key."""
+    """Raise ValueError where the extra `judge` is not installed or there is no key."""
     _library()
-    _key_client()
+    _api_key()
 
 
 def _library() -> Any:
@@ -219,7 +174,7 @@ def _library() -> Any:
     return openai
 
 
-def _key_client() -> str:
+def _api_key() -> str:
     key = os.environ.get(KEY_NAME)
     if not key:
         raise ValueError(

@@ -1,33 +1,27 @@
-"""`Window`: a piece of text that a latent is active in, or is not, for a judge to tell which.
+"""What a judge is asked about a latent, and how its answers are read.
 
-Contract: windows are of one shape (`n_before` tokens, one, `n_after`) and come from other contexts
-than those that names are made from, at most one of a kind from a context; none is a text that the
-judge has seen. Those with the latent are spread over the quantiles of its codes. Limit: contexts of
-packed text may share a document with their neighbours.
-
-Asking for the name of a latent: examples with their active tokens marked, and its logits.
-
-Contract: one request a latent; the answer is a line NAME and a line EXPLANATION, and what is not is
-counted as unreadable. After Paulo et al. 2024 (arXiv 2410.13928, the explainer of delphi), with
-quantile examples beside the top ones, so that a name fits weak codes too. Limit: examples are as
-wide as those of the run's database.
-
-Scoring an explanation by detection: can a judge who knows it tell where the latent is active?
+A name is asked for with examples whose active tokens are marked, one request a latent; the answer
+is a line NAME and a line EXPLANATION. The explanation is scored by detection: told it, can a judge
+tell in which `Window`s of text the latent is active, a few a request, answered by a list of 0 and
+1? Answers of another form are counted as unread, and their windows left out.
 
     balanced accuracy = (share of windows with it called active + share of others not) / 2
 
-Contract: windows in, shuffled, a few a request; answers that are not a list of that many 0 and 1
-are counted as unread, and their windows left out. 0.5 is chance. Source: Paulo et al. 2024 (arXiv
-2410.13928, detection scoring). Limit: windows of one request are judged together.
+Windows come from other contexts than examples, at most one of a kind from a context; none is a text
+that the judge has seen. Chance is 0.5. Source: Paulo et al. 2024 (arXiv 2410.13928: the explainer
+and the detection scoring of delphi), with quantile examples beside the top ones, so that a name
+fits weak codes too. Limits: contexts of packed text may share a document with their neighbours;
+windows of one request are judged together.
 """
 
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -37,46 +31,21 @@ from tl_crosscoder.analysis.example_database import ExampleDatabase, StoredExamp
 from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.analysis.resampling import Interval, bootstrap_weights, interval
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.integrations.config import JudgeConfig
 from tl_crosscoder.integrations.judge.client import Messages
 from tl_crosscoder.models.tokenizer import token_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A piece of a context."""
+    """A piece of a context: up to `n_before` tokens, one, and up to `n_after`."""
 
     text: str
     is_active: bool
     """The latent is active on at least one of its tokens."""
     context: int
     position: int
-    """Of the token that it was cut around."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowSettings:
-    """How many windows of each latent, and of what size."""
-
-    n_active: int = 20
-    """Windows with the latent."""
-    n_inactive: int = 20
-    """Windows without it."""
-    n_hard: int = 0
-    """Of those without it, so many in which another of the judged latents is active."""
-    n_quantiles: int = 5
-    """Bins of equal counts that those with the latent are spread over."""
-    n_before: int = 16
-    n_after: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("n_active", "n_inactive", "n_quantiles"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
-        if not 0 <= self.n_hard <= self.n_inactive:
-            raise ValueError(
-                f"n_hard is {self.n_hard}; it must be 0 to n_inactive, {self.n_inactive}."
-            )
+    """Position of the token that it was cut around."""
 
 
 def is_for_scoring(context: int) -> bool:
@@ -91,13 +60,13 @@ class WindowSampler:
         active: active tokens of all judged latents.
         text: the same text.
         tokenizer: of the text.
-        settings: how many.
+        config: how many, and of what size.
     """
 
     def __init__(
-        self, active: ActiveTokens, text: TokenizedText, tokenizer: Any, settings: WindowSettings
+        self, active: ActiveTokens, text: TokenizedText, tokenizer: Any, *, config: JudgeConfig
     ) -> None:
-        self.active, self.text, self.settings = active, text, settings
+        self.active, self.text, self.config = active, text, config
         self._tokenizer = tokenizer
         scored = torch.tensor([is_for_scoring(i) for i in range(len(text))], dtype=torch.bool)
         self._counted = (active.counted & scored[:, None]).flatten()
@@ -112,90 +81,73 @@ class WindowSampler:
             others: latents that hard windows may be of.
             seen: texts that are left out.
         """
-        settings = self.settings
-        generator = torch.Generator().manual_seed(settings.seed + latent)
-        used = set(seen)
+        config, used = self.config, set(seen)
+        generator = torch.Generator().manual_seed(config.seed + latent)
         found = self._with(latent, generator, used)
         silent = self._counted & ~self._near(latent)
         hard = torch.zeros_like(silent)
         for other in set(others) - {latent}:
             hard[self.active.of(other)[0]] = True
         for pool, n in (
-            (silent & hard, settings.n_hard),
-            (silent, settings.n_inactive - settings.n_hard),
+            (silent & hard, config.n_hard),
+            (silent, config.n_inactive - config.n_hard),
         ):
-            order = _one_a_context(pool.nonzero().squeeze(1), self._size, generator)
-            found += self._first(n, order, is_active=False, used=used)
+            at = pool.nonzero().squeeze(1)
+            at = at[torch.randperm(len(at), generator=generator)]
+            found += self._first(n, at, is_active=False, used=used)
         return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
 
-    @property
-    def _size(self) -> int:
-        return self.text.context_size
-
     def _with(self, latent: int, generator: torch.Generator, used: set[str]) -> list[Window]:
-        """Bin by bin, the tokens of a bin in a random order."""
+        """Windows of each quantile bin of the codes, its tokens in a random order."""
         positions, values = self.active.of(latent)
         at = self._counted[positions].nonzero().squeeze(1)
         at = at[torch.randperm(len(at), generator=generator)]
-        at = at[_first_of_each(positions[at] // self._size)]
-        rising = torch.empty_like(at)
-        rising[values[at].argsort(stable=True)] = torch.arange(len(at))
-        n, n_bins = self.settings.n_active, self.settings.n_quantiles
-        bins = rising * n_bins // max(1, len(at))
+        contexts = (positions[at] // self.text.context_size).tolist()
+        # Later places overwrite earlier ones, so that the first of each context is left.
+        first = {context: i for i, context in reversed([*enumerate(contexts)])}
+        at = at[sorted(first.values())]
+        rank = values[at].argsort(stable=True).argsort()
+        n, n_bins = self.config.n_active, self.config.n_quantiles
+        bins = rank * n_bins // max(1, len(at))
         found = []
         for b in range(n_bins):
-            own = positions[at[bins == b]]
             n_own = n * (b + 1) // n_bins - n * b // n_bins
-            found += self._first(n_own, own, is_active=True, used=used)
+            found += self._first(n_own, positions[at[bins == b]], is_active=True, used=used)
         return found
 
     def _first(
         self, n: int, positions: Int[Tensor, " n"], *, is_active: bool, used: set[str]
     ) -> list[Window]:
-        """The first windows of new texts."""
+        """Windows around the first positions of new contexts whose texts are new."""
         found: list[Window] = []
-        for window in self._windows(positions, is_active):
+        contexts: set[int] = set()
+        for flat in positions.tolist():
+            context, position = divmod(flat, self.text.context_size)
             if len(found) == n:
                 break
-            if window.text not in used:
-                used.add(window.text)
-                found.append(window)
-        return found
-
-    def _windows(self, positions: Int[Tensor, " n"], is_active: bool) -> Iterator[Window]:
-        for flat in positions.tolist():
-            context, position = divmod(flat, self._size)
+            if context in contexts:
+                continue
+            contexts.add(context)
             length = int(self.text.lengths[context])
             pieces = token_pieces(self._tokenizer, self.text.tokens[context, :length].tolist())
-            first = max(0, position - self.settings.n_before)
-            text = "".join(pieces[first : position + 1 + self.settings.n_after])
-            yield Window(text=text, is_active=is_active, context=context, position=position)
+            first = max(0, position - self.config.n_before)
+            text = "".join(pieces[first : position + 1 + self.config.n_after])
+            if text not in used:
+                used.add(text)
+                where = {"context": context, "position": position}
+                found.append(Window(text=text, is_active=is_active, **where))
+        return found
 
     def _near(self, latent: int) -> Bool[Tensor, " tokens"]:
         """Tokens whose window has a token on which the latent is active."""
-        is_active = torch.zeros(len(self.text), self._size, dtype=torch.long)
+        size = self.text.context_size
+        is_active = torch.zeros(len(self.text), size, dtype=torch.long)
         is_active.view(-1)[self.active.of(latent)[0]] = 1
         before = torch.nn.functional.pad(is_active.cumsum(dim=1), (1, 0))
-        at = torch.arange(self._size)
-        first = (at - self.settings.n_before).clamp(min=0)
-        end = (at + 1 + self.settings.n_after).clamp(max=self._size)
+        at = torch.arange(size)
+        first = (at - self.config.n_before).clamp(min=0)
+        end = (at + 1 + self.config.n_after).clamp(max=size)
         return (before[:, end] > before[:, first]).flatten()
-
-
-def _one_a_context(
-    positions: Int[Tensor, " n"], size: int, generator: torch.Generator
-) -> Int[Tensor, " m"]:
-    """A random token of each context, contexts in a random order."""
-    shuffled = positions[torch.randperm(len(positions), generator=generator)]
-    return shuffled[_first_of_each(shuffled // size)]
-
-
-def _first_of_each(groups: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
-    """Where each group comes first, in the order of the entries."""
-    _, inverse = groups.unique(return_inverse=True)
-    first = torch.full((int(inverse.max()) + 1 if len(inverse) else 0,), len(groups))
-    first = first.scatter_reduce(0, inverse, torch.arange(len(groups)), reduce="amin")
-    return first.sort().values
 
 
 _MARKED_SHARE = 0.3
@@ -216,8 +168,7 @@ NAME: at most six words
 EXPLANATION: one or two sentences"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Name:
+class Name(NamedTuple):
     """What a judge calls a latent."""
 
     name: str
@@ -227,21 +178,21 @@ class Name:
 def naming_examples(
     examples: ExampleDatabase, latent: int, *, n_top: int, n_quantile: int
 ) -> list[StoredExample]:
-    """Top examples, then some of the quantiles, from contexts that nothing is scored on.
+    """Top examples, then some of each quantile, from contexts that nothing is scored on.
 
-    Of the quantiles as many of each as there are, the strongest first; no token comes twice.
+    The strongest come first, and no token twice.
     """
     stored = [e for e in examples.latent(latent) if not is_for_scoring(e.context)]
     top = [e for e in stored if e.kind == "top"][:n_top]
     seen = {(e.context, e.position) for e in top}
     rest = [e for e in stored if e.kind != "top" and (e.context, e.position) not in seen]
     # In turns: the first of every quantile, then the second.
-    turns: dict[int | None, int] = {}
-    order = []
+    n_of: Counter[int | None] = Counter()
+    turns = []
     for e in rest:
-        turns[e.quantile] = turns.get(e.quantile, -1) + 1
-        order.append((turns[e.quantile], e))
-    chosen = [e for _, e in sorted(order, key=lambda pair: pair[0])[:n_quantile]]
+        turns.append((n_of[e.quantile], e))
+        n_of[e.quantile] += 1
+    chosen = [e for _, e in sorted(turns, key=lambda pair: pair[0])[:n_quantile]]
     return top + sorted(chosen, key=lambda e: -e.value)
 
 
@@ -263,10 +214,7 @@ def naming_prompt(
     if promoted:
         tokens = json.dumps(list(promoted), ensure_ascii=False)
         lines.append(f"Tokens that it makes most likely to come next: {tokens}")
-    return [
-        {"role": "system", "content": _SYSTEM},
-        {"role": "user", "content": "\n".join(lines)},
-    ]
+    return _chat(_SYSTEM, lines)
 
 
 def marked(example: StoredExample) -> str:
@@ -289,7 +237,7 @@ def strength(code: float, max_code: float) -> int:
 def read_name(answer: str) -> Name | None:
     """The two lines of an answer, whatever bold or space is around them; None without both."""
     name, explanation = (_line(answer, key) for key in ("NAME", "EXPLANATION"))
-    return Name(name=name, explanation=explanation) if name and explanation else None
+    return Name(name, explanation) if name and explanation else None
 
 
 def _line(answer: str, key: str) -> str:
@@ -310,8 +258,7 @@ Answer with a JSON list alone, of 1 (active) or 0 (not active) for each excerpt 
 [0, 1, 0]."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Detection:
+class Detection(NamedTuple):
     """How well an explanation tells windows apart."""
 
     balanced_accuracy: Interval
@@ -331,8 +278,12 @@ def detection_prompt(explanation: str, windows: Sequence[Window]) -> Messages:
     lines += [
         f"Excerpt {i}: {json.dumps(w.text, ensure_ascii=False)}" for i, w in enumerate(windows, 1)
     ]
+    return _chat(_SYSTEM_DETECTION, lines)
+
+
+def _chat(system: str, lines: Sequence[str]) -> Messages:
     return [
-        {"role": "system", "content": _SYSTEM_DETECTION},
+        {"role": "system", "content": system},
         {"role": "user", "content": "\n".join(lines)},
     ]
 
@@ -357,7 +308,7 @@ def detection(
         for batch, answer in zip(batches(windows, n_per_request), answers, strict=True)
         for window, verdict in zip(batch, read_verdicts(answer, len(batch)) or (), strict=False)
     ]
-    return Detection(balanced_accuracy=_balanced(read, seed), n_read=len(read))
+    return Detection(_balanced(read, seed), n_read=len(read))
 
 
 def _balanced(read: Sequence[tuple[bool, bool]], seed: int) -> Interval:
