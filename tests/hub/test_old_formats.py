@@ -42,4 +42,5 @@ def test_codes_are_those_of_then(name, tmp_path):
     training = run.crosscoder.cfg.metadata.training_architecture_details
     kind = name.split("/")[1]
     assert training["sparsity"]["kind"] == ("l1" if kind == "l1" else "batchtopk")
-    assert bool(training["partitions"]) == (kind == "delta")
+    partitions = training.get("partitions", training.get("parts"))  # parts until 0.1.0
+    assert bool(partitions) == (kind == "delta")

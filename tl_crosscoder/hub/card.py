@@ -19,16 +19,11 @@ from tl_crosscoder.hub.published_run import SAELENS_FOLDER, PublishedRun
 from tl_crosscoder.hub.registry import Entry
 from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
+from tl_crosscoder.results.measures import DIRECTIONS, MEASURES
 
 TAGS = ["crosscoder", "model-diffing", "mechanistic-interpretability", "sparse-autoencoder"]
 START, END = "<!-- tl_crosscoder: dictionaries -->", "<!-- tl_crosscoder: end -->"
 """Marks around our list in a repository's card."""
-_DIRECTIONS = {
-    "finetuned": "decoder rows of the fine-tuned model",
-    "base": "decoder rows of the base",
-    "random": "random directions (control)",
-    "other": "other latents' rows (control)",
-}
 
 
 def dictionary_card(
@@ -149,7 +144,7 @@ def _scaling(run: PublishedRun) -> list[tuple[str, int, int]]:
     latents = run.measurement.latents
     n_active = int((latents.n_active > 0).sum())
     return [
-        (_DIRECTIONS[name], int(table.is_specific.sum()), n_active)
+        (DIRECTIONS[name], int(table.is_specific.sum()), n_active)
         for name, table in latents.scaling.items()
     ]
 
@@ -172,12 +167,19 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         autoescape=False,  # Markdown: what comes from files goes through one of these filters
     )
-    environment.filters |= {"code": code, "plain": plain, "number": number}
+    filters = {"code": code, "plain": plain, "number": number, "measured": _measured}
+    environment.filters |= filters
+    environment.globals["m"] = MEASURES
     return environment
 
 
 def _rendered(name: str, **values: Any) -> str:
     return _environment().get_template(f"{name}.md.jinja").render(values)
+
+
+def _measured(value: float | None, name: str) -> str:
+    """A number with the digits of its measure."""
+    return number(value, MEASURES[name].form or ".3g")
 
 
 def code(value: object) -> str:

@@ -20,7 +20,8 @@ import yaml
 
 from tl_crosscoder.files import size_text
 from tl_crosscoder.models.pretrained import PREFIX, pretrained_folder
-from tl_crosscoder.results.render import table_text
+from tl_crosscoder.results.measures import MEASURES
+from tl_crosscoder.results.render import Section, as_text
 
 if TYPE_CHECKING:
     from tl_crosscoder.models.site import Site
@@ -58,7 +59,7 @@ class Entry:
     """By site, then of the `difference`; what has not been measured is left out."""
     n_bytes: int | None = None
     """Size of the weights."""
-    scales: tuple[float, ...] | None = None
+    scales: Sequence[float] | None = None
     """Factors of the sites' activations in training, see `hub.convert`."""
 
     @classmethod
@@ -160,9 +161,8 @@ def entries(path: Path = REGISTRY_PATH) -> tuple[Entry, ...]:
             if missing := [n for n in ("id", "repo_id", "path", "sites") if n not in values]:
                 raise ValueError(f"{path}: a dictionary of {release} has no {missing[0]!r}.")
             known = {n: values[n] for n in names if n in values}
-            # YAML has lists alone.
-            frozen = {n: tuple(v) if isinstance(v, list) else v for n, v in known.items()}
-            found.append(Entry(**frozen))
+            known["sites"] = tuple(known["sites"])  # YAML has lists alone
+            found.append(Entry(**known))
     return tuple(found)
 
 
@@ -202,29 +202,27 @@ def _cells(entry: Entry) -> dict[str, str]:
     return {
         "id": entry.id,
         "recipe": entry.recipe or "-",
-        "latents": "-" if entry.d_sae is None else f"{entry.d_sae:,}",
-        "L0": "-" if entry.l0 is None else f"{entry.l0:.1f}",
-        "FVE base, tuned, diff": ", ".join(f"{v:.3f}" for v in entry.fve.values()) or "-",
+        "d_sae": "-" if entry.d_sae is None else f"{entry.d_sae:,}",
+        "l0": "-" if entry.l0 is None else f"{entry.l0:.1f}",
+        "fve": ", ".join(f"{v:.3f}" for v in entry.fve.values()) or "-",
         "size": "-" if entry.n_bytes is None else size_text(entry.n_bytes),
     }
 
 
 def terminal_table(entries: Sequence[Entry]) -> str:
     """Releases with the dictionaries of each and where they are, and how to load one."""
-    blocks = []
+    sections = []
     for release, group in groupby(entries, key=lambda e: e.release):
         own = [*group]
         rows = [_cells(e) | {"where": e.where} for e in own]
-        table = table_text({name: [row[name] for row in rows] for name in rows[0]})
-        pair = f"{' -> '.join(own[0].model_names)} at {', '.join(own[0].hook_names)}"
-        blocks.append(f"{release}\n  {pair}\n{table}")
-    example = entries[0]
-    blocks.append(
-        f'Load one: Crosscoder.from_pretrained("{example.release}", "{example.id}")\n'
-        "Embedded ones need no network and are runs: tl-crosscoder analyze "
-        f"{PREFIX}{example.path}"
-    )
-    return "\n\n".join(blocks)
+        title = f"{release}: {' -> '.join(own[0].model_names)} at {', '.join(own[0].hook_names)}"
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        sections.append(Section(title=title, columns=columns))
+    one = entries[0]
+    load = f'Load one: Crosscoder.from_pretrained("{one.release}", "{one.id}")'
+    run = f"Embedded ones need no network and are runs: tl-crosscoder analyze {PREFIX}{one.path}"
+    fve = "FVE: of base, fine-tuned model and difference."
+    return as_text([*sections, Section(notes=[fve, load, run])])
 
 
 def markdown_table(entries: Sequence[Entry]) -> str:
@@ -240,5 +238,6 @@ def markdown_table(entries: Sequence[Entry]) -> str:
         }
         for e in entries
     ]
-    lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    names = [MEASURES[n].label if n in MEASURES else n for n in rows[0]]
+    lines = [names, ["---"] * len(names), *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -147,6 +147,15 @@ MEASURES: dict[str, Measure] = {
     "unpatched_probability": Measure("unpatched",
         "Its probability without the patch.", "share", form=_SHARE),
 
+    # --- names from a language model ---
+    "detection": Measure("detection",
+        "Balanced accuracy of a judge who is told the explanation and has to tell the held-out "
+        "windows with the latent from those without it; 0.5 is chance.",
+        "share", form=".2f", source="Paulo et al. 2024, arXiv 2410.13928"),
+    "control": Measure("detection by another",
+        "Detection on the same windows by the explanation of another latent.",
+        "share", form=".2f"),
+
     # --- interventions ---
     "hook_name": Measure("hook point"),
     "n_latents": Measure("n latents",
