@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.crosscoder.training import CrosscoderTraining
     from tl_crosscoder.data.cache import ActivationCache
     from tl_crosscoder.data.cache_writer import write_cache
-    from tl_crosscoder.data.contrastive import contrastive_documents
+    from tl_crosscoder.data.contrastive import ContrastiveSampler
     from tl_crosscoder.data.documents import load_documents, split_documents
     from tl_crosscoder.data.mixture import tokenize_mixture
     from tl_crosscoder.data.tokens import TokenizedText, tokenize
@@ -92,6 +92,7 @@ __all__ = [
     "Behaviour",
     "CausalTest",
     "ContrastiveConfig",
+    "ContrastiveSampler",
     "ControlSettings",
     "Crosscoder",
     "CrosscoderConfig",
@@ -130,7 +131,6 @@ __all__ = [
     "amplified_text",
     "causal_test",
     "compared_tokens",
-    "contrastive_documents",
     "convert",
     "decoupled_pairs",
     "diff",
@@ -234,7 +234,7 @@ _MODULES = {
     "crosscoder.training": ("CrosscoderTraining",),
     "data.cache": ("ActivationCache",),
     "data.cache_writer": ("write_cache",),
-    "data.contrastive": ("contrastive_documents",),
+    "data.contrastive": ("ContrastiveSampler",),
     "data.documents": (
         "load_documents",
         "split_documents",

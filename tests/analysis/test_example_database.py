@@ -12,7 +12,7 @@ from tl_crosscoder import files
 from tl_crosscoder.analysis import example_file
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.examples import CollectedExamples, ExampleSettings
-from tl_crosscoder.data.tokens import REASONS
+from tl_crosscoder.data.tokens import DROP_REASONS
 from tl_crosscoder.models.pretrained import resolve_model
 from tl_crosscoder.models.tokenizer import token_pieces
 
@@ -47,7 +47,7 @@ def lines(tokenizer):
     each = torch.arange(len(ids), dtype=torch.uint8)[:, None].expand(-1, size)
     return replace(
         text,
-        dropped=padding.to(torch.uint8) * REASONS.index("padding"),
+        dropped=padding.to(torch.uint8) * DROP_REASONS.index("padding"),
         source_ids=each % 2,
         role_ids=each,
         sources=("even", "odd"),

@@ -14,14 +14,14 @@ from tl_crosscoder.baselines.activation_difference import (
 )
 from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.data.harvest import with_norm_limits
-from tl_crosscoder.data.tokens import REASONS
+from tl_crosscoder.data.tokens import DROP_REASONS
 from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import ProjectOut
 from tl_crosscoder.interventions.running import edited_logits
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 
-BOS, FIRST, PADDING = (REASONS.index(r) for r in ("bos", "first", "padding"))
+BOS, FIRST, PADDING = (DROP_REASONS.index(r) for r in ("bos", "first", "padding"))
 
 
 def two_contexts():

@@ -6,10 +6,9 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
@@ -18,8 +17,7 @@ import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # The hub shows the card of a gated dataset, and the names of its files, to everyone.
-GATED, GATED_WITH_CARD = "org/gated", "org/gated-with-card"
-SILENT = "org/silent"
+GATED, GATED_WITH_CARD, SILENT = "org/gated", "org/gated-with-card", "org/silent"
 N_LONG_FILES, N_LONG_ROWS = 40, 1_200
 """48,000 documents: a shuffled stream holds 10,000 before it gives the first."""
 
@@ -38,23 +36,27 @@ class Hub(BaseHTTPRequestHandler):
         # datasets, owner, name, then what is asked (tree, resolve), the revision and the path.
         parts = unquote(url.path).removeprefix("/api").split("/")[1:]
         repo, path = "/".join(parts[1:3]), "/".join(parts[5:])
+        folder, has_token = self.root / repo, bool(self.headers["Authorization"])
         is_elsewhere = bool(url.netloc)  # we are everybody's proxy, so nothing leaves the machine
         self.asked.append((url.netloc or repo, "" if is_api else path))
         is_open = repo == GATED_WITH_CARD and (is_api or path == "README.md")
         if repo == SILENT:
             self.close_connection = True
         elif repo in (GATED, GATED_WITH_CARD) and not is_open:
-            self.answer(403 if self.headers["Authorization"] else 401, code="GatedRepo")
-        elif is_elsewhere or not (self.root / repo).is_dir():
-            has_token = bool(self.headers["Authorization"])
+            self.answer(403 if has_token else 401, code="GatedRepo")
+        elif is_elsewhere or not folder.is_dir():
             self.answer(404 if has_token or is_elsewhere else 401, code="RepoNotFound")
         elif is_api and parts[3:4] == ["tree"]:
             is_recursive = parse_qs(url.query).get("recursive") == ["true"]
-            self.answer_with_tree(self.root / repo, path, is_recursive=is_recursive)
+            found = (folder / path).rglob("*") if is_recursive else (folder / path).glob("*")
+            entries = [self.entry(p, p.relative_to(folder).as_posix()) for p in sorted(found)]
+            self.answer(200, entries) if entries else self.answer(404, code="EntryNotFound")
         elif is_api:
-            self.answer_with_json({"id": repo, "sha": COMMIT, "siblings": []})
+            self.answer(200, {"id": repo, "sha": COMMIT, "siblings": []})
+        elif not (folder / path).is_file():
+            self.answer(404, code="EntryNotFound")
         else:
-            self.answer_with_file(self.root / repo / path)
+            self.answer_with_file(folder / path)
 
     do_HEAD = do_GET
 
@@ -62,28 +64,11 @@ class Hub(BaseHTTPRequestHandler):
         self.asked.append((self.path, ""))
         self.answer(403)
 
-    def answer_with_tree(self, folder: Path, path: str, *, is_recursive: bool) -> None:
-        found = (folder / path).rglob("*") if is_recursive else (folder / path).glob("*")
-        entries = [
-            {
-                "type": "directory" if p.is_dir() else "file",
-                "path": p.relative_to(folder).as_posix(),
-                "size": 0 if p.is_dir() else p.stat().st_size,
-                "oid": COMMIT,
-            }
-            for p in sorted(found)
-        ]
-        if entries:
-            self.answer_with_json(entries)
-        else:
-            self.answer(404, code="EntryNotFound")
-
-    def answer_with_json(self, content: dict | list) -> None:
-        self.answer(200, json.dumps(content).encode(), **{"Content-Type": "application/json"})
+    def entry(self, path: Path, name: str) -> dict:
+        kind, size = ("directory", 0) if path.is_dir() else ("file", path.stat().st_size)
+        return {"type": kind, "path": name, "size": size, "oid": COMMIT}
 
     def answer_with_file(self, path: Path) -> None:
-        if not path.is_file():
-            return self.answer(404, code="EntryNotFound")
         content, headers = path.read_bytes(), {"ETag": f'"{path.name}"', "Accept-Ranges": "bytes"}
         if not (span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")):
             return self.answer(200, content, **headers)
@@ -91,10 +76,11 @@ class Hub(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
         return self.answer(206, content[start : end + 1], **headers)
 
-    def answer(self, status: int, content: bytes = b"", *, code: str = "", **headers: str) -> None:
+    def answer(self, status: int, content=b"", *, code: str = "", **headers: str) -> None:
+        if not isinstance(content, bytes):
+            content, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        headers |= {"Content-Length": str(len(content)), "X-Repo-Commit": COMMIT}
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("X-Repo-Commit", COMMIT)
         for name, value in (headers | ({"X-Error-Code": code} if code else {})).items():
             self.send_header(name, value)
         self.end_headers()
@@ -169,54 +155,43 @@ def stories(part: str, n: int) -> list[str]:
     return [f"The {i} boats of {part} went down to the sea." for i in range(n)]
 
 
+def chat(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": "Dova."}]
+
+
 def write_parquet(path: Path, texts: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"text": texts, "id": list(range(len(texts)))}), path)
 
 
-def chat(question: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": "Dova."}]
-
-
-def write_chats(folder: Path) -> None:
-    """Two configs of two splits, as the card says."""
-    configs = []
-    for language in ("en", "de"):
-        files = []
-        for split in ("train", "test"):
-            path = folder / language / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = [{"conversation": chat(f"{language} {split} {i}?")} for i in range(4)]
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            files.append({"split": split, "path": f"{language}/{split}.jsonl"})
-        configs.append({"config_name": language, "data_files": files})
-    # JSON is YAML.
-    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\nChats.\n")
+def write_text(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines))
 
 
 @pytest.fixture(scope="module")
-def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("hub")
+def endpoint(tmp_path_factory):
+    """The address of a hub with a few repositories."""
+    Hub.root = tmp_path_factory.mktemp("hub")
+    root = Hub.root / "org"
     for name in ("stories", "first", "some"):
         for i, part in enumerate(("Dova", "Mirn")):
-            path = root / "org" / name / f"data/train-0000{i}-of-00002.parquet"
-            write_parquet(path, stories(part, 30))
-        write_parquet(root / "org" / name / "data/test-00000-of-00001.parquet", stories("Ost", 5))
+            write_parquet(root / name / f"data/train-0000{i}-of-00002.parquet", stories(part, 30))
+        write_parquet(root / name / "data/test-00000-of-00001.parquet", stories("Ost", 5))
     for i in range(N_LONG_FILES):
-        path = root / f"org/long/data/train-{i:05}-of-{N_LONG_FILES:05}.parquet"
+        path = root / f"long/data/train-{i:05}-of-{N_LONG_FILES:05}.parquet"
         write_parquet(path, stories(f"the port {i}", N_LONG_ROWS))
-    write_chats(root / "org/chats")
-    for name, file in {"script": "script.py", "empty": "README.md"}.items():
-        (root / "org" / name).mkdir()
-        (root / "org" / name / file).write_text("pass")
-    (root / "org/gated-with-card").mkdir()
-    (root / "org/gated-with-card/README.md").write_text("Ask us for it.")
-    return root
-
-
-@pytest.fixture(scope="module")
-def endpoint(repositories: Path) -> Iterator[str]:
-    Hub.root = repositories
+    configs = []
+    for language in ("en", "de"):
+        files = [{"split": s, "path": f"{language}/{s}.jsonl"} for s in ("train", "test")]
+        for file in files:
+            rows = [{"conversation": chat(f"{language} {file['split']} {i}?")} for i in range(4)]
+            write_text(root / "chats" / file["path"], *map(json.dumps, rows))
+        configs.append({"config_name": language, "data_files": files})
+    # JSON is YAML.
+    write_text(root / "chats/README.md", "---", f"configs: {json.dumps(configs)}", "---", "Chats.")
+    for name in ("script/script.py", "empty/README.md", "gated-with-card/README.md"):
+        write_text(root / name, "pass")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -227,18 +202,17 @@ def endpoint(repositories: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def said(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def said(endpoint, tmp_path_factory):
     """The answer to each question, of one process: the hub's address is read at import."""
     folder = tmp_path_factory.mktemp("home")
-    local = folder / "local.jsonl"
-    local.write_text("".join(json.dumps({"text": t}) + "\n" for t in stories("home", 40)))
+    write_text(folder / "local.jsonl", *(json.dumps({"text": t}) for t in stories("home", 40)))
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder), "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
     proxies = {"HTTP_PROXY": endpoint, "HTTPS_PROXY": endpoint, "NO_PROXY": "127.0.0.1"}
     proxies |= {name.lower(): value for name, value in proxies.items()}
     is_ours = re.compile("HF_|HUGGING|TRANSFORMERS_OFFLINE|ALL_PROXY|all_proxy").match
     kept = {name: value for name, value in os.environ.items() if not is_ours(name)}
     done = subprocess.run(
-        [sys.executable, "-c", ASK, str(local)],
+        [sys.executable, "-c", ASK, str(folder / "local.jsonl")],
         capture_output=True,
         text=True,
         check=False,
@@ -251,45 +225,36 @@ def said(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return json.loads(done.stdout)
 
 
-def texts_of(documents: list[dict[str, Any]]) -> list[str]:
-    return [document["text"] for document in documents]
-
-
 def files_asked(repo: str) -> set[str]:
     return {path for name, path in Hub.asked if name == repo and path.endswith(".parquet")}
 
 
-def test_all_rows_come_in_the_order_of_files_and_rows(said):
-    assert texts_of(said["stories"]) == [*stories("Dova", 30), *stories("Mirn", 30)]
+def test_rows_come_in_the_order_of_files_and_rows_or_of_a_seed(said):
+    in_order, first, again, other = (
+        [d["text"] for d in said[name]] for name in ("stories", "seed 1", "seed 1 again", "seed 2")
+    )
+    assert in_order == [*stories("Dova", 30), *stories("Mirn", 30)]
     assert {d["source"] for d in said["stories"]} == {"org/stories"}
-
-
-def test_a_seed_is_an_order_of_the_same_rows(said):
-    first, again, other = (texts_of(said[k]) for k in ("seed 1", "seed 1 again", "seed 2"))
-    in_order = texts_of(said["stories"])
     assert first == again
     assert len({tuple(order) for order in (in_order, first, other)}) == 3
     assert sorted(first) == sorted(other) == sorted(in_order)
 
 
-def test_no_more_is_read_than_max_documents(said):
-    assert texts_of(said["first 3"]) == stories("Dova", 3)
-    assert files_asked("org/first") == {"data/train-00000-of-00002.parquet"}
-
-
-def test_a_seeded_stream_reads_one_file_after_the_other(said):
+def test_no_more_is_read_than_max_documents_and_a_seeded_stream_reads_file_by_file(said):
     """`IterableDataset.shuffle` reads ten at once, row by row, and sleeps 5 s at their end."""
-    n_from = [sum(part in text for text in texts_of(said["some 10"])) for part in ("Dova", "Mirn")]
+    assert [d["text"] for d in said["first 3"]] == stories("Dova", 3)
+    assert files_asked("org/first") == {"data/train-00000-of-00002.parquet"}
+    n_from = [sum(part in d["text"] for d in said["some 10"]) for part in ("Dova", "Mirn")]
     assert sorted(n_from) == [0, 10]
 
 
 def test_splits_and_configs_are_chosen_by_name(said):
-    assert texts_of(said["test split"]) == stories("Ost", 5)
+    assert [d["text"] for d in said["test split"]] == stories("Ost", 5)
     for split, documents in {"train": said["chats"], "test": said["test chats"]}.items():
         assert [d["messages"] for d in documents] == [chat(f"de {split} {i}?") for i in range(4)]
 
 
-def test_a_config_split_or_column_that_is_not_there_is_answered_with_those_that_are(said):
+def test_a_config_split_or_column_that_does_not_exist_is_answered_with_those_that_do(said):
     assert "available configs: ['en', 'de']" in said["no config"]
     assert "BuilderConfig 'fr' not found. Available: ['en', 'de']" in said["wrong config"]
     assert "Bad split: validation. Available splits: ['train', 'test']" in said["wrong split"]
@@ -321,10 +286,9 @@ def test_what_the_hub_does_not_give_is_said_with_the_next_step(said, case, why):
 
 
 def test_a_refusal_is_not_asked_again(said):
-    n_asked = {repo: sum(name == repo for name, _ in Hub.asked) for repo in (GATED, SILENT)}
-    # Two questions about the one, without and with a token; of the other, the one.
-    assert n_asked == {GATED: 2, SILENT: 1}
-    assert sum(name == "nobody/nothing" for name, _ in Hub.asked) == 2
+    # Two questions about the first two, without and with a token; of the last, one.
+    for repo, n in {GATED: 2, "nobody/nothing": 2, SILENT: 1}.items():
+        assert sum(name == repo for name, _ in Hub.asked) == n
 
 
 def test_a_mixture_reads_no_more_of_a_dataset_than_it_needs(said):

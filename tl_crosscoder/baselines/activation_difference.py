@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_crosscoder.baselines.directions import Directions, Which, compared_facts, sum_of_norms
 from tl_crosscoder.data.harvest import Harvested, harvest, within_limits
-from tl_crosscoder.data.tokens import REASONS, TokenizedText
+from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
 from tl_crosscoder.models.site import Site, site_parts
 from tl_crosscoder.models.source import ActivationSource
 
@@ -168,6 +168,8 @@ def _first_position(text: TokenizedText, n_positions: int, *, with_start: bool) 
 
 def _with_start(text: TokenizedText, n_positions: int) -> TokenizedText:
     """BOS and first positions count, among the first so many."""
-    left_out = torch.isin(text.dropped, torch.tensor([REASONS.index(r) for r in ("bos", "first")]))
+    left_out = torch.isin(
+        text.dropped, torch.tensor([DROP_REASONS.index(r) for r in ("bos", "first")])
+    )
     at_start = torch.arange(text.context_size) < n_positions
     return replace(text, dropped=text.dropped.masked_fill(left_out & at_start, 0))

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from tl_crosscoder.data import storage
 from tl_crosscoder.data.storage import (
-    TEXT,
     Shard,
     check_shards,
     load_text,
@@ -213,14 +212,14 @@ class ActivationCache(ActivationSource):
         on_device = {name: tensor.to(self.device) for name, tensor in chosen.items()}
         return storage.decode(on_device, self.model_sites).to(dtype)
 
-    def _open(self, shard: Shard) -> storage.Stored:
+    def _open(self, shard: Shard) -> storage.StoredTensors:
         names = ("rows", "scales") if self.manifest["store"] == "int8" else ("rows",)
         with safe_open(self.folder / shard.name, "pt") as file:
             return {name: file.get_tensor(name) for name in names}
 
     @cached_property
     def _text_as_given(self) -> TokenizedText:
-        return load_text(self.folder / TEXT, self.manifest)
+        return load_text(self.folder, self.manifest)
 
     @cached_property
     def _dropped(self) -> Tensor:

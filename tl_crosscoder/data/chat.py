@@ -1,9 +1,9 @@
-"""Documents to token ids, with the role of each token: who says it, or the chat template.
+"""Documents to token ids, with the role of each token: a speaker of the chat, or the template.
 
-Contract: `encode_documents` gives for each document its ids, beginning with exactly one BOS where
-the tokenizer has one, and as many role ids, which index `ROLES`. Limit: roles are found by where
-the template puts what was said; of a template that rewrites a message beyond trimming it, all of
-that message's span counts as its role.
+`encode_documents` gives `ids [n]` and `role_ids [n]` (indices into `ROLES`) for each document; ids
+begin with exactly one BOS where the tokenizer has one. Limit: roles are found by where the template
+puts each message; where a template rewrites a message beyond trimming it, the whole rewritten span
+gets the role of the message.
 """
 
 import re
@@ -18,80 +18,89 @@ from tl_crosscoder.data.documents import Document, source_of
 from tl_crosscoder.models.tokenizer import own_bos_id, tokenizer_sha256
 
 ROLES = ("text", "system", "user", "assistant", "tool", "template")
-"""What a token is part of; `text` is any document that is no chat."""
+"""What a token is part of; `text` is any document that is not a chat."""
 _TEXT, _TEMPLATE = 0, ROLES.index("template")
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedDocument:
     """One document as tokens."""
 
     ids: np.ndarray
     """`[n]`, int32."""
     role_ids: np.ndarray
     """`[n]`, uint8: index into `ROLES`."""
-    source: str
+    document: Document
 
 
 def encode_documents(
     documents: Sequence[Document], tokenizer: Any, *, add_generation_prompt: bool = False
-) -> list[Encoded]:
-    """Token ids and roles of some documents, all through the tokenizer at once.
+) -> list[EncodedDocument]:
+    """Token ids and roles of documents, with one call of the tokenizer for all of them.
 
-    Chats go through the tokenizer's template, with what it puts before an answer at the end if
-    `add_generation_prompt`.
+    Chats go through the tokenizer's template; `add_generation_prompt` ends them with what the
+    template puts before an answer.
 
     Raises:
         ValueError: chats without a template or against its rules, ids that the tokenizer does not
             have, or ids of another tokenizer.
     """
-    out: list[Encoded | None] = [None] * len(documents)
-    texts: list[tuple[int, str, np.ndarray | None]] = []
+    rendered = {
+        i: _rendered(document, tokenizer, add_generation_prompt=add_generation_prompt)
+        for i, document in enumerate(documents)
+        if "input_ids" not in document
+    }
+    tokenized = dict(zip(rendered, _tokenized([*rendered.values()], tokenizer), strict=True))
+    bos, encoded = own_bos_id(tokenizer), []
     for i, document in enumerate(documents):
-        if "input_ids" in document:
-            out[i] = _given_ids(document, tokenizer)
-        elif "messages" in document:
-            text = _rendered(document, tokenizer, add_generation_prompt=add_generation_prompt)
-            texts.append((i, text, _character_roles(document["messages"], text, tokenizer)))
-        else:
-            texts.append((i, document["text"], None))
-    for (i, _, roles), encoded in zip(texts, _encode(texts, tokenizer), strict=True):
-        ids, token_roles = _with_bos(*encoded, tokenizer, is_chat=roles is not None)
-        out[i] = Encoded(ids, token_roles, source_of(documents[i]))
-    return [e for e in out if e is not None]
+        ids, roles = tokenized[i] if i in tokenized else _given_ids(document, tokenizer)
+        # Many templates write BOS themselves, and the tokenizer would add a second one.
+        if bos is not None and (not len(ids) or ids[0] != bos):
+            is_chat = "messages" in document
+            ids, roles = (
+                np.insert(ids, 0, bos),
+                np.insert(roles, 0, _TEMPLATE if is_chat else _TEXT),
+            )
+        encoded.append(EncodedDocument(ids, roles, document))
+    return encoded
 
 
-def _encode(
-    texts: Sequence[tuple[int, str, np.ndarray | None]], tokenizer: Any
+def _tokenized(
+    texts: Sequence[tuple[str, np.ndarray | None]], tokenizer: Any
 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and roles of each text, from the roles of its characters (None: all are `text`)."""
     if not texts:
         return []
-    has_chats = any(roles is not None for _, _, roles in texts)
+    has_chats = any(roles is not None for _, roles in texts)
     if has_chats and not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} does not say which characters a token is made of, and so "
-            "not whose a chat's tokens are. Load the tokenizer with use_fast=True, or give the "
-            "chats as plain text under 'text'."
+            f"{type(tokenizer).__name__} does not tell which characters each token covers, and so "
+            "not which message of a chat it belongs to. Load the tokenizer with use_fast=True, or "
+            "give the chats as plain text under 'text'."
         )
     found = tokenizer(
-        [text for _, text, _ in texts],
+        [text for text, _ in texts],
         add_special_tokens=False,
         return_offsets_mapping=has_chats,
         return_attention_mask=False,
         verbose=False,
     )
-    encoded = []
-    for row, (_, _, roles) in enumerate(texts):
+    tokenized = []
+    for row, (_, roles) in enumerate(texts):
         ids = np.asarray(found["input_ids"][row], dtype=np.int32)
         if roles is None:
-            encoded.append((ids, np.full(len(ids), _TEXT, dtype=np.uint8)))
+            tokenized.append((ids, np.full(len(ids), _TEXT, dtype=np.uint8)))
         else:
-            encoded.append((ids, _token_roles(found["offset_mapping"][row], roles)))
-    return encoded
+            tokenized.append((ids, _token_roles(found["offset_mapping"][row], roles)))
+    return tokenized
 
 
 def _token_roles(offsets: Sequence[tuple[int, int]], roles: np.ndarray) -> np.ndarray:
-    """A token that holds any of a message belongs to it: by its last character, else its first."""
+    """Roles of tokens: a token with any character of a message belongs to that message.
+
+    Tokens cross borders (most begin with the space before their word), so the last character
+    decides, or the first one where the last is the template's.
+    """
     if len(offsets) == 0:
         return np.zeros(0, dtype=np.uint8)
     starts, ends = np.asarray(offsets).T
@@ -101,17 +110,7 @@ def _token_roles(offsets: Sequence[tuple[int, int]], roles: np.ndarray) -> np.nd
     return np.where(last == _TEMPLATE, first, last).astype(np.uint8)
 
 
-def _with_bos(
-    ids: np.ndarray, roles: np.ndarray, tokenizer: Any, *, is_chat: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    bos = own_bos_id(tokenizer)
-    if bos is None or (len(ids) and ids[0] == bos):
-        return ids, roles
-    role = _TEMPLATE if is_chat else _TEXT
-    return np.insert(ids, 0, bos), np.insert(roles, 0, role)
-
-
-def _given_ids(document: Document, tokenizer: Any) -> Encoded:
+def _given_ids(document: Document, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     made_with = document.get("tokenizer")
     if made_with and made_with != tokenizer_sha256(tokenizer):
         raise ValueError(
@@ -132,15 +131,15 @@ def _given_ids(document: Document, tokenizer: Any) -> Encoded:
             f"a document of {source_of(document)!r} has {len(ids)} input_ids and {len(roles)} "
             f"role_ids up to {roles.max()}: one for each token is needed, below {len(ROLES)}."
         )
-    return Encoded(
-        *_with_bos(ids.astype(np.int32), roles, tokenizer, is_chat=False), source_of(document)
-    )
+    return ids.astype(np.int32), roles
 
 
-# --- chat templates -------------------------------------------------------------------------------
-
-
-def _rendered(document: Document, tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
+def _rendered(
+    document: Document, tokenizer: Any, *, add_generation_prompt: bool
+) -> tuple[str, np.ndarray | None]:
+    """A document as the text that is tokenised, and for a chat the role of every character."""
+    if "messages" not in document:
+        return document["text"], None
     if not tokenizer.chat_template:
         raise ValueError(
             f"the text of {source_of(document)!r} holds chats ('messages'), but the tokenizer has "
@@ -149,7 +148,7 @@ def _rendered(document: Document, tokenizer: Any, *, add_generation_prompt: bool
         )
     messages = list(document["messages"])
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except TemplateError as error:
@@ -158,13 +157,15 @@ def _rendered(document: Document, tokenizer: Any, *, add_generation_prompt: bool
             f"({error}; its roles are {[m.get('role') for m in messages]}). Remove or merge "
             "these turns."
         ) from error
+    return text, _character_roles(messages, text, tokenizer)
 
 
 def _character_roles(messages: Sequence[Document], text: str, tokenizer: Any) -> np.ndarray:
-    """The role of every character of a rendered chat.
+    """Role of every character of a rendered chat.
 
-    The chat is rendered once more with a mark in place of each message, which tells the template's
-    own pieces from what was said, also where a message is a word of the template ("user").
+    A search for the messages in the text fails where a message repeats words of the template
+    ("user"). So the chat is rendered a second time with a private-use mark in place of each
+    message: what stands between the marks is the template's.
     """
     marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
     marked = tokenizer.apply_chat_template(
@@ -173,23 +174,19 @@ def _character_roles(messages: Sequence[Document], text: str, tokenizer: Any) ->
     pieces = re.split("\ue000(\\d+)\ue001", marked)
     roles = np.full(len(text), _TEMPLATE, dtype=np.uint8)
     at = len(pieces[0])
-    for said, following in zip(pieces[1::2], pieces[2::2], strict=True):
-        message = messages[int(said)]
+    for index, following in zip(pieces[1::2], pieces[2::2], strict=True):
+        message = messages[int(index)]
+        role = message.get("role") if message.get("role") in ROLES else "system"
         end = _end_of(str(message.get("content") or ""), text, at, following)
-        roles[at:end] = _role_id(message)
+        roles[at:end] = ROLES.index(role)
         at = end + len(following)
     return roles
 
 
 def _end_of(content: str, text: str, at: int, following: str) -> int:
-    """Where what was said ends: after it as it stands, after it trimmed, or before what follows."""
-    for said in (content, content.strip()):
-        if text.startswith(said + following, at):
-            return at + len(said)
+    """End of a message at `at`: after it verbatim, after it trimmed, or else before `following`."""
+    for written in (content, content.strip()):
+        if text.startswith(written + following, at):
+            return at + len(written)
     end = text.find(following, at) if following else len(text)
     return len(text) if end < 0 else end
-
-
-def _role_id(message: Document) -> int:
-    role = message.get("role")
-    return ROLES.index(role) if role in ROLES else ROLES.index("system")

@@ -1,8 +1,9 @@
 """Documents from files, folders, `datasets` names and lists, and which of them are held out.
 
-A document is `{"text": str}`, `{"messages": [{"role", "content"}, ...]}` or, tokenised already,
-`{"input_ids": [int], "role_ids": [int]}` (the latter optional), with an optional `"source"` that
-names where it comes from. Limit: `load_documents` holds all in memory; `stream_documents` does not.
+A document is a text `{"text": str}`, a chat `{"messages": [{"role", "content"}, ...]}`, or token
+ids `{"input_ids": [int], "role_ids": [int]}` (the roles are optional), each with an optional
+`"source"` that names its origin. Limit: `load_documents` holds every document in memory;
+`stream_documents` holds at most `SHUFFLE_BUFFER` of them.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ Document = Mapping[str, Any]
 SEPARATOR = "<|endoftext|>"
 N_EMBEDDED_DOCUMENTS = 40_000
 SHUFFLE_BUFFER = 10_000
-"""Documents among which a stream is shuffled."""
+"""Number of documents among which a stream is shuffled."""
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -40,13 +41,12 @@ def load_documents(
 
     Text files hold documents separated by `<|endoftext|>`, or else by blank lines. JSONL and
     parquet rows have a `messages` or `input_ids` column, or `text_column`, which may also hold
-    chats. A folder is read file by file, in the order of names. Documents without text are left
-    out.
+    chats. A folder is read file by file, in the order of names. Empty documents are dropped.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without text in it.
         ValueError: a column that does not exist, nothing but empty text, or a `datasets` name
-            without `max_documents`: all of one does not fit in memory.
+            without `max_documents`, since whole datasets do not fit in memory.
     """
     if isinstance(source, (str, Path)):
         if is_dataset_name(source) and max_documents is None:
@@ -54,30 +54,32 @@ def load_documents(
                 f"{source!r} is a dataset of the hub; say how many of its documents to hold in "
                 "memory with max_documents, or stream it: tokenize_mixture([TextSource(...)])."
             )
+        name = str(source)
         where = TextSource(
-            text=str(source),
+            text=name,
             text_column=text_column,
             dataset_config=dataset_config,
             dataset_split=dataset_split,
         )
-        documents = list(islice(stream_documents(where), max_documents))
+        rows = stream_documents(where)
     else:
-        rows = ({"text": d} if isinstance(d, str) else d for d in source)
-        documents = list(islice(_with_text(rows, "the list of documents"), max_documents))
+        name = "the list of documents"
+        rows = _with_text(({"text": d} if isinstance(d, str) else d for d in source), name)
+    documents = list(islice(rows, max_documents))
     if not documents:
-        name = source if isinstance(source, (str, Path)) else "the list of documents"
         raise ValueError(f"there is no text in {name}: every document is empty or whitespace.")
     return documents
 
 
 def stream_documents(source: TextSource, *, seed: int | None = None) -> Iterator[Document]:
-    """The documents of a source one by one; in an order that is a function of the seed, if given.
+    """The documents of a source, one by one; a seed shuffles them, none keeps the given order.
 
-    Documents without text are left out. Raises as `load_documents` does, where the stream meets
-    what is wrong.
+    Empty documents are dropped. Raises the errors of `load_documents` when the stream reaches
+    their cause.
     """
     name = source.text
-    # The first documents are the same ones in every pass: only among them is there an order.
+    # With max_documents every pass must see the same first documents, so the files keep their
+    # order and only these documents are shuffled.
     file_seed = seed if source.max_documents is None else None
     if name.startswith(PREFIX):
         rows = embedded_documents(source, seed=0)
@@ -102,7 +104,7 @@ def embedded_documents(source: TextSource, *, seed: int) -> Iterable[Document]:
 def split_documents(
     documents: Sequence[Document], *, held_out: float = 0.1, seed: int = 0
 ) -> tuple[list[Document], list[Document]]:
-    """Shuffled documents for training, and a share of them kept for measuring.
+    """(training, held-out) documents: a shuffle, of which the share `held_out` is set aside.
 
     Raises:
         ValueError: fewer than two documents, which cannot be split.
@@ -119,10 +121,11 @@ def split_documents(
 
 
 def is_held_out(document: Document, *, share: float, seed: int = 0) -> bool:
-    """Whether a streamed document is kept for measuring, by a hash of what it says.
+    """Whether a streamed document is held out, decided by a hash of its content.
 
-    So a document is on one side however often and wherever it comes, and no stream need be known
-    to its end. Continuations of one prompt (`n_prompt_tokens`) go together.
+    A split by position would leak: documents occur twice, and streams are read again. By hash a
+    document is on one side in every pass and every source, and no stream is read to its end.
+    Continuations of one prompt (`n_prompt_tokens`) are hashed by the prompt: one side holds all.
     """
     content = [document.get(key) for key in ("text", "messages", "input_ids")]
     if document.get("n_prompt_tokens"):
@@ -133,7 +136,7 @@ def is_held_out(document: Document, *, share: float, seed: int = 0) -> bool:
 
 
 def source_of(document: Document) -> str:
-    """Where a document comes from."""
+    """Name of the document's origin."""
     return str(document.get("source", "text"))
 
 
@@ -147,7 +150,7 @@ def has_text(row: Document) -> bool:
 
 
 def _with_text(rows: Iterable[Document], name: str) -> Iterator[Document]:
-    """The documents that are not empty; how many are is said at the end."""
+    """The documents that are not empty; a warning at the end counts the others."""
     n_empty = n = 0
     for row in rows:
         n += 1
@@ -157,18 +160,17 @@ def _with_text(rows: Iterable[Document], name: str) -> Iterator[Document]:
             n_empty += 1
     if 0 < n_empty < n:
         warnings.warn(
-            f"{n_empty:,} of the {n:,} documents of {name} are empty or whitespace: left out.",
+            f"{n_empty:,} of the {n:,} documents of {name} are empty or whitespace: dropped.",
             stacklevel=2,
         )
 
 
 def is_dataset_name(source: str | Path) -> bool:
-    """Whether this names a dataset of the hub, and not a file or folder here."""
+    """Whether this names a dataset of the hub, not a local file or folder or embedded text."""
     path = Path(source)
-    is_path_like = path.suffix in _SUFFIXES or str(source).startswith((".", "/", "~"))
-    if not isinstance(source, str) or path.exists() or is_path_like:
+    if not isinstance(source, str) or path.exists() or path.suffix in _SUFFIXES:
         return False
-    return "\\" not in source and not source.startswith(PREFIX)
+    return "\\" not in source and not source.startswith((".", "/", "~", PREFIX))
 
 
 def _read(path: Path, text_column: str, seed: int | None) -> Iterable[Document]:
@@ -192,8 +194,8 @@ def _read_file(path: Path, text_column: str) -> Iterable[Document]:
         return ({"text": part, "source": path.stem} for part in parts if part)
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"{path} is not one of {', '.join(_SUFFIXES)}.")
-    if not path.stat().st_size:  # at which `datasets` raises StopIteration
-        return ()
+    if not path.stat().st_size:
+        return ()  # `datasets` raises StopIteration at an empty file
     from datasets import load_dataset
 
     kind = "json" if path.suffix == ".jsonl" else "parquet"
@@ -209,8 +211,8 @@ def _read_dataset(source: TextSource, seed: int | None) -> Iterable[Document]:
     try:
         rows = load_dataset(name, source.dataset_config, split=source.dataset_split, streaming=True)
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        # Not found, gated and no network are OSErrors; a config or split that is not there is a
-        # ValueError, a dataset that is a script a RuntimeError, a broken connection the last.
+        # OSError: not found, gated, no network. ValueError: an unknown config or split.
+        # RuntimeError: a dataset that is a script. HTTPError: a broken connection.
         raise FileNotFoundError(
             f"{name!r} is neither a file nor a folder here, and not a dataset that the hub gives "
             f"({' '.join(str(error).split())}). Check the path, the dataset's name, config and "
@@ -222,10 +224,10 @@ def _read_dataset(source: TextSource, seed: int | None) -> Iterable[Document]:
 
 
 def _file_by_file(rows: Any, seed: int) -> Iterable[Any]:
-    """The rows of a streamed dataset, its files one after the other in an order of the seed.
+    """Rows of a streamed dataset, file after file, the files shuffled by the seed.
 
-    `IterableDataset.shuffle` (datasets 5.2) would read ten files at once and row by row, and
-    sleep at the end of each pass over parquet.
+    `IterableDataset.shuffle` (datasets 5.2) would read ten files at once, row by row, and sleep
+    five seconds at the end of each pass over parquet.
     """
     files = list(range(rows.num_shards))
     random.Random(seed).shuffle(files)
@@ -240,16 +242,17 @@ def _rows(rows: Iterable[Any], text_column: str, *, name: str, source: str) -> I
                 f"{name} has no column {text_column!r} and no 'messages'; it has {sorted(row)}. "
                 "Name the column with text_column (--text-column)."
             )
-        value = row[content]
-        kind = "messages" if content != "input_ids" and isinstance(value, list) else content
-        kind = kind if kind in ("messages", "input_ids") else "text"
-        kept = ("role_ids", "tokenizer", "n_prompt_tokens") if kind == "input_ids" else ()
-        rest = {k: row[k] for k in kept if row.get(k) is not None}
-        yield {kind: value, "source": row.get("source") or source, **rest}
+        document = {"source": row.get("source") or source}
+        if content == "input_ids":
+            fields = ("input_ids", "role_ids", "tokenizer", "n_prompt_tokens")
+            yield document | {k: row[k] for k in fields if row.get(k) is not None}
+        else:
+            kind = "messages" if isinstance(row[content], list) else "text"
+            yield document | {kind: row[content]}
 
 
 def _shuffled(documents: Iterable[Document], seed: int) -> Iterator[Document]:
-    """Each document in place of a random one of the last `SHUFFLE_BUFFER`."""
+    """Documents through a buffer of `SHUFFLE_BUFFER`, of which a random one leaves each time."""
     rng, buffer = random.Random(seed), []
     for document in documents:
         if len(buffer) < SHUFFLE_BUFFER:

@@ -1,23 +1,17 @@
-"""Items made ahead in a thread while the caller works on the one before.
-
-Contract: the same items in the same order as without; an error of the maker is raised where its
-item would have come; closing the iterator ends the thread. Limit: Python code of both sides shares
-one core; tensor work and reading do not.
-
-Shuffled batches of activations, live or from a cache, from any position on.
+"""Shuffled batches of activations, live or from a cache, from any position on.
 
 The order is a function of the seed alone. Each pass over the text draws a permutation of its
-contexts; `buffer_contexts` of them at a time are harvested or read, and their rows dealt out in
-random order. So a position is three integers, a run that resumes fills one buffer again and
-continues with the same bits, and a cache deals the batches that the models would. Limit: the rows
-that do not fill a buffer's last batch are left out of that pass.
+contexts; `buffer_contexts` of them at a time are harvested or read, and their rows `[batch, *row]`
+are dealt in random order. So a position is three integers, a resumed run fills one buffer again and
+continues with the same bits, and a cache deals the batches that the models would. Limit: rows that
+do not fill the last batch of a buffer are left out of that pass.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,51 +28,27 @@ _END = object()
 
 
 def prefetched(items: Iterator[T], n: int) -> Generator[T, None, None]:
-    """`items`, up to `n` of them ahead; with 0 they are made when asked for."""
+    """`items` in their order, up to `n` of them made ahead in a thread; 0 makes each on request.
+
+    An error of the maker is raised in place of its item, and closing the iterator ends the thread.
+    Python code of both threads shares one core; tensor work and reading do not.
+    """
     if n <= 0:
         yield from items
         return
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=n)
-    stopped = threading.Event()
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not _put(ready, (item, None), stopped):
-                    return
-            _put(ready, (_END, None), stopped)
-        except BaseException as error:  # whatever it is, the caller's side raises it
-            _put(ready, (_END, error), stopped)
-
-    thread = threading.Thread(target=make, name="prefetch", daemon=True)
-    thread.start()
+    maker = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
-            yield item
+        ahead = deque(maker.submit(next, items, _END) for _ in range(n))
+        while (item := ahead.popleft().result()) is not _END:
+            ahead.append(maker.submit(next, items, _END))
+            yield cast(T, item)
     finally:
-        stopped.set()
-        thread.join()
-
-
-def _put(ready: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
-    """Wait for a place; False if nobody waits for items any more."""
-    while not stopped.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False
+        maker.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where in the stream of batches a run stands: the next batch to be dealt."""
+    """A place in the stream of batches: the next batch to be dealt."""
 
     n_passes: int = 0
     """Complete passes over the text."""
@@ -88,30 +58,17 @@ class Position:
     """Index of the batch within the buffer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Worker:
-    """Which part of every pass a loader deals: several processes share the contexts out."""
-
-    rank: int = 0
-    n_workers: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.n_workers:
-            raise ValueError(f"worker {self.rank} is not one of {self.n_workers}, counted from 0.")
-
-
 class ActivationLoader:
     """Deals batches of rows without end, shaped as `row_shape` says; see the module for the order.
 
     Args:
         source: models, or a cache.
-        text: the contexts; of a cache, those that it holds or some of them.
+        text: the contexts; for a cache, some or all of those that it holds.
         batch_size: rows a batch.
         buffer_contexts: contexts whose rows are shuffled together.
         harvest_batch_size: contexts a forward pass.
         seed: of the order.
-        prefetch: batches made ahead in a thread; 0 makes each when it is asked for.
-        worker: which of several processes this is; the parts of all are disjoint and complete.
+        prefetch: batches made ahead in a thread; 0 makes each on request.
 
     Raises:
         ValueError: contexts longer than the models take, or text too short for one batch.
@@ -127,23 +84,20 @@ class ActivationLoader:
         harvest_batch_size: int = 32,
         seed: int = 0,
         prefetch: int = 0,
-        worker: Worker | None = None,
     ) -> None:
-        self.worker = worker or Worker()
         if text.context_size > source.n_ctx:
             raise ValueError(
                 f"contexts of {text.context_size} tokens are longer than the {source.n_ctx} that "
                 "the models take. Choose a smaller context_size."
             )
-        n_own = text.n_tokens // self.worker.n_workers
-        if n_own < batch_size:
+        if text.n_tokens < batch_size:
             raise ValueError(
-                f"one batch is {batch_size:,} tokens, but the text has only {n_own:,} that "
-                "count (for each worker). Give more text or a smaller batch_size."
+                f"one batch is {batch_size:,} tokens, but the text has only {text.n_tokens:,} kept "
+                "tokens. Give more text or a smaller batch_size."
             )
         self.source, self.text, self.batch_size, self.seed = source, text, batch_size, seed
         self.harvest_batch_size, self.prefetch = harvest_batch_size, prefetch
-        # Two batches a buffer at least: a smaller one would leave most of its rows out.
+        # At least two batches a buffer: a smaller one would leave out most of its rows.
         tokens_per_context = text.n_tokens / len(text)
         self.buffer_contexts = max(buffer_contexts, round(2 * batch_size / tokens_per_context) + 1)
 
@@ -179,14 +133,14 @@ class ActivationLoader:
             n_passes, buffer = n_passes + 1, 0
 
     def _order(self, n_passes: int) -> Tensor:
-        """Contexts of a pass, in their order; of this worker."""
-        order = torch.randperm(len(self.text), generator=_generator(self.seed, n_passes))
-        return order[self.worker.rank :: self.worker.n_workers]
+        """Contexts of a pass, in their order."""
+        return torch.randperm(len(self.text), generator=_generator(self.seed, n_passes))
 
     def _buffer(self, contexts: Tensor) -> tuple[int, Callable[[Tensor], Tensor]]:
-        """How many rows the contexts of a buffer have, and what gives some of them by number.
+        """Number of rows of some contexts, and a function that gives rows of them by number.
 
-        Of a cache only the places are known, and a batch is read when it is due.
+        From a cache only the places of the rows are looked up here; each batch is read when it is
+        due, so that a buffer takes no memory.
         """
         text = self.text[contexts]
         if self.source.cache_id is None or text.norm_limits is not None:
@@ -198,7 +152,7 @@ class ActivationLoader:
         return len(places), lambda chosen: stored.read(places[chosen])
 
     def _rows(self, text: TokenizedText) -> Float[Tensor, "tokens *row"]:
-        """Rows of one buffer, written to one place as they come: one copy in memory."""
+        """Rows of one buffer. They are written into one tensor: `cat` would hold them twice."""
         start, shape = 0, (text.n_tokens, *row_shape(self.source.sites))
         rows = torch.empty(shape, device=self.source.device)
         for part in harvest_rows(self.source, text, batch_size=self.harvest_batch_size):
@@ -208,5 +162,5 @@ class ActivationLoader:
 
 
 def _generator(*key: int) -> torch.Generator:
-    """A generator for this key; nearby keys give unrelated streams."""
+    """A generator for a key; `SeedSequence` makes those of nearby keys unrelated."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))

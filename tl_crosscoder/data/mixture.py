@@ -1,22 +1,23 @@
 """Several texts as one, each with its share of the tokens, streamed.
 
-At every step the component that is furthest behind its share gives the next document, so shares are
-exact to a document and nothing is drawn; the seed decides the order within each component and which
-documents are held out. Source: the mixtures of Minder et al. 2025 and of Kassem et al. 2026.
-Limit: a component that ends is read again, in another order; how often is reported.
+At every step the component furthest behind its share gives the next document, so shares are exact
+to a document and nothing is drawn at random; the seed decides the order within each component and
+which documents are held out. Limit: a component that ends is read again, in another order;
+`MixedText.n_passes` counts how often.
+Source: the mixtures of Minder et al. 2025 and of Kassem et al. 2026.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from tl_crosscoder.config.text import Masks, TextSource
-from tl_crosscoder.data.chat import Encoded, encode_documents
+from tl_crosscoder.data.chat import EncodedDocument, encode_documents
 from tl_crosscoder.data.documents import Document, is_held_out, stream_documents
-from tl_crosscoder.data.tokens import TokenizedText, tokenize_encoded
+from tl_crosscoder.data.tokens import Packer, TokenizedText
 
-_BATCH = 64
+_ENCODED_TOGETHER = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class MixedText:
     training: TokenizedText
     held_out: TokenizedText
     held_out_documents: list[Document]
-    """What `held_out` was made of, in its order."""
+    """The documents that `held_out` consists of, in its order."""
     n_passes: dict[str, int]
     """How often the training documents of each component were begun."""
 
@@ -44,14 +45,14 @@ def tokenize_mixture(
     seed: int = 0,
     show_progress: bool = False,
 ) -> MixedText:
-    """Read a mixture until so many tokens are there to train on, and so many to measure on.
+    """Read a mixture until there are `n_tokens` to train on and `n_held_out_tokens` to measure on.
 
     Args:
-        sources: the components and their weights: shares of the tokens of training.
+        sources: the components and their weights: shares of the training tokens.
         tokenizer: of the models.
         context_size: positions a context.
-        n_tokens: tokens that count to read for training.
-        n_held_out_tokens: the same held out; fewer where the components are short.
+        n_tokens: kept tokens to read for training.
+        n_held_out_tokens: kept tokens to hold out; fewer where the components are short.
         held_out: share of the documents that are held out.
         masks: see `tokenize`.
         pack: see `tokenize`.
@@ -60,80 +61,81 @@ def tokenize_mixture(
 
     Raises:
         ValueError: a component without text, or as `tokenize` does.
-        FileNotFoundError: a component that is not there.
+        FileNotFoundError: a component that does not exist.
     """
-    how = {"context_size": context_size, "pack": pack, "masks": masks or Masks()}
-    acts = [_Stream(s, tokenizer, i, share=held_out, seed=seed) for i, s in enumerate(sources)]
-    kept: list[Document] = []
+    mixture = _Mixture(sources, tokenizer, share=held_out, seed=seed)
+    documents: list[Document] = []
 
-    def held_out_encoded() -> Iterator[Encoded]:
-        for document, encoded in _mixed(acts, held_out=True):
-            kept.append(document)
+    def held_out_documents() -> Iterator[EncodedDocument]:
+        for encoded in mixture.documents(held_out=True):
+            documents.append(encoded.document)
             yield encoded
 
-    progress = ("Reading held-out text", "Reading text") if show_progress else (None, None)
-    measured = tokenize_encoded(
-        held_out_encoded(), tokenizer, **how, max_tokens=n_held_out_tokens, progress=progress[0]
-    )
-    every = (encoded for _, encoded in _mixed(acts, held_out=False))
-    training = tokenize_encoded(every, tokenizer, **how, max_tokens=n_tokens, progress=progress[1])
+    def packed(
+        stream: Iterator[EncodedDocument], max_tokens: int, description: str
+    ) -> TokenizedText:
+        packer = Packer(tokenizer, context_size=context_size, pack=pack, masks=masks)
+        shown = description if show_progress else None
+        return packer.packed(stream, max_tokens, description=shown)
+
+    measured = packed(held_out_documents(), n_held_out_tokens, "Reading held-out text")
+    training = packed(mixture.documents(held_out=False), n_tokens, "Reading text")
     return MixedText(
         training=training,
         held_out=measured,
-        held_out_documents=kept,
-        n_passes={s.name: s.n_passes for s in acts},
+        held_out_documents=documents,
+        n_passes={s.name or s.text: n for s, n in zip(sources, mixture.n_passes, strict=True)},
     )
 
 
-class _Stream:
-    """The documents of one component, on one side of the split, tokenised a few at a time."""
+class _Mixture:
+    """Streams of several sources, split by `is_held_out`, and interleaved by their weights."""
 
     def __init__(
-        self, source: TextSource, tokenizer: Any, index: int, *, share: float, seed: int
+        self, sources: Sequence[TextSource], tokenizer: Any, *, share: float, seed: int
     ) -> None:
-        self.source, self.tokenizer, self.seed = source, tokenizer, seed + 1_000_003 * index
-        self.name = source.name or source.text
-        self.weight = source.weight
-        self.n_passes = 0
-        self._is_held_out: Callable[[Document], bool] = lambda d: is_held_out(
-            d, share=share, seed=seed
+        self.sources, self.tokenizer, self.share, self.seed = sources, tokenizer, share, seed
+        self.n_passes = [0] * len(sources)
+
+    def documents(self, *, held_out: bool) -> Iterator[EncodedDocument]:
+        """Documents of one side of the split.
+
+        A held-out source that ends is dropped from then on; a training source begins again.
+        """
+        stream_of = self._once if held_out else self._endless
+        streams = {i: stream_of(i) for i in range(len(self.sources))}
+        n_read = [0] * len(self.sources)
+        while streams:
+            behind = min(streams, key=lambda i: (n_read[i] / self.sources[i].weight, i))
+            encoded = next(streams[behind], None)
+            if encoded is None:
+                del streams[behind]
+                continue
+            yield encoded
+            n_read[behind] += len(encoded.ids)
+
+    def _once(self, i: int, *, held_out: bool = True) -> Iterator[EncodedDocument]:
+        """Each document of one side once, in an order of this pass and source."""
+        # Orders differ, also where two sources read one file; the split is the same for all, so
+        # that a document of two sources is on one side.
+        every = stream_documents(self.sources[i], seed=self.seed + 1_000_003 * i + self.n_passes[i])
+        documents = (
+            d for d in every if is_held_out(d, share=self.share, seed=self.seed) == held_out
         )
+        while batch := list(islice(documents, _ENCODED_TOGETHER)):
+            yield from encode_documents(batch, self.tokenizer)
 
-    def once(self, *, held_out: bool) -> Iterator[tuple[Document, Encoded]]:
-        """Each document of the side once, in an order of this pass."""
-        every = stream_documents(self.source, seed=self.seed + self.n_passes)
-        documents = (d for d in every if self._is_held_out(d) == held_out)
-        while batch := list(islice(documents, _BATCH)):
-            yield from zip(batch, encode_documents(batch, self.tokenizer), strict=True)
-
-    def endless(self) -> Iterator[tuple[Document, Encoded]]:
-        """Training documents, read again and again."""
-        self.n_passes = 0
-        while True:
-            before, any_yet = self.once(held_out=False), False
-            self.n_passes += 1
-            for item in before:
-                any_yet = True
-                yield item
-            if not any_yet:
-                raise ValueError(
-                    f"there is no text to train on in {self.name!r}: it is empty, whitespace, or "
-                    "all held out. Give more text or a smaller held_out."
-                )
-
-
-def _mixed(acts: Sequence[_Stream], *, held_out: bool) -> Iterator[tuple[Document, Encoded]]:
-    """Documents of all streams, each stream with its share of the tokens.
-
-    Held-out streams that end are left out from then on; training streams begin again.
-    """
-    open_ = {i: s.once(held_out=True) if held_out else s.endless() for i, s in enumerate(acts)}
-    read = [0] * len(acts)
-    while open_:
-        behind = min(open_, key=lambda i: (read[i] / acts[i].weight, i))
-        item = next(open_[behind], None)
-        if item is None:
-            del open_[behind]
-            continue
-        yield item
-        read[behind] += len(item[1].ids)
+    def _endless(self, i: int) -> Iterator[EncodedDocument]:
+        """Training documents, read again and again. Raises ValueError where there are none."""
+        is_empty = False
+        while not is_empty:
+            is_empty = True
+            self.n_passes[i] += 1
+            for encoded in self._once(i, held_out=False):
+                is_empty = False
+                yield encoded
+        name = self.sources[i].name or self.sources[i].text
+        raise ValueError(
+            f"there is no text to train on in {name!r}: it is empty, whitespace, or all held out. "
+            "Give more text or a smaller held_out."
+        )

@@ -1,15 +1,14 @@
-"""How rows stand on disk: a float format as it is, or int8 with one scale for each row and site.
+"""Files of an activation cache: number formats, manifest, shards and text.
 
-Contract: `decode(encode(rows))` is `rows` up to what `store` rounds; both keep the shape of rows.
-int8 rounds each value to 1/127 of the largest of its row and site, an error of at most half that.
-Limit: values beyond a float16's range (65,504) are refused there, since they would be infinite.
-
-The manifest of an activation cache, its shards, and whether they are what it says.
-
-Limit: a manifest of another `FORMAT` is refused, not converted.
+`decode(encode(rows))` is `rows` up to what the format rounds, in the same shape. int8 has one scale
+for each row and site, and errs by at most half of 1/127 of the largest value there. Limits: float16
+refuses values beyond 65,504, which it would store as infinity; a manifest of another `FORMAT` is
+refused, not converted.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,21 @@ from tqdm.auto import tqdm
 from tl_crosscoder import files
 from tl_crosscoder.config.models import StoreDtype
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.models.site import Site, row_shape
+from tl_crosscoder.models.site import Site, row_shape, site_parts
 
-Stored = Mapping[str, Tensor]
+MANIFEST = "manifest.json"
+TEXT = "text.safetensors"
+FORMAT = 2
+TEXT_TENSORS = ("tokens", "dropped", "role_ids", "source_ids")
+
+StoredTensors = Mapping[str, Tensor]
 """`rows`, and for int8 `scales`, `[n, n_sites]` in float32."""
 
 
-def encode(rows: Float[Tensor, "n *row"], sites: Sequence[Site], store: StoreDtype) -> Stored:
-    """Rows as they are stored. Raises ValueError for values that float16 cannot hold."""
+def encode(
+    rows: Float[Tensor, "n *row"], sites: Sequence[Site], store: StoreDtype
+) -> StoredTensors:
+    """Rows in the number format of the disk. Raises ValueError for values beyond float16."""
     if store != "int8":
         stored = rows.to(getattr(torch, store))
         if store == "float16" and not bool(stored.isfinite().all()):
@@ -40,14 +46,13 @@ def encode(rows: Float[Tensor, "n *row"], sites: Sequence[Site], store: StoreDty
                 "bfloat16 (--store bfloat16)."
             )
         return {"rows": stored}
-    widths = _widths(sites)
-    largest = [part.abs().amax(dim=1) for part in rows.flatten(1).split(widths, dim=1)]
+    largest = [part.abs().amax(dim=1) for part in site_parts(rows, sites)]
     scales = torch.stack(largest, dim=1) / 127
     factors = torch.where(scales > 0, 1 / scales, 0.0)
     return {"rows": (rows * _spread(factors, sites)).round().to(torch.int8), "scales": scales}
 
 
-def decode(stored: Stored, sites: Sequence[Site]) -> Float[Tensor, "n *row"]:
+def decode(stored: StoredTensors, sites: Sequence[Site]) -> Float[Tensor, "n *row"]:
     """Rows in float32."""
     rows = stored["rows"]
     if rows.dtype != torch.int8:
@@ -56,20 +61,21 @@ def decode(stored: Stored, sites: Sequence[Site]) -> Float[Tensor, "n *row"]:
 
 
 def bytes_per_row(sites: Sequence[Site], store: StoreDtype) -> int:
-    """Of one token in all sites, positions and masks left out."""
-    d_in = sum(_widths(sites))
+    """Bytes of one token at all sites, without its id, role, source and mask."""
+    d_in = sum(site.d_model for site in sites)
     if store == "int8":
         return d_in + 4 * len(sites)
     return d_in * getattr(torch, store).itemsize
 
 
-def select(stored: Stored, index: Tensor) -> Stored:
-    """Some of the rows; twice as fast in words of eight bytes as in two."""
+def select(stored: StoredTensors, index: Tensor) -> StoredTensors:
+    """Some of the rows."""
     return {name: _selected(tensor, index) for name, tensor in stored.items()}
 
 
 def _selected(tensor: Tensor, index: Tensor) -> Tensor:
     flat = tensor.flatten(1)
+    # Words of eight bytes are gathered twice as fast as words of two.
     if flat.shape[1] * flat.itemsize % 8 == 0 and flat.storage_offset() * flat.itemsize % 8 == 0:
         chosen = flat.view(torch.int64).index_select(0, index).view(flat.dtype)
     else:
@@ -77,29 +83,19 @@ def _selected(tensor: Tensor, index: Tensor) -> Tensor:
     return chosen.view(len(index), *tensor.shape[1:])
 
 
-def _widths(sites: Sequence[Site]) -> list[int]:
-    return [site.d_model for site in sites]
-
-
 def _spread(scales: Float[Tensor, "n n_sites"], sites: Sequence[Site]) -> Float[Tensor, "n ..."]:
     """One factor for each site, shaped to multiply rows."""
     if len(row_shape(sites)) == 2:
         return scales[:, :, None]
-    return scales.repeat_interleave(torch.tensor(_widths(sites), device=scales.device), dim=1)
-
-
-MANIFEST = "manifest.json"
-TEXT = "text.safetensors"
-MEANS = "means.safetensors"
-FORMAT = 1
+    widths = torch.tensor([site.d_model for site in sites], device=scales.device)
+    return scales.repeat_interleave(widths, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of a cache."""
+    """One file of rows, as the manifest records it."""
 
     name: str
-    first_context: int
     n_contexts: int
     n_rows: int
     n_bytes: int
@@ -107,11 +103,11 @@ class Shard:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a cache; FileNotFoundError or ValueError where there is none of ours."""
+    """The manifest of a cache. Raises FileNotFoundError or ValueError for any other folder."""
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} is no activation cache: it has no {MANIFEST}. Give a folder that "
+            f"{folder} is not an activation cache: it has no {MANIFEST}. Give a folder that "
             "`tl-crosscoder harvest` wrote."
         )
     manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -120,6 +116,39 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}. Harvest "
             "again."
         )
+    return manifest
+
+
+def claim(
+    folder: Path, identity: dict[str, Any], *, made_with: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The manifest to continue with: a new one, or that of the folder if it has this identity.
+
+    Raises:
+        ValueError: a cache of another identity, or with a damaged shard.
+    """
+    if not (folder / MANIFEST).is_file():
+        manifest = identity | {
+            "cache_id": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+            "made_with": dict(made_with or {}),
+            "n_shards": math.ceil(identity["n_contexts"] / identity["shard_contexts"]),
+            "is_complete": False,
+            "shards": [],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / MANIFEST, manifest)
+        return manifest
+    manifest = read_manifest(folder)
+    there = {name: manifest.get(name) for name in identity}
+    differing = sorted(files.differences(there, identity))
+    if differing:
+        raise ValueError(
+            f"{folder} holds another cache: {', '.join(differing)}. Resume with the same settings, "
+            "or choose another output folder."
+        )
+    check_shards(folder, manifest, verify=True)
+    for leftover in (folder / "shards").glob(".*"):  # of a killed process
+        leftover.unlink()
     return manifest
 
 
@@ -134,13 +163,11 @@ def check_shards(
     """Refuse, by name, a shard that is missing, of another cache, or damaged.
 
     Raises:
-        FileNotFoundError, ValueError: with the shard, and what to do.
+        FileNotFoundError, ValueError: with the shard and the next step.
     """
     advice = f"Delete {folder} and harvest again, or restore this file."
-    bar = tqdm(
-        shards_of(manifest), desc="Verifying", unit="shard", disable=None if show_progress else True
-    )
-    for shard in bar:
+    off = None if show_progress else True
+    for shard in tqdm(shards_of(manifest), desc="Verifying", unit="shard", disable=off):
         path = folder / shard.name
         if not path.is_file():
             raise FileNotFoundError(f"shard {path} is missing. {advice}")
@@ -160,12 +187,13 @@ def check_shards(
             raise ValueError(f"shard {path} is damaged: its sha256 is not the manifest's. {advice}")
 
 
-def load_text(path: Path, manifest: dict[str, Any]) -> TokenizedText:
-    """The contexts of a cache, as they were given."""
+def load_text(folder: Path, manifest: dict[str, Any]) -> TokenizedText:
+    """The contexts of a cache, masked as they were before the models ran."""
+    path = folder / TEXT
     if not path.is_file() or files.sha256(path) != manifest["text_sha256"]:
         raise ValueError(f"{path} is missing or damaged. Harvest again.")
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        tensors = {name: file.get_tensor(name) for name in TEXT_TENSORS}
     limits = manifest["norm_limits"]
     return TokenizedText(
         **tensors,

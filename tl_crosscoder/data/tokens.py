@@ -1,9 +1,9 @@
-"""Text as contexts of token ids without padding, and what is known of each token.
+"""Text as contexts of token ids, with what is known of each token.
 
-Contract: tokens are made once and both models read the same ids; of every token it is known
-whether it counts and if not why, which source it comes from, and whose it is in a chat. Seven bytes
-a token.
-Limit: where documents are not packed, short contexts are padded on the right.
+Tokens are made once and every model reads the same ids `[contexts, pos]`. For each token
+`TokenizedText` knows whether it is kept (trained on and measured) and if not why, its source, and
+its role in a chat, in seven bytes. Limit: where documents are not packed, short contexts are padded
+on the right.
 """
 
 from collections import Counter
@@ -19,16 +19,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder.config.text import Masks
-from tl_crosscoder.data.chat import ROLES, Encoded, encode_documents
-from tl_crosscoder.data.documents import Document
+from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_documents
+from tl_crosscoder.data.documents import Document, source_of
 from tl_crosscoder.models.tokenizer import own_bos_id, pad_id
 
-MAX_SOURCES = 64
-"""Firing is counted for each source and latent, so sources cannot be as many as documents."""
-REASONS = ("counts", "bos", "first", "template", "norm", "padding")
-"""Why a token does not count; the first that applies, in this order after `counts`."""
-_MOST_SOURCES = 2**16 - 1
-_BATCH = 256
+DROP_REASONS = ("kept", "bos", "first", "template", "norm", "padding")
+"""Why a token is dropped; the first reason that applies. 0 means that the token is kept."""
+_MAX_SOURCES = 64
+"""Sources that are told apart: firing is counted for each source and latent."""
+_MAX_SOURCE_IDS = 2**16 - 1
+_ENCODED_TOGETHER = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +37,16 @@ class TokenizedText:
 
     tokens: Int[Tensor, "contexts pos"]
     dropped: UInt8[Tensor, "contexts pos"]
-    """Index into `REASONS`: 0 where a token counts, else why it does not."""
+    """Index into `DROP_REASONS`: 0 where a token is kept."""
     source_ids: UInt8[Tensor, "contexts pos"]
     """Index into `sources` of the document that a token belongs to."""
     role_ids: UInt8[Tensor, "contexts pos"]
     """Index into `ROLES`."""
     sources: tuple[str, ...]
     context_ids: Int[Tensor, " contexts"]
-    """Which contexts of the whole text these are."""
+    """Positions of these contexts in the whole text."""
     norm_limits: tuple[float, ...] | None = None
-    """Tokens whose norm at a site is above its limit do not count either; known once models run."""
+    """Tokens whose norm at a site is above its limit are dropped as well, once models have run."""
 
     def __len__(self) -> int:
         """Number of contexts."""
@@ -59,32 +59,32 @@ class TokenizedText:
 
     @property
     def mask(self) -> Bool[Tensor, "contexts pos"]:
-        """True where a token counts."""
+        """True where a token is kept."""
         return self.dropped == 0
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that count."""
+        """Number of kept tokens."""
         return int(self.mask.sum())
 
     @property
     def lengths(self) -> Int[Tensor, " contexts"]:
-        """Tokens of each context, padding left out."""
-        return (self.dropped != REASONS.index("padding")).sum(dim=1)
+        """Tokens of each context without padding."""
+        return (self.dropped != DROP_REASONS.index("padding")).sum(dim=1)
 
     @property
     def mask_counts(self) -> dict[str, int]:
-        """How many tokens count, and how many do not for each reason."""
-        return _counts(self.dropped, REASONS)
+        """Number of kept tokens, and of dropped ones by reason."""
+        return _counts(self.dropped, DROP_REASONS)
 
     @property
     def source_counts(self) -> dict[str, int]:
-        """Tokens that count, by source."""
+        """Number of kept tokens by source."""
         return _counts(self.source_ids[self.mask], self.sources)
 
     @property
     def role_counts(self) -> dict[str, int]:
-        """Tokens that count, by role; of the roles that occur."""
+        """Number of kept tokens by role, for the roles that occur."""
         return {k: n for k, n in _counts(self.role_ids[self.mask], ROLES).items() if n}
 
     def __getitem__(self, index: Any) -> "TokenizedText":
@@ -100,12 +100,12 @@ class TokenizedText:
         return replace(self, **{name: getattr(self, name)[:, :n_positions] for name in per_token})
 
     def describe(self) -> str:
-        """One line for a reader: how much text, from where, and what does not count."""
+        """One line: how much text, from which sources, and what is dropped."""
         n = self.n_tokens
         parts = ", ".join(f"{name} {k / max(1, n):.0%}" for name, k in self.source_counts.items())
-        left_out = {k: v for k, v in self.mask_counts.items() if v and k != "counts"}
-        reasons = ", ".join(f"{v:,} {k}" for k, v in left_out.items()) or "none"
-        return f"{n:,} tokens in {len(self):,} contexts ({parts}); left out: {reasons}"
+        dropped = {k: v for k, v in self.mask_counts.items() if v and k != DROP_REASONS[0]}
+        reasons = ", ".join(f"{v:,} {k}" for k, v in dropped.items()) or "none"
+        return f"{n:,} tokens in {len(self):,} contexts ({parts}); dropped: {reasons}"
 
 
 def tokenize(
@@ -121,166 +121,144 @@ def tokenize(
     """Documents as contexts of `context_size` tokens, each beginning with BOS.
 
     Packed, one document follows the other, every one with a BOS, and the last partial context is
-    dropped. Not packed, each document has a context of its own, cut or padded on the right. A
+    dropped. Not packed, each document has a context to itself, cut or padded on the right. A
     tokenizer without BOS gets none. Chats go through the tokenizer's chat template.
 
     Args:
-        documents: any iterable, read until `max_tokens` tokens count (None is all of it).
+        documents: any iterable, read until `max_tokens` tokens are kept (None reads all of it).
         tokenizer: of the models.
         context_size: positions a context.
         pack: see above.
-        masks: which tokens do not count; `Masks()` by default. Its `max_norm_multiple` needs the
+        masks: which tokens are dropped; `Masks()` by default. Its `max_norm_multiple` needs the
             models: see `harvest.with_norm_limits`.
-        max_tokens: stop when so many tokens count.
+        max_tokens: kept tokens after which reading stops.
         show_progress: with a progress bar.
 
     Raises:
         ValueError: chats without a template, ids that the tokenizer does not have, text shorter
             than one context, or no text.
     """
-    if context_size < 2:
-        raise ValueError(f"context_size is {context_size}; it must be 2 or more.")
-    made = _Contexts(tokenizer, context_size=context_size, pack=pack, masks=masks or Masks())
-    with progress_bar("Tokenizing" if show_progress else None) as bar:
-        for encoded in _encoded(documents, tokenizer):
-            made.add(encoded)
-            bar.update(len(encoded.ids))
-            if max_tokens is not None and made.n_counted >= max_tokens:
-                break
-    return made.result()
+    packer = Packer(tokenizer, context_size=context_size, pack=pack, masks=masks)
+    description = "Tokenizing" if show_progress else None
+    return packer.packed(_encoded(documents, tokenizer), max_tokens, description=description)
 
 
-def tokenize_encoded(
-    documents: Iterable[Encoded],
-    tokenizer: Any,
-    *,
-    context_size: int,
-    pack: bool,
-    masks: Masks,
-    max_tokens: int,
-    progress: str | None = None,
-) -> TokenizedText:
-    """The same of documents that are tokens already, up to so many tokens that count."""
-    made = _Contexts(tokenizer, context_size=context_size, pack=pack, masks=masks)
-    with progress_bar(progress, total=max_tokens) as bar:
-        for encoded in documents:
-            before = made.n_counted
-            made.add(encoded)
-            bar.update(made.n_counted - before)
-            if made.n_counted >= max_tokens:
-                break
-    return made.result()
-
-
-def progress_bar(description: str | None, *, total: int | None = None) -> Any:
-    """A bar that counts tokens; none without a description. TQDM_DISABLE switches it off too."""
-    off = True if description is None else None
-    return tqdm(desc=description, total=total, unit="tok", unit_scale=True, disable=off)
-
-
-def _encoded(documents: Iterable[Document], tokenizer: Any) -> Iterator[Encoded]:
+def _encoded(documents: Iterable[Document], tokenizer: Any) -> Iterator[EncodedDocument]:
     stream = iter(documents)
-    while batch := list(islice(stream, _BATCH)):
+    while batch := list(islice(stream, _ENCODED_TOGETHER)):
         yield from encode_documents(batch, tokenizer)
 
 
-class _Contexts:
-    """Collects encoded documents into contexts, in arrays of a few bytes a token."""
+class Packer:
+    """Packs encoded documents into contexts, in arrays of a few bytes a token; see `tokenize`."""
 
-    def __init__(self, tokenizer: Any, *, context_size: int, pack: bool, masks: Masks) -> None:
+    def __init__(
+        self, tokenizer: Any, *, context_size: int, pack: bool = True, masks: Masks | None = None
+    ) -> None:
+        if context_size < 2:
+            raise ValueError(f"context_size is {context_size}; it must be 2 or more.")
         self.bos, self.filler = own_bos_id(tokenizer), pad_id(tokenizer)
-        self.size, self.pack, self.masks = context_size, pack, masks
-        self.n_seen = self.n_counted = 0
-        self.documents_by_source: Counter[str] = Counter()
-        self._sources: dict[str, int] = {}
-        self._rows: list[tuple[np.ndarray, ...]] = []
-        self._rest = np.zeros((4, 0), dtype=np.int32)
+        self.size, self.pack, self.masks = context_size, pack, masks or Masks()
+        self.n_seen = self.n_kept = 0
+        self._n_documents: Counter[str] = Counter()
+        self._source_ids: dict[str, int] = {}
+        self._contexts: list[tuple[np.ndarray, ...]] = []
+        self._rest = np.zeros((3, 0), dtype=np.int32)
+        """Ids, roles and sources that have not filled a context yet."""
 
-    def add(self, document: Encoded) -> None:
-        self.documents_by_source[document.source] += 1
-        source = self._sources.setdefault(document.source, min(len(self._sources), _MOST_SOURCES))
-        n = len(document.ids)
+    def packed(
+        self,
+        documents: Iterable[EncodedDocument],
+        max_tokens: int | None,
+        *,
+        description: str | None,
+    ) -> TokenizedText:
+        """Documents up to `max_tokens` kept tokens. A description shows a progress bar."""
+        off = True if description is None else None  # None: TQDM_DISABLE and the terminal decide
+        bar = tqdm(desc=description, total=max_tokens, unit="tok", unit_scale=True, disable=off)
+        with bar:
+            for document in documents:
+                before = self.n_kept
+                self._add(document)
+                bar.update(self.n_kept - before)
+                if max_tokens is not None and self.n_kept >= max_tokens:
+                    break
+        return self._text()
+
+    def _add(self, document: EncodedDocument) -> None:
+        name, n = source_of(document.document), len(document.ids)
+        self._n_documents[name] += 1
+        source = self._source_ids.setdefault(name, min(len(self._source_ids), _MAX_SOURCE_IDS))
         self.n_seen += n
-        # Ids, roles, sources, and 1 where there is a token: padding has none.
-        own = np.stack(
-            [document.ids, document.role_ids, np.full(n, source), np.ones(n)], dtype=np.int32,
-            casting="unsafe",
-        )  # fmt: skip
+        tokens = np.stack([document.ids, document.role_ids, np.full(n, source)]).astype(np.int32)
         if not self.pack:
-            self._append(self._padded(own[:, : self.size]))
+            self._append(tokens[:, : self.size])
             return
-        self._rest = np.concatenate([self._rest, own], axis=1)
-        while (row := self._next_packed()) is not None:
-            self._append(row)
+        self._rest = np.concatenate([self._rest, tokens], axis=1)
+        while (context := self._next_packed()) is not None:
+            self._append(context)
 
     def _next_packed(self) -> np.ndarray | None:
-        """The next full context, which begins with BOS whether the document does or not."""
-        if not self._rest.shape[1]:
-            return None
-        needs_bos = self.bos is not None and self._rest[0, 0] != self.bos
+        """The next full context; it begins with BOS even in the middle of a document."""
+        rest = self._rest
+        needs_bos = self.bos is not None and rest.shape[1] > 0 and rest[0, 0] != self.bos
         n = self.size - needs_bos
-        if self._rest.shape[1] < n:
+        if rest.shape[1] < n:
             return None
-        row, self._rest = self._rest[:, :n], self._rest[:, n:]
+        context, self._rest = rest[:, :n], rest[:, n:]
         if needs_bos:
-            first = row[:, :1].copy()
-            first[0] = self.bos
-            row = np.concatenate([first, row], axis=1)
-        return row
+            bos = context[:, :1].copy()  # with the role and source of the token that follows
+            bos[0] = self.bos
+            context = np.concatenate([bos, context], axis=1)
+        return context
 
-    def _padded(self, row: np.ndarray) -> np.ndarray:
-        width = self.size - row.shape[1]
-        padding = np.repeat([[self.filler], [0], [row[2, 0]], [0]], width, axis=1)
-        return np.concatenate([row, padding.astype(np.int32)], axis=1)
-
-    def _append(self, row: np.ndarray) -> None:
-        dropped = self._dropped(row)
-        # Copies of their own size: a view would keep the whole row of four integers a token.
+    def _append(self, context: np.ndarray) -> None:
+        n = context.shape[1]
+        padded = np.repeat([[self.filler], [0], [context[2, 0]]], self.size, axis=1)
+        padded[:, :n] = context
+        ids, roles, sources = padded
+        dropped = np.zeros(self.size, dtype=np.uint8)
+        # Written from the last reason to the first, so that the first one stays; padding is apart.
+        if self.masks.drop_template:
+            dropped[roles == ROLES.index("template")] = DROP_REASONS.index("template")
+        dropped[: self.masks.n_first] = DROP_REASONS.index("first")
+        if self.masks.drop_bos and self.bos is not None:
+            dropped[ids == self.bos] = DROP_REASONS.index("bos")
+        dropped[n:] = DROP_REASONS.index("padding")
+        # Copies in small types: views would keep the integers of 8 bytes alive.
         kinds = (np.int32, np.uint8, np.uint8, np.uint16)
-        values = (row[0], dropped, row[1], row[2])
-        self._rows.append(tuple(v.astype(k) for v, k in zip(values, kinds, strict=True)))
-        self.n_counted += int((dropped == 0).sum())
+        values = (ids, dropped, roles, sources)
+        self._contexts.append(tuple(v.astype(k) for v, k in zip(values, kinds, strict=True)))
+        self.n_kept += int((dropped == 0).sum())
 
-    def _dropped(self, row: np.ndarray) -> np.ndarray:
-        """Why each position does not count; the first reason of `REASONS` that applies."""
-        reasons = {
-            "bos": (row[0] == self.bos) & self.masks.drop_bos if self.bos is not None else False,
-            "first": np.arange(self.size) < self.masks.n_first,
-            "template": (row[1] == ROLES.index("template")) & self.masks.drop_template,
-        }
-        dropped = np.zeros(self.size, dtype=np.int32)
-        for name, applies in reversed(reasons.items()):
-            dropped[applies] = REASONS.index(name)
-        dropped[row[3] == 0] = REASONS.index("padding")
-        return dropped
-
-    def result(self) -> TokenizedText:
-        if not self._rows:
+    def _text(self) -> TokenizedText:
+        if not self._contexts:
             raise ValueError(
                 f"the text has only {self.n_seen:,} tokens, fewer than one context of {self.size}. "
                 "Give more text or a smaller context_size."
             )
-        tokens, dropped, role_ids, sources = (np.stack(c) for c in zip(*self._rows, strict=True))
-        self._rows.clear()
-        names, place = self._named_sources()
+        columns = zip(*self._contexts, strict=True)
+        tokens, dropped, role_ids, sources = (np.stack(column) for column in columns)
+        self._contexts.clear()
+        names, named = self._named_sources()
         return TokenizedText(
             tokens=torch.from_numpy(tokens),
             dropped=torch.from_numpy(dropped),
             role_ids=torch.from_numpy(role_ids),
-            source_ids=torch.from_numpy(place[sources]),
+            source_ids=torch.from_numpy(named[sources]),
             sources=names,
             context_ids=torch.arange(len(tokens)),
         )
 
     def _named_sources(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """Sources in the order of the text; of more than `MAX_SOURCES`, the rarest are `other`."""
-        names = list(self._sources)
-        if len(names) > MAX_SOURCES:
-            common = {s for s, _ in self.documents_by_source.most_common(MAX_SOURCES - 1)}
+        """Names in the order of the text, the rare ones as `other`, and the name of each source."""
+        names = list(self._source_ids)
+        if len(names) > _MAX_SOURCES:
+            common = {s for s, _ in self._n_documents.most_common(_MAX_SOURCES - 1)}
             names = [*(s for s in names if s in common), "other"]
         index = {name: i for i, name in enumerate(names)}
-        place = [index.get(source, len(names) - 1) for source in self._sources]
-        return tuple(names), np.array(place, dtype=np.uint8)
+        named = [index.get(source, len(names) - 1) for source in self._source_ids]
+        return tuple(names), np.array(named, dtype=np.uint8)
 
 
 def _counts(ids: Tensor, names: Sequence[str]) -> dict[str, int]:

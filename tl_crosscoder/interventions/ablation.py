@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.data.tokens import REASONS, TokenizedText
+from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import AddLatents, Edit, ProjectOut, only
@@ -172,7 +172,7 @@ def measure_estimate(
     kl, n_predicted = torch.zeros(2, dtype=torch.float64), 0
     for acts in ctx.batches(text, batch_size=batch_size):
         assert acts.codes is not None
-        is_token = (acts.text.dropped != REASONS.index("padding")).to(ids.device)
+        is_token = (acts.text.dropped != DROP_REASONS.index("padding")).to(ids.device)
         exact = only(acts.codes, ids).to_dense()[is_token.flatten()]
         sums.add(exact, mitigation.codes(acts.x[ctx.finetuned])[is_token])
         kl += _kl_to_first(ctx, acts, edits, predicted=is_token[:, 1:])

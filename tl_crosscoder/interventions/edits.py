@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import ROLES
-from tl_crosscoder.data.tokens import REASONS
+from tl_crosscoder.data.tokens import DROP_REASONS
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 
 
@@ -208,7 +208,7 @@ class TokenFilter:
         self, role_ids: Integer[Tensor, "batch pos"], dropped: Integer[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos"]:
         """The same from what a text knows of its tokens."""
-        chosen = dropped != REASONS.index("padding")
+        chosen = dropped != DROP_REASONS.index("padding")
         if self.roles is not None:
             ids = torch.tensor([ROLES.index(r) for r in self.roles])
             chosen = chosen & torch.isin(role_ids.long(), ids)

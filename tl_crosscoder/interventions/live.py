@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.data.tokens import REASONS, TokenizedText
+from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import (
     AddVector,
@@ -172,9 +172,9 @@ def _as_text(ids: Int[Tensor, "batch pos"], *, bos: int | None) -> TokenizedText
     """Running ids as contexts, without codes where training has none by default (`Masks`)."""
     ids = ids.cpu()
     dropped = torch.zeros(ids.shape, dtype=torch.uint8)
-    dropped[:, 0] = REASONS.index("first")
+    dropped[:, 0] = DROP_REASONS.index("first")
     if bos is not None:
-        dropped[ids == bos] = REASONS.index("bos")
+        dropped[ids == bos] = DROP_REASONS.index("bos")
     unknown = torch.zeros_like(dropped)
     return TokenizedText(
         tokens=ids,

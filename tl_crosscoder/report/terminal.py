@@ -53,7 +53,7 @@ def cache_sections(cache: ActivationCache) -> list[Section]:
     """Sites, size, masks, sources and roles of a cache, and the statistics of each site."""
     manifest, text = cache.manifest, cache.text
     statistics, rounding = manifest["statistics"], manifest["storage_error"]
-    masked = {name: n for name, n in manifest["mask_counts"].items() if name != "counts"}
+    masked = {name: n for name, n in manifest["mask_counts"].items() if name != "kept"}
     n_held_out = len(text) - manifest["n_training_contexts"]
     facts = {
         "tokens": f"{cache.n_rows:,} in {len(text):,} contexts of {text.context_size}, "

@@ -1,4 +1,4 @@
-"""Whose is each token of a chat: against what is known of the chat, under several templates."""
+"""The role of each token of a chat, under several templates."""
 
 import copy
 
@@ -59,35 +59,37 @@ def test_every_token_of_a_chat_has_its_role(tokenizer):
     ]
 
 
+def spoken(chat, tokenizer, template) -> list[tuple[str, str]]:
+    """What is not the template's, under a template."""
+    tokenizer.chat_template = template
+    messages = [{"role": role, "content": content} for role, content in chat]
+    (encoded,) = encode_documents([{"messages": messages}], tokenizer)
+    return [(r, text.strip()) for r, text in by_role(encoded, tokenizer) if r != "template"]
+
+
 @pytest.mark.parametrize("template", [CHATML, GEMMA_LIKE])
 @pytest.mark.parametrize("said", ["user", "assistant\nuser", "im_end", "a", "  spaced out \n"])
 def test_a_message_that_looks_like_the_template_is_found_where_it_stands(tokenizer, template, said):
-    tokenizer.chat_template = template
-    chat = [{"role": "user", "content": said}, {"role": "assistant", "content": "user"}]
-    (encoded,) = encode_documents([{"messages": chat}], tokenizer)
-    runs = by_role(encoded, tokenizer)
-    own = [(role, text.strip()) for role, text in runs if role != "template"]
-    assert own == [("user", said.strip()), ("assistant", "user")]
+    chat = [("user", said), ("assistant", "user")]
+    assert spoken(chat, tokenizer, template) == [("user", said.strip()), ("assistant", "user")]
 
 
 def test_a_system_message_within_the_first_turn_keeps_its_role(tokenizer):
-    tokenizer.chat_template = GEMMA_LIKE
-    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello."}]
-    (encoded,) = encode_documents([{"messages": chat}], tokenizer)
-    runs = [(role, text.strip()) for role, text in by_role(encoded, tokenizer)]
-    assert ("system", "Be kind.") in runs
-    assert ("user", "Hello.") in runs
+    chat = [("system", "Be kind."), ("user", "Hello.")]
+    assert spoken(chat, tokenizer, GEMMA_LIKE) == chat
 
 
 def test_what_a_template_cuts_out_of_a_message_does_not_move_the_next(tokenizer):
-    tokenizer.chat_template = CUTS_THOUGHTS
-    chat = [
-        {"role": "assistant", "content": "<think>hmm</think>Yes."},
-        {"role": "user", "content": "Good."},
-    ]
-    (encoded,) = encode_documents([{"messages": chat}], tokenizer)
-    own = [(r, t.strip()) for r, t in by_role(encoded, tokenizer) if r != "template"]
-    assert own == [("assistant", "Yes."), ("user", "Good.")]
+    chat = [("assistant", "<think>hmm</think>Yes."), ("user", "Good.")]
+    expected = [("assistant", "Yes."), ("user", "Good.")]
+    assert spoken(chat, tokenizer, CUTS_THOUGHTS) == expected
+
+
+def test_a_real_tokenizer_gives_every_character_back(shared_models):
+    """SentencePiece, whose pieces begin with the space before them."""
+    tokenizer = AutoTokenizer.from_pretrained(shared_models / "stories260K")
+    chat = [("user", "Tell me a story."), ("assistant", "No")]
+    assert spoken(chat, tokenizer, CHATML) == chat
 
 
 def test_the_prompt_for_an_answer_is_template(tokenizer):
@@ -108,7 +110,7 @@ def test_texts_and_chats_in_one_batch_are_as_alone(tokenizer):
     for one, other in zip(together, alone, strict=True):
         assert np.array_equal(one.ids, other.ids)
         assert np.array_equal(one.role_ids, other.role_ids)
-        assert one.source == other.source
+        assert one.document is other.document
     bos = tokenizer.bos_token_id
     assert [e.ids[0] for e in together] == [bos] * 4
     assert together[2].ids.tolist() == [bos, 5, 6, 7]
@@ -128,16 +130,6 @@ def test_texts_and_chats_in_one_batch_are_as_alone(tokenizer):
 def test_ids_that_cannot_be_are_refused(tokenizer, document, message):
     with pytest.raises(ValueError, match=message):
         encode_documents([document | {"source": "mine"}], tokenizer)
-
-
-def test_a_real_tokenizer_gives_every_character_back(shared_models):
-    """SentencePiece, whose pieces begin with the space before them."""
-    tokenizer = AutoTokenizer.from_pretrained(shared_models / "stories260K")
-    tokenizer.chat_template = CHATML
-    chat = [{"role": "user", "content": "Tell me a story."}, {"role": "assistant", "content": "No"}]
-    (encoded,) = encode_documents([{"messages": chat}], tokenizer)
-    own = [(r, t.strip()) for r, t in by_role(encoded, tokenizer) if r != "template"]
-    assert own == [("user", "Tell me a story."), ("assistant", "No")]
 
 
 def test_roles_stand_beside_the_packed_tokens(tokenizer):
