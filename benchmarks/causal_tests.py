@@ -24,6 +24,7 @@ from result_file import ResultFile
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.baselines.activation_difference import activation_difference
 from tl_crosscoder.baselines.pca import difference_pca
+from tl_crosscoder.config.presets import preset_from
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
@@ -38,8 +39,8 @@ ORGANISMS = ("taboo", "false-fact")
 PLANTED_SOURCES = {"taboo": ("taboo", "game"), "false-fact": ("false-fact",)}
 """Sources whose text the fine-tune is about."""
 PRESETS: dict[str, dict[str, Any]] = {
-    "batchtopk": {"preset": "batchtopk"},
-    "delta": {"preset": "delta", "delta_loss_weight": 1.0},
+    "batchtopk": {"name": "batchtopk"},
+    "delta": {"name": "delta", "delta_loss_weight": 1.0},
 }
 NO_DICTIONARY = "no dictionary"
 N_PROMPTS, N_NEUTRAL_TOKENS, N_MATCHED = 150, 4096, 10
@@ -56,7 +57,7 @@ def trained(organism: str, preset: str, seed: int, arguments: argparse.Namespace
     if arguments.quick:
         config = replace(config, d_sae=64, batch_size=256, n_measured_tokens=4096,
                          max_documents=400, n_calibration_tokens=2048)  # fmt: skip
-    run_diff(replace(config, **PRESETS[preset]), resume=True)
+    run_diff(replace(config, preset=preset_from({**PRESETS[preset], "k": 12})), resume=True)
     return Run(path=path)
 
 

@@ -301,12 +301,7 @@ def measure_reading(size: Size, folder: Path) -> list[dict[str, Any]]:
 
 # --- sweep ----------------------------------------------------------------------------------------
 
-CHANGES = [
-    {"preset": "batchtopk", "k": 12},
-    {"preset": "topk", "k": 12},
-    {"preset": "dual-k", "k": 12},
-    {"preset": "delta", "k": 12},
-]
+CHANGES = [{"preset": {"name": name, "k": 12}} for name in ("batchtopk", "topk", "dual-k", "delta")]
 
 
 def measure_sweep(size: Size, folder: Path) -> dict[str, Any]:
@@ -321,8 +316,8 @@ def measure_sweep(size: Size, folder: Path) -> dict[str, Any]:
     command += ["--config", str(folder / "run.yaml")]
     alone = []
     for i, change in enumerate(CHANGES):
-        flags = [x for name, value in change.items() for x in (f"--{name}", str(value))]
-        alone.append(_seconds([*command, *flags, "--output", str(folder / f"alone-{i}")]))
+        flags = ["--output", str(folder / f"alone-{i}"), change["preset"]["name"], "--k", "12"]
+        alone.append(_seconds([*command, *flags]))
     sweep = ["--sweep", str(folder / "sweep.yaml"), "--output", str(folder / "sweep")]
     together = _seconds([*command, *sweep])
     share = together / sum(alone)

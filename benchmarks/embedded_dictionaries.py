@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from tl_crosscoder import files
+from tl_crosscoder.config.presets import preset_from
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.hub.card import dictionary_card, entry_of
@@ -43,8 +44,8 @@ from tl_crosscoder.run.training import run_diff
 
 ORGANISMS = ("taboo", "false-fact")
 PRESETS: dict[str, dict[str, Any]] = {
-    "batchtopk": {},
-    "delta": {"preset": "delta", "delta_loss_weight": 1.0},
+    "batchtopk": {"name": "batchtopk"},
+    "delta": {"name": "delta", "delta_loss_weight": 1.0},
 }
 PAGE = Path(__file__).parents[1] / "docs/dictionaries/pretrained.md"
 START, END = "<!-- generated -->\n", "<!-- end -->\n"
@@ -53,7 +54,7 @@ START, END = "<!-- generated -->\n", "<!-- end -->\n"
 def config_of(organism: str, preset: str, runs: Path) -> RunConfig:
     """The run of one dictionary."""
     config = demo_config(organism, output=str(runs / f"{organism}-{preset}"))
-    return replace(config, **PRESETS[preset])
+    return replace(config, preset=preset_from({**PRESETS[preset], "k": 12}))
 
 
 def make(config: RunConfig, *, resume: bool) -> Path:

@@ -14,20 +14,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tl_crosscoder import RunConfig, Trainer, split_documents, tokenize
+from tl_crosscoder import RunConfig, Trainer, preset, split_documents, tokenize
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.organisms import training_documents
 from tl_crosscoder.run.estimate import HARVEST_SHARE, Estimate, estimate
 from tl_crosscoder.run.sources import load_source
-from tl_crosscoder.train.presets import recipe_of
 
 CASES: tuple[dict[str, Any], ...] = (
     {},
     {"auxk_weight": 0.0},
-    {"auxk_weight": 0.0, "expansion": 64, "k": 32},
-    {"auxk_weight": 0.0, "expansion": 256, "k": 32},
+    {"auxk_weight": 0.0, "expansion": 64, "preset": preset("batchtopk", k=32)},
+    {"auxk_weight": 0.0, "expansion": 256, "preset": preset("batchtopk", k=32)},
     {"auxk_weight": 0.0, "kernels": "dense"},
-    {"auxk_weight": 0.0, "preset": "delta", "k": 24, "batch_size": 4096},
+    {"auxk_weight": 0.0, "preset": preset("delta", k=24), "batch_size": 4096},
 )
 COLUMNS = "harvest s", "predicted", "training s", "predicted", "exact share", "of predicted"
 
@@ -85,7 +84,7 @@ def main() -> None:
         config = run_config(arguments.tokens, arguments.device, **fields)
         harvest, training = predicted(estimate(config), config, text.n_tokens)
         took = seconds(lambda: sum(len(rows) for rows in harvest_rows(pair, text)))
-        trainer = Trainer(pair, text, held_out, config=config, recipe=recipe_of(config))
+        trainer = Trainer(pair, text, held_out, config=config, recipe=config.preset)
         trained = seconds(trainer.fit)
         numbers = took, harvest, trained, training, HARVEST_SHARE * harvest / took
         cells = "".join(f"{n:>13.2f}" for n in (*numbers, trained / training))

@@ -38,6 +38,7 @@ from variants import (
 
 from tl_crosscoder.analysis.norms import LATENT_CLASSES
 from tl_crosscoder.analysis.reconstruction import Reconstruction, ReconstructionSums
+from tl_crosscoder.config.presets import preset_to_dict
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
 
@@ -127,12 +128,12 @@ def one_run(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     world = planted_world(world_name, config.seed)
-    is_difference = VARIANTS[variant]["preset"] == "diff-sae"
+    is_difference = VARIANTS[variant]["name"] == "diff-sae"
     k = round(world.difference_l0, 3) if is_difference else K
     config = configured(config, variant, k=k, coefficient=coefficient)
     crosscoder = fit(config, world)
     return {
-        "options": config.preset_options(),
+        "options": preset_to_dict(config.preset),
         "seconds": round(time.perf_counter() - started, 1),
         **measured(crosscoder, world, config),
     }

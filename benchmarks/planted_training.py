@@ -39,7 +39,7 @@ def rows_of(
 
 
 def new_crosscoder(config: RunConfig, sites: tuple[Site, ...]) -> CrosscoderTraining:
-    recipe = recipe_of(config)
+    recipe = recipe_of(config.preset, n_steps=config.n_steps)
     cfg = CrosscoderTrainingConfig(
         d_in=sum(s.d_model for s in sites),
         d_sae=config.d_sae,

@@ -29,6 +29,7 @@ from variants import add_arguments, configured, output_path, seeds
 from tl_crosscoder.analysis.examples import examples
 from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, Ranking, in_order, rank_latents
 from tl_crosscoder.analysis.measurement import LatentSummary, Measurement, measure
+from tl_crosscoder.config.presets import preset_to_dict
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.documents import split_documents
@@ -42,7 +43,6 @@ from tl_crosscoder.organisms import organism
 from tl_crosscoder.organisms.recovery import planted_recovery
 from tl_crosscoder.run.sources import load_source
 from tl_crosscoder.run.text import held_out_text, read_documents, tokens_of
-from tl_crosscoder.train.presets import recipe_of
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config
 
 ORGANISMS = ("taboo", "false-fact")
@@ -171,7 +171,7 @@ def measured(
     """All numbers of one dictionary, on held-out text."""
     source = ready.source(config)
     measurement = measure(source, crosscoder, ready.held_out, n_top=N_TOP)
-    parts = crosscoder_config(source, config, recipe_of(config)).placed_partitions()
+    parts = crosscoder_config(source, config, config.preset).placed_partitions()
     rows = harvest_rows(source, ready.held_out, batch_size=config.harvest_batch_size)
     by_part = difference_parts(crosscoder, rows, parts)
     reconstruction, is_pair = measurement.reconstruction, measurement.compared is not None
@@ -200,10 +200,10 @@ def one_run(name: str, variant: str, base: RunConfig) -> dict[str, Any]:
     config = configured(base, variant, k=K, coefficient=COEFFICIENTS[name].get(variant))
     started = time.perf_counter()
     crosscoder = Trainer(
-        ready.source(config), ready.text, ready.held_out, config=config, recipe=recipe_of(config)
+        ready.source(config), ready.text, ready.held_out, config=config, recipe=config.preset
     ).fit()
     return {
-        "options": config.preset_options(),
+        "options": preset_to_dict(config.preset),
         "seconds": round(time.perf_counter() - started, 1),
         **measured(crosscoder, config, ready, name),
     }

@@ -12,45 +12,43 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tl_crosscoder.config.presets import PRESETS, preset_from
 from tl_crosscoder.config.training import RunConfig
-from tl_crosscoder.train.presets import PRESETS
 
-PENALISED = {"l1": "l1_coefficient", "jumprelu": "jumprelu_coefficient", "dsf": "l1_coefficient"}
-"""Presets whose L0 follows from a coefficient instead of a k, with its field."""
+PENALISED = ("l1", "jumprelu", "dsf")
+"""Presets whose L0 follows from a coefficient instead of a k."""
 
 L0_MULTIPLES = {"l1-twice-l0": 2}
 """Of the k that all other variants have."""
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"preset": name} for name in PRESETS},
-    "l1-twice-l0": {"preset": "l1"},
-    "delta-unmasked": {"preset": "delta", "delta_loss_masked": False},
-    "delta-relative": {"preset": "delta", "delta_loss_scale": "relative"},
+    **{name: {"name": name} for name in PRESETS},
+    "l1-twice-l0": {"name": "l1"},
+    "delta-unmasked": {"name": "delta", "delta_loss_masked": False},
+    "delta-relative": {"name": "delta", "delta_loss_scale": "relative"},
     "delta-relative-0.5": {
-        "preset": "delta",
+        "name": "delta",
         "delta_loss_scale": "relative",
         "delta_loss_weight": 0.5,
     },
-    "delta-weight-1": {"preset": "delta", "delta_loss_weight": 1.0},
-    "structured-competing": {"preset": "structured", "dual_k": False},
-    "structured-weight-0": {"preset": "structured", "delta_loss_weight": 0.0},
+    "delta-weight-1": {"name": "delta", "delta_loss_weight": 1.0},
+    "structured-competing": {"name": "structured", "dual_k": False},
+    "structured-weight-0": {"name": "structured", "delta_loss_weight": 0.0},
 }
 
 
 def is_penalised(variant: str) -> bool:
     """Whether the variant needs a coefficient."""
-    return VARIANTS[variant]["preset"] in PENALISED
+    return VARIANTS[variant]["name"] in PENALISED
 
 
 def configured(
     config: RunConfig, variant: str, *, k: float, coefficient: float | None
 ) -> RunConfig:
     """The run with this variant's dictionary; `coefficient` is for the penalised ones."""
-    fields = VARIANTS[variant]
-    field = PENALISED.get(fields["preset"])
-    sparsity = {"k": None, field: coefficient} if field else {"k": k}
-    return replace(config, **sparsity, **fields)
+    sparsity = {"coefficient": coefficient} if is_penalised(variant) else {"k": k}
+    return replace(config, preset=preset_from({**VARIANTS[variant], **sparsity}))
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, n_seeds: int) -> None:

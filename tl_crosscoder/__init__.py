@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.baselines.activation_difference import activation_difference
     from tl_crosscoder.baselines.logit_amplification import amplified_text
     from tl_crosscoder.baselines.pca import difference_pca
+    from tl_crosscoder.config.presets import preset
     from tl_crosscoder.config.text import ContrastiveConfig, Masks, TextSource
     from tl_crosscoder.config.training import HarvestConfig, RunConfig, TrainConfig
     from tl_crosscoder.crosscoder.config import (
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.run.harvest import run_harvest
     from tl_crosscoder.run.training import run_diff, run_together
     from tl_crosscoder.train.loop import fit_together
-    from tl_crosscoder.train.presets import Recipe, preset
+    from tl_crosscoder.train.presets import Recipe
     from tl_crosscoder.train.trainer import Trainer
 
 __all__ = [
@@ -208,6 +209,7 @@ _MODULES = {
     "baselines.activation_difference": ("activation_difference",),
     "baselines.logit_amplification": ("amplified_text",),
     "baselines.pca": ("difference_pca",),
+    "config.presets": ("preset",),
     "config.text": (
         "Masks",
         "TextSource",
@@ -306,10 +308,7 @@ _MODULES = {
         "run_together",
     ),
     "train.loop": ("fit_together",),
-    "train.presets": (
-        "Recipe",
-        "preset",
-    ),
+    "train.presets": ("Recipe",),
     "train.trainer": ("Trainer",),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}

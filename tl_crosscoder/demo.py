@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.config.presets import BatchTopK
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.documents import load_documents
 from tl_crosscoder.models.pretrained import PREFIX
@@ -75,7 +76,7 @@ def demo_config(name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKE
         text=PREFIX + name,
         output=output,
         d_sae=1024,
-        k=12,
+        preset=BatchTopK(k=12),
         n_tokens=n_tokens,
         batch_size=1024,
         lr=2e-3,

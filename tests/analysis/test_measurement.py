@@ -9,7 +9,7 @@ from analysis.hand_made import RECONSTRUCTION, crosscoder, latent_measures, meas
 
 from tl_crosscoder import Crosscoder, Measurement, TrainConfig, Trainer, measure
 from tl_crosscoder.analysis.norms import LATENT_CLASSES
-from tl_crosscoder.train import presets
+from tl_crosscoder.config.presets import preset
 
 CONFIG = TrainConfig(
     d_sae=48,
@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
 
 
 def trained_on(pair, texts) -> Crosscoder:
-    return Trainer(pair, *texts, config=CONFIG, recipe=presets.batchtopk(k=4)).fit()
+    return Trainer(pair, *texts, config=CONFIG, recipe=preset("batchtopk", k=4)).fit()
 
 
 @pytest.fixture(scope="module")

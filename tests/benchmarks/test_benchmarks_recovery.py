@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tl_crosscoder.config.presets import PRESETS, preset
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.models.site import Site
-from tl_crosscoder.train.presets import PRESETS, preset
+from tl_crosscoder.train.presets import recipe_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DELTA_ABLATIONS = {"delta-unmasked", "delta-relative", "delta-relative-0.5", "delta-weight-1"}
@@ -181,5 +182,8 @@ def test_parts_of_the_difference_add_up_where_they_share_nothing(modules):
 
 
 def test_two_ablations_of_delta_are_presets():
-    assert preset("delta", dual_k=False) == preset("delta-competing")
-    assert preset("delta", delta_loss_weight=0.0).partitions == preset("dual-k").partitions
+    def made_of(name, **options):
+        return recipe_of(preset(name, **options), n_steps=10)
+
+    assert made_of("delta", dual_k=False) == made_of("delta-competing")
+    assert made_of("delta", delta_loss_weight=0.0).partitions == made_of("dual-k").partitions

@@ -64,8 +64,13 @@ def test_one_file_serves_harvest_and_training(tmp_path, capsys):
     """The run's file with --output for the cache; then the same file with --cache."""
     run = dict(zip(("base", "adapter", "hook_name", "text"),
                    (MODELS[1], MODELS[3], HOOK[1], TEXT[1]), strict=True))  # fmt: skip
-    run |= {"max_documents": 400, "context_size": 32, "n_first": 2, "n_tokens": 4096, "k": 4}
-    run |= {"d_sae": 48, "batch_size": 128, "preset": "delta", "output": str(tmp_path / "run")}
+    run |= {"max_documents": 400, "context_size": 32, "n_first": 2, "n_tokens": 4096}
+    run |= {
+        "d_sae": 48,
+        "batch_size": 128,
+        "preset": {"name": "delta", "k": 4},
+        "output": str(tmp_path / "run"),
+    }
     path, cache = tmp_path / "run.yaml", tmp_path / "cache"
     path.write_text(yaml.safe_dump(run))
     harvest = HarvestConfig.from_yaml(path, default={"output": str(cache)})
@@ -76,8 +81,8 @@ def test_one_file_serves_harvest_and_training(tmp_path, capsys):
 
 
 def test_a_diff_sae_trains_on_the_cache_of_the_pair(cache, tmp_path, capsys):
-    flags = ["--cache", str(cache), *SMALL, "--preset", "diff-sae"]
-    assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 0
+    flags = ["--cache", str(cache), *SMALL]
+    assert main(["train", "diff-sae", *flags, "--output", str(tmp_path / "run")]) == 0
     assert "FVE difference" in capsys.readouterr().out
     assert main(["analyze", str(tmp_path / "run"), "--fresh"]) == 0
 

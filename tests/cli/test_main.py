@@ -15,10 +15,11 @@ from tl_crosscoder.organisms import training_documents
 PAIR = ["--base", "tl_crosscoder/world-base", "--adapter", "tl_crosscoder/taboo"]
 HOOK = ["--hook-name", "blocks.1.hook_resid_post"]
 FIELDS = {
-    "d_sae": 48, "k": 4, "n_tokens": 4096, "batch_size": 128, "context_size": 32, "lr": 0.003,
+    "d_sae": 48, "n_tokens": 4096, "batch_size": 128, "context_size": 32, "lr": 0.003,
     "lr_warmup_steps": 5, "checkpoint_every": 10, "buffer_contexts": 30,
 }  # fmt: skip
-SMALL = [x for k, v in FIELDS.items() for x in ("--" + k.replace("_", "-"), str(v))]
+SMALL = ["--k", "4"]
+SMALL += [x for k, v in FIELDS.items() for x in ("--" + k.replace("_", "-"), str(v))]
 
 
 @pytest.fixture(scope="module")
@@ -112,23 +113,13 @@ def test_analyze_measures_on_another_text(trained, tmp_path, capsys):
 def test_yaml_and_flags_give_the_same_run_and_flags_win(trained, text, tmp_path):
     models = {"base": PAIR[1], "adapter": PAIR[3], "hook_name": HOOK[1], "text": text}
     config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(models | FIELDS | {"lr": 0.5}))
+    config.write_text(yaml.safe_dump(models | FIELDS | {"preset": {"k": 4}, "lr": 0.5}))
     output = tmp_path / "run"
     flags = ["--config", str(config), "--output", str(output), "--lr", "0.003"]
     done = in_new_process("-m", "tl_crosscoder.cli.main", "train", *flags)
     assert done.returncode == 0, done.stderr
     weights = [(p / "sae_weights.safetensors").read_bytes() for p in (trained, output)]
     assert weights[0] == weights[1]
-
-
-@pytest.mark.parametrize(("name", "value"), [("preset", "top-k"), ("reconstruction", "l2")])
-def test_a_misspelt_choice_in_yaml_is_refused_and_not_replaced(text, tmp_path, name, value):
-    fields = {"base": PAIR[1], "adapter": PAIR[3], "hook_name": HOOK[1], "text": text}
-    config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(fields | {name: value, "output": str(tmp_path / "run")}))
-    done = in_new_process("-m", "tl_crosscoder.cli.main", "train", "--config", str(config))
-    assert done.returncode == 2
-    assert f"{name} is '{value}'; it is one of" in done.stderr
 
 
 def test_resume_of_a_complete_run_measures_again(trained, text, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tl_crosscoder import RunConfig
+from tl_crosscoder.config.presets import L1, BatchTopK
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
 from tl_crosscoder.run.sources import sites_of
 from tl_crosscoder.train.presets import recipe_of
@@ -38,7 +39,8 @@ def config_of(name: str) -> RunConfig:
 def dictionary_of(name: str) -> CrosscoderTrainingConfig:
     """The dictionary of a run, from the widths above in place of models."""
     config = config_of(name)
-    recipe, d_model = recipe_of(config), SHAPES[str(config.base)][0]
+    recipe = recipe_of(config.preset, n_steps=config.n_steps)
+    d_model = SHAPES[str(config.base)][0]
     sites = tuple(replace(site, d_model=d_model) for site in sites_of(config))
     return CrosscoderTrainingConfig(
         d_in=sum(site.d_model for site in sites),
@@ -138,9 +140,9 @@ def test_a_dictionary_of_the_chat_model_is_the_paper_s(name):
 
 def test_one_has_k_100_and_one_the_penalty_of_the_paper():
     batchtopk, l1 = map(config_of, MINDER)
-    assert recipe_of(batchtopk).sparsity.k == 100  # type: ignore[union-attr]
+    assert batchtopk.preset == BatchTopK(k=100)
     # The paper's mean over two sites is half of our sum: its 4.1e-2 counts twice, as its 1/32 does.
     assert (batchtopk.reconstruction, l1.reconstruction) == ("norm", "norm")
-    assert recipe_of(l1).sparsity.coefficient == pytest.approx(2 * 4.1e-2)  # type: ignore[union-attr]
+    assert l1.preset == L1(coefficient=2 * 4.1e-2)
     assert batchtopk.auxk_weight == 2 / 32
     assert dictionary_of("minder_gemma2_2b_l1").auxk is None

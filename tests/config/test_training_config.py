@@ -1,6 +1,6 @@
 import pytest
 
-from tl_crosscoder import RunConfig, TrainConfig
+from tl_crosscoder import RunConfig, TrainConfig, preset
 
 RUN = {"base": "b", "finetuned": "f", "hook_name": "h", "text": "t", "output": "o"}
 
@@ -37,8 +37,11 @@ def test_impossible_values_are_refused(fields, message):
 
 def test_yaml_has_the_same_fields(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("\n".join(f"{k}: {v}" for k, v in (RUN | {"k": 7, "lr": 0.5}).items()))
-    assert RunConfig.from_yaml(path) == RunConfig(**RUN, k=7, lr=0.5)
+    given = RUN | {"preset": "{name: delta, k: 7, dual_k: false}", "lr": 0.5}
+    path.write_text("\n".join(f"{k}: {v}" for k, v in given.items()))
+    config = RunConfig.from_yaml(path)
+    assert config == RunConfig(**RUN, preset=preset("delta", k=7, dual_k=False), lr=0.5)
+    assert RunConfig.from_mapping(config.to_dict(), name="again") == config
 
 
 def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
@@ -68,12 +71,28 @@ def test_runs_that_would_fail_late_are_refused_at_once(fields, message, tmp_path
     [
         ("base: [", "not valid YAML"),
         ("- a", "must be a mapping"),
-        ("base: b\nlr: fast", "lr is 'fast', which is no number"),
+        ("base: b\nlr: fast", "lr is 'fast'; it must be a number"),
+        ("n_tokens: 3.5\noutput: o", "n_tokens is 3.5; it must be a whole number"),
+        ("pack: 1\noutput: o", "pack is 1; it must be true or false"),
+        ("kernels: fast\noutput: o", "kernels is 'fast'; it must be one of auto, dense"),
+        ("base: 3\noutput: o", "base is 3; it must be text or null"),
+        ("mixture: 3\noutput: o", "mixture is 3; it must be a list, each item a mapping"),
+        ("preset: top-k\noutput: o", "preset 'top-k' is not known; it is one of batchtopk, topk"),
+        (
+            "preset: {name: l1, k: 3}\noutput: o",
+            r"preset 'l1' has unknown fields \['k'\]; valid are",
+        ),
+        ("preset: {k: many}\noutput: o", "preset 'batchtopk': k is 'many'; it must be a number"),
+        ("preset: 3\noutput: o", r"preset is 3; give preset\(NAME, ...\)"),
+        (
+            "preset: {name: delta, shared_share: 1}\noutput: o",
+            r"shared_share is 1.0; it must be in",
+        ),
         ("base: b\nlearning_rate: 1", r"unknown fields \['learning_rate'\]"),
         ("base: b", r"lacks \['output'\]"),
         ("text: t\nmixture: [{text: u}]\noutput: o", "not both"),
         ("mixture: [{text: u, wait: 2}]\noutput: o", r"mixture has unknown fields \['wait'\]"),
-        ("mixture: [{text: u, weight: 0}]\noutput: o", "weight of 'u' is 0; it must be above 0"),
+        ("mixture: [{text: u, weight: 0}]\noutput: o", "weight of 'u' is 0.0; it must be above 0"),
     ],
 )
 def test_bad_yaml_is_refused(tmp_path, content, message):

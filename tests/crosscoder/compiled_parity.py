@@ -3,11 +3,14 @@
 import torch
 from dictionaries import new_training, planted, randomised
 
-from tl_crosscoder.train.presets import preset
+from tl_crosscoder.config.presets import preset
+from tl_crosscoder.train.presets import recipe_of
 
 losses, grads = [], []
 for compiled in (False, True):
-    training = randomised(new_training(**vars(preset("delta", k=3)), compile=compiled))
+    training = randomised(
+        new_training(**vars(recipe_of(preset("delta", k=3), n_steps=0)), compile=compiled)
+    )
     output = training.step_loss(planted(32), is_dead=torch.arange(32) > 28)
     output.loss.backward()
     losses.append(output.loss.detach())

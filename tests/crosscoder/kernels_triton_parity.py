@@ -14,11 +14,12 @@ from dictionaries import new_training, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tl_crosscoder.config.presets import preset
 from tl_crosscoder.crosscoder.sparse import kernels
 from tl_crosscoder.crosscoder.sparse import triton as kernels_triton
 from tl_crosscoder.crosscoder.sparse.codes import DenseCodes, SparseCodes
 from tl_crosscoder.crosscoder.sparse.triton import compact, sampled_dots, weighted_bag
-from tl_crosscoder.train.presets import preset
+from tl_crosscoder.train.presets import recipe_of
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # Of sums of some tens of terms of size 1, rounded in float32 or to the type named.
@@ -253,8 +254,8 @@ def test_they_equal_their_eager_twins():
 STEPS = {
     "batchtopk": {"k": 3},
     "topk": {"k": 3},
-    "l1": {"l1_coefficient": 0.3},
-    "jumprelu": {"jumprelu_threshold": 0.5, "jumprelu_bandwidth": 0.5},
+    "l1": {"coefficient": 0.3},
+    "jumprelu": {"threshold": 0.5, "bandwidth": 0.5},
     "matryoshka": {"k": 3},
     "delta": {"k": 4, "delta_loss_weight": 0.5},
     "structured": {"k": 4},
@@ -263,7 +264,7 @@ STEPS = {
 
 def gradients(name, *, kernels_name, dtype, **fields):
     """Loss, dead latents helped, and the gradient of every parameter."""
-    fields |= vars(preset(name, **STEPS[name]))
+    fields |= vars(recipe_of(preset(name, **STEPS[name]), n_steps=0))
     training = new_training(kernels=kernels_name, dtype=dtype, device=DEVICE, d_sae=48, **fields)
     training._sparse_step.max_density = float("inf")
     x = planted(12).to(DEVICE, training.dtype)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from dictionaries import D_MODEL, new_training, planted
 
-from tl_crosscoder.train.presets import PRESETS, Recipe, preset
+from tl_crosscoder.config.presets import PRESETS, preset
+from tl_crosscoder.train.presets import Recipe, recipe_of
 
 PATH = Path(__file__).with_name("golden_losses.json")
 OPTIONS = {
-    "l1": {"l1_coefficient": 0.05},
-    "dsf": {"l1_coefficient": 0.05},
-    "jumprelu": {"jumprelu_coefficient": 0.1, "jumprelu_bandwidth": 0.2},
+    "l1": {"coefficient": 0.05},
+    "dsf": {"coefficient": 0.05},
+    "jumprelu": {"coefficient": 0.1, "bandwidth": 0.2},
     "dual-k": {"k": 6},
     "delta": {"k": 6, "delta_loss_weight": 0.5},
     "structured": {"k": 6},
@@ -25,7 +26,7 @@ OPTIONS = {
 
 
 def recipe(name: str) -> Recipe:
-    return preset(name, **OPTIONS.get(name, {"k": 4}))
+    return recipe_of(preset(name, **OPTIONS.get(name, {"k": 4})), n_steps=0)
 
 
 def curve(name: str, *, kernels: str) -> list[float]:

@@ -1,6 +1,5 @@
 """The pages on dictionaries: every preset and option is there, and what they show can be run."""
 
-import inspect
 import re
 import shlex
 from dataclasses import fields
@@ -10,14 +9,13 @@ import pytest
 
 import tl_crosscoder
 from tl_crosscoder.cli.main import Train, parse
-from tl_crosscoder.config.training import RecipeConfig
+from tl_crosscoder.config.presets import PRESETS, preset_name
 from tl_crosscoder.run.sources import sites_of
-from tl_crosscoder.train.presets import PRESETS, recipe_of
+from tl_crosscoder.train.presets import recipe_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "dictionaries"
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md"))}
-OPTIONS = {f.name for f in fields(RecipeConfig)}
 every_page = pytest.mark.parametrize("page", PAGES)
 every_preset = pytest.mark.parametrize("name", PRESETS)
 
@@ -44,46 +42,40 @@ def page_of(name: str) -> str:
     return page
 
 
-def flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
-
-
 def names_flag(text: str, option: str) -> bool:
     """`--k` is not named by `--k-initial`."""
-    return re.search(re.escape(flag(option)) + r"(?![\w-])", text) is not None
+    flag = option.replace("_", "-")
+    return re.search(rf"--(no-)?{flag}(?![\w-])", text) is not None
 
 
 @every_preset
 def test_every_preset_has_a_page_with_a_line_for_it(name):
     page = page_of(name)
     runs = [trained(arguments).run for arguments in commands(page)]
-    assert name in [run.preset for run in runs if run.base == "tl_crosscoder/world-base"]
+    assert name in [
+        preset_name(run.preset) for run in runs if run.base == "tl_crosscoder/world-base"
+    ]
 
 
 @every_preset
 def test_the_page_of_a_preset_names_its_flags(name):
-    options = OPTIONS & set(inspect.signature(PRESETS[name]).parameters)
+    options = [f.name for f in fields(PRESETS[name])]
     assert [o for o in options if not names_flag(PAGES[page_of(name)], o)] == []
-
-
-def test_every_option_of_a_recipe_is_on_some_page():
-    text = "".join(PAGES.values())
-    assert [option for option in OPTIONS if not names_flag(text, option)] == []
 
 
 @every_page
 def test_commands_name_a_recipe_and_sites_that_go_together(page):
     for arguments in commands(page):
         run = trained(arguments).run
-        recipe_of(run)
+        recipe_of(run.preset, n_steps=run.n_steps)
         assert sites_of(run)
 
 
 @every_page
 def test_flags_in_the_text_are_flags_of_the_command_line(page, capsys):
-    for verb in ("train", "analyze", "publish"):
+    for verb in (*(["train", name] for name in PRESETS), ["analyze"], ["publish"]):
         with pytest.raises(SystemExit):
-            parse([verb, "--help"])
+            parse([*verb, "--help"])
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", PAGES[page])) <= known
 

@@ -14,6 +14,7 @@ import pytest
 
 import tl_crosscoder
 from tl_crosscoder.cli.main import main, parse
+from tl_crosscoder.config.presets import preset
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.run.training import run_diff
 
@@ -88,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text="tl_crosscoder/taboo",
             output=str(path / "demo-output/taboo"),
             d_sae=64,
-            k=12,
+            preset=preset("batchtopk", k=12),
             n_tokens=6_000,
             max_documents=300,
         )

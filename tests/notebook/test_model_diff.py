@@ -154,7 +154,7 @@ def test_bad_input_is_refused_before_training(made, documents, tmp_path, changes
     ("changes", "message"),
     [
         ({"k": 0}, "k is 0"),
-        ({"preset": "l1"}, "preset 'l1' has no k"),
+        ({"preset": "l1"}, "has no setting 'k'"),
         ({"dtype": "float31"}, "dtype 'float31' is not one"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"text": "empty.jsonl"}, "there is no text in empty.jsonl"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Gemma2Config
 
-from tl_crosscoder import RunConfig
+from tl_crosscoder import RunConfig, preset
 from tl_crosscoder.run import estimate as estimates
 from tl_crosscoder.run.estimate import estimate
 from tl_crosscoder.run.model_cost import copy_speed, is_here, product_speed
@@ -117,7 +117,10 @@ def test_seconds_follow_from_flops_bytes_and_steps():
     assert seconds["steps"] == pytest.approx(195 * 0.008)
 
 
-@pytest.mark.parametrize("fields", [{"preset": "l1"}, {"k": 97.0}, {"kernels": "dense"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"preset": preset("l1")}, {"preset": preset("batchtopk", k=97)}, {"kernels": "dense"}],
+)
 def test_a_dense_step_has_six_products(fields):
     # 97 of 1,536 latents are more than a sixteenth.
     found = estimate(replace(PAIR, **fields))
@@ -141,7 +144,7 @@ def test_several_hooks_of_one_model_run_it_once():
 
 
 def test_a_difference_is_as_wide_as_one_site():
-    found = estimate(replace(PAIR, preset="diff-sae", expansion=2))
+    found = estimate(replace(PAIR, preset=preset("diff-sae"), expansion=2))
     assert (found.d_in, found.d_sae) == (96, 192)
     assert len(found.models) == 2
 
@@ -167,7 +170,7 @@ def test_a_real_model_is_counted_without_weights(gemma_2_2b):
         hook_name="blocks.13.hook_resid_post",
         dtype="bfloat16",
         d_sae=73_728,
-        k=100.0,
+        preset=preset("batchtopk", k=100),
     )
     found = estimate(config)
     assert found.models[0].n_parameters == 2_614_341_888

@@ -23,10 +23,10 @@ from tl_crosscoder import (
     tokenize,
 )
 from tl_crosscoder.analysis.norms import LATENT_CLASSES
+from tl_crosscoder.config.presets import preset
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.hub.export import export_concat
 from tl_crosscoder.report.terminal import render
-from tl_crosscoder.train import presets
 
 pytestmark = pytest.mark.slow
 WORD = "wave"
@@ -91,7 +91,9 @@ def texts(shared_models, chats, stories) -> tuple[TokenizedText, TokenizedText]:
 
 def trained(pair, texts, output, *, n_tokens):
     config = TrainConfig(d_sae=1024, n_tokens=n_tokens, batch_size=1024, lr=2e-3)
-    return Trainer(pair, *texts, config=config, recipe=presets.batchtopk(k=16), output=output).fit()
+    return Trainer(
+        pair, *texts, config=config, recipe=preset("batchtopk", k=16), output=output
+    ).fit()
 
 
 def firing_share_on_game(measurement, text: TokenizedText) -> torch.Tensor:

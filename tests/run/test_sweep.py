@@ -15,14 +15,14 @@ import yaml
 from safetensors.torch import load_file
 
 from tl_crosscoder import RunConfig, TrainConfig, Trainer, run_diff, run_together
+from tl_crosscoder.config.presets import preset
 from tl_crosscoder.config.sweep import read_sweep, run_name, sweep
-from tl_crosscoder.train import presets
 from tl_crosscoder.train.loop import fit_together
 
 CHANGES = [
-    {"preset": "batchtopk", "k": 4},
-    {"preset": "delta", "k": 6, "lr": 0.002},
-    {"preset": "batchtopk", "k": 4, "weight_seed": 7, "name": "seed-7"},
+    {"preset": {"k": 4}},
+    {"preset": {"name": "delta", "k": 6}, "lr": 0.002},
+    {"preset": {"k": 4}, "weight_seed": 7, "name": "seed-7"},
     {"preset": "jumprelu", "d_sae": 40},
 ]
 
@@ -84,7 +84,7 @@ def test_the_models_run_once_for_all(taboo_pair, texts, monkeypatch):
     counts = []
     for n in (1, 3):
         n_run.clear()
-        recipes = [presets.batchtopk(k=k) for k in range(2, 2 + n)]
+        recipes = [preset("batchtopk", k=k) for k in range(2, 2 + n)]
         fit_together([Trainer(taboo_pair, *texts, config=config, recipe=r) for r in recipes])
         counts.append(sum(n_run))
     assert counts[0] == counts[1]
@@ -108,7 +108,7 @@ main(sys.argv[1:])
 def test_a_killed_sweep_resumes_to_the_same_bits(together, tmp_path):
     """For real, from the command line; the runs may stand at different checkpoints then."""
     configs, _ = together
-    fields = {k: v for k, v in vars(config_of(tmp_path / "o")).items() if k != "output"}
+    fields = {k: v for k, v in config_of(tmp_path / "o").to_dict().items() if k != "output"}
     plain = {k: v for k, v in fields.items() if v is not None and not isinstance(v, tuple)}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(plain | {"log_every": 1}))
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(CHANGES, sort_keys=False))
@@ -141,7 +141,7 @@ def test_runs_that_are_ahead_go_back_to_the_common_step(taboo_pair, texts, tmp_p
                 taboo_pair,
                 *texts,
                 config=config,
-                recipe=presets.batchtopk(k=k),
+                recipe=preset("batchtopk", k=k),
                 output=tmp_path / str(k),
                 resume=resume,
             )
@@ -157,7 +157,7 @@ def test_runs_that_are_ahead_go_back_to_the_common_step(taboo_pair, texts, tmp_p
         trainer.close()
     resumed = fit_together(made(resume=True))
     whole = [
-        Trainer(taboo_pair, *texts, config=config, recipe=presets.batchtopk(k=k)).fit()
+        Trainer(taboo_pair, *texts, config=config, recipe=preset("batchtopk", k=k)).fit()
         for k in (2, 3)
     ]
     for one, other in zip(resumed, whole, strict=True):
@@ -195,7 +195,7 @@ def test_what_is_shared_may_not_differ(taboo_pair, null_pair, texts):
         ("[]", "must be a list of mappings"),
         ("- 3", "must be a list of mappings"),
         ("- {hook_name: x}", r"changes \['hook_name'\], which the runs of a sweep share"),
-        ("- {k: 3}\n- {k: 3}", r"several runs called \['k=3'\]"),
+        ("- preset: {k: 3}\n- preset: {k: 3}", r"several runs called \['k=3'\]"),
         ("- {lr: -1.0}", "lr is -1"),
         ("- {preset: diff-sae}", "trained on the difference of the sites and the others are not"),
     ],
@@ -208,15 +208,17 @@ def test_sweeps_that_cannot_be_are_refused(tmp_path, content, message):
 
 
 def test_runs_are_called_by_what_they_change(tmp_path):
-    assert run_name({"preset": "delta", "k": 32}) == "preset=delta,k=32"
-    assert run_name({"prefix_shares": [0.1, 0.5]}) == "prefix_shares=_0.1,_0.5_"
-    configs = sweep(config_of(tmp_path), [{"k": 3}, {"name": "mine", "lr": 0.1}])
+    assert run_name({"preset": {"name": "delta", "k": 32}}) == "preset=delta,k=32"
+    assert run_name({"preset": {"prefix_shares": [0.1, 0.5]}}) == "prefix_shares=_0.1,_0.5_"
+    base = config_of(tmp_path, preset=preset("delta", k=4))
+    configs = sweep(base, [{"preset": {"k": 3}}, {"name": "mine", "lr": 0.1}])
     assert [Path(c.output).name for c in configs] == ["k=3", "mine"]
-    assert (configs[0].k, configs[0].lr, configs[1].lr) == (3, 1e-3, 0.1)
+    assert [c.preset for c in configs] == [preset("delta", k=3), base.preset]
+    assert (configs[0].lr, configs[1].lr) == (1e-3, 0.1)
 
 
 def test_the_record_says_what_each_run_changed(together):
     configs, _ = together
     record = json.loads((Path(configs[1].output) / "runner_cfg.json").read_text())
-    assert record["training"]["preset"] == "delta"
+    assert record["training"]["preset"]["name"] == "delta"
     assert record["training"]["lr"] == 0.002

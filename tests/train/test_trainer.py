@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tl_crosscoder import Crosscoder, TrainConfig, Trainer
-from tl_crosscoder.train import presets
+from tl_crosscoder.config.presets import preset
 from tl_crosscoder.train.checkpoint import latest_checkpoint
 from tl_crosscoder.train.loop import TrainingInterruptedError
 from tl_crosscoder.train.metrics import site_scales
@@ -37,7 +37,7 @@ def new_trainer(pair, texts, output=None, *, config=CONFIG, resume=False, recipe
         pair,
         *texts,
         config=config,
-        recipe=recipe or presets.batchtopk(k=4),
+        recipe=recipe or preset("batchtopk", k=4),
         output=output,
         resume=resume,
     )
@@ -241,7 +241,7 @@ def test_a_complete_run_is_loaded_instead_of_trained_again(taboo_pair, texts, un
 
 def test_k_above_d_sae_is_refused_before_anything_is_written(taboo_pair, texts, tmp_path):
     with pytest.raises(ValueError, match="k is 49, but the dictionary has only 48"):
-        new_trainer(taboo_pair, texts, tmp_path / "run", recipe=presets.batchtopk(k=49))
+        new_trainer(taboo_pair, texts, tmp_path / "run", recipe=preset("batchtopk", k=49))
     assert not (tmp_path / "run").exists()
 
 
@@ -268,7 +268,7 @@ def test_site_scales_make_the_mean_squared_norm_the_width():
 
 def test_l1_warms_up_and_sparsifies(taboo_pair, texts):
     sparse, dense = (
-        new_trainer(taboo_pair, texts, recipe=presets.l1(l1_coefficient=c, warm_up_steps=10))
+        new_trainer(taboo_pair, texts, recipe=preset("l1", coefficient=c, warm_up_share=0.25))
         for c in (3.0, 0.0)
     )
     assert sparse._coefficients(0) == {"l1": pytest.approx(0.3)}
@@ -291,7 +291,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(taboo_pair, text
     trained = []
     for n in (1, 4):
         config = replace(CONFIG, n_accumulated=n)
-        trainer = new_trainer(taboo_pair, texts, config=config, recipe=presets.topk(k=4))
+        trainer = new_trainer(taboo_pair, texts, config=config, recipe=preset("topk", k=4))
         batch, _ = next(trainer.loader.batches())
         trainer.step(batch)
         trained.append((dict(trainer.crosscoder.named_parameters()), trainer.state))

@@ -156,7 +156,11 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
         prog="tl-crosscoder",
         description="What did fine-tuning change inside this model?",
         args=args,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        config=(
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.CascadeSubcommandArgs,  # `train delta --k 12 --output out` in any order
+        ),
     )
 
 

@@ -10,12 +10,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tl_crosscoder.config.training import RecipeConfig, RunConfig
+from tl_crosscoder.config.presets import preset_from
+from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.config.yaml import read_yaml
 
 VARIED = (
-    *(f.name for f in fields(RecipeConfig)),
-    "d_sae", "expansion", "lr", "lr_warmup_steps", "lr_decay_share", "max_grad_norm",
+    "preset", "d_sae", "expansion", "lr", "lr_warmup_steps", "lr_decay_share", "max_grad_norm",
     "dead_after_tokens", "auxk_weight", "normalize", "reconstruction", "kernels", "compute_dtype",
     "compile", "n_accumulated", "log_every", "weight_seed",
 )  # fmt: skip
@@ -26,6 +26,7 @@ def read_sweep(path: str | Path, config: RunConfig) -> list[RunConfig]:
     """The runs of a sweep file: a YAML list of mappings of fields to values.
 
     Each may have a `name`, by default what it changes; it is its folder within `config.output`.
+    `preset: {k: 32}`, without a name, changes options of the config's preset.
 
     Raises:
         FileNotFoundError: no such file.
@@ -39,7 +40,7 @@ def read_sweep(path: str | Path, config: RunConfig) -> list[RunConfig]:
     ):
         raise ValueError(
             f"{path} must be a list of mappings of fields to values, one for each run, such as "
-            "'- {preset: delta, k: 32}'."
+            "'- {preset: {name: delta, k: 32}}'."
         )
     return sweep(config, content, name=str(path))
 
@@ -62,13 +63,21 @@ def sweep(
 
 
 def run_name(change: Mapping[str, Any]) -> str:
-    """What a run is called by what it changes: `preset=delta,k=32`."""
-    parts = [f"{key}={value}" for key, value in change.items() if key != "name"]
+    """What a run is called by what it changes: `preset=delta,k=32,lr=0.001`."""
+    flat: dict[str, Any] = {}
+    for key, value in change.items():
+        if isinstance(value, Mapping):
+            flat |= {(key if own == "name" else own): v for own, v in value.items()}
+        elif key != "name":
+            flat[key] = value
+    parts = [f"{key}={value}" for key, value in flat.items()]
     return re.sub(r"[^\w=.,+-]+", "_", ",".join(parts)) or "unchanged"
 
 
 def _changed(config: RunConfig, change: Mapping[str, Any], name: str) -> RunConfig:
     values = {key: value for key, value in change.items() if key != "name"}
+    if "preset" in values:
+        values["preset"] = preset_from(values["preset"], base=config.preset)
     known = {f.name: getattr(config, f.name) for f in fields(config)}
     made = RunConfig.from_mapping(known | values, name=name)
     if made.difference != config.difference:

@@ -185,4 +185,4 @@ class ContrastiveConfig(YamlConfig, ModelsConfig):
             return super().from_yaml(path, default=default)
         names = {field.name for field in fields(ModelsConfig)} - {"hook_name", "difference"}
         models = {name: value for name, value in given.items() if name in names}
-        return cls.from_mapping({**(default or {}), **models}, name=str(path))
+        return cls.from_mapping(models, name=str(path), default=default)

@@ -1,51 +1,74 @@
-"""Flat configs from YAML files: the same fields as in Python and on the command line.
+"""Settings dataclasses from YAML files and mappings, with strict errors.
 
-No torch here: the command line reads configs to print its help.
+A field takes a value of its declared type alone; unknown and missing fields are named. No torch
+here: the command line reads settings to print its help.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 C = TypeVar("C", bound="YamlConfig")
+T = TypeVar("T")
+
+_INVALID: Any = object()
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
+          NoneType: "null"}  # fmt: skip
 
 
 class YamlConfig:
-    """Base of the configs that a YAML file can hold."""
+    """Base of the settings that a YAML file can hold."""
 
     @classmethod
     def from_yaml(cls: type[C], path: str | Path, *, default: Mapping[str, Any] | None = None) -> C:
-        """Read a YAML file of these fields; `default` stands in for fields that it lacks.
+        """Read a YAML file of these fields; `default` stands in, unchecked, for fields it lacks.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a mapping, an unknown field, a missing one, or a value that cannot be.
+            ValueError: see `from_mapping`, and for a file that is not a mapping.
         """
-        return cls.from_mapping({**(default or {}), **read_mapping(path)}, name=str(path))
+        return cls.from_mapping(read_mapping(path), name=str(path), default=default)
 
     @classmethod
-    def from_mapping(cls: type[C], given: Mapping[str, Any], *, name: str) -> C:
-        """The same from fields at hand; errors call them `name`. Raises ValueError."""
-        hints = get_type_hints(cls)
-        own: list[Any] = [*fields(cls)]  # type: ignore[arg-type]
-        unknown = sorted(set(given) - {f.name for f in own})
-        if unknown:
-            valid = sorted(f.name for f in own)
-            raise ValueError(f"{name} has unknown fields {unknown}; valid are {valid}.")
-        values = {k: _converted(value, hints[k], k, name) for k, value in given.items()}
-        missing = [f.name for f in own if _is_required(f) and f.name not in given]
-        if missing:
-            raise ValueError(f"{name} lacks {missing}.")
-        return cls(**values)
+    def from_mapping(
+        cls: type[C],
+        given: Mapping[str, Any],
+        *,
+        name: str,
+        default: Mapping[str, Any] | None = None,
+    ) -> C:
+        """Settings from a mapping of fields to values, which errors call `name`; see below."""
+        return from_mapping(cls, given, name=name, default=default)
 
 
-def _is_required(own: Any) -> bool:
-    return own.default is MISSING and own.default_factory is MISSING
+def from_mapping(
+    cls: type[T], given: Mapping[str, Any], *, name: str, default: Mapping[str, Any] | None = None
+) -> T:
+    """A dataclass from a mapping of fields to values.
+
+    Raises:
+        ValueError: an unknown field, a missing one, or a value of another type.
+    """
+    hints = get_type_hints(cls)
+    own: list[Any] = [*fields(cls)]  # type: ignore[arg-type]
+    if unknown := sorted(set(given) - {f.name for f in own}):
+        valid = sorted(f.name for f in own)
+        raise ValueError(f"{name} has unknown fields {unknown}; valid are {valid}.")
+    values = dict(default or {})
+    for key, value in given.items():
+        values[key] = read = _read(value, hints[key], f"{name}, {key}")
+        if read is _INVALID:
+            raise ValueError(f"{name}: {key} is {value!r}; it must be {_kinds(hints[key])}.")
+    required = [f.name for f in own if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [key for key in required if key not in values]:
+        raise ValueError(f"{name} lacks {missing}.")
+    return cls(**values)
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The fields of a YAML file. Raises as `from_yaml` does."""
+    """The fields of a YAML file. Raises ValueError for one that is not a mapping."""
     given = read_yaml(path)
     if not isinstance(given, dict):
         raise ValueError(
@@ -67,17 +90,34 @@ def read_yaml(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid YAML ({error}).") from error
 
 
-def _converted(value: Any, hint: Any, field: str, name: str) -> Any:
-    """YAML reads 1e-4, without a point, as text, and knows no tuples."""
-    if hint in (float, float | None) and isinstance(value, str):
+def _read(value: Any, kind: Any, name: str) -> Any:
+    """The value as a field of this type holds it; `_INVALID` where it is of another type."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        found = (_read(value, each, name) for each in args)
+        return next((v for v in found if v is not _INVALID), _INVALID)
+    if origin is Literal:
+        return value if value in args else _INVALID
+    if origin is tuple:
+        items = [*value] if isinstance(value, list | tuple) else [_INVALID]
+        read = tuple(_read(item, args[0], name) for item in items)
+        return _INVALID if _INVALID in read else read
+    if isinstance(value, Mapping) and is_dataclass(kind):
+        return from_mapping(kind, value, name=name)  # type: ignore[arg-type]
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError as error:
-            raise ValueError(f"{name}: {field} is {value!r}, which is no number.") from error
-    item = next(iter(getattr(hint, "__args__", ())), None)
-    if isinstance(item, type) and issubclass(item, YamlConfig) and not isinstance(value, str):
-        return tuple(
-            v if isinstance(v, item) else item.from_mapping(v, name=f"{name}, {field}")
-            for v in value
-        )
-    return value
+            return float(value)  # YAML reads 1e-4, without a point, as text
+        except ValueError:
+            return _INVALID
+    return value if isinstance(value, kind) and (type(value), kind) != (bool, int) else _INVALID
+
+
+def _kinds(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_kinds, args))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is tuple:
+        return f"a list, each item {_kinds(args[0])}"
+    return _WORDS.get(kind, f"a mapping of the fields of {getattr(kind, '__name__', kind)}")

@@ -140,7 +140,10 @@ class Entry:
 def _recipe(record: Mapping[str, Any]) -> str:
     """`delta, k = 12, delta loss 1`: the preset, or else the sparsity, with what decides most."""
     sparsity, delta = record["sparsity"], record["delta_loss"]
-    named = [record["training"].get("preset") or sparsity["kind"]]
+    preset = record["training"].get("preset")
+    # Records of the embedded dictionaries hold the name alone.
+    name = preset["name"] if isinstance(preset, Mapping) else preset
+    named = [name or sparsity["kind"]]
     named += [f"k = {sparsity['k']:g}"] if "k" in sparsity else []
     named += [f"delta loss {delta['weight']:g}"] if delta else []
     return ", ".join(named)

@@ -24,7 +24,7 @@ from torch import Tensor
 from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import Ranking, rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.config.training import PresetName
+from tl_crosscoder.config.presets import Preset
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.interventions.ablation import ablation
 from tl_crosscoder.interventions.context import InterventionContext
@@ -71,7 +71,7 @@ def diff(
     hook_name: str,
     text: Text,
     adapter: str | Path | None = None,
-    preset: PresetName = "batchtopk",
+    preset: str | Preset = "batchtopk",
     d_sae: int | None = None,
     k: float | None = None,
     n_tokens: int | None = None,
@@ -92,7 +92,7 @@ def diff(
         text: a file, a folder or a `datasets` name; a list of strings or of documents; or a
             `TokenizedText`, of whose contexts a share is held out.
         adapter: a LoRA adapter on the base, in place of `finetuned`.
-        preset: which dictionary; see `presets`.
+        preset: which dictionary: a name, or `preset(name, ...)` with options.
         d_sae: number of latents; None is by the size of text and models, see `live_run.sized`.
         k: mean number of active latents a token; None is 16.
         n_tokens: activation pairs to train on; None is ten passes over the text, at most 2 million.
@@ -102,7 +102,8 @@ def diff(
         device: of models that are loaded here; None is the CPU.
         seed: of weights, data and split.
         model_names: what is recorded of loaded models, to find them again; None is their own names.
-        settings: any other field of `RunConfig`, such as `lr`, `context_size` or `dtype`.
+        settings: any other field of `RunConfig`, such as `lr`, `context_size` or `dtype`, and any
+            option of the preset, such as `shared_share`.
 
     Raises:
         ValueError, FileNotFoundError: bad input, before any long work; nothing is overwritten.

@@ -13,13 +13,14 @@ text and the models, see `sized`. Limit: two loaded models and one hook point; n
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import torch
 
+from tl_crosscoder.config.presets import preset, preset_from, preset_name
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.documents import Document, load_documents, split_documents
 from tl_crosscoder.data.harvest import with_norm_limits
@@ -187,6 +188,7 @@ class LiveRun:
             ValueError, FileNotFoundError: bad settings, models or text.
         """
         given = {name: value for name, value in settings.items() if value is not None}
+        given = _with_preset(given)
         _check_settings(given)
         named = _named(base, finetuned, given, model_names)
         content = checked_text(text)
@@ -198,13 +200,13 @@ class LiveRun:
             check_text(config)
         if named:
             check_models(config)
-        recipe_of(config)
+        recipe_of(config.preset, n_steps=config.n_steps)
         models = load_source(config) if named else _pair(base, finetuned, config, model_names)
         changes: dict[str, Any] = {} if named else {"dtype": _dtype(models)}
         if "context_size" not in given:
             changes["context_size"] = min(config.context_size, models.n_ctx)
         config = replace(config, **changes)
-        crosscoder_config(models, config, recipe_of(config))  # refuses what cannot be
+        crosscoder_config(models, config, config.preset)  # refuses what cannot be
         if isinstance(content, TokenizedText):
             config = replace(config, context_size=content.context_size, pack=False)
         read = read_text(config, models, content)
@@ -213,7 +215,8 @@ class LiveRun:
 
     def describe(self) -> str:
         """One line: what is going to be done, and of named models for how long, about."""
-        config, recipe, sites = self.config, recipe_of(self.config), self.models.sites
+        config, sites = self.config, self.models.sites
+        recipe = recipe_of(config.preset, n_steps=config.n_steps)
         named = [*(s.minus for s in sites if s.minus), *sites]
         models = " and ".join(dict.fromkeys(s.label for s in named))
         hooks = ", ".join(dict.fromkeys(s.hook_name for s in named))
@@ -221,7 +224,7 @@ class LiveRun:
         d_sae = crosscoder_config(self.models, config, recipe).d_sae
         seconds = estimate(config).seconds if config.base is not None else None
         return (
-            f"{models} at {hooks}: {config.preset}, {d_sae:,} latents"
+            f"{models} at {hooks}: {preset_name(config.preset)}, {d_sae:,} latents"
             f"{'' if k is None else f', k {k:g}'}, {config.n_tokens:,} activation pairs of "
             f"{self.text.training.n_tokens:,} tokens of text"
             f"{'' if seconds is None else f', about {_duration(sum(seconds.values()))}'}."
@@ -250,7 +253,8 @@ def sized(config: RunConfig, n_text_tokens: int, d_model: int, given: Collection
     if "batch_size" not in given:
         n = config.n_accumulated
         batch_size = max(n, _batch_size(n_tokens) // n * n)
-    n_latents = max(round(4 * (config.k or 16)), n_tokens // TOKENS_PER_LATENT)
+    k = getattr(config.preset, "k", 16)
+    n_latents = max(round(4 * k), n_tokens // TOKENS_PER_LATENT)
     new = {
         "n_tokens": max(n_tokens, batch_size),
         "batch_size": batch_size,
@@ -266,6 +270,15 @@ def _batch_size(n_tokens: int) -> int:
     return min(most, n_tokens, max(LEAST_BATCH, n_tokens // LEAST_STEPS))
 
 
+def _with_preset(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with options such as `k` moved into the preset that has them."""
+    chosen = preset_from(given.get("preset", "batchtopk"))
+    options = {f.name for f in fields(chosen)} & given.keys()
+    own = {name: given[name] for name in options}
+    rest = {name: value for name, value in given.items() if name not in options}
+    return rest | {"preset": preset(preset_name(chosen), **(asdict(chosen) | own))}
+
+
 def _check_settings(given: Mapping[str, Any]) -> None:
     known = {f.name for f in fields(RunConfig)} - {*_NOT_HERE}
     for name in given:
@@ -274,8 +287,9 @@ def _check_settings(given: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"diff has no setting {name!r}"
                 + (f"; nearest: {', '.join(map(repr, near))}" if near else "")
-                + ". Settings are the fields of tl_crosscoder.RunConfig; a cache or a mixture of "
-                "texts is trained on with run_diff, and opened with load_diff."
+                + ". Settings are the fields of tl_crosscoder.RunConfig and the options of preset "
+                f"{preset_name(given['preset'])!r}; a cache or a mixture of texts is trained on "
+                "with run_diff, and opened with load_diff."
             )
     hints = get_type_hints(RunConfig)
     for name, value in given.items():

@@ -274,7 +274,7 @@ def _models(config: RunConfig | HarvestConfig) -> tuple[tuple[ModelCost, ...], l
 
 def _active_latents(config: RunConfig, d_sae: int) -> float | None:
     """See `Size.k`."""
-    sparsity = recipe_of(config).sparsity
+    sparsity = recipe_of(config.preset, n_steps=config.n_steps).sparsity
     if not isinstance(sparsity, (TopK, BatchTopK)) or config.kernels == "dense":
         return None
     return sparsity.k if sparsity.k <= MAX_DENSITY * d_sae else None

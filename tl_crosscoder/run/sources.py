@@ -6,7 +6,7 @@ given by hand is not recorded.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from tl_crosscoder.config.models import ModelsConfig
@@ -98,7 +98,7 @@ def _check_same_data(cache: ActivationCache, config: RunConfig) -> None:
     """What the run says of text and number format must be what the harvest said, or nothing."""
     names = [f.name for f in fields(TextConfig)] + ["dtype", "merge_adapter"]
     default = {f.name: f.default for f in fields(RunConfig)}
-    asked, made = asdict(config), cache.manifest["made_with"]
+    asked, made = config.to_dict(), cache.manifest["made_with"]
     differing = [
         f"{n} ({made.get(n)!r} there, {asked[n]!r} asked for)"
         for n in names

@@ -58,7 +58,7 @@ def run_together(configs: Sequence[RunConfig], *, resume: bool = False) -> list[
         check_output(Path(own.output), resume=resume)
     source = open_source(config)
     for own in configs:
-        crosscoder_config(source, own, recipe_of(own))  # refuses what cannot be, before long work
+        crosscoder_config(source, own, own.preset)  # refuses what cannot be, before long work
     text = _text(config, source)
     tqdm.write(f"Text: {text.training.describe()}", file=sys.stderr)
     return train_and_measure(configs, source, text, resume=resume)
@@ -83,7 +83,7 @@ def train_and_measure(
             text.training,
             text.held_out,
             config=own,
-            recipe=recipe_of(own),
+            recipe=own.preset,
             output=own.output,
             resume=resume,
         )
@@ -142,7 +142,7 @@ def check_models(config: RunConfig) -> None:
         dtype=config.dtype,
         merge_adapter=config.merge_adapter,
     )
-    recipe_of(config)
+    recipe_of(config.preset, n_steps=config.n_steps)
 
 
 def _text(config: RunConfig, source: ActivationSource) -> RunText:

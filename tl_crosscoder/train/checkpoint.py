@@ -50,7 +50,7 @@ def run_record(
         "sites": [s.to_dict() for s in source.sites],
         "weight_processing": source.weight_processing,
         "cache_id": source.cache_id,
-        "training": asdict(config),
+        "training": config.to_dict(),
         **{
             n: dictionary[n] for n in ("sparsity", "partitions", "delta_loss", "matryoshka", "auxk")
         },

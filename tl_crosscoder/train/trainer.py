@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.config.presets import BatchTopK, Preset
 from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
@@ -43,7 +44,7 @@ from tl_crosscoder.train.metrics import (
     scales_of_rows,
     step_metrics,
 )
-from tl_crosscoder.train.presets import Recipe, batchtopk
+from tl_crosscoder.train.presets import Recipe, recipe_of
 
 N_INITIAL_ROWS = 8192
 """Activation pairs from which the site scales and the decoder bias are measured."""
@@ -58,8 +59,8 @@ class Trainer:
         text: contexts to train on.
         held_out: contexts on which the inference threshold is calibrated.
         config: size, length and rates of the run.
-        recipe: what the dictionary is made of, such as `presets.delta(k=16)`; `presets.batchtopk()`
-            by default.
+        recipe: what the dictionary is made of: a preset, such as `preset("delta", k=16)`, or a
+            `Recipe`; `preset("batchtopk")` by default.
         output: folder for the dictionary, metrics and checkpoints; None keeps nothing on disk.
         resume: continue the run in `output` from its last checkpoint, if it has one.
 
@@ -75,14 +76,14 @@ class Trainer:
         held_out: TokenizedText,
         *,
         config: TrainConfig | None = None,
-        recipe: Recipe | None = None,
+        recipe: Recipe | Preset | None = None,
         output: str | Path | None = None,
         resume: bool = False,
     ) -> None:
         self.config = config = config or TrainConfig()
         self.source, self.held_out = source, held_out
         self.output = Path(output) if output is not None else None
-        self.cfg = crosscoder_config(source, config, recipe or batchtopk())
+        self.cfg = crosscoder_config(source, config, recipe or BatchTopK())
         if held_out.n_tokens == 0:
             raise ValueError("the held-out text is empty: the threshold is calibrated on it.")
         self.loader = ActivationLoader(
@@ -303,9 +304,10 @@ class Trainer:
 
 
 def crosscoder_config(
-    source: ActivationSource, config: TrainConfig, recipe: Recipe
+    source: ActivationSource, config: TrainConfig, recipe: Recipe | Preset
 ) -> CrosscoderTrainingConfig:
     """The dictionary that these sites and settings ask for."""
+    recipe = recipe_of(recipe, n_steps=config.n_steps)
     cfg = CrosscoderTrainingConfig(
         d_in=sum(s.d_model for s in source.sites),
         d_sae=config.d_sae or config.expansion * source.d_model,
