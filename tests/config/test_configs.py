@@ -113,7 +113,7 @@ def test_a_delta_crosscoder_is_the_paper_s(name):
     assert (shared.name, shared.share, shared.k) == ("shared", 0.2, 400)
     assert (delta.name, delta.share, delta.k) == ("delta", 0.8, 200)
     assert cfg.delta_loss is not None
-    assert (cfg.delta_loss.weight, cfg.delta_loss.part) == (0.005, "delta")
+    assert (cfg.delta_loss.weight, cfg.delta_loss.partition) == (0.005, "delta")
     assert cfg.auxk is not None
     assert cfg.auxk.weight == 1 / 32
 
