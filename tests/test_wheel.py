@@ -40,6 +40,7 @@ def test_the_wheel_holds_the_package_the_pair_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "tl_crosscoder/py.typed" in names
     assert "tl_crosscoder/organisms/suite.yaml" in names
+    assert "tl_crosscoder/data/prompts/questions.txt" in names
     assert "tl_crosscoder/pretrained/models/world-base/model.safetensors" in names
     assert all(n.startswith(("tl_crosscoder/", "tl_crosscoder-")) for n in names)
     assert wheel.stat().st_size < 15_000_000

@@ -114,7 +114,7 @@ def test_some_of_the_tokens_of_some_contexts_but_no_dropped_one(cache):
     odd.dropped[:, ::2] = 2
     keep = (part.mask.nonzero()[:, 1] % 2) == 1
     assert torch.equal(cache.rows(odd), cache.rows(part)[keep])
-    with pytest.raises(ValueError, match="of these tokens were left out when"):
+    with pytest.raises(ValueError, match="of these tokens were dropped when"):
         cache.rows(replace(part, dropped=torch.zeros_like(part.dropped)))
 
 

@@ -1,16 +1,15 @@
 """`ActivationCache`: activations on disk, read like the models that gave them.
 
-    manifest.json             what it holds: sites, models, tokenizer, mask counts, statistics;
-                              for each shard its contexts, rows, size and sha256. Written after
-                              every shard: what it names is complete
+    manifest.json             sites, models, tokenizer, mask counts and statistics; for each shard
+                              its contexts, rows, size and sha256. Written after every shard:
+                              what it names is complete
     text.safetensors          tokens, roles, sources and masks of all contexts, in their order
-    shards/00000.safetensors  `rows [n, *row]` of the tokens that count, context after context,
-                              and the final mask of these contexts
-    means.safetensors         mean activation of each site
+    shards/00000.safetensors  `rows [n, *row]` of the kept tokens, context after context, the final
+                              mask of these contexts, and sums for the statistics
 
-Contract: `cache.rows(contexts)` gives what `models.rows(contexts)` gave when it was written, up to
-the rounding of its number format. Shards are memory-mapped: opening costs no memory. Limit: read
-only; `cache_writer.write_cache` makes one.
+`cache.rows(contexts)` gives what `models.rows(contexts)` gave when it was written, up to the
+rounding of its number format. Shards are memory-mapped: opening costs no memory. Limit: read only;
+`cache_writer.write_cache` makes one.
 """
 
 from collections.abc import Sequence
@@ -26,26 +25,21 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tl_crosscoder.data import storage
-from tl_crosscoder.data.storage import (
-    Shard,
-    check_shards,
-    load_text,
-    read_manifest,
-    shards_of,
-)
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.loading import load_tokenizer
 from tl_crosscoder.models.site import Site, row_shape, site_parts
 from tl_crosscoder.models.source import ActivationSource, Contexts
+from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
 
 class ActivationCache(ActivationSource):
-    """An activation source that reads from a folder; see the module.
+    """Activation source that reads from a folder; see the module for its files.
 
     Args:
-        folder: that `tl-crosscoder harvest` or `write_cache` wrote, complete.
-        device: where rows go.
-        verify: compare every shard with its sha256 before anything is read; without, only sizes
-            and owners are compared.
+        folder: a complete one that `tl-crosscoder harvest` or `write_cache` wrote.
+        device: device that rows are read to.
+        verify: compare every shard with its sha256 before anything is read; False compares only
+            sizes and owners.
         show_progress: with a progress bar.
 
     Raises:
@@ -62,15 +56,15 @@ class ActivationCache(ActivationSource):
         show_progress: bool = False,
     ) -> None:
         self.folder, self._device = Path(folder), torch.device(device)
-        self.manifest = read_manifest(self.folder)
+        self.manifest = storage.read_manifest(self.folder)
         if not self.manifest["is_complete"]:
             raise ValueError(
                 f"{self.folder} is not complete: it has {len(self.manifest['shards'])} of "
                 f"{self.manifest['n_shards']} shards. Finish it with `tl-crosscoder harvest ... "
                 "--resume`."
             )
-        self.shards = shards_of(self.manifest)
-        check_shards(self.folder, self.manifest, verify=verify, show_progress=show_progress)
+        self.shards = storage.shards_of(self.manifest)
+        storage.check_shards(self.folder, self.manifest, verify=verify, show_progress=show_progress)
         self.model_sites = tuple(Site.from_dict(s) for s in self.manifest["sites"])
         self._compare(None)
         self._stored = [self._open(shard) for shard in self.shards]
@@ -85,35 +79,32 @@ class ActivationCache(ActivationSource):
 
     @property
     def n_ctx(self) -> int:
-        """Tokens of its contexts."""
+        """Context size of the text."""
         return self.text.context_size
 
     @property
     def n_rows(self) -> int:
-        """Tokens that count."""
+        """Number of rows: kept tokens."""
         return int(self._first_rows[-1])
 
     @property
     def n_bytes(self) -> int:
-        """Size of its shards."""
+        """Size of the shards."""
         return sum(shard.n_bytes for shard in self.shards)
 
     @property
     def weight_processing(self) -> str:
-        """`raw` or `processed`."""
+        """`raw` or `processed`, as the models were."""
         return self.manifest["weight_processing"]
 
     @property
     def cache_id(self) -> str:
-        """A hash of what it holds: sites, text, masks and number format."""
+        """Hash of the content: sites, text, masks and number format."""
         return self.manifest["cache_id"]
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The models' tokenizer, loaded when asked for. Raises ValueError if it has changed."""
-        from tl_crosscoder.models.loading import load_tokenizer
-        from tl_crosscoder.models.tokenizer import tokenizer_sha256
-
+        """The models' tokenizer, loaded at first use. Raises ValueError if it has changed."""
         tokenizer = load_tokenizer(self.model_sites[-1])
         if tokenizer_sha256(tokenizer) != self.manifest["tokenizer_sha256"]:
             raise ValueError(
@@ -124,7 +115,7 @@ class ActivationCache(ActivationSource):
 
     @cached_property
     def text(self) -> TokenizedText:
-        """All contexts, with the mask of the tokens that the cache holds."""
+        """All contexts; `mask` is True for the tokens that the cache holds."""
         return replace(self._text_as_given, dropped=self._dropped, norm_limits=None)
 
     @property
@@ -153,16 +144,16 @@ class ActivationCache(ActivationSource):
         return self.read(self.places(contexts), dtype=dtype)
 
     def places(self, contexts: Contexts) -> Int[Tensor, " tokens"]:
-        """The numbers of these rows.
+        """Numbers of the rows of the kept tokens.
 
-        Raises ValueError for a token that was left out when the cache was written.
+        Raises ValueError for a token that was dropped when the cache was written.
         """
         own = self._dropped[contexts.context_ids] == 0
         own = own[:, : contexts.tokens.shape[1]]
         wanted = contexts.mask
         if bool((wanted & ~own).any()):
             raise ValueError(
-                f"{int((wanted & ~own).sum())} of these tokens were left out when {self.folder} "
+                f"{int((wanted & ~own).sum())} of these tokens were dropped when {self.folder} "
                 "was written. Harvest again with masks that keep them."
             )
         first = self._first_row_of_context[contexts.context_ids]
@@ -182,7 +173,7 @@ class ActivationCache(ActivationSource):
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.n_rows:
             raise IndexError(f"rows are numbered 0 to {self.n_rows - 1} in {self.folder}.")
         shard = torch.searchsorted(self._first_rows, index, right=True) - 1
-        order = shard.argsort(stable=True)
+        order = shard.argsort(stable=True)  # one gather for each shard, not one for each row
         counts = torch.bincount(shard, minlength=len(self.shards))
         local = index - self._first_rows[shard]
         if int((counts > 0).sum()) == 1:
@@ -196,10 +187,6 @@ class ActivationCache(ActivationSource):
             rows[chosen[i].to(self.device)] = self._decoded(i, local[chosen[i]], dtype)
         return rows
 
-    def token_ids(self, index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The token of each row."""
-        return self.text.tokens[self.text.mask][index]
-
     def site_rows(
         self, contexts: Contexts, sites: Sequence[int], *, dtype: torch.dtype = torch.float32
     ) -> list[Float[Tensor, "tokens d_model"]]:
@@ -212,14 +199,14 @@ class ActivationCache(ActivationSource):
         on_device = {name: tensor.to(self.device) for name, tensor in chosen.items()}
         return storage.decode(on_device, self.model_sites).to(dtype)
 
-    def _open(self, shard: Shard) -> storage.StoredTensors:
+    def _open(self, shard: storage.Shard) -> storage.StoredTensors:
         names = ("rows", "scales") if self.manifest["store"] == "int8" else ("rows",)
         with safe_open(self.folder / shard.name, "pt") as file:
             return {name: file.get_tensor(name) for name in names}
 
     @cached_property
     def _text_as_given(self) -> TokenizedText:
-        return load_text(self.folder, self.manifest)
+        return storage.load_text(self.folder, self.manifest)
 
     @cached_property
     def _dropped(self) -> Tensor:
