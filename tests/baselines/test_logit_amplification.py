@@ -4,15 +4,10 @@ from models.tiny_pairs import HOOK, N_CTX, TEXTS
 
 from tl_crosscoder import ModelPair
 from tl_crosscoder.baselines.logit_amplification import (
-    amplified_log_probs,
     amplified_logits,
-    amplified_scores,
     amplified_text,
     amplified_tokens,
 )
-from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
-from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.running import unchanged
 from tl_crosscoder.models.site import Site
 
 
@@ -106,32 +101,6 @@ def test_sampling_follows_the_amplified_distribution(pairs):
     assert abs(share - q) < 4 * (q * (1 - q) / 400) ** 0.5
 
 
-def test_log_probs_are_those_of_the_tokens_that_follow(pair, tokens):
-    found = amplified_log_probs(pair, tokens, alpha=1.0)
-    p0, p1 = (pair.logits(tokens, site=s).softmax(-1) for s in ("base", "finetuned"))
-    # p proportional to p1^2 / p0.
-    p = p1**2 / p0
-    p = p / p.sum(dim=-1, keepdim=True)
-    for row, at in ((0, 0), (0, 5), (2, 3)):
-        expected = p[row, at, tokens[row, at + 1]].log().item()
-        assert found[row, at].item() == pytest.approx(expected, rel=1e-3)
-
-
-def test_a_behaviour_is_scored_as_under_edits(pair):
-    questions = [
-        Question(prompt=TEXTS[1], completions=(" cat", " dog sat"), ends_turn=False),
-        Question(prompt=TEXTS[0], completions=(" ran",)),
-    ]
-    behaviour = Behaviour.of("animals", questions, pair.tokenizer)
-    found = amplified_scores(pair, behaviour, [0.0, 1.0, -1.0], batch_size=2)
-    plain = behaviour_scores(InterventionContext.of(pair), behaviour, [unchanged(1), unchanged(0)])
-    torch.testing.assert_close(found[[0, 2]], plain, rtol=1e-4, atol=0)
-    # The second prompt has one answer, in the third context.
-    ids = behaviour.text.tokens[2:, : int(behaviour.text.lengths[2])].long()
-    log_probs = amplified_log_probs(pair, ids, alpha=1.0)[0, behaviour.starts[2] - 1 :]
-    assert found[1, 1].item() == pytest.approx(log_probs.sum().exp().item(), rel=1e-4)
-
-
 def test_what_cannot_be_written_is_refused(pairs):
     pair = pairs["hooked"]
     for wrong in ({"max_new_tokens": 0}, {"max_new_tokens": N_CTX}):
@@ -144,5 +113,5 @@ def test_what_cannot_be_written_is_refused(pairs):
     model = pair.models[0]
     sites = [Site(name=f"l{i}", hook_name=HOOK.replace("1", i), model_name="m") for i in "01"]
     one_model = ModelPair(model, model, sites=sites)
-    with pytest.raises(ValueError, match="sites of two models"):
+    with pytest.raises(ValueError, match="are of one model"):
         amplified_logits(one_model, pair.to_tokens(TEXTS), alpha=1.0)

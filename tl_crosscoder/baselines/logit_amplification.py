@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.interventions.behaviour import Behaviour
 from tl_crosscoder.models import hooked as hooked_model
 from tl_crosscoder.models import tokenizer as tokenization
 from tl_crosscoder.models.pair import ModelPair, Prompts
@@ -38,45 +37,10 @@ def amplified_logits(
     Raises:
         ValueError: no two models, an unknown site, or tokens that are not theirs.
     """
-    return _amplified(*_both(models, tokens), alpha)
-
-
-def amplified_log_probs(
-    models: ModelPair,
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    alpha: float,
-) -> Float[Tensor, "batch pos_less_one"]:
-    """Log-probability, in nats, of each token but the first after those before it.
-
-    Of padded rows, drop what stands at their padding. Raises as `amplified_logits` does.
-    """
-    return _taken(amplified_logits(models, tokens, alpha=alpha), tokens)
-
-
-def amplified_scores(
-    models: ModelPair,
-    behaviour: Behaviour,
-    alphas: Sequence[float],
-    *,
-    batch_size: int = 64,
-) -> Float[Tensor, "n_alphas n_prompts"]:
-    """The probability of a behaviour for each alpha and prompt, float64.
-
-    What `behaviour_scores` is for edits. Raises as `amplified_logits` does.
-    """
-    text = behaviour.text
-    at = torch.arange(1, text.context_size)
-    is_answer = (at >= torch.tensor(behaviour.starts)[:, None]) & (at < text.lengths[:, None])
-    sums = torch.zeros(len(alphas), len(text), dtype=torch.float64)
-    for index in torch.arange(len(text)).split(batch_size):
-        tokens = text.tokens[index].long()
-        both = _both(models, tokens)
-        for i, alpha in enumerate(alphas):
-            log_probs = _taken(_amplified(*both, alpha), tokens).double().cpu()
-            sums[i, index] = torch.where(is_answer[index], log_probs, 0).sum(dim=1)
-    scores = torch.zeros(len(alphas), behaviour.n_prompts, dtype=torch.float64)
-    return scores.index_add_(1, torch.tensor(behaviour.prompt_of), sums.exp())
+    base, finetuned = _names(models)
+    ours = models.logits(tokens, site=finetuned).float()
+    # In this form alpha 0 and -1 give the models' own logits bit for bit.
+    return (1 + alpha) * ours - alpha * models.logits(tokens, site=base).to(ours)
 
 
 def amplified_tokens(
@@ -147,32 +111,6 @@ def amplified_text(models: ModelPair, prompts: Prompts, **options: Any) -> str |
     pairs = amplified_tokens(models, prompts, **options)
     texts = [tokenization.decode_continuation(models.tokenizer, *pair) for pair in pairs]
     return texts[0] if isinstance(prompts, str) else texts
-
-
-@torch.no_grad()
-def _both(
-    models: ModelPair, tokens: Int[Tensor, "batch pos"]
-) -> tuple[Float[Tensor, "batch pos d_vocab"], Float[Tensor, "batch pos d_vocab"]]:
-    """l^0 and l^1, float32, on the fine-tuned model's device."""
-    base, finetuned = _names(models)
-    ours = models.logits(tokens, site=finetuned)[..., : models.d_vocab].float()
-    return models.logits(tokens, site=base)[..., : models.d_vocab].to(ours), ours
-
-
-def _amplified(
-    base: Float[Tensor, "batch pos d_vocab"],
-    finetuned: Float[Tensor, "batch pos d_vocab"],
-    alpha: float,
-) -> Float[Tensor, "batch pos d_vocab"]:
-    # In this form alpha 0 and -1 give the models' own logits bit for bit.
-    return (1 + alpha) * finetuned - alpha * base
-
-
-def _taken(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos_less_one"]:
-    targets = tokens[:, 1:, None].to(logits.device)
-    return logits[:, :-1].log_softmax(dim=-1).gather(-1, targets.long()).squeeze(-1)
 
 
 def _next(

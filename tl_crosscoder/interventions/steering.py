@@ -7,7 +7,7 @@ or any vector `[d_model]`; the edit is a `AddVector`, so generation uses the key
 s is a mean over tokens that count; BOS, whose norm is far above it, is steered too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -93,19 +93,6 @@ def steering(
             "as the row of the other site."
         )
     return AddVector(site=at, stream=at, vector=(strength * norm / length * vector).float())
-
-
-def steering_sweep(
-    ctx: InterventionContext,
-    direction: Direction,
-    *,
-    strengths: Sequence[float],
-    norm: float,
-    site: str | None = None,
-    of: str | None = None,
-) -> list[AddVector]:
-    """One edit for each strength; the rest as `steering`."""
-    return [steering(ctx, direction, strength=s, norm=norm, site=site, of=of) for s in strengths]
 
 
 @contextmanager

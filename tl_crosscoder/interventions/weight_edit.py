@@ -1,7 +1,6 @@
-"""Ablation and steering as a small change of weights, where that is exactly what the hook does.
+"""Ablation as a small change of weights, where that is exactly what the hook does.
 
     project at the output of an MLP or attention:   W <- W (I - Q Q'),  b <- b (I - Q Q')
-    a constant v there, or at the end of a block:   b <- b + v
 
 for W [inputs, d_model], the matrix that writes to the stream. Contract: a `WeightEdit` holds the
 new values of the parameters that change, by their names in the model's `state_dict`, and was
@@ -29,7 +28,6 @@ from tl_crosscoder.models.hooked import HookedModel, check_hook, device_of, repl
 
 _PARTS = {"mlp": ("W_out", "b_out", "out"), "attn": ("W_O", "b_O", "o")}
 _OUTPUT = re.compile(r"blocks\.(\d+)\.(?:hook_(mlp|attn)_out|(mlp|attn)\.hook_out)")
-_END = re.compile(r"blocks\.(\d+)\.(?:hook_resid_post|hook_out)")
 _EXPORT = "Export the ablation as a hook instead (export_mitigation)."
 
 
@@ -134,51 +132,6 @@ def projection_weights(
         return x - x @ basis @ basis.T
 
     _check_exact(model, edit, project, tokens)
-    return edit
-
-
-def shift_weights(
-    model: HookedModel,
-    hook_name: str,
-    vector: Float[Tensor, " d_model"],
-    *,
-    tokens: Int[Tensor, "batch pos"],
-) -> WeightEdit:
-    """Add a vector at every token, by the bias of an MLP or attention.
-
-    Args:
-        model: of either kind.
-        hook_name: the output of an MLP or attention, or `blocks.L.hook_resid_post`.
-        vector: what is added; the vector of a `AddVector`, such as steering makes.
-        tokens: on which weights and hook are compared.
-
-    Raises:
-        ValueError: a hook elsewhere, a part without a bias, or a bias that does not do what the
-            hook does.
-    """
-    check_hook(model, hook_name, "model")
-    found, end = _OUTPUT.fullmatch(hook_name), _END.fullmatch(hook_name)
-    if found is None and end is None:
-        raise ValueError(
-            f"{hook_name!r} is neither the output of an MLP or attention nor the end of a block, "
-            "so no bias adds a constant there alone. Steer with a hook instead (steered)."
-        )
-    layer, part = (
-        (int(end.group(1)), "mlp")
-        if end is not None
-        else (int(found.group(1)), found.group(2) or found.group(3))  # type: ignore[union-attr]
-    )
-    own = _output_parameters(model, layer, part)
-    bias = {name: p for name, (p, _) in own.items() if p.ndim == 1}
-    if not bias:
-        raise ValueError(
-            f"block {layer} of this model has no bias at the output of its {part} (it has "
-            f"{list(own)}), so there is nothing to add a constant to. Steer with a hook instead "
-            "(steered)."
-        )
-    changed = {n: (p.detach().double() + vector.to(p).double()).to(p) for n, p in bias.items()}
-    edit = WeightEdit(hook_name=hook_name, parameters=changed)
-    _check_exact(model, edit, lambda x: x + vector.to(x), tokens)
     return edit
 
 
