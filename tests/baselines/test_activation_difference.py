@@ -3,7 +3,7 @@ from math import isnan
 
 import pytest
 import torch
-from baselines.given_rows import GivenRows
+from models.given_rows import GivenRows
 from models.tiny_pairs import TEXTS
 from text_of_ids import text_of
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from baselines.given_rows import GivenRows
+from models.given_rows import GivenRows
 from text_of_ids import text_of
 
 from tl_crosscoder.baselines.pca import DifferencePCA, difference_pca

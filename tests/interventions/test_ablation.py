@@ -160,5 +160,8 @@ def test_what_cannot_be_ablated_is_refused(pair, crosscoder):
                 handle.model(torch.zeros(1, 4, 16), start_at_layer=0)
     ctx = InterventionContext.of(pair, crosscoder)
     at_places = EditAtTokens(edit=unchanged(1), places=TokenFilter(first=1), otherwise=0)
-    with pytest.raises(ValueError, match="Where edits at chosen roles"), edited(ctx, at_places):
+    with (
+        pytest.raises(ValueError, match="EditAtTokens edits at chosen roles"),
+        edited(ctx, at_places),
+    ):
         pass

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from models.given_rows import GivenRows
 from models.tiny_pairs import HOOK, TEXTS
 from safetensors.torch import load_file
 
-from tl_crosscoder import ModelPair, Site
+from tl_crosscoder import ModelPair
 from tl_crosscoder.interventions.ablation import EstimateLoss, ablated, measure_estimate
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.context import InterventionContext
@@ -17,25 +18,6 @@ from tl_crosscoder.interventions.mitigation import Mitigation, export_mitigation
 from tl_crosscoder.interventions.standalone_hook import mitigated
 
 LATENTS = [1, 4, 7]
-
-
-class Rows:
-    """A source of given activations, [contexts x pos, n_sites, d_model]."""
-
-    def __init__(self, x: torch.Tensor) -> None:
-        self.x = x
-        self.sites = tuple(
-            Site(name=n, d_model=x.shape[2], hook_name=HOOK, model_name=n)
-            for n in ("base", "finetuned", "third")[: x.shape[1]]
-        )
-        self.n_sites, self.d_model, self.tokenizer = x.shape[1], x.shape[2], None
-        self.device, self.n_ctx = torch.device("cpu"), 16
-        self.weight_processing, self.cache_id = "raw", None
-
-    def rows(self, contexts, *, dtype=torch.float32):
-        n_pos = contexts.tokens.shape[1]
-        at = contexts.context_ids[:, None] * n_pos + torch.arange(n_pos)
-        return self.x[at[contexts.mask]].to(dtype)
 
 
 def loaded(folder):
@@ -61,7 +43,8 @@ def test_a_line_through_two_values_by_hand(words):
     # The mean variance is 1, so ridge 0.25 gives A = 2 / 1.25 = 1.6 and c = 5 - 2 x 1.6 = 1.8.
     text = words[0][:2]
     finetuned = torch.cat([torch.tensor([1.0, 3.0]).repeat(8), torch.tensor([3.0, 1.0]).repeat(8)])
-    source = Rows(torch.stack([2 * finetuned + 1, finetuned], dim=1)[..., None])
+    rows = torch.stack([2 * finetuned + 1, finetuned], dim=1)[..., None]
+    source = GivenRows(rows.unflatten(0, (-1, 16)))
     n = text.n_tokens
     assert n % 2 == 0
     estimate = BaseEstimate.fit(source, text, ridge=0.25)
@@ -259,7 +242,7 @@ def test_what_does_not_go_together_is_refused(pairs, words, make_crosscoder):
     with pytest.raises(ValueError, match=r"ridge is 0; it must be above 0"):
         BaseEstimate.fit(pair, words[0], ridge=0)
     one = ModelPair(pair.models[0], sites=[pair.sites[0]])
-    with pytest.raises(ValueError, match=r"there are \['base'\] and None was asked for"):
+    with pytest.raises(ValueError, match=r"this needs two sites of one width"):
         BaseEstimate.fit(one, words[0])
     with pytest.raises(ValueError, match="there are no latents"):
         measure_estimate(ctx, estimate, words[1], latents=[])
