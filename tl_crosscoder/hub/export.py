@@ -12,6 +12,7 @@ on the embedded taboo pair); `analysis.saelens_evals.SiteSAE` is exact, with all
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.transcoder import JumpReLUTranscoder, JumpReLUTranscoderConfig
 from torch import Tensor
 
-import tl_crosscoder
 from tl_crosscoder import files
 from tl_crosscoder.analysis.reconstruction import Moments
 from tl_crosscoder.crosscoder.checks import check_source
@@ -121,7 +121,7 @@ def write_export(
     folder = files.new_folder(folder)
     # Less than 32 bits would round thresholds and with them change what is active.
     dtype = torch.float64 if sae.dtype == torch.float64 else torch.float32
-    made_with = f"tl_crosscoder {tl_crosscoder.__version__}"
+    made_with = f"tl_crosscoder {version('tl-crosscoder')}"
     metadata = sae.cfg.metadata.to_dict() | {"made_with": made_with, "export": about}
     cfg = sae.cfg.to_dict() | {
         "dtype": str(dtype).removeprefix("torch."),

@@ -19,8 +19,6 @@ estimate was not fitted on.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,7 +26,7 @@ from torch import Tensor
 
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
-from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.interventions.base_estimate import BaseEstimate, EstimateLoss, LatentAgreement
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import AddLatents, Edit, ProjectOut, only
 from tl_crosscoder.interventions.live import EditedModel, edited
@@ -41,7 +39,6 @@ from tl_crosscoder.interventions.mitigation import (
 )
 from tl_crosscoder.interventions.running import edited_logits, unchanged
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.results.tables import TableOfRows
 
 
 def ablation(
@@ -100,40 +97,6 @@ def ablated(
         edit = Mitigated(site=ctx.finetuned, mitigation=mitigation)
     with edited(ctx, edit) as model:
         yield model
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentAgreement:
-    """On which tokens a latent is active, by its codes and by the estimate."""
-
-    latent: int
-    n_exact: int
-    """Tokens on which it is active."""
-    n_estimated: int
-    """Tokens on which it is active by the estimate."""
-    n_both: int
-    agreement: float
-    """Tokens of both over tokens of either (Jaccard 1912); NaN where there are none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimateLoss(TableOfRows):
-    """What the estimate loses, a row a latent."""
-
-    ROW: ClassVar[type] = LatentAgreement
-    rows: tuple[LatentAgreement, ...]
-    mode: str
-    base_fve: float
-    """Fraction of variance of the base stream that the estimate explains."""
-    difference_fve: float
-    """The same of x^1 - x^0; see `EstimateQuality`."""
-    shift_error: float
-    """sum ||s - estimated s||^2 / sum ||s||^2, s the shift of the exact ablation; NaN of none."""
-    kl: float
-    """KL(exact ablation || estimated), nats a predicted token."""
-    kl_of_ablation: float
-    """KL(exact ablation || no ablation): what `kl` is to be compared with."""
-    n_tokens: int
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.site import Site, site_parts
 from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.results.tables import TableOfRows
 
 WEIGHTS_NAME, FACTS_NAME = "base_estimate.safetensors", "base_estimate.json"
 
@@ -38,6 +40,40 @@ class EstimateQuality:
     difference_fve: float
     """1 - sum ||x^0 - estimate||^2 / sum ||(x^1 - x^0) - mean||^2: below 0 it says less of the
     difference than its mean does."""
+    n_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAgreement:
+    """On which tokens a latent is active, by its codes and by the estimate."""
+
+    latent: int
+    n_exact: int
+    """Tokens on which it is active."""
+    n_estimated: int
+    """Tokens on which it is active by the estimate."""
+    n_both: int
+    agreement: float
+    """Tokens of both over tokens of either (Jaccard 1912); NaN where there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateLoss(TableOfRows):
+    """What the estimate loses, a row a latent."""
+
+    ROW: ClassVar[type] = LatentAgreement
+    rows: tuple[LatentAgreement, ...]
+    mode: str
+    base_fve: float
+    """Fraction of variance of the base stream that the estimate explains."""
+    difference_fve: float
+    """The same of x^1 - x^0; see `EstimateQuality`."""
+    shift_error: float
+    """sum ||s - estimated s||^2 / sum ||s||^2, s the shift of the exact ablation; NaN of none."""
+    kl: float
+    """KL(exact ablation || estimated), nats a predicted token."""
+    kl_of_ablation: float
+    """KL(exact ablation || no ablation): what `kl` is to be compared with."""
     n_tokens: int
 
 

@@ -11,24 +11,21 @@ tokens but position 0 of a pass of several positions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import tl_crosscoder
 from tl_crosscoder import files
 from tl_crosscoder.interventions import standalone_hook
-from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.interventions.base_estimate import BaseEstimate, EstimateLoss
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import orthonormal
 from tl_crosscoder.interventions.live import LocalEdit
 from tl_crosscoder.results.tables import without_nan
-
-if TYPE_CHECKING:
-    from tl_crosscoder.interventions.ablation import EstimateLoss
 
 Mode = Literal["delta", "zero", "project"]
 TENSORS_NAME, FACTS_NAME, HOOK_NAME = "mitigation.safetensors", "mitigation.json", "hook.py"
@@ -100,7 +97,7 @@ def export_mitigation(
     *,
     mode: Mode = "delta",
     estimate: BaseEstimate | None = None,
-    loss: "EstimateLoss | None" = None,
+    loss: EstimateLoss | None = None,
 ) -> Path:
     """Write a folder with `hook.py`, `mitigation.safetensors` and `mitigation.json`.
 
@@ -166,7 +163,7 @@ def _check_estimate(ctx: InterventionContext, mode: Mode, estimate: BaseEstimate
         )
 
 
-def _check_loss(mitigation: Mitigation, loss: "EstimateLoss") -> None:
+def _check_loss(mitigation: Mitigation, loss: EstimateLoss) -> None:
     measured = loss.mode, [row.latent for row in loss.rows]
     ours = mitigation.mode, mitigation.latents.tolist()
     if measured != ours:
@@ -204,11 +201,11 @@ def _facts(
     ctx: InterventionContext,
     mitigation: Mitigation,
     estimate: BaseEstimate | None,
-    loss: "EstimateLoss | None",
+    loss: EstimateLoss | None,
 ) -> dict[str, Any]:
     models = ctx.models
     return {
-        "made_with": f"tl_crosscoder {tl_crosscoder.__version__}",
+        "made_with": f"tl_crosscoder {version('tl-crosscoder')}",
         "model": models.model_sites[ctx.finetuned].to_dict(),
         "compared_with": models.model_sites[ctx.base].to_dict(),
         "hook_name": models.model_sites[ctx.finetuned].hook_name,

@@ -24,7 +24,7 @@ from torch import Tensor
 from tl_crosscoder.models import checks, hooked, loading, tokenizer
 from tl_crosscoder.models.devices import moved_together
 from tl_crosscoder.models.hooked import Hook, HookedModel
-from tl_crosscoder.models.site import Site, site_index
+from tl_crosscoder.models.site import Site, site_columns, site_index
 from tl_crosscoder.models.source import ActivationSource, Contexts
 from tl_crosscoder.results.render import Section, as_html
 
