@@ -98,7 +98,7 @@ class Expected:
             x_hat = codes @ crosscoder.decoder(at) + crosscoder.decoder_bias(at)
             self._add(folder, x, codes, x_hat)
             torch.testing.assert_close(x_hat, crosscoder(x).chunk(2, dim=-1)[at])
-        folder, own = self.root / f"{name}-side", x.chunk(2, dim=-1)[1]
+        folder, own = self.root / f"{name}-site", x.chunk(2, dim=-1)[1]
         export_site(folder, crosscoder, source=source, fit_on=fit_on, measure_on=measure_on)
         sae = one_model_sae(crosscoder, BaseEstimate.fit(source, fit_on))
         self._add(folder, own, sae.encode(own), sae(own))
@@ -192,7 +192,7 @@ def test_the_estimate_is_folded_by_hand():
 def test_the_card_says_what_was_measured(pair, texts, site, tmp_path):
     """Against sums over the dense codes of all tokens."""
     crosscoder, (fit_on, measure_on) = dictionary(pair.sites), texts
-    folder = tmp_path / "side"
+    folder = tmp_path / "site"
     found = export_site(
         folder, crosscoder, source=pair, fit_on=fit_on, measure_on=measure_on, site=site
     )
@@ -220,7 +220,7 @@ def test_the_card_says_what_was_measured(pair, texts, site, tmp_path):
     assert sae.cfg.metadata.model_name == ("org/base" if site else "org/sft")
 
 
-def test_sites_of_unequal_width_have_transcoders_and_sides(pair, texts, tmp_path):
+def test_sites_of_unequal_width_have_transcoders_and_site_exports(pair, texts, tmp_path):
     base, finetuned = pair.models
     hooks = {"a": HOOK, "b": "blocks.1.mlp.hook_post", "c": HOOK}
     sites = [Site(name=n, hook_name=h, model_name="m") for n, h in hooks.items()]
@@ -296,7 +296,7 @@ def test_the_verb_writes_what_python_writes(pair, tmp_path, capsys, monkeypatch)
         Export(dictionary=str(folder), output=str(tmp_path / "x"), to="site")()
 
 
-def test_the_verb_fits_a_side_on_one_half_of_a_text_and_measures_on_the_other(
+def test_the_verb_fits_a_site_on_one_half_of_a_text_and_measures_on_the_other(
     tmp_path, capsys, monkeypatch
 ):
     """On a run as version 0.1.0 left it, whose models are called base and finetuned."""
@@ -309,12 +309,12 @@ def test_the_verb_fits_a_side_on_one_half_of_a_text_and_measures_on_the_other(
     shutil.copy(FIXTURE / "runner_cfg.json", tmp_path / "run")
     documents = [{"text": f"{text} {i}"} for i in range(30) for text in CORPUS]
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    Export(dictionary="run", output="side", to="site", text="text.jsonl")()
-    about = SAE.load_from_disk("side").cfg.metadata.export
+    Export(dictionary="run", output="site", to="site", text="text.jsonl")()
+    about = SAE.load_from_disk("site").cfg.metadata.export
     n, n_fitted = about["quality"]["n_tokens"], about["n_fitted"]
     tokenizer = AutoTokenizer.from_pretrained("base")
     assert n + n_fitted == tokenize(documents, tokenizer, context_size=16).n_tokens
     assert n == pytest.approx(n_fitted, rel=0.05)
     assert f"On {n:,} other tokens" in capsys.readouterr().out
     with pytest.raises(ValueError, match="not an empty folder"):
-        Export(dictionary="run", output="side", to="site", text="text.jsonl")()
+        Export(dictionary="run", output="site", to="site", text="text.jsonl")()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub.hub_server import READ_ONLY, TOKEN, LocalHub
+from hub.hub_server import READ_ONLY
 from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import sae_lens_huggingface_loader
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
@@ -28,15 +28,6 @@ from tl_crosscoder.models.pretrained import pretrained_folder
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 EMBEDDED = pretrained_folder() / "dictionaries/taboo-batchtopk"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with LocalHub().running() as hub:
-        for name, value in hub.client_constants(tmp_path / "cache").items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 @pytest.fixture

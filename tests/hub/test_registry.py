@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub.hub_server import LocalHub, Repo
+from hub.hub_server import Repo
 from sae_lens.loading import pretrained_saes_directory
 
 from tl_crosscoder import Crosscoder
@@ -34,14 +34,6 @@ PAGE = Path(__file__).parents[2] / "docs/dictionaries/pretrained.md"
 
 def name_of(entry: Entry) -> str:
     return f"{entry.release}/{entry.id}"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with LocalHub().running() as hub:
-        for name, value in hub.client_constants(tmp_path / "cache").items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        yield hub
 
 
 @pytest.mark.parametrize("entry", entries(), ids=name_of)
@@ -114,6 +106,12 @@ def test_a_folder_and_a_revision_of_what_is_embedded_are_refused(tmp_path):
         Crosscoder.from_pretrained(EMBEDDED[0].release, EMBEDDED[0].id, revision="v1")
 
 
+def test_the_class_without_a_registry_names_what_to_import(monkeypatch):
+    monkeypatch.setattr(Crosscoder, "pretrained_loader", None)
+    with pytest.raises(ValueError, match="take Crosscoder from tl_crosscoder itself, or import"):
+        Crosscoder.from_pretrained(EMBEDDED[0].release, EMBEDDED[0].id)
+
+
 def test_a_row_of_another_library_is_converted(hub, monkeypatch, tmp_path):
     """Its `scales` are folded in: encoder times s, of the site."""
     torch.manual_seed(0)
@@ -144,24 +142,33 @@ def test_a_row_of_another_library_is_converted(hub, monkeypatch, tmp_path):
     assert torch.equal(crosscoder.encoder("finetuned"), 0.25 * weights["W_enc"][1])
 
 
-def test_an_embedded_run_opens_as_a_copy_with_the_text_it_was_measured_on(monkeypatch, tmp_path):
-    """The text token for token: its hash is the one in the record."""
+def test_an_embedded_run_opens_as_a_copy(monkeypatch, tmp_path):
+    """Once, with a held-out text beside it; nothing is written into the package."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tl_crosscoder.run.run._held_out_again", lambda _: [{"text": "hidden"}])
     name = Path(PREFIX + "taboo-batchtopk")
     before = {p: p.stat().st_mtime_ns for p in DICTIONARIES.rglob("*")}
     run = Run(path=name)
     assert run.path == Path(COPIES) / "taboo-batchtopk"
     assert opened_path(name) == run.path  # once, not again
     assert run.organism() == "taboo"
-    _, text = run.measured()
-    bits = text.tokens.numpy().tobytes() + text.dropped.numpy().tobytes()
-    assert hashlib.sha256(bits).hexdigest() == run.record["held_out"]["sha256"]
+    assert [d["text"] for d in run.documents()] == ["hidden"]
     assert {p: p.stat().st_mtime_ns for p in DICTIONARIES.rglob("*")} == before
     (run.path / WEIGHTS_NAME).write_bytes(b"of another version")
     with pytest.raises(ValueError, match="but not of the one in this version of the package"):
         opened_path(name)
-    with pytest.raises(FileNotFoundError, match="'tl_crosscoder/no-such' is no dictionary that"):
+    with pytest.raises(FileNotFoundError, match="'tl_crosscoder/no-such' is no"):
         opened_path(PREFIX + "no-such")
+
+
+@pytest.mark.slow
+def test_the_copy_has_the_text_it_was_measured_on(monkeypatch, tmp_path):
+    """Token for token: its hash is the one in the record. 50 s, for 200,000 tokens are made."""
+    monkeypatch.chdir(tmp_path)
+    run = Run(path=Path(PREFIX + "taboo-batchtopk"))
+    _, text = run.measured()
+    bits = text.tokens.numpy().tobytes() + text.dropped.numpy().tobytes()
+    assert hashlib.sha256(bits).hexdigest() == run.record["held_out"]["sha256"]
 
 
 def test_the_tables_show_every_dictionary(capsys):

@@ -47,7 +47,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
     """
 
     pretrained_loader: ClassVar["Callable[..., Crosscoder] | None"] = None
-    """What finds a dictionary by name; `hub.loading`, a room below, sets it when imported."""
+    """Finds a dictionary by name; set by `hub.loading` when it is imported."""
 
     def __init__(self, cfg: CrosscoderConfig, use_error_term: bool = False) -> None:
         JumpReLUSAE.__init__(self, cfg, use_error_term)

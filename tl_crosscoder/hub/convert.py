@@ -6,7 +6,7 @@
 On raw activations the codes are those of the other library's `encode`, at its scale;
 `fold_W_dec_norm()` makes them ours, f_j n_j. Layouts (see `hub.layouts`) are told apart by their
 tensors. No code of a file is run: pickles are opened with `weights_only=True`, YAML by the safe
-loader. Limit: files do not say whether the models' weights were processed.
+loader. Limit: files do not record whether the models' weights were processed.
 """
 
 import json

@@ -138,7 +138,7 @@ def write_export(
 
 @dataclass(frozen=True, kw_only=True)
 class SiteQuality:
-    """How near a one-model SAE comes to its crosscoder, on some text."""
+    """How close a one-model SAE is to its crosscoder, on some text."""
 
     fvu: float
     """sum ||x^m - x̂^m||^2 / sum ||x^m - mean||^2 of the SAE."""
@@ -168,7 +168,7 @@ def export_site(
     site: str | None = None,
     batch_size: int = 32,
 ) -> SiteQuality:
-    """Fit, measure and write a `JumpReLUSAE` of one model: its card has how near it comes.
+    """Fit, measure and write a `JumpReLUSAE` of one model: its card records how close it is.
 
     Args:
         folder: new or empty.

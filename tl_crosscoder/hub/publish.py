@@ -198,7 +198,7 @@ def _model_warnings(run: PublishedRun) -> Iterator[str]:
         name = site.label
         if Path(name).exists():
             yield (
-                f"site {site.name} names the folder {name!r}: nobody else has it. Say what others "
+                f"site {site.name} names the folder {name!r}: nobody else has it. Give what others "
                 f"load with --rename {name}=owner/name."
             )
         elif site.revision is None and name in card.hub_models(run):
@@ -218,8 +218,8 @@ def push(publication: Publication) -> str:
     check_login()
     repo, unread = publication.repo, publication.repository.unread
     if publication.refusals:
-        said = (f"({i}) {r}" for i, r in enumerate(publication.refusals, start=1))
-        raise ValueError(f"nothing was sent: {' '.join(said)}")
+        reasons = (f"({i}) {r}" for i, r in enumerate(publication.refusals, start=1))
+        raise ValueError(f"nothing was sent: {' '.join(reasons)}")
     if unread is not None:
         raise ValueError(f"nothing was sent: {repo} could not be read: {unread}")
     return publication.repository.commit(

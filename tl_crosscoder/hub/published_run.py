@@ -70,7 +70,7 @@ class PublishedRun:
 
         Raises:
             FileNotFoundError, ValueError: as `Crosscoder.load` does: a damaged or diverged
-                dictionary goes nowhere.
+                dictionary is not published.
         """
         Crosscoder.load(folder)
 

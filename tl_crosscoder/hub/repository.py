@@ -115,12 +115,12 @@ def _why(error: Exception) -> str:
     # An upload in a thread fails with a RuntimeError raised from what went wrong.
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-    said = " ".join(str(cause).split())
+    reason = " ".join(str(cause).split())
     if status in (401, 403):
-        return f"the account that is logged in may not write to it ({said}) {_LOGIN}"
+        return f"the account that is logged in may not write to it ({reason}) {_LOGIN}"
     if status == 412:
         return "somebody has pushed to it since it was read. Publish again."
-    return said
+    return reason
 
 
 def check_login() -> None:
@@ -134,7 +134,7 @@ def check_login() -> None:
         raise ValueError(f"nobody is logged in to the hub here. {_LOGIN}") from error
     except (HTTPError, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-            said = f"the hub does not know the token that is set here. {_LOGIN}"
+            reason = f"the hub does not know the token that is set here. {_LOGIN}"
         else:
-            said = f"the hub did not answer who is logged in: {first_line(error)} Nothing was sent."
-        raise ValueError(said) from error
+            reason = f"the hub did not answer: {first_line(error)} Nothing was sent."
+        raise ValueError(reason) from error

@@ -59,19 +59,20 @@ class JudgeConfig:
     latents: tuple[int, ...] | None = None
     """Latents to judge; None is the first `n` of the ranking."""
     n: int = 10
-    """How many of the ranking."""
+    """Latents of the ranking to judge, where `latents` is None."""
     n_top: int = 10
-    """Largest examples in the request for a name."""
+    """Examples with the largest activations, shown in the request for a name."""
     n_quantile: int = 10
-    """Examples of the quantiles in it."""
+    """Examples from the quantiles of activations, shown in the request for a name."""
     n_promoted: int = 10
-    """Tokens in it that the latent promotes most; 0 for hooks off the residual stream."""
+    """Tokens that the latent promotes most, shown in the request for a name; 0 for hooks off the
+    residual stream."""
     n_active: int = 20
     """Windows of held-out text with each latent."""
     n_inactive: int = 20
-    """Windows without it."""
+    """Windows of held-out text without each latent."""
     n_hard: int = 0
-    """Of those without it, so many in which another judged latent is active."""
+    """How many of the windows without the latent have another judged latent active."""
     n_quantiles: int = 5
     """Bins of equal counts that the windows with the latent are spread over."""
     n_before: int = 16

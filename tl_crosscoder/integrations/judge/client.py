@@ -133,7 +133,7 @@ class Judge:
             except openai.OpenAIError as error:
                 raise OSError(
                     f"the judge {config.model!r} could not be asked: {error} What it has answered "
-                    "is kept: the same command goes on from there."
+                    "is kept: the same command continues from there."
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -41,7 +41,7 @@ CHARACTERS_A_TOKEN = 4
 """For an estimate of tokens: about what English has in today's tokenizers."""
 _UNKNOWN = Detection(Interval(value=math.nan, low=math.nan, high=math.nan), n_read=0)
 _NOT_YET = Name(name="", explanation="x" * 200)
-"""Stands for explanations that are not known, about as long as they are."""
+"""In place of explanations that are not known, about as long as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +181,11 @@ def judge_cases(cases: Sequence[Case], judge: Judge, *, show_progress: bool = Fa
     questions = _questions(cases, names, config)
     # All at once, so that the bar is one.
     flat = [p for each in questions.values() for p in each]
-    said = iter(judge.ask(flat, description="Scoring" if show_progress else None))
+    answered = iter(judge.ask(flat, description="Scoring" if show_progress else None))
     windows = {case.latent: case.windows for case in cases}
     how = {"n_per_request": config.n_per_request, "seed": config.seed}
     scores = {
-        (latent, of): detection(windows[latent], [next(said) for _ in asked], **how)
+        (latent, of): detection(windows[latent], [next(answered) for _ in asked], **how)
         for (latent, of), asked in questions.items()
     }
     controls = _controls(names, config)

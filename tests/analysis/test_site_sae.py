@@ -1,4 +1,4 @@
-"""A side of a crosscoder attached by SAELens to the site's own model, of either kind."""
+"""A crosscoder attached at one site by SAELens to the site's own model, of either kind."""
 
 import gc
 import weakref
@@ -72,23 +72,23 @@ def codes_name(model, sae, kind: str, internal: str = "hook_sae_acts_post") -> s
 
 @pytest.mark.parametrize("hook", [HOOK, "blocks.0.attn.hook_z"])
 def test_the_cache_holds_the_crosscoders_codes(models, kind, hook):
-    """Of a stream with heads too; and with the error term the logits are as they were."""
+    """At a hook with heads too; and with the error term the logits are as they were."""
     pair = ModelPair(*models[kind], hook_name=hook)
     crosscoder, model, tokens = dictionary(pair), attached(pair, kind), pair.to_tokens(TEXTS)
     x, plain = pair.activations(tokens), pair.logits(tokens)
     with torch.no_grad():
         codes, x_hat = crosscoder.encode(x), crosscoder(x)[:, :, 1]
     assert 0.1 < (codes > 0).float().mean() < 0.9
-    side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
-    name = codes_name(model, side, kind)
-    logits, cache = model.run_with_cache_with_saes(tokens, saes=[side], use_error_term=True)
+    site_sae = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
+    name = codes_name(model, site_sae, kind)
+    logits, cache = model.run_with_cache_with_saes(tokens, saes=[site_sae], use_error_term=True)
     assert torch.equal(cache[name], codes)
     torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
-    spliced, cache = model.run_with_cache_with_saes(tokens, saes=[side])
+    spliced, cache = model.run_with_cache_with_saes(tokens, saes=[site_sae])
     assert torch.equal(cache[name], codes)
     torch.testing.assert_close(spliced, pair.run_with_patch(tokens, x_hat), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(spliced, plain, atol=1e-2)
-    own = cache[codes_name(model, side, kind, "hook_sae_input")]
+    own = cache[codes_name(model, site_sae, kind, "hook_sae_input")]
     torch.testing.assert_close(own, x[:, :, 1])
     # SAELens has put new hook points in their places, and the pair finds them.
     assert torch.equal(pair.activations(tokens), x)
@@ -101,13 +101,13 @@ def test_a_bridge_that_sae_lens_loaded_works_at_canonical_hook_names(models):
     pair = ModelPair(base, model, hook_name="blocks.1.hook_out")
     crosscoder, tokens = dictionary(pair), pair.to_tokens(TEXTS)
     codes = crosscoder.encode(pair.activations(tokens))
-    side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
-    _, cache = model.run_with_cache_with_saes(tokens, saes=[side])
+    site_sae = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
+    _, cache = model.run_with_cache_with_saes(tokens, saes=[site_sae])
     assert torch.equal(cache["blocks.1.hook_out.hook_sae_acts_post"], codes)
 
 
-def test_models_in_bfloat16_take_a_side_in_bfloat16(models):
-    """Codes are computed in float32, of streams that are bfloat16 anyway."""
+def test_models_in_bfloat16_take_a_site_sae_in_bfloat16(models):
+    """Codes are computed in float32, from activations that are bfloat16 anyway."""
     tokenizer = models["hooked"][0].tokenizer
     pair = ModelPair(
         hooked_transformer(tokenizer, 1, dtype=torch.bfloat16),
@@ -115,16 +115,16 @@ def test_models_in_bfloat16_take_a_side_in_bfloat16(models):
         hook_name=HOOK,
     )
     tokens = pair.to_tokens(TEXTS)
-    side = SiteSAE(dictionary(pair), HookedSite(pair, "finetuned")).to(torch.bfloat16)
-    logits, cache = pair.models[1].run_with_cache_with_saes(tokens, saes=[side])
-    exact = side.side.crosscoder.encode(pair.activations(tokens))
+    site_sae = SiteSAE(dictionary(pair), HookedSite(pair, "finetuned")).to(torch.bfloat16)
+    logits, cache = pair.models[1].run_with_cache_with_saes(tokens, saes=[site_sae])
+    exact = site_sae.side.crosscoder.encode(pair.activations(tokens))
     assert torch.equal(cache[f"{HOOK}.hook_sae_acts_post"], exact.to(torch.bfloat16))
     assert logits.dtype == torch.bfloat16
 
 
 def test_an_edit_of_a_latent_goes_on_in_the_model(pair, kind):
     crosscoder, model, tokens = dictionary(pair), attached(pair, kind), pair.to_tokens(TEXTS)
-    side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
+    site_sae = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
     with torch.no_grad():
         codes = crosscoder.encode(pair.activations(tokens))
         latent = int((codes > 0).sum(dim=(0, 1)).argmax())
@@ -136,10 +136,10 @@ def test_an_edit_of_a_latent_goes_on_in_the_model(pair, kind):
         return acts
 
     found = model.run_with_hooks_with_saes(
-        tokens, saes=[side], fwd_hooks=[(codes_name(model, side, kind), without)]
+        tokens, saes=[site_sae], fwd_hooks=[(codes_name(model, site_sae, kind), without)]
     )
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    with model.saes(saes=[side]):
+    with model.saes(saes=[site_sae]):
         spliced = model(tokens)
     assert not torch.allclose(found, spliced, atol=1e-3)
 
@@ -147,36 +147,36 @@ def test_an_edit_of_a_latent_goes_on_in_the_model(pair, kind):
 def test_generation_without_cache_runs_the_others_on_the_whole_text(pair, kind):
     """With the error term nothing changes, so the texts are equal; a cache is refused."""
     model, tokens = attached(pair, kind), pair.to_tokens(TEXTS[1])
-    side = SiteSAE(dictionary(pair), HookedSite(pair, "finetuned"))
+    site_sae = SiteSAE(dictionary(pair), HookedSite(pair, "finetuned"))
     how = {"max_new_tokens": 6, "do_sample": False, "verbose": False, "stop_at_eos": False}
     plain = model.generate(tokens, use_past_kv_cache=False, **how)
     seen = []
-    with model.saes(saes=[side], use_error_term=True):
-        side.hook_sae_acts_post.add_hook(lambda acts, hook: seen.append(acts))  # noqa: ARG005
+    with model.saes(saes=[site_sae], use_error_term=True):
+        site_sae.hook_sae_acts_post.add_hook(lambda acts, hook: seen.append(acts))  # noqa: ARG005
         found = model.generate(tokens, use_past_kv_cache=False, **how)
-        side.hook_sae_acts_post.remove_hooks()
+        site_sae.hook_sae_acts_post.remove_hooks()
         assert torch.equal(found, plain)
         with pytest.raises(ValueError, match=r"key-value cache of \d+ positions"):
             model.generate(tokens, use_past_kv_cache=True, **how)
-    expected = side.side.crosscoder.encode(pair.activations(plain[:, :-1]))
+    expected = site_sae.side.crosscoder.encode(pair.activations(plain[:, :-1]))
     torch.testing.assert_close(seen[-1], expected)
 
 
-def test_where_the_other_streams_are_not_known_it_says_so(pair, models, kind):
+def test_unknown_activations_of_the_other_site_are_an_error(pair, models, kind):
     crosscoder, model, tokens = dictionary(pair), attached(pair, kind), pair.to_tokens(TEXTS)
-    side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
+    site_sae = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
     x = pair.activations(tokens)[:, :, 1]
     with pytest.raises(ValueError, match="outside of a forward pass of its model"):
-        side.encode(x)
+        site_sae.encode(x)
     padded = torch.cat([torch.full_like(tokens[:, :1], pair.tokenizer.pad_token_id), tokens], 1)
     padded[0, 0] = 5
     with (
-        model.saes(saes=[side]),
+        model.saes(saes=[site_sae]),
         pytest.raises(ValueError, match="2 of 3 rows begin with padding"),
     ):
         model(padded)
     with pytest.raises(ValueError, match="outside of"):  # the failed pass left nothing behind
-        side.encode(x)
+        site_sae.encode(x)
     own = pair.models[1]
     two = [Site(name=n, hook_name=f"blocks.{n}.hook_resid_post", model_name="m") for n in "12"]
     with pytest.raises(ValueError, match=r"\['2'\] are sites of the same loaded model"):
@@ -188,16 +188,16 @@ def test_where_the_other_streams_are_not_known_it_says_so(pair, models, kind):
         with pytest.raises(ValueError, match="Load a HookedTransformer as sae_lens"):
             sae_bridge(own)
     with pytest.raises(ValueError, match="Save the crosscoder"):
-        side.save_model("d")
+        site_sae.save_model("d")
 
 
-def test_a_side_that_is_gone_watches_no_longer(pair):
+def test_a_deleted_site_sae_leaves_no_hooks(pair):
     model = pair.models[1]
     before = len(model.embed._forward_pre_hooks), len(model.blocks[1]._forward_hooks)
-    side = HookedSite(pair, "finetuned")
+    site_sae = HookedSite(pair, "finetuned")
     assert len(model.embed._forward_pre_hooks) == before[0] + 1
-    gone = weakref.ref(side)
-    del side
+    gone = weakref.ref(site_sae)
+    del site_sae
     gc.collect()
     assert gone() is None
     assert (len(model.embed._forward_pre_hooks), len(model.blocks[1]._forward_hooks)) == before
