@@ -85,7 +85,7 @@ def test_a_plan_says_everything_and_sends_nothing(hub, capsys):
     # The card is made from the run: its numbers are those of analysis.json and patching.json.
     measured = json.loads((EMBEDDED / "analysis.json").read_text())["reconstruction"]
     assert f"| FVE base | {measured['fve']['base']:.3f} |" in said
-    assert f"| L0 | {measured['l0']:.1f} active" in said
+    assert f"| L0 | {measured['l0']:.1f} | " in said
     assert "| top 30 | 30 | " in said
     assert "library_name: saelens" in said
     assert "license: mit" in said
