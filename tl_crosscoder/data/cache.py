@@ -102,9 +102,13 @@ class ActivationCache(ActivationSource):
         """Hash of the content: sites, text, masks and number format."""
         return self.manifest["cache_id"]
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
         """The models' tokenizer, loaded at first use. Raises ValueError if it has changed."""
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Any:
         tokenizer = load_tokenizer(self.model_sites[-1])
         if tokenizer_sha256(tokenizer) != self.manifest["tokenizer_sha256"]:
             raise ValueError(

@@ -103,12 +103,14 @@ def _download(entry: Entry, name: str, force_download: bool) -> Path:
     """A file of a dictionary in the hub's cache; large ones are announced."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    path, how = entry.in_repository(name), {"revision": entry.revision}
-    is_here = isinstance(try_to_load_from_cache(entry.repo_id, path, **how), str)
+    path, revision = entry.in_repository(name), entry.revision
+    is_here = isinstance(try_to_load_from_cache(entry.repo_id, path, revision=revision), str)
     if name != CFG_NAME and (force_download or not is_here):
-        at = "" if entry.revision is None else f" at {entry.revision}"
+        at = "" if revision is None else f" at {revision}"
         tqdm.write(f"Downloading {path} of {entry.repo_id}{at} from the hub.", file=sys.stderr)
-    return Path(hf_hub_download(entry.repo_id, path, force_download=force_download, **how))
+    return Path(
+        hf_hub_download(entry.repo_id, path, revision=revision, force_download=force_download)
+    )
 
 
 def _ids(entry: Entry) -> list[str]:

@@ -439,8 +439,10 @@ def pair_sites(
             "several hook points."
         )
     tuned = [n for names in given for n in ([names] if isinstance(names, str | Path) else names)]
-    has_one = finetuned_revision is None or isinstance(finetuned_revision, str)
-    revisions = [finetuned_revision] * len(tuned) if has_one else [*(finetuned_revision or ())]
+    if finetuned_revision is None or isinstance(finetuned_revision, str):
+        revisions: list[str | None] = [finetuned_revision] * len(tuned)
+    else:
+        revisions = [*finetuned_revision]
     if len(revisions) != len(tuned) or (isinstance(finetuned_revision, str) and len(tuned) > 1):
         raise ValueError(
             f"finetuned_revision {finetuned_revision!r} is not one for each of {tuned}: leave it "
