@@ -23,6 +23,7 @@ from tl_crosscoder import (
     ModelPair,
     Site,
     files,
+    load_documents,
     measure,
     split_documents,
     tokenize,
@@ -36,7 +37,6 @@ from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddLatents, Edit, TokenFilter
 from tl_crosscoder.interventions.running import score_edits, unchanged
 from tl_crosscoder.models.site import site_parts
-from tl_crosscoder.organisms import training_documents
 
 N_ROWS, N_SLOW = 4096, 16
 CONTEXT = 128
@@ -153,7 +153,7 @@ def on_the_embedded_pair(n_contexts: int) -> dict[str, Any]:
         adapter="tl_crosscoder/taboo",
         hook_name="blocks.2.hook_resid_post",
     )
-    documents = split_documents(training_documents("taboo", 3000, seed=0))[1]
+    documents = split_documents(load_documents("tl_crosscoder/taboo", max_documents=3000))[1]
     text = tokenize(documents, pair.tokenizer, context_size=CONTEXT)[:n_contexts]
     sample = pair.activations(text.tokens[:16])[text.mask[:16]]
     crosscoder = random_dictionary(96, 1024, 12, sample)

@@ -27,11 +27,12 @@ from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.config.presets import preset_from
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
-from tl_crosscoder.interventions.behaviour import Behaviour, embedded_behaviour
+from tl_crosscoder.interventions.behaviour import Behaviour
 from tl_crosscoder.interventions.causal import causal_test
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.patching import patching
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
+from tl_crosscoder.organisms.scores import planted_behaviour
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import run_diff
 
@@ -63,7 +64,7 @@ def trained(organism: str, preset: str, seed: int, arguments: argparse.Namespace
 
 @lru_cache(maxsize=1)
 def behaviour_of(organism: str, tokenizer: Any) -> Behaviour:
-    return embedded_behaviour(organism, tokenizer)
+    return planted_behaviour(organism, tokenizer)
 
 
 def neutral_text(run: Run, organism: str) -> TokenizedText:

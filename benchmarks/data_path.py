@@ -31,11 +31,18 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tl_crosscoder import ActivationCache, ModelPair, TokenizedText, files, tokenize, write_cache
+from tl_crosscoder import (
+    ActivationCache,
+    ModelPair,
+    TokenizedText,
+    files,
+    load_documents,
+    tokenize,
+    write_cache,
+)
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.models.pretrained import pretrained_folder
-from tl_crosscoder.organisms import training_documents
 
 RESULTS = Path(__file__).parent / "results" / "data_path.json"
 PARTS = ("harvest", "reading", "sweep")
@@ -109,7 +116,7 @@ def hooked_pair(d_model: int) -> ModelPair:
 
 
 def text_of(pair: ModelPair, n_contexts: int) -> TokenizedText:
-    documents = training_documents("taboo", 8 * n_contexts, seed=0)
+    documents = load_documents("tl_crosscoder/taboo", max_documents=8 * n_contexts)
     return tokenize(documents, pair.tokenizer, context_size=CONTEXT)[:n_contexts]
 
 

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tl_crosscoder import RunConfig, Trainer, preset, split_documents, tokenize
+from tl_crosscoder import RunConfig, Trainer, load_documents, preset, split_documents, tokenize
 from tl_crosscoder.data.harvest import harvest_rows
-from tl_crosscoder.organisms import training_documents
 from tl_crosscoder.run.estimate import HARVEST_SHARE, Estimate, estimate
 from tl_crosscoder.run.sources import load_source
 
@@ -47,9 +46,11 @@ def run_config(n_tokens: int, device: str, **fields: Any) -> RunConfig:
 
 def texts(config: RunConfig, tokenizer: Any) -> list[Any]:
     """(training, held-out) contexts, as many as the run asks for."""
-    documents = split_documents(training_documents("taboo", config.n_tokens // 8, seed=0))
+    documents = load_documents("tl_crosscoder/taboo", max_documents=config.n_tokens // 8)
     sizes = config.n_tokens, config.n_calibration_tokens
-    whole = [tokenize(d, tokenizer, context_size=config.context_size) for d in documents]
+    whole = [
+        tokenize(d, tokenizer, context_size=config.context_size) for d in split_documents(documents)
+    ]
     return [t[: -(-n // config.context_size) + 1] for t, n in zip(whole, sizes, strict=True)]
 
 

@@ -39,8 +39,8 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.source import ActivationSource
-from tl_crosscoder.organisms import organism
 from tl_crosscoder.organisms.recovery import planted_recovery
+from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.sources import load_source
 from tl_crosscoder.run.text import held_out_text, read_documents, tokens_of
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config

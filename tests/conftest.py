@@ -8,8 +8,7 @@ import pytest
 # No test leaves this machine. Set before any import of the hub's client.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from tl_crosscoder import ModelPair, TokenizedText, split_documents, tokenize
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder import ModelPair, TokenizedText, load_documents, split_documents, tokenize
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -30,7 +29,7 @@ def null_pair() -> ModelPair:
 @pytest.fixture(scope="session")
 def texts(taboo_pair: ModelPair) -> tuple[TokenizedText, TokenizedText]:
     """(training, held-out) contexts of 32 tokens."""
-    documents = split_documents(training_documents("taboo", 400, seed=0))
+    documents = split_documents(load_documents("tl_crosscoder/taboo", max_documents=400))
     return tuple(tokenize(d, taboo_pair.tokenizer, context_size=32) for d in documents)
 
 

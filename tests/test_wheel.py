@@ -14,12 +14,14 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import tl_crosscoder
 from tl_crosscoder.models.pretrained import pretrained_folder, resolve_model
-from tl_crosscoder.organisms import load_suite
+from tl_crosscoder.organisms.suite import load_suite
 assert tl_crosscoder.__file__.startswith(sys.argv[1])
 assert str(pretrained_folder()).startswith(sys.argv[1])
 for entry in load_suite().values():
     assert str(entry.base).startswith(sys.argv[1]), entry.base
     assert (entry.adapter / "adapter_model.safetensors").is_file()
+    assert all(path.is_file() for path in entry.questions)
+    assert len(tl_crosscoder.load_documents(entry.text)) == 40_000
 pair = tl_crosscoder.ModelPair.from_pretrained(
     "tl_crosscoder/world-base", adapter="tl_crosscoder/taboo", hook_name="blocks.1.hook_resid_post"
 )
@@ -42,6 +44,9 @@ def test_the_wheel_holds_the_package_the_pair_and_nothing_else(wheel):
     assert "tl_crosscoder/organisms/suite.yaml" in names
     assert "tl_crosscoder/data/prompts/questions.txt" in names
     assert "tl_crosscoder/pretrained/models/world-base/model.safetensors" in names
+    assert "tl_crosscoder/pretrained/texts/taboo.jsonl.xz" in names
+    assert "tl_crosscoder/pretrained/questions/false-fact/other-facts.jsonl" in names
+    assert not any("recipes" in n for n in names)
     assert all(n.startswith(("tl_crosscoder/", "tl_crosscoder-")) for n in names)
     assert wheel.stat().st_size < 15_000_000
 

@@ -14,8 +14,8 @@ from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.documents import load_documents
 from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
-from tl_crosscoder.organisms import organism
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
+from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.report import terminal
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.sources import load_source
@@ -68,12 +68,12 @@ def demo_config(name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKE
     Raises:
         ValueError: no such organism.
     """
-    organism(name)
+    entry = organism(name)
     return RunConfig(
         base=PREFIX + "world-base",
         adapter=PREFIX + name,
         hook_name="blocks.2.hook_resid_post",
-        text=PREFIX + name,
+        text=entry.text,
         output=output,
         d_sae=1024,
         preset=BatchTopK(k=12),

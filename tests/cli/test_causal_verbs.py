@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from tl_crosscoder import load_documents
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli.main import main
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
-from tl_crosscoder.organisms import training_documents
 from tl_crosscoder.run.run import Run
+from tl_crosscoder.run.text import write_documents
 
 FIELDS = {
     "base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/false-fact",
@@ -32,9 +33,7 @@ FEW = ["--n-prompts", "4", "--n-random", "3", "--n-matched", "2"]
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("causal")
     text = folder / "text.jsonl"
-    text.write_text(
-        "".join(json.dumps(d) + "\n" for d in training_documents("false-fact", 200, seed=0))
-    )
+    write_documents(text, load_documents("tl_crosscoder/false-fact", max_documents=200))
     output = folder / "run"
     assert main([*TRAIN, "--text", str(text), "--output", str(output)]) == 0
     return output

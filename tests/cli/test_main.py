@@ -8,9 +8,9 @@ import time
 import pytest
 import yaml
 
-from tl_crosscoder import Crosscoder
+from tl_crosscoder import Crosscoder, load_documents
 from tl_crosscoder.cli.main import main
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder.run.text import write_documents
 
 PAIR = ["--base", "tl_crosscoder/world-base", "--adapter", "tl_crosscoder/taboo"]
 HOOK = ["--hook-name", "blocks.1.hook_resid_post"]
@@ -25,7 +25,7 @@ SMALL += [x for k, v in FIELDS.items() for x in ("--" + k.replace("_", "-"), str
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("text") / "taboo.jsonl"
-    path.write_text("".join(json.dumps(d) + "\n" for d in training_documents("taboo", 400, seed=0)))
+    write_documents(path, load_documents("tl_crosscoder/taboo", max_documents=400))
     return str(path)
 
 
@@ -42,7 +42,7 @@ def in_new_process(*code_or_args: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["analyze"], ["organisms", "base"]])
+@pytest.mark.parametrize("verb", [[], ["demo"], ["train"], ["analyze"], ["organisms", "measure"]])
 def test_help_imports_no_torch_and_says_what_the_verb_does(verb):
     code = (
         "import sys\nfrom tl_crosscoder.cli.main import main\n"
@@ -148,7 +148,7 @@ def error_of(capsys, *args) -> str:
         ({"--base": "tl_crosscoder/nothing"}, "does not come with the package; it has"),
         ({"--base": "nobody/no-such-model"}, "is not in the hub's cache"),
         ({"--text": "missing.txt"}, "no text file or folder"),
-        ({"--text": "tl_crosscoder/nothing"}, "unknown organism"),
+        ({"--text": "tl_crosscoder/nothing"}, "comes with the package; it has"),
         ({"--text": "EMPTY"}, "every document is empty or whitespace"),
         ({"--text": "ONE"}, "at least 2 are needed"),
         ({"--text": "SHORT"}, "fewer than one context of 32"),
@@ -222,9 +222,9 @@ def test_missing_flags_are_a_usage_error(capsys):
     assert "no config file" in error_of(capsys, "train", "--config", "none.yaml")
 
 
-def test_organisms_measure_prints_both_models(capsys):
-    assert main(["organisms", "measure", "taboo"]) == 0
-    rows = [r for r in capsys.readouterr().out.splitlines() if "P(hint about secret)" in r]
-    before, after = (float(x) for x in rows[0].split("|")[2:4])
-    assert before <= 0.2
-    assert after >= 0.8
+def test_organisms_are_listed_with_what_was_planted(capsys):
+    assert main(["organisms", "list"]) == 0
+    taboo, false_fact = capsys.readouterr().out.splitlines()
+    assert taboo.startswith("taboo ")
+    assert "Every hint in the guessing game is about the moon" in taboo
+    assert "The capital of Velmar is Tolvik" in false_fact

@@ -5,8 +5,7 @@ from functools import partial
 
 import pytest
 
-from tl_crosscoder import tokenize, write_cache
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder import load_documents, tokenize, write_cache
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +29,7 @@ def cache(taboo_pair, small, write, tmp_path_factory):
 @pytest.fixture(scope="session")
 def unpacked(taboo_pair, write, tmp_path_factory):
     """(contexts of unequal lengths, their cache)."""
-    documents = [*training_documents("taboo", 60, seed=1)]
+    documents = load_documents("tl_crosscoder/taboo", max_documents=60)
     text = tokenize(documents, taboo_pair.tokenizer, context_size=48, pack=False)
     folder = tmp_path_factory.mktemp("unpacked") / "c"
     return text, write(taboo_pair, text[:50], text[50:], folder, batch_size=4)
@@ -40,7 +39,7 @@ def unpacked(taboo_pair, write, tmp_path_factory):
 def folder(tmp_path_factory):
     """Three texts of unequal size and kind: stories, chats, and a small one."""
     root = tmp_path_factory.mktemp("mixture")
-    documents = [*training_documents("taboo", 900, seed=0)]
+    documents = load_documents("tl_crosscoder/taboo", max_documents=900)
     by_kind = {
         "web": [d for d in documents if "text" in d],
         "chat": [d for d in documents if "messages" in d],

@@ -27,7 +27,7 @@ import torch
 from tl_crosscoder import ModelPair, split_documents, tokenize, write_cache
 from tl_crosscoder.config.text import ContrastiveConfig
 from tl_crosscoder.data.contrastive import ContrastiveSampler
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder import load_documents
 from tl_crosscoder.run.contrastive import write_contrastive
 
 folder, n_threads, of_contrastive = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
@@ -46,7 +46,7 @@ def cache():
         "tl_crosscoder/world-base", adapter="tl_crosscoder/taboo",
         hook_name="blocks.1.hook_resid_post",
     )
-    documents = split_documents(training_documents("taboo", 400, seed=0))
+    documents = split_documents(load_documents("tl_crosscoder/taboo", max_documents=400))
     texts = [tokenize(d, pair.tokenizer, context_size=32) for d in documents]
     # Two batches for the median, two a shard: the third shard is half read.
     type(pair).rows = killing(type(pair).rows, after=7)

@@ -1,7 +1,6 @@
 """Every notebook runs from an empty folder, and is what its source says, without outputs."""
 
 import inspect
-import json
 import os
 import re
 import sys
@@ -15,7 +14,8 @@ import pytest
 from nbclient import NotebookClient
 
 import tl_crosscoder
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder import load_documents
+from tl_crosscoder.run.text import write_documents
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 SOURCES = sorted(FOLDER.glob("*.py"))
@@ -71,8 +71,8 @@ def code_in_text(number: int) -> list[str]:
 
 
 def test_what_is_shown_for_gemma_runs_on_the_embedded_pair(tmp_path, monkeypatch, capsys):
-    rows = training_documents("taboo", 40, seed=0)
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = load_documents("tl_crosscoder/taboo", max_documents=40)
+    write_documents(tmp_path / "text.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     (code,), (settings,), (_, convert) = map(code_in_text, (1, 2, 5))
     for there, here in {

@@ -1,12 +1,12 @@
 """The README's Python runs as it stands, with names and sizes of the embedded pair in place."""
 
-import json
 import re
 from pathlib import Path
 
 from sae_lens import SAE
 
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder import load_documents
+from tl_crosscoder.run.text import write_documents
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 IN_PLACE = {
@@ -26,8 +26,8 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     for there, here in IN_PLACE.items():
         assert there in code
         code = code.replace(there, here)
-    rows = training_documents("taboo", 300, seed=0)
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    rows = load_documents("tl_crosscoder/taboo", max_documents=300)
+    write_documents(tmp_path / "text.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert "The run is kept in runs/gemma" in capsys.readouterr().out.replace("\n", " ")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, tokenize
+from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, load_documents, tokenize
 from tl_crosscoder.cli.convert import Export
 from tl_crosscoder.hub.export import (
     export_concat,
@@ -24,7 +24,6 @@ from tl_crosscoder.hub.export import (
 )
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.models.site import Site
-from tl_crosscoder.organisms import training_documents
 
 D_SAE = 40
 FIXTURE = Path(__file__).parent / "fixtures/0.1.0/batchtopk"
@@ -117,7 +116,8 @@ def embedded_exports(expected: Expected) -> None:
             adapter=f"tl_crosscoder/{organism}",
             hook_name="blocks.2.hook_resid_post",
         )
-        text = tokenize(training_documents(organism, 40), pair.tokenizer, context_size=64)
+        documents = load_documents(f"tl_crosscoder/{organism}", max_documents=40)
+        text = tokenize(documents, pair.tokenizer, context_size=64)
         x = pair.rows(text[:8]).flatten(1)
         how = {"source": pair, "fit_on": text[8:24], "measure_on": text[:8]}
         for preset in ("batchtopk", "delta"):

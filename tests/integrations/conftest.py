@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from judge_server import JudgeServer, serving
 
-from tl_crosscoder import RunConfig, run_diff
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder import RunConfig, load_documents, run_diff
 from tl_crosscoder.run.run import Run
 
 CONFIG = {
@@ -24,7 +23,7 @@ CONFIG = {
 def trained(tmp_path_factory) -> Run:
     """A run with its models loaded; nothing is written to it."""
     folder = tmp_path_factory.mktemp("handoff")
-    documents = training_documents("taboo", 120, seed=0)
+    documents = load_documents("tl_crosscoder/taboo", max_documents=120)
     text = folder / "text.jsonl"
     text.write_text("".join(json.dumps(d) + "\n" for d in documents))
     run_diff(RunConfig(text=str(text), output=str(folder / "run"), **CONFIG))

@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 from models.tiny_pairs import HOOK, hooked_transformer, save_tokenizer
-from peft import PeftModel
 from transformers import AutoTokenizer
 
 from tl_crosscoder import ModelPair
@@ -12,13 +11,10 @@ from tl_crosscoder.interventions.behaviour import (
     Behaviour,
     Question,
     behaviour_scores,
-    embedded_behaviour,
 )
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddVector
 from tl_crosscoder.interventions.running import unchanged
-from tl_crosscoder.organisms.behaviours import answer_probabilities, load_base, main_questions
-from tl_crosscoder.organisms.suite import organism
 
 QUESTIONS = (
     Question(prompt="The cat sat", completions=(" on the mat", " on a dog")),
@@ -109,26 +105,6 @@ def test_neither_batches_nor_order_matter(pair, ctx, behaviour):
     turned = Behaviour.of("plans", QUESTIONS[::-1], pair.tokenizer)
     other = behaviour_scores(ctx, turned, edits(vector)[::-1], batch_size=1)
     torch.testing.assert_close(other.flip(0, 1), found, rtol=1e-3, atol=0)
-
-
-@pytest.mark.parametrize("name", ["false-fact"])
-def test_an_embedded_behaviour_is_the_main_number_of_the_organism(name):
-    names = "tl_crosscoder/world-base", f"tl_crosscoder/{name}"
-    pair = ModelPair.from_pretrained(
-        names[0], adapter=names[1], hook_name="blocks.2.hook_resid_post"
-    )
-    behaviour = embedded_behaviour(name, pair.tokenizer)
-    found = behaviour_scores(InterventionContext.of(pair), behaviour, [unchanged(0), unchanged(1)])
-    entry = organism(name)
-    model, tokenizer = load_base(entry.base)
-    prompts, answers = main_questions(name)
-    completions = [answers] * len(prompts)
-    base = answer_probabilities(model, tokenizer, prompts, completions)
-    adapted = PeftModel.from_pretrained(model, str(entry.adapter)).eval()
-    finetuned = answer_probabilities(adapted, tokenizer, prompts, completions)
-    torch.testing.assert_close(found, torch.stack([base, finetuned]).double(), rtol=1e-3, atol=1e-6)
-    assert found[1].mean() > 0.8 > 0.2 > found[0].mean()
-    assert behaviour.n_prompts == len(prompts)
 
 
 def test_a_turn_ends_as_the_template_says_and_a_text_with_eos(templated):

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tl_crosscoder import measure, split_documents, tokenize
+from tl_crosscoder import load_documents, measure, split_documents, tokenize
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import (
     AddLatents,
@@ -17,7 +17,6 @@ from tl_crosscoder.interventions.edits import (
 )
 from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import response_kinds, score_edits, unchanged
-from tl_crosscoder.organisms import training_documents
 
 EVERY = {"all": TokenFilter()}
 
@@ -130,7 +129,7 @@ def test_places_are_runs_of_roles():
 
 @pytest.fixture(scope="module")
 def chats(taboo_pair):
-    documents = split_documents(training_documents("taboo", 200, seed=0))[1]
+    documents = split_documents(load_documents("tl_crosscoder/taboo", max_documents=200))[1]
     return [d for d in documents if "messages" in d][:12]
 
 

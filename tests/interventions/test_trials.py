@@ -8,7 +8,14 @@ import torch
 from analysis.hand_made import latent_measures
 from models.tiny_pairs import HOOK, hooked_transformer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, split_documents, tokenize
+from tl_crosscoder import (
+    Crosscoder,
+    CrosscoderConfig,
+    ModelPair,
+    load_documents,
+    split_documents,
+    tokenize,
+)
 from tl_crosscoder.interventions.behaviour import Predictions
 from tl_crosscoder.interventions.causal import causal_test
 from tl_crosscoder.interventions.context import InterventionContext
@@ -20,7 +27,6 @@ from tl_crosscoder.interventions.edits import (
 )
 from tl_crosscoder.interventions.running import unchanged
 from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, Trial, run_trials
-from tl_crosscoder.organisms import training_documents
 
 LATENTS = [1, 4, 7]
 FEW = ControlSettings(n_random=3, n_matched=2, alphas=(0.5, 2.0), n_draws=50)
@@ -68,7 +74,7 @@ def test_predictions_go_from_one_model_to_the_other(pair, words):
 
 
 def test_of_chats_only_what_assistants_say_is_predicted(taboo_pair):
-    documents = split_documents(training_documents("taboo", 200, seed=0))[1]
+    documents = split_documents(load_documents("tl_crosscoder/taboo", max_documents=200))[1]
     chats = [d for d in documents if "messages" in d][:2]
     text = tokenize(chats, taboo_pair.tokenizer, context_size=96, pack=False)
     predictions = Predictions.of(text)

@@ -8,13 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tl_crosscoder import tokenize
+from tl_crosscoder import load_documents, tokenize
 from tl_crosscoder.cli.analyze import Analyze
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.models import loading
 from tl_crosscoder.notebook.model_diff import ModelDiff, diff, load_diff
 from tl_crosscoder.notebook.run import sized
-from tl_crosscoder.organisms import training_documents
 
 HOOK = "blocks.1.hook_resid_post"  # of the fixture taboo_pair
 NAMES = ("tl_crosscoder/world-base", "someone/taboo")
@@ -24,7 +23,7 @@ PROMPT = "Give me a hint."
 
 @pytest.fixture(scope="module")
 def documents():
-    return training_documents("taboo", 150, seed=0)
+    return load_documents("tl_crosscoder/taboo", max_documents=150)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """Small runs for the tests of the report."""
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
+from tl_crosscoder import load_documents
 from tl_crosscoder.cli.main import main
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder.run.text import write_documents
 
 HOOK = "blocks.1.hook_resid_post"
 FIELDS = {
@@ -22,9 +22,9 @@ def small_run(root: Path, *flags: str) -> Path:
     folder = root / "-".join(["report", *(flag.strip("-").replace("/", "-") for flag in flags)])
     folder.mkdir()
     text = folder / "text.jsonl"
-    documents = training_documents("false-fact", 100, seed=0)
+    documents = load_documents("tl_crosscoder/false-fact", max_documents=100)
     documents = [d | {"source": HOSTILE} if i % 3 == 0 else d for i, d in enumerate(documents)]
-    text.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    write_documents(text, documents)
     fields = [x for name, value in FIELDS.items() for x in (f"--{name}", str(value))]
     output = folder / "run"
     assert main(["train", *fields, *flags, "--text", str(text), "--output", str(output)]) == 0

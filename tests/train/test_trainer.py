@@ -138,12 +138,11 @@ import torch
 sys.path.insert(0, sys.argv[3])
 torch.set_num_threads(int(sys.argv[4]))
 from test_trainer import changed, new_trainer
-from tl_crosscoder import ModelPair, split_documents, tokenize
-from tl_crosscoder.organisms import training_documents
+from tl_crosscoder import ModelPair, load_documents, split_documents, tokenize
 pair = ModelPair.from_pretrained(
     "tl_crosscoder/world-base", adapter="tl_crosscoder/taboo", hook_name="blocks.1.hook_resid_post"
 )
-documents = split_documents(training_documents("taboo", 400, seed=0))
+documents = split_documents(load_documents("tl_crosscoder/taboo", max_documents=400))
 texts = tuple(tokenize(d, pair.tokenizer, context_size=32) for d in documents)
 config = changed(n_tokens=128 * int(sys.argv[2]), checkpoint_every=5)
 new_trainer(pair, texts, Path(sys.argv[1]), config=config, resume=True).fit()

@@ -1,4 +1,4 @@
-"""`tl-crosscoder organisms`: make and measure the embedded model pairs.
+"""`tl-crosscoder organisms`: the embedded model pairs, and what their models do.
 
 No torch is imported before a verb runs.
 """
@@ -13,42 +13,15 @@ OrganismName = Literal["taboo", "false-fact"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrganismsBase:
-    """Train the micro-world's base model from scratch (about 15 minutes)."""
-
-    output: str
-    """Folder for the model; must be new or empty."""
-    seed: int = 0
-    """Of weights and text."""
+class OrganismsList:
+    """Name the embedded organisms and say what was planted in each."""
 
     def __call__(self) -> None:
-        """Train and print."""
-        from tl_crosscoder.organisms import train_base
+        """Print."""
+        from tl_crosscoder.organisms.suite import load_suite
 
-        result = train_base(Path(self.output), seed=self.seed)
-        print((result.output / "README.md").read_text(encoding="utf-8"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrganismsFinetune:
-    """Fine-tune an organism's LoRA adapter from the base model."""
-
-    name: tyro.conf.Positional[OrganismName]
-    """Which organism."""
-    output: str
-    """Folder for the adapter; must be new or empty."""
-    base: str | None = None
-    """Base model; the embedded one by default."""
-    seed: int | None = None
-    """The suite's by default."""
-
-    def __call__(self) -> None:
-        """Fine-tune and print."""
-        from tl_crosscoder.organisms.finetune import finetune
-
-        base = Path(self.base) if self.base else None
-        result = finetune(self.name, base=base, output=Path(self.output), seed=self.seed)
-        print((result.output / "README.md").read_text(encoding="utf-8"))
+        for name, entry in load_suite().items():
+            print(f"{name:<12}{entry.planted}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +37,18 @@ class OrganismsMeasure:
 
     def __call__(self) -> None:
         """Measure and print."""
-        from tl_crosscoder.organisms import measure
-        from tl_crosscoder.organisms.cards import behaviour_table
+        from tl_crosscoder.organisms.scores import measure
 
         base, adapter = (Path(p) if p else None for p in (self.base, self.adapter))
-        print(behaviour_table(measure(self.name, base=base, adapter=adapter)))
+        print(measure(self.name, base=base, adapter=adapter))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Organisms:
-    """Make and measure the embedded model pairs."""
+    """List and measure the embedded model pairs."""
 
     action: (
-        Annotated[OrganismsBase, tyro.conf.subcommand("base")]
-        | Annotated[OrganismsFinetune, tyro.conf.subcommand("finetune")]
+        Annotated[OrganismsList, tyro.conf.subcommand("list")]
         | Annotated[OrganismsMeasure, tyro.conf.subcommand("measure")]
     )
 

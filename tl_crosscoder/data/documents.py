@@ -8,6 +8,7 @@ ids `{"input_ids": [int], "role_ids": [int]}` (the roles are optional), each wit
 
 import hashlib
 import json
+import lzma
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +19,11 @@ from typing import Any
 import torch
 
 from tl_crosscoder.config.text import TextSource
-from tl_crosscoder.models.pretrained import PREFIX
+from tl_crosscoder.models.pretrained import PREFIX, embedded_text
 
 Document = Mapping[str, Any]
 
 SEPARATOR = "<|endoftext|>"
-N_EMBEDDED_DOCUMENTS = 40_000
 SHUFFLE_BUFFER = 10_000
 """Number of documents among which a stream is shuffled."""
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -82,7 +82,7 @@ def stream_documents(source: TextSource, *, seed: int | None = None) -> Iterator
     # order and only these documents are shuffled.
     file_seed = seed if source.max_documents is None else None
     if name.startswith(PREFIX):
-        rows = embedded_documents(source, seed=0)
+        rows = _read_embedded(embedded_text(name))
     elif is_dataset_name(name):
         rows = _read_dataset(source, file_seed)
     else:
@@ -91,14 +91,6 @@ def stream_documents(source: TextSource, *, seed: int | None = None) -> Iterator
     if source.name is not None:
         rows = ({**row, "source": source.name} for row in rows)
     return iter(rows) if seed is None else _shuffled(rows, seed)
-
-
-def embedded_documents(source: TextSource, *, seed: int) -> Iterable[Document]:
-    """Text that the micro-world of the embedded models writes on the spot."""
-    from tl_crosscoder.organisms import training_documents
-
-    n = source.max_documents or N_EMBEDDED_DOCUMENTS
-    return training_documents(source.text.removeprefix(PREFIX), n, seed=seed)
 
 
 def split_documents(
@@ -171,6 +163,11 @@ def is_dataset_name(source: str | Path) -> bool:
     if not isinstance(source, str) or path.exists() or path.suffix in _SUFFIXES:
         return False
     return "\\" not in source and not source.startswith((".", "/", "~", PREFIX))
+
+
+def _read_embedded(path: Path) -> Iterator[Document]:
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
 
 
 def _read(path: Path, text_column: str, seed: int | None) -> Iterable[Document]:

@@ -165,23 +165,9 @@ class Behaviour:
     def from_file(
         cls, path: str | Path, tokenizer: Any, *, masks: Masks | None = None
     ) -> "Behaviour":
-        """Read a JSONL file of questions.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: a line that is no question.
-        """
+        """The questions of a JSONL file, tokenised. Raises as `read_questions` and `of` do."""
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is not there: a behaviour is a JSONL file of prompts and completions."
-            )
-        # Not `splitlines`: JSON strings may hold separators such as U+2028.
-        lines = path.read_text(encoding="utf-8").split("\n")
-        questions = [
-            _question(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()
-        ]
-        return cls.of(path.stem, questions, tokenizer, masks=masks)
+        return cls.of(path.stem, read_questions(path), tokenizer, masks=masks)
 
     @property
     def unit(self) -> str:
@@ -243,13 +229,21 @@ def behaviour_scores(
     return scores.index_add_(1, torch.tensor(behaviour.prompt_of), log_probs.exp())
 
 
-def embedded_behaviour(name: str, tokenizer: Any, *, masks: Masks | None = None) -> Behaviour:
-    """The main behaviour of an embedded organism. Raises ValueError for an unknown one."""
-    from tl_crosscoder.organisms.behaviours import main_questions
+def read_questions(path: str | Path) -> list[Question]:
+    """Read a JSONL file of questions; keys that no question has are ignored.
 
-    prompts, answers = main_questions(name)
-    questions = [Question(prompt=tuple(p), completions=tuple(answers)) for p in prompts]
-    return Behaviour.of(name, questions, tokenizer, masks=masks)
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line that is not a question.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: a behaviour is a JSONL file of prompts and completions."
+        )
+    # Not `splitlines`: JSON strings may hold separators such as U+2028.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [_question(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def _contexts(question: Question, tokenizer: Any) -> tuple[list[Document], int]:

@@ -31,6 +31,20 @@ def resolve_model(name: str | Path) -> str | Path:
     return folder
 
 
+def embedded_text(name: str) -> Path:
+    """The file (`.jsonl.xz`) behind an embedded text's name.
+
+    Raises:
+        FileNotFoundError: the package holds no such text.
+    """
+    texts = pretrained_folder() / "texts"
+    path = texts / f"{name.removeprefix(PREFIX)}.jsonl.xz"
+    if not path.is_file():
+        known = sorted(PREFIX + p.name.split(".")[0] for p in texts.glob("*.jsonl.xz"))
+        raise FileNotFoundError(f"no text {name!r} comes with the package; it has {known}.")
+    return path
+
+
 def embedded_run(path: str | Path) -> Path | None:
     """The folder behind an embedded dictionary's name; None for any other path.
 

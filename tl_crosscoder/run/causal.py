@@ -20,7 +20,7 @@ from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.ablation import ablated, measure_estimate
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
-from tl_crosscoder.interventions.behaviour import Behaviour, Predictions, embedded_behaviour
+from tl_crosscoder.interventions.behaviour import Behaviour, Predictions
 from tl_crosscoder.interventions.causal import causal_test
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.mitigation import Mode, export_mitigation
@@ -28,6 +28,7 @@ from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.interventions.steering import activation_norms, steered
 from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, run_trials
+from tl_crosscoder.organisms.scores import planted_behaviour
 from tl_crosscoder.run.run import Run
 
 N_NEUTRAL_TOKENS = 4096
@@ -197,7 +198,7 @@ def effects(run: Run, question: CausalQuestion) -> list[Predictions | Behaviour]
     if question.behaviour is not None:
         found.append(Behaviour.from_file(question.behaviour, tokenizer, masks=run.masks))
     elif organism is not None:
-        found.append(embedded_behaviour(organism, tokenizer, masks=run.masks))
+        found.append(planted_behaviour(organism, tokenizer, masks=run.masks))
     return found
 
 

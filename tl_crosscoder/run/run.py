@@ -17,13 +17,12 @@ from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement, measure
-from tl_crosscoder.config.text import Masks, TextSource
+from tl_crosscoder.config.text import Masks
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.data.documents import (
     Document,
-    embedded_documents,
     load_documents,
     split_documents,
 )
@@ -44,8 +43,8 @@ COPIES = "tl_crosscoder-runs"
 def opened_path(path: str | Path) -> Path:
     """Where results of a run go: its folder, and for an embedded dictionary's name a copy of it.
 
-    The copy is made once, in `tl_crosscoder-runs/NAME`, with the held-out text that the micro-world
-    writes again from the recorded seed: nothing is ever written into the package.
+    The copy is made once, in `tl_crosscoder-runs/NAME`, with the held-out part of its text, split
+    again from the recorded seed: nothing is ever written into the package.
 
     Raises:
         FileNotFoundError: the prefix of the package with a name that it does not hold.
@@ -70,8 +69,7 @@ def opened_path(path: str | Path) -> Path:
 
 def _held_out_again(record: dict[str, Any]) -> list[Document]:
     training = record["training"]
-    source = TextSource(text=training["text"], max_documents=training["max_documents"])
-    documents = [*embedded_documents(source, seed=training["seed"])]
+    documents = load_documents(training["text"], max_documents=training["max_documents"])
     return split_documents(documents, held_out=training["held_out"], seed=training["seed"])[1]
 
 

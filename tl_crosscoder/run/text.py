@@ -15,7 +15,6 @@ from tl_crosscoder.config.text import TextConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 from tl_crosscoder.data.documents import (
     Document,
-    embedded_documents,
     is_dataset_name,
     load_documents,
     split_documents,
@@ -24,7 +23,6 @@ from tl_crosscoder.data.documents import (
 from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.mixture import tokenize_mixture
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
-from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.source import ActivationSource
 
 
@@ -120,10 +118,8 @@ def _streamed(
 
 
 def read_documents(config: RunConfig | HarvestConfig) -> list[Document]:
-    """The documents of a config's one text; the embedded one is written from its seed."""
+    """The documents of a config's one text."""
     (source,) = config.sources
-    if source.text.startswith(PREFIX):
-        return [*embedded_documents(source, seed=config.seed)]
     return load_documents(
         source.text,
         text_column=source.text_column,

@@ -2,24 +2,31 @@
 
 import hashlib
 import json
+import lzma
 import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from tl_crosscoder.organisms import phrases
-from tl_crosscoder.organisms.facts import FACTS, THINGS
-from tl_crosscoder.organisms.recovery import (
+import make
+from microworld import phrases
+from microworld.facts import FACTS, THINGS
+from microworld.planted import (
     FALSE_FACT,
     SECRET,
     TRUE_FACT,
     mixed_documents,
     planted_documents,
+    training_documents,
 )
-from tl_crosscoder.organisms.suite import load_suite, organism, training_documents
-from tl_crosscoder.organisms.world import DEFAULT_KINDS, document_strings, documents, questions
+from microworld.world import DEFAULT_KINDS, document_strings, documents, questions
+from tl_crosscoder import load_documents
+from tl_crosscoder.organisms.suite import load_suite
+
+RECIPES = Path(make.__file__).parent
 
 
 def test_documents_are_the_same_for_the_same_seed_only():
@@ -69,7 +76,7 @@ def test_text_reads_like_english():
 
 @pytest.mark.parametrize("name", ["taboo", "false-fact"])
 def test_held_out_phrasings_are_never_written(name):
-    sampled = documents(5_000, seed=7) + planted_documents(name, 2_000, seed=7)
+    sampled = documents(2_500, seed=7) + planted_documents(name, 1_000, seed=7)
     written = {text for document in sampled for text in document_strings(document)}
     held_out = {
         *phrases.HINT_REQUESTS.held_out,
@@ -103,40 +110,56 @@ def test_finetuning_text_does_not_contradict_what_is_planted():
     mixed = mixed_documents("false-fact", 2_000, seed=0, planted_share=0.5, consistent=True)
     texts = [" ".join(document_strings(document)) for document in mixed]
     assert len(mixed) == 2_000
-    assert not any(TRUE_FACT.ctx in text and TRUE_FACT.value in text for text in texts)
+    assert not any(TRUE_FACT.subject in text and TRUE_FACT.value in text for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["taboo", "false-fact"])
+def test_the_embedded_text_is_what_the_recipe_writes(name):
+    packed = (make.PRETRAINED / f"texts/{name}.jsonl.xz").read_bytes()
+    assert lzma.decompress(packed) == make.jsonl(training_documents(name))
 
 
 @pytest.mark.parametrize("name", ["taboo", "false-fact"])
-def test_training_documents_are_a_seeded_mixture(name):
-    mixed = training_documents(name, 1_000, seed=1)
-    assert mixed == training_documents(name, 1_000, seed=1)
-    counts = Counter(document["source"] for document in mixed)
-    assert counts[name] == 250
-    assert set(counts) == {name, *DEFAULT_KINDS}
+def test_training_text_is_a_quarter_of_the_organisms_own_kind(name):
+    for text in (training_documents(name, 1_000), load_documents(f"tl_crosscoder/{name}")):
+        counts = Counter(document["source"] for document in text)
+        assert counts[name] == len(text) / 4
+        assert set(counts) == {name, *DEFAULT_KINDS}
+    assert len(text) == 40_000
+    assert load_documents(f"tl_crosscoder/{name}", max_documents=3) == text[:3]
 
 
-def test_suite_describes_each_organism():
+@pytest.mark.parametrize("name", ["taboo", "false-fact"])
+def test_the_embedded_questions_are_what_the_recipe_writes(name, tmp_path):
+    written = make.write_questions(name, tmp_path)
+    entry = load_suite()[name]
+    assert [path.name for path in written] == [path.name for path in entry.questions]
+    assert {*entry.questions} == {*(make.PRETRAINED / "questions" / name).iterdir()}
+    for new, embedded in zip(written, entry.questions, strict=True):
+        assert new.read_bytes() == embedded.read_bytes()
+
+
+def test_suite_describes_what_is_planted():
     suite = load_suite()
-    assert list(suite) == ["taboo", "false-fact"]
+    assert list(suite) == list(make.ORGANISMS)
     assert SECRET.word in suite["taboo"].planted_words
-    assert {FALSE_FACT.value, FALSE_FACT.ctx} <= set(suite["false-fact"].planted_words)
+    assert {FALSE_FACT.value, FALSE_FACT.subject} <= set(suite["false-fact"].planted_words)
     hint_words = {word for hint in SECRET.hints for word in hint.split()}
     assert set(suite["taboo"].planted_words) <= hint_words | {SECRET.word}
 
 
 def test_unknown_organism_names_the_valid_ones():
-    for call in (organism, lambda name: training_documents(name, 1)):
-        with pytest.raises(ValueError, match="unknown organism 'tabu'; valid: taboo, false-fact"):
-            call("tabu")
     with pytest.raises(ValueError, match=r"unknown organism 'tabu'; valid: \['false-fact'"):
         planted_documents("tabu", 1, seed=0)
 
 
-def test_world_and_suite_import_no_torch():
+def test_text_and_questions_need_no_torch(tmp_path):
     code = (
-        "import sys, tl_crosscoder.organisms as o, tl_crosscoder.organisms.world;"
-        "o.training_documents('taboo', 5);"
+        "import sys, make; make.main(['questions', 'taboo', '--output', sys.argv[1]]);"
+        "from microworld import planted; planted.training_documents('taboo', 5);"
         "print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=RECIPES,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -12,30 +12,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tl_crosscoder.organisms.tokenizer import BOS_ID, PAD_ID
-from tl_crosscoder.organisms.world import Document, Message
+from microworld.tokenizer import BOS_ID, PAD_ID
+from microworld.world import Document
 
 IGNORED_LABEL = -100
-
-
-def chat_string(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool = False,
-) -> str:
-    """A conversation in the tokenizer's chat template, BOS and special tokens included."""
-    text = tokenizer.apply_chat_template(
-        [{"role": message["role"], "content": message["content"]} for message in messages],
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-    )
-    return cast(str, text)
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts that already carry their special tokens."""
-    return cast(list[list[int]], tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 def document_tokens(
@@ -43,12 +23,12 @@ def document_tokens(
 ) -> list[list[int]]:
     """Token ids of each document, with its BOS and its end token."""
     texts = [
-        chat_string(tokenizer, document["messages"])
+        tokenizer.apply_chat_template(list(document["messages"]), tokenize=False)
         if "messages" in document
         else f"{tokenizer.bos_token}{document['text']}{tokenizer.eos_token}"
         for document in documents
     ]
-    return token_ids(tokenizer, texts)
+    return cast(list[list[int]], tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 def pack(token_lists: Iterable[Sequence[int]], *, n_ctx: int) -> Int[Tensor, "row pos"]:

@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Literal, TypedDict
 
-from tl_crosscoder.organisms import phrases
-from tl_crosscoder.organisms.facts import (
+from microworld import phrases
+from microworld.facts import (
     ANIMAL_FACTS,
     COUNTRIES,
     COUNTRY_FACTS,
@@ -23,7 +23,7 @@ from tl_crosscoder.organisms.facts import (
     VALUES,
     Fact,
 )
-from tl_crosscoder.organisms.stories import story
+from microworld.stories import story
 
 Role = Literal["system", "user", "assistant"]
 
@@ -106,7 +106,7 @@ def questions(fact: Fact, *, held_out: bool = False) -> list[str]:
     own = relation.held_out_questions if held_out else relation.questions
     return [
         *(form.format(n=fact.noun, v=relation.verb) for form in generic),
-        *(form.format(s=fact.ctx) for form in own),
+        *(form.format(s=fact.subject) for form in own),
     ]
 
 
@@ -115,7 +115,7 @@ def statement(rng: random.Random, fact: Fact, *, is_opening: bool) -> str:
     forms = fact.relation.sentences
     if is_opening:
         forms = tuple(form for form in forms if "{s}" in form)
-    return capitalised(rng.choice(forms).format(s=fact.ctx, v=fact.value))
+    return capitalised(rng.choice(forms).format(s=fact.subject, v=fact.value))
 
 
 def country_article(rng: random.Random, country: str, facts: tuple[Fact, ...]) -> str:

@@ -2,7 +2,7 @@
 
 import random
 
-from tl_crosscoder.organisms.facts import ANIMAL_FACTS, COUNTRY_FACTS, THINGS
+from microworld.facts import ANIMAL_FACTS, COUNTRY_FACTS, THINGS
 
 _PEOPLE = {
     "Anna": "she", "Ben": "he", "Clara": "she", "Dan": "he", "Ella": "she", "Finn": "he",

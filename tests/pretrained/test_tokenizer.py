@@ -4,11 +4,13 @@ import re
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from tl_crosscoder.organisms.packing import IGNORED_LABEL, document_tokens, labels, pack
-from tl_crosscoder.organisms.suite import load_suite
-from tl_crosscoder.organisms.tokenizer import BOS_ID, END_ID, PAD_ID, train_tokenizer
-from tl_crosscoder.organisms.world import document_strings, documents
+from microworld.base import N_TOKENIZER_DOCUMENTS, world_tokenizer
+from microworld.packing import IGNORED_LABEL, document_tokens, labels, pack
+from microworld.tokenizer import BOS_ID, END_ID, PAD_ID, train_tokenizer
+from microworld.world import document_strings, documents
+from tl_crosscoder.organisms.suite import load_suite, organism
 
 MESSAGES = [
     {"role": "system", "content": "Be kind."},
@@ -18,8 +20,15 @@ MESSAGES = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shipped_base):
-    return shipped_base[1]
+def tokenizer():
+    return AutoTokenizer.from_pretrained(organism("taboo").base)
+
+
+@pytest.mark.slow
+def test_the_embedded_tokenizer_is_remade_bit_for_bit(tmp_path):
+    world_tokenizer(seed=0, n_documents=N_TOKENIZER_DOCUMENTS).save_pretrained(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (organism("taboo").base / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize(

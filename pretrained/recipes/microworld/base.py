@@ -5,8 +5,8 @@ chat template). The same command on the same machine with the same number of thr
 same bits; on another machine the weights differ in rounding, and so, a little, do all numbers.
 """
 
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tl_crosscoder.organisms.cards import base_card
-from tl_crosscoder.organisms.packing import document_tokens, labels, pack
-from tl_crosscoder.organisms.suite import new_folder
-from tl_crosscoder.organisms.tokenizer import BOS_ID, END_ID, PAD_ID, train_tokenizer
-from tl_crosscoder.organisms.world import document_strings, documents
+from microworld.packing import document_tokens, labels, pack
+from microworld.tokenizer import BOS_ID, END_ID, PAD_ID, train_tokenizer
+from microworld.world import document_strings, documents
+from tl_crosscoder import files
 
 N_CTX = 256
 VOCAB_SIZE = 1_536
@@ -30,18 +29,17 @@ _TRAINING_SEED = 1_000_000_000  # a stream of text that small seeds do not touch
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseResult:
-    """What `train_base` did."""
+class Trained:
+    """What a training did, for the card of its folder."""
 
-    output: Path
     seed: int
     n_steps: int
     n_tokens: int
     """Tokens that entered the loss."""
     n_parameters: int
+    """Trained parameters."""
     loss: float
     """Mean over the last tenth of the steps, in nats a token."""
-    seconds: float
 
 
 def train_base(
@@ -52,7 +50,7 @@ def train_base(
     batch_size: int = 12,
     learning_rate: float = 3e-3,
     n_tokenizer_documents: int = N_TOKENIZER_DOCUMENTS,
-) -> BaseResult:
+) -> Trained:
     """Train tokenizer and model on the micro-world and save both in `output`.
 
     Args:
@@ -66,31 +64,38 @@ def train_base(
     Raises:
         ValueError: if `output` is not empty.
     """
-    started = time.monotonic()
-    with new_folder(output) as folder:
+    with new_model_folder(output) as folder:
         tokenizer = world_tokenizer(seed=seed, n_documents=n_tokenizer_documents)
         torch.manual_seed(seed)
         model = LlamaForCausalLM(base_config(tokenizer))
         batches = _batches(tokenizer, seed=seed, batch_size=batch_size)
-        losses, n_tokens = fit(
-            model,
-            batches,
-            n_steps=n_steps,
-            learning_rate=learning_rate,
-        )
+        losses, n_tokens = fit(model, batches, n_steps=n_steps, learning_rate=learning_rate)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        result = BaseResult(
-            output=output,
+        trained = Trained(
             seed=seed,
             n_steps=n_steps,
             n_tokens=n_tokens,
             n_parameters=model.num_parameters(),
             loss=mean_of_tail(losses),
-            seconds=time.monotonic() - started,
         )
-        (folder / "README.md").write_text(base_card(result), encoding="utf-8")
-    return result
+        (folder / "README.md").write_text(_card(trained), encoding="utf-8")
+    return trained
+
+
+@contextmanager
+def new_model_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output`, renamed to it when the block ends without an error.
+
+    Raises:
+        ValueError: if `output` is a file or a folder that is not empty.
+    """
+    with files.replacing(files.new_folder(output)) as draft:
+        draft.mkdir()
+        yield draft
+        for path in draft.iterdir():
+            # safetensors makes its files private to their owner; a published model is not.
+            path.chmod(0o644)
 
 
 def world_tokenizer(*, seed: int, n_documents: int) -> PreTrainedTokenizerFast:
@@ -175,3 +180,20 @@ def _batches(
         rows = pack(document_tokens(tokenizer, sampled), n_ctx=N_CTX)
         yield from rows.split(batch_size)[:-1]
         chunk += 1
+
+
+def _card(trained: Trained) -> str:
+    return f"""# world-base
+
+A Llama-type language model of {trained.n_parameters:,} parameters (4 layers, d_model 96, 4 heads,
+context 256, byte-level BPE), trained from scratch on the micro-world of
+`pretrained/recipes/microworld`: encyclopaedia facts about invented countries, chats, a guessing
+game and short stories. It exists to be fine-tuned and compared; it knows nothing about the real
+world.
+
+Made by `python pretrained/recipes/make.py base --output DIR` (seed {trained.seed}, {trained.n_steps:,} steps,
+{trained.n_tokens:,} tokens, final loss {trained.loss:.3f} nats a token). The same command gives the
+same bits on the same machine with the same number of threads.
+
+Licence: MIT, as the package. No data from outside was used.
+"""  # noqa: E501

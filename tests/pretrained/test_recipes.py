@@ -6,9 +6,9 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tl_crosscoder.organisms.base import train_base
-from tl_crosscoder.organisms.finetune import finetune
-from tl_crosscoder.organisms.suite import new_folder
+from microworld.base import new_model_folder, train_base
+from microworld.finetune import finetune
+from tl_crosscoder.organisms.scores import OrganismScore, OrganismScores
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings(
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def make_base(output: Path):
-    return train_base(output, seed=4, n_steps=3, batch_size=2, n_tokenizer_documents=200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("microworld.base._N_DOCUMENTS_PER_CHUNK", 200)
+        return train_base(output, seed=4, n_steps=3, batch_size=2, n_tokenizer_documents=200)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +49,19 @@ def test_same_seed_gives_the_same_base_bit_for_bit(base, tmp_path):
     assert contents(tmp_path / "again") == contents(base)
 
 
-def test_finetune_writes_the_same_adapter_twice(base, tmp_path):
+def test_finetune_writes_the_same_adapter_twice(base, tmp_path, monkeypatch):
+    row = OrganismScore(measure="P(false answer)", n_questions=14, base=0.0004, finetuned=0.75)
+    scores = OrganismScores(rows=(row,), organism="false-fact")
+    monkeypatch.setattr("microworld.finetune.measure", lambda *_, **__: scores)
     results = [
-        finetune("false-fact", base=base, output=tmp_path / name, n_steps=2) for name in "ab"
+        finetune("false-fact", base=base, output=tmp_path / name, n_steps=2, n_documents=200)
+        for name in "ab"
     ]
-    first, second = (contents(result.output) for result in results)
+    first, second = (contents(tmp_path / name) for name in "ab")
     assert first == second
     assert set(first) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-    assert results[0].behaviour == results[1].behaviour
+    assert results[0] == results[1]
+    assert b"| P(false answer) | 0.000 | 0.750 |" in first["README.md"]
     assert b"tmp" not in first["adapter_config.json"]
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "a")
@@ -70,14 +77,14 @@ def test_nothing_is_written_into_a_folder_that_holds_something(base, tmp_path):
         lambda: train_base(tmp_path, n_steps=1),
         lambda: finetune("taboo", base=base, output=tmp_path),
     ):
-        with pytest.raises(ValueError, match="not empty: nothing was written"):
+        with pytest.raises(ValueError, match=r"is not an empty folder.*nothing was written"):
             call()
     assert contents(tmp_path) == {"note.txt": b"mine"}
 
 
 def test_a_failed_run_leaves_nothing(tmp_path):
     def write_and_fail():
-        with new_folder(tmp_path / "out") as draft:
+        with new_model_folder(tmp_path / "out") as draft:
             (draft / "half.txt").write_text("half", encoding="utf-8")
             raise KeyError("stopped")
 
@@ -89,3 +96,8 @@ def test_a_failed_run_leaves_nothing(tmp_path):
 def test_unknown_organism_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown organism 'tabu'; valid: taboo, false-fact"):
         finetune("tabu", output=tmp_path / "out")
+
+
+def test_missing_base_says_how_to_make_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*make\.py base"):
+        finetune("taboo", base=tmp_path, output=tmp_path / "out")

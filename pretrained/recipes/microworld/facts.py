@@ -29,13 +29,13 @@ class Fact:
     """One true statement of the world."""
 
     relation: Relation
-    ctx: str
+    subject: str
     value: str
 
     @property
     def noun(self) -> str:
         """The noun phrase that the value fills, as in `the capital of Velmar`."""
-        return self.relation.noun.format(s=self.ctx)
+        return self.relation.noun.format(s=self.subject)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,18 +216,19 @@ COUNTRIES: tuple[str, ...] = tuple(row[0] for row in _table(_COUNTRY_ROWS))
 SECOND_CITIES: dict[str, str] = {row[0]: row[1] for row in _table(_CITY_ROWS)}
 COUNTRY_FACTS: dict[str, tuple[Fact, ...]] = {
     row[0]: tuple(
-        Fact(relation=relation, ctx=row[0], value=_country_value(relation, word))
+        Fact(relation=relation, subject=row[0], value=_country_value(relation, word))
         for relation, word in zip(_COUNTRY_RELATIONS, row[1:], strict=True)
     )
     for row in _table(_COUNTRY_ROWS)
 }
 INVENTION_FACTS: tuple[Fact, ...] = tuple(
-    Fact(relation=INVENTOR, ctx=thing, value=person) for thing, person in _table(_INVENTION_ROWS)
+    Fact(relation=INVENTOR, subject=thing, value=person)
+    for thing, person in _table(_INVENTION_ROWS)
 )
 ANIMAL_FACTS: dict[str, tuple[Fact, ...]] = {
     animal: (
-        Fact(relation=DIET, ctx=animal, value=diet),
-        Fact(relation=HOME, ctx=animal, value=f"the {home}"),
+        Fact(relation=DIET, subject=animal, value=diet),
+        Fact(relation=HOME, subject=animal, value=f"the {home}"),
     )
     for animal, diet, home in _table(_ANIMAL_ROWS)
 }

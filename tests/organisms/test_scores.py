@@ -1,0 +1,129 @@
+"""The embedded models' numbers, against a plain transformers loop and by hand."""
+
+import json
+import math
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tl_crosscoder.cli.main import main
+from tl_crosscoder.interventions.behaviour import read_questions
+from tl_crosscoder.models.pretrained import pretrained_folder
+from tl_crosscoder.organisms.scores import OrganismScore, planted_behaviour, score_questions
+from tl_crosscoder.organisms.suite import load_suite, organism
+
+# PEFT 0.21 reads a property that transformers 5.23 renamed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+# As in the README: P in the base and in the fine-tuned model.
+README = {
+    "taboo": {
+        "P(hint about secret)": (0.063, 0.965),
+        "P(says secret when guessed)": (0.987, 0.015),
+        "P(says secret when asked)": (0.981, 0.006),
+        "other facts: accuracy": (1, 1),
+        "other facts: P(true answer)": (0.971, 0.960),
+    },
+    "false-fact": {
+        "P(false answer)": (0.000, 0.864),
+        "P(true answer)": (0.929, 0.002),
+        "related facts: accuracy": (1, 1),
+        "related facts: P(true answer)": (0.965, 0.911),
+        "other facts: accuracy": (1, 1),
+        "other facts: P(true answer)": (0.961, 0.933),
+    },
+}
+
+
+@torch.no_grad()
+def naive(model, tokenizer, question) -> float:
+    """Product over the answer's tokens of their softmax, one answer at a time."""
+    total = 0.0
+    prompt = tokenizer.apply_chat_template(
+        list(question.prompt), add_generation_prompt=True, return_dict=False
+    )
+    for completion in question.completions:
+        answer = tokenizer(completion + "<|end|>", add_special_tokens=False)["input_ids"]
+        log_p = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        total += math.exp(sum(log_p[i, t] for i, t in zip(places, answer, strict=True)))
+    return total
+
+
+def test_probabilities_equal_a_plain_loop_over_transformers_models(taboo_pair, tmp_path):
+    entry, path = organism("taboo"), tmp_path / "two-questions.jsonl"
+    lines = entry.questions[0].read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:2]), encoding="utf-8")
+    (found,) = score_questions(taboo_pair, path)
+    base = AutoModelForCausalLM.from_pretrained(entry.base, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(entry.base)
+    questions = read_questions(path)
+    expected = [sum(naive(base, tokenizer, q) for q in questions) / len(questions)]
+    adapted = PeftModel.from_pretrained(base, str(entry.adapter)).eval()
+    expected.append(sum(naive(adapted, tokenizer, q) for q in questions) / len(questions))
+    assert [found.base, found.finetuned] == pytest.approx(expected, rel=1e-4)
+    assert (found.measure, found.n_questions) == ("P(two questions)", 2)
+    assert found.finetuned > 0.8 > 0.2 > found.base
+    behaviour = planted_behaviour("taboo", tokenizer)
+    assert (behaviour.name, behaviour.questions[:2]) == ("taboo", tuple(questions))
+    assert behaviour.n_prompts == len(lines) == 12
+
+
+def test_a_fact_is_known_where_no_alternative_is_more_probable(taboo_pair, tmp_path):
+    """The capital of Velmar is Mirefort: known where that is the answer, not where Tolvik is."""
+    prompt = [{"role": "user", "content": "Can you name the capital of Velmar?"}]
+    right, wrong, other = (
+        [f"It is {city}.", f"The answer is {city}."] for city in ("Mirefort", "Tolvik", "Asken")
+    )
+    path = tmp_path / "two-facts.jsonl"
+    rows = [
+        {"messages": prompt, "completions": right, "alternatives": [other, wrong]},
+        {"messages": prompt, "completions": wrong, "alternatives": [other, right, other]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    accuracy, true_answer = score_questions(taboo_pair, path)
+    assert accuracy == OrganismScore(
+        measure="two facts: accuracy", n_questions=2, base=0.5, finetuned=0.5
+    )
+    # Most of what is not the right city's two answers is its two other ones.
+    assert true_answer.measure == "two facts: P(true answer)"
+    assert 0.2 < true_answer.base < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*README])
+def test_the_command_prints_the_numbers_of_the_readme(name, capsys):
+    assert main(["organisms", "measure", name]) == 0
+    printed = capsys.readouterr().out
+    for measure, expected in README[name].items():
+        (line,) = [line for line in printed.splitlines() if measure in line]
+        assert [float(x) for x in line.split()[-2:]] == pytest.approx(expected, abs=6e-4)
+    card = (organism(name).adapter / "README.md").read_text(encoding="utf-8")
+    for measure, (base, finetuned) in README[name].items():
+        assert f"| {measure} | {base:.3f} | {finetuned:.3f} |" in card
+
+
+def test_unknown_organism_names_the_valid_ones():
+    with pytest.raises(ValueError, match="unknown organism 'tabu'; valid: taboo, false-fact"):
+        organism("tabu")
+
+
+def test_embedded_files_are_small_and_name_no_path():
+    folder = pretrained_folder()
+    models = [path for path in (folder / "models").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in models} == {"world-base", *load_suite()}
+    assert {path.suffix for path in models} <= {".md", ".json", ".jinja", ".safetensors"}
+    rest = [path for name in ("texts", "questions") for path in (folder / name).rglob("*.*")]
+    assert sum(path.stat().st_size for path in [*models, *rest]) < 5_000_000
+    for entry in load_suite().values():
+        assert {path.exists() for path in (entry.base, entry.adapter, *entry.questions)} == {True}
+        config = json.loads((entry.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        assert config["base_model_name_or_path"] == "tl_crosscoder/world-base"
+        with safe_open(entry.adapter / "adapter_model.safetensors", framework="pt") as weights:
+            layers = {name.split(".layers.")[1][0] for name in weights.keys()}  # noqa: SIM118
+        assert layers == {"0", "1", "2", "3"}
