@@ -19,8 +19,7 @@ from statistics import median
 from typing import Any
 
 from tl_crosscoder import files
-from tl_crosscoder.report.html import report
-from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.report.html import ReportSettings, report
 from tl_crosscoder.run.run import Run
 
 N_OPENINGS = 7

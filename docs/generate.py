@@ -2,7 +2,8 @@
 
 A hook of mkdocs (`hooks:` in mkdocs.yml): what it fills in is never kept, so it cannot be out of
 date. It gives the changelog, the papers' set-ups, results and notebooks their place in the site,
-turns links to them accordingly, and writes the command line's help and the index of public names.
+turns links to them accordingly, and writes the command line's help, the glossary of measures and
+the index of public names.
 Limits: links are found by their Markdown form `](target)`, in code blocks too; of notebooks the
 text and the code are shown, and not what came out.
 """
@@ -23,6 +24,7 @@ from mkdocs.structure.pages import Page
 
 import tl_crosscoder
 from tl_crosscoder.cli.main import parse
+from tl_crosscoder.results.measures import MEASURES
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = ("CHANGELOG.md", "configs/*", "benchmarks/results/*.json", "notebooks/*.ipynb")
@@ -50,6 +52,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         markdown = markdown.replace("<!-- help -->", command_line())
     if "<!-- names -->" in markdown:
         markdown = markdown.replace("<!-- names -->", index_of_names())
+    if "<!-- measures -->" in markdown:
+        markdown = markdown.replace("<!-- measures -->", table_of_measures())
     if "<!-- notebooks -->" in markdown:
         markdown = markdown.replace("<!-- notebooks -->", index_of_notebooks())
     return _LINK.sub(lambda found: f"]({in_site(found[1], source)}", markdown)
@@ -98,6 +102,17 @@ def index_of_notebooks() -> str:
         title = title.removeprefix("# ").partition(". ")[2] or title.removeprefix("# ")
         about = about.replace("\n", " ")
         lines.append(f"1. **[{title}](../notebooks/{path.stem}.md)**: {about}")
+    return "\n".join(lines)
+
+
+def table_of_measures() -> str:
+    """A row for each measure that has a meaning."""
+    lines = ["| name | field | unit | meaning | source |", "|---|---|---|---|---|"]
+    for field, measure in MEASURES.items():
+        if field and measure.meaning:
+            name = f"{measure.name} ({measure.symbol})" if measure.symbol else measure.name
+            cells = name, f"`{field}`", measure.unit, measure.meaning, measure.source
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ def error_of(capsys, *args) -> str:
 def test_inspect_prints_what_a_cache_holds(cache, capsys):
     assert main(["inspect", str(cache), "--verify"]) == 0
     out = capsys.readouterr().out
-    assert "tl_crosscoder/taboo, blocks.1.hook_resid_post" in out
+    assert re.search("finetuned .*tl_crosscoder/taboo .*blocks.1.hook_resid_post", out)
     n_tokens = int(re.search(r"tokens +([\d,]+) in", out)[1].replace(",", ""))
     assert 9000 <= n_tokens < 9100
     for expected in ("bfloat16", "bytes a token", "masked", "assistant", "by position", "RMS"):
@@ -83,7 +83,7 @@ def test_one_file_serves_harvest_and_training(tmp_path, capsys):
 def test_a_diff_sae_trains_on_the_cache_of_the_pair(cache, tmp_path, capsys):
     flags = ["--cache", str(cache), *SMALL]
     assert main(["train", "diff-sae", *flags, "--output", str(tmp_path / "run")]) == 0
-    assert "FVE difference" in capsys.readouterr().out
+    assert "FVE" in capsys.readouterr().out
     assert main(["analyze", str(tmp_path / "run"), "--fresh"]) == 0
 
 

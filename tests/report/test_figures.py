@@ -26,67 +26,64 @@ NAN = math.nan
 
 
 def words(figure: go.Figure) -> str:
-    """What title and subtitle say."""
+    """Title and notes of a figure as plain text."""
     text = re.sub("<[^>]*>", " ", figure.layout.title.text)
     return html.unescape(" ".join(text.split()))
 
 
-def histogram(relative_norms, n_active=None):
+def histogram(relative_norms, n_active=None) -> go.Figure:
     norms = torch.as_tensor(relative_norms)
     latents = latent_measures((1 - norms).tolist(), norms.tolist(), n_active or [1] * len(norms))
     return relative_norm_histogram(measurement(latents, examples={}))
 
 
-def counts(figure) -> list[int]:
-    return [int(n or 0) for n in figure.data[0].y]
+def counts(figure) -> dict[int, int]:
+    """Latents by bin, where there are any."""
+    return {i: n for i, n in enumerate(figure.data[0].y) if n}
 
 
-def random_norms(n):
-    return torch.rand(n, generator=torch.Generator().manual_seed(0))
-
-
-def test_every_living_latent_is_in_one_bin():
-    norms = random_norms(999)
-    n_active = [int(j % 3 > 0) for j in range(999)]
-    figure = histogram(norms, n_active)
-    assert sum(counts(figure)) == sum(n_active) == 666
-    assert words(figure).startswith("Relative decoder norm of 666 living latents")
+# --- histograms -----------------------------------------------------------------------------------
 
 
 def test_bins_are_those_of_a_count_by_hand():
     # 51 bins: 0 and 0.01 < 1/51 are in the first, 0.5 and 0.505 in the middle one (25/51 = 0.490
-    # to 26/51 = 0.510), 0.99 > 50/51 and 1 in the last.
-    found = counts(histogram([0.0, 0.01, 0.5, 0.505, 0.99, 1.0]))
-    assert {i: n for i, n in enumerate(found) if n} == {0: 2, 25: 2, 50: 2}
-
-
-def test_bars_stand_over_their_bins():
+    # to 26/51 = 0.510), 0.99 > 50/51 and 1 in the last. The dead latent and NaN (norms 0) are not.
+    norms = [0.0, 0.01, 0.5, 0.505, 0.99, 1.0, 0.7]
+    figure = histogram(norms, [1, 1, 1, 1, 1, 1, 0])
+    assert counts(figure) == {0: 2, 25: 2, 50: 2}
+    assert words(figure).startswith("Relative decoder norm of 6 active latents")
     bars = histogram([0.31]).data[0]
     (i,) = [i for i, n in enumerate(bars.y) if n]
     assert abs(bars.x[i] - 0.31) <= bars.width / 2
-    assert bars.width == 1 / N_BINS
-    assert len(bars.x) == len(bars.y) == N_BINS
-
-
-def test_a_latent_without_norm_is_left_out():
+    assert (bars.width, len(bars.x), len(bars.y)) == (1 / N_BINS, N_BINS, N_BINS)
     latents = latent_measures([0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [5, 5, 5])
-    figure = relative_norm_histogram(measurement(latents, examples={}))
-    assert sum(counts(figure)) == 2
-    assert "of 2 living" in words(figure)
-
-
-def test_no_living_latents_give_an_empty_figure():
-    assert counts(histogram([0.5, 0.6], [0, 0])) == [0] * N_BINS
+    without_norm = relative_norm_histogram(measurement(latents, examples={}))
+    assert sum(counts(without_norm).values()) == 2
+    assert "of 2 active" in words(without_norm)
 
 
 def test_axes_have_titles_and_the_number_of_latents_is_on_a_log_axis():
     layout = histogram([0.5]).layout
     assert layout.xaxis.title.text.startswith("R = ")
     assert layout.yaxis.title.text == "number of latents"
-    assert layout.yaxis.type == "log"
-    assert layout.xaxis.type != "log"
+    assert (layout.xaxis.type, layout.yaxis.type) == (None, "log")
     labels = {a.text: a.x for a in layout.annotations}
     assert labels == {"base only": 0.0, "shared": 0.5, "fine-tuned only": 1.0}
+
+
+def test_cosine_is_of_shared_active_latents():
+    # Delta-norm 0.5 of the first three; the fourth is finetuned-only, the second dead.
+    latents = latent_measures([1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [5, 0, 5, 5])
+    # 51 bins of [0, 1]: 0.5 is 25.5, 1 the last. With one below 0 the bins are of [-1, 1]: -0.5
+    # is 12.75, 0.5 is 38.25.
+    for third, expected in ((1.0, {25: 1, 50: 1}), (-0.5, {12: 1, 38: 1})):
+        latents = replace(latents, decoder_cosine=torch.tensor([0.5, 0.1, third, 0.2]))
+        figure = shared_cosine_histogram(measurement(latents, examples={}))
+        assert counts(figure) == expected
+        assert words(figure).startswith("Decoder cosine of 2 shared active latents")
+
+
+# --- the look -------------------------------------------------------------------------------------
 
 
 def luminance(colour: str) -> float:
@@ -109,9 +106,12 @@ def test_colours_are_seen_on_white_and_on_black(page):
 
 
 def test_text_is_wrapped_and_shown_as_it_is():
-    assert lines("a <b>bold</b> name & more", 12) == [
-        "a", "&lt;b&gt;bold&lt;/b&gt;", "name &amp; more",
+    assert lines("a <b>bold</b> name & \u202emore", 12) == [
+        "a", "&lt;b&gt;bold&lt;/b&gt;", "name &amp;", "\\u202emore",
     ]  # fmt: skip
+
+
+# --- maps -----------------------------------------------------------------------------------------
 
 
 def scaled(
@@ -124,8 +124,8 @@ def scaled(
 ):
     """A measurement of latents with these nu; all finetuned norms are 1."""
     n = len(nu_error)
-    counts = n_active or [5] * n
-    latents = latent_measures(base or [1.0] * n, [1.0] * n, counts)
+    active = n_active or [5] * n
+    latents = latent_measures(base or [1.0] * n, [1.0] * n, active)
     ones = torch.ones(n).double()
     betas = [torch.stack([torch.tensor(nu).double(), ones]) for nu in (nu_error, nu_reconstruction)]
     table = LatentScaling(
@@ -134,7 +134,7 @@ def scaled(
         beta_reconstruction=betas[1],
         beta_activation=betas[0],
         beta_activation_no_bias=betas[0],
-        n_active=torch.tensor(counts).double(),
+        n_active=torch.tensor(active).double(),
     )
     latents = replace(latents, scaling={"finetuned": table})
     return measurement(latents, examples={j: [] for j in ranked})
@@ -148,22 +148,17 @@ def cells(heatmap: go.Heatmap) -> dict[tuple[int, int], int]:
 def test_cells_of_a_map_are_those_of_a_count_by_hand():
     # Bins of 2/51 from -0.5: 0.1 is (0.6 / 2) 51 = 15.3, 1.0 is 38.25, -0.5 is 0; 7 and infinity
     # are in the last bin, 50. Latent 3 has no value and latent 4 is dead.
-    figure = latent_scaling_map(
-        scaled(
-            [0.1, 0.1, 7.0, NAN, 0.1, 1.0],
-            [1.0, 1.0, -0.5, 1.0, 1.0, math.inf],
-            n_active=[5, 5, 5, 5, 0, 5],
-        )
-    )
+    found = scaled([0.1, 0.1, 7.0, NAN, 0.1, 1.0], [1.0, 1.0, -0.5, 1.0, 1.0, math.inf],
+                   n_active=[5, 5, 5, 5, 0, 5])  # fmt: skip
+    figure = latent_scaling_map(found)
     (heatmap,) = figure.data
     assert cells(heatmap) == {(15, 38): 2, (50, 0): 1, (38, 50): 1}
     assert heatmap.z[38][15] == 0.3  # log10 2
-    assert heatmap.z[0][50] == 0.0
-    assert heatmap.z[0][0] is None
+    assert (heatmap.z[0][50], heatmap.z[0][0]) == (0.0, None)
     assert abs(heatmap.x0 + 15 * heatmap.dx - 0.1) <= heatmap.dx / 2
-    said = words(figure)
-    assert said.startswith("Latent Scaling of 5 living latents")
-    assert "2 values beyond -0.5 or 1.5 are at the border. 1 latents without a value" in said
+    assert words(figure).startswith("Latent Scaling of 5 active latents")
+    said = "2 values beyond -0.5 or 1.5 are at the border. 1 latents without a value"
+    assert said in words(figure)
 
 
 def test_specific_latents_are_counted_and_ranked_and_exclusive_ones_are_points():
@@ -182,11 +177,13 @@ def test_specific_latents_are_counted_and_ranked_and_exclusive_ones_are_points()
     only = points["fine-tuned only (2)"]
     assert (only.x, only.y) == ((0.1, 0.3), (0.6, 0.0))  # the more active first
     assert only.hovertext[1] == (
-        "latent 2, finetuned-only<br>nu error 0.30, reconstruction 0.00<br>"
-        "Delta-norm 0.99, cosine 1.00<br>active on 6 tokens"
+        "latent: 2<br>class: finetuned-only<br>nu error: 0.30<br>nu reconstruction: 0.00<br>"
+        "Delta-norm: 0.990<br>cosine: +1.00<br>active tokens: 6"
     )
     assert points["first of the ranking (1)"].x == (1.5,)
-    assert "nu error 9.00" in points["first of the ranking (1)"].hovertext[0]
+    assert "nu error: 9.00" in points["first of the ranking (1)"].hovertext[0]
+    many = latent_scaling_map(scaled([0.1] * 300, [0.1] * 300, base=[0.0] * 300)).data[1]
+    assert (len(many.x), many.name) == (N_DRAWN, "fine-tuned only (100 of 300)")
 
 
 def test_delta_norm_map_has_a_panel_for_each_nu_and_their_correlation():
@@ -204,20 +201,6 @@ def test_delta_norm_map_has_a_panel_for_each_nu_and_their_correlation():
     assert [t.name for t in figure.data if t.showlegend] == ["fine-tuned only (1)"]
 
 
-def test_cosine_is_of_shared_living_latents():
-    # Delta-norm 0.5 of the first three; the fourth is finetuned-only, the second dead.
-    latents = latent_measures([1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [5, 0, 5, 5])
-    latents = replace(latents, decoder_cosine=torch.tensor([0.5, 0.1, 1.0, 0.2]))
-    figure = shared_cosine_histogram(measurement(latents, examples={}))
-    # 51 bins of [0, 1]: 0.5 is 25.5, 1 the last.
-    assert {i: n for i, n in enumerate(counts(figure)) if n} == {25: 1, 50: 1}
-    assert words(figure).startswith("Decoder cosine of 2 shared living latents")
-    # With one below 0 the bins are of [-1, 1]: -0.5 is 12.75, 0.5 is 38.25.
-    latents = replace(latents, decoder_cosine=torch.tensor([0.5, 0.1, -0.5, 0.2]))
-    figure = shared_cosine_histogram(measurement(latents, examples={}))
-    assert {i: n for i, n in enumerate(counts(figure)) if n} == {12: 1, 38: 1}
-
-
 EVERY = (relative_norm_histogram, shared_cosine_histogram, latent_scaling_map, delta_norm_map)
 every_figure = pytest.mark.parametrize("draw", EVERY)
 
@@ -231,40 +214,24 @@ def test_a_figure_of_many_latents_is_as_small_as_one_of_few(draw):
         base[: n // 4] = [0.0] * (n // 4)
         return len(draw(scaled(*nu, base=base, ranked=(1, 2, 3))).to_json())
 
-    small, large = size(1024), size(73_728)
+    small, large = size(1024), size(30_000)
     assert large < 1.3 * small
     assert large < 150_000
 
 
-def test_points_of_a_kind_are_a_hundred_at_most():
-    found = latent_scaling_map(scaled([0.1] * 300, [0.1] * 300, base=[0.0] * 300))
-    assert len(found.data[1].x) == N_DRAWN
-    assert found.data[1].name == "fine-tuned only (100 of 300)"
-
-
 @every_figure
-def test_no_latents_give_a_figure_that_says_so(draw):
+def test_what_there_is_not_to_draw_is_said(draw):
     figure = draw(scaled([0.1, 0.1], [0.1, 0.1], n_active=[0, 0]))
-    assert re.search(r"of 0 (shared )?living latents", words(figure))
+    assert re.search(r"of 0 (shared )?active latents", words(figure))
     figure.to_json()
-
-
-@every_figure
-def test_a_single_site_has_nothing_to_draw(draw):
-    found = replace(scaled([0.1], [0.1]), compared=None)
     with pytest.raises(NothingToDraw, match="single site"):
-        draw(found)
-
-
-def test_sites_of_unequal_width_have_neither_angle_nor_nu():
+        draw(replace(scaled([0.1], [0.1]), compared=None))
+    # Sites of unequal width have neither angle nor nu.
     latents = latent_measures([1.0, 1.0], [1.0, 1.0], [5, 5])
     latents = replace(latents, decoder_cosine=torch.full((2,), NAN))
-    found = measurement(latents, examples={})
-    for draw in EVERY[1:]:
+    if draw is not relative_norm_histogram:
         with pytest.raises(ValueError, match="differ in width"):
-            draw(found)
-    with pytest.raises(ValueError, match=r"'sideways' was not measured; there are \['finetuned'\]"):
-        latent_scaling_map(scaled([0.1], [0.1]), direction="sideways")
+            draw(measurement(latents, examples={}))
 
 
 @every_figure
@@ -276,6 +243,9 @@ def test_names_of_sites_are_text(draw):
     assert "&amp;lt;" not in str(shown)  # once, not twice
 
 
+HOSTILE = "</script><img src=x onerror=fail()>"
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("figure") / "new folder" / "figure.html"
@@ -284,17 +254,16 @@ def saved(tmp_path_factory) -> Path:
     return path
 
 
-HOSTILE = "</script><img src=x onerror=fail()>"
-
-
 def test_a_saved_figure_is_a_page_of_its_own(saved):
     text = saved.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
     assert "Relative decoder norm of 2" in text
     assert len(text) > 1_000_000  # plotly.js itself
+    assert HOSTILE not in text
     assert not re.search(r"<(script|link|img)\b[^>]*\b(src|href)=", text)
 
 
+@pytest.mark.slow
 def test_a_saved_figure_opens_without_a_network_and_without_errors(saved, browser):
     browser.open(saved)
     shown = browser.wait_for("document.querySelector('.main-svg .gtitle')?.textContent")

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,9 @@ from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.pair import planned_sites
 from tl_crosscoder.report.causal import causes_of
-from tl_crosscoder.report.html import report
+from tl_crosscoder.report.html import ReportSettings, SampleSettings, report
 from tl_crosscoder.report.html.data import ReportData, collect
-from tl_crosscoder.report.html.models import ReportSettings
 from tl_crosscoder.report.html.page import page
-from tl_crosscoder.report.html.prompts import SampleSettings
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.text import write_documents
 from tl_crosscoder.run.training import save_measurement
@@ -58,23 +56,23 @@ def shown(html: str) -> str:
 def test_records_are_the_measures_of_the_first_latents(run, data):
     latents = run.measurement().latents
     assert len(data.latents) == 6
-    scores = [record.ranked["score"] for record in data.latents]
+    scores = [record["ranked"]["score"] for record in data.latents]
     assert scores == sorted(scores, reverse=True)
     with ExampleDatabase.open(run.path / "examples.sqlite") as database:
         for record in data.latents:
-            j = record.latent
+            j = record["latent"]
             R = latents.relative_decoder_norm[j].item()
-            assert record.ranked["relative_decoder_norm"] == pytest.approx(R, rel=1e-3)
-            base, finetuned = (norm for _, norm in record.norms)
+            assert record["ranked"]["relative_decoder_norm"] == pytest.approx(R, rel=1e-3)
+            base, finetuned = (norm for _, norm in record["norms"])
             assert finetuned / (base + finetuned) == pytest.approx(R, rel=1e-3)
-            assert sum(n for _, n, _ in record.roles) == latents.n_active[j]
+            assert sum(n for _, n, _ in record["roles"]) == latents.n_active[j]
             strongest = database.latent(j)[0]
-            assert record.examples[0].value == pytest.approx(strongest.value, rel=1e-3)
-            assert record.examples[0].codes[record.examples[0].at] == pytest.approx(
+            assert record["examples"][0]["value"] == pytest.approx(strongest.value, rel=1e-3)
+            assert record["examples"][0]["codes"][record["examples"][0]["at"]] == pytest.approx(
                 strongest.value, rel=1e-2
             )
-            assert [e.direction for e in record.logits] == ["base", "finetuned", "difference"]
-            assert all(len(e.promoted) == len(e.suppressed) == 8 for e in record.logits)
+            assert [e["direction"] for e in record["logits"]] == ["base", "finetuned", "difference"]
+            assert all(len(e["promoted"]) == len(e["suppressed"]) == 8 for e in record["logits"])
     json.dumps(data.page_data(), allow_nan=False)
 
 
@@ -87,12 +85,12 @@ def test_the_page_says_the_numbers_and_holds_no_foreign_markup(run, data):
     assert f"{r.n_tokens:,} held-out tokens." in words
     assert "has not been tested." in words
     assert "tl-crosscoder patch" in words
-    assert any(HOSTILE in [name for name, *_ in record.sources] for record in data.latents)
+    assert any(HOSTILE in [name for name, *_ in record["sources"]] for record in data.latents)
     assert HOSTILE not in html
     assert "<img" not in html
     embedded = html[html.index('id="data">') + 10 :]
     content = json.loads(embedded[: embedded.index("</script>")])
-    assert content["latents"] == json.loads(json.dumps([asdict(r) for r in data.latents]))
+    assert content["latents"] == json.loads(json.dumps(data.latents))
     assert str(run.path) not in html
 
 
@@ -147,8 +145,8 @@ def test_a_diff_sae_has_all_but_norms(tmp_path_factory):
     assert data.samples is not None
     assert data.texts
     assert [site.name for site in run.models.source.sites] == ["base", "finetuned"]
-    assert [e.direction for e in data.latents[0].logits] == ["difference"]
-    assert data.latents[0].ranked["relative_decoder_norm"] is None
+    assert [e["direction"] for e in data.latents[0]["logits"]] == ["difference"]
+    assert data.latents[0]["ranked"]["relative_decoder_norm"] is None
     words = shown(page(data, {}))
     assert "Of the active latents" not in words
     assert "nan" not in words
@@ -174,14 +172,16 @@ def test_a_single_site_says_what_it_cannot_have(run, tmp_path):
     )
     data = collect(Run(path=tmp_path), ReportSettings(n_latents=3, samples=FEW))
     assert data.samples is None
-    assert [[e.direction for e in r.logits] for r in data.latents] == [[models.sites[0].name]] * 3
-    (missing,) = data.missing
-    assert "two sites of one width" in missing.how
+    assert [[e["direction"] for e in r["logits"]] for r in data.latents] == [
+        [models.sites[0].name]
+    ] * 3
+    (missing,) = data.missing.values()
+    assert "two sites of one width" in missing
     words = shown(page(data, {}))
     assert "Samples and texts" in words
     assert "What there is in tl_crosscoder/world-base" in words
-    view = load_diff(tmp_path, models=models).latent(data.latents[0].latent)
-    shown_tokens = [token for token, _ in data.latents[0].logits[0].promoted]
+    view = load_diff(tmp_path, models=models).latent(data.latents[0]["latent"])
+    shown_tokens = [token for token, _ in data.latents[0]["logits"][0]["promoted"]]
     assert [row.token for row in view.effects.rows[:8]] == shown_tokens
     assert "No " not in repr(view)
     assert "other" not in repr(view)
@@ -194,8 +194,8 @@ def test_latents_without_examples_and_runs_without_models(folder):
     with pytest.raises(ValueError, match=r"cannot be loaded.*gone.*--no-models"):
         collect(Run(path=folder))
     data = collect(Run(path=folder), ReportSettings(n_latents=5, models=False))
-    assert [m.what for m in data.missing] == ["Effect on the logits, samples, texts", "Examples"]
-    assert all(not record.examples and not record.logits for record in data.latents)
+    assert [*data.missing] == ["Effect on the logits, samples, texts", "Examples"]
+    assert all(not record["examples"] and not record["logits"] for record in data.latents)
     assert "analyze --fresh" in shown(page(data, {}))
 
 

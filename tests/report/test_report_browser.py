@@ -7,13 +7,13 @@ import pytest
 from report.report_runs import HOSTILE, PAIR, small_run
 
 from tl_crosscoder.report.figures import run_figures
+from tl_crosscoder.report.html import ReportSettings, SampleSettings
 from tl_crosscoder.report.html.data import ReportData, collect
-from tl_crosscoder.report.html.latents import ExampleRecord
-from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.report.html.latents import Record
 from tl_crosscoder.report.html.page import page
-from tl_crosscoder.report.html.prompts import SampleSettings
 from tl_crosscoder.run.run import Run
 
+pytestmark = pytest.mark.slow
 TOKENS = [HOSTILE, "<b>bold</b>", "&amp;", "‮rtl", "'\"`", "zebra\u2028", "🙂"]
 
 
@@ -24,17 +24,17 @@ def data(tmp_path_factory) -> ReportData:
     samples = SampleSettings(prompts=(HOSTILE,), strengths=(1.0,), max_new_tokens=4)
     found = collect(run, ReportSettings(n_latents=6, samples=samples))
 
-    def example(tokens: list[str]) -> ExampleRecord:
+    def example(tokens: list[str]) -> Record:
         codes = [0.5] * len(tokens)
         how = {"quantile": None, "value": 0.5, "at": 1, "role": "user", "source": HOSTILE}
-        return ExampleRecord(tokens=tokens, codes=codes, **how)
+        return {"tokens": tokens, "codes": codes, **how}
 
     first, second, *rest = found.latents
     return replace(
         found,
         latents=[
-            replace(first, examples=[example(TOKENS)]),
-            replace(second, examples=[*second.examples, example(["a ", "quagga", "!"])]),
+            first | {"examples": [example(TOKENS)]},
+            second | {"examples": [*second["examples"], example(["a ", "quagga", "!"])]},
             *rest,
         ],
     )
@@ -76,15 +76,20 @@ def latents(driver) -> list[int]:
     return driver.execute_script(script)
 
 
+def clear(driver) -> None:
+    driver.find_element("css selector", "#filters [type=reset]").click()
+    driver.execute_async_script("setTimeout(arguments[0], 20)")
+
+
 def heading(driver) -> str | None:
-    """Of the open latent."""
+    """Heading of the open latent."""
     return driver.execute_script(
         "return document.querySelector('#pane:not([hidden]) h2')?.textContent"
     )
 
 
 def test_a_click_opens_a_latent_and_its_address_opens_it_again(opened, browser, data):
-    one, other = (record.latent for record in data.latents[1:3])
+    one, other = (record["latent"] for record in data.latents[1:3])
     opened.find_elements("css selector", "#table tbody tr")[1].find_element(
         "css selector", "td.num"
     ).click()
@@ -105,7 +110,7 @@ def test_a_click_opens_a_latent_and_its_address_opens_it_again(opened, browser, 
 
 def test_hostile_text_is_text(opened, browser, data):
     browser.wait_for("document.querySelector('#table tbody tr')")
-    opened.execute_script(f"location.hash = 'latent-{data.latents[0].latent}'")
+    opened.execute_script(f"location.hash = 'latent-{data.latents[0]['latent']}'")
     browser.wait_for("document.querySelector('#pane .tokens')")
     script = "return [...document.querySelectorAll('#pane .tokens span')].map((t) => t.textContent)"
     assert opened.execute_script(script) == TOKENS
@@ -117,41 +122,38 @@ def test_hostile_text_is_text(opened, browser, data):
 
 
 def test_filters_search_and_sorting(opened, data):
-    every = [record.latent for record in data.latents]
+    every = [record["latent"] for record in data.latents]
     assert latents(opened) == every
     search = opened.find_element("id", "search")
     search.send_keys("QUAGGA")
     assert latents(opened) == [every[1]]
     assert opened.find_element("id", "count").text == "1 of 6 latents"
     assert "quagga" in opened.find_element("css selector", "td.context").text
-    token = data.latents[3].logits[0].promoted[0][0].strip().lower()
+    token = data.latents[3]["logits"][0]["promoted"][0][0].strip().lower()
     search.clear()
     search.send_keys(token)
     assert every[3] in latents(opened)
-    opened.find_element("css selector", "#filters [type=reset]").click()
-    opened.execute_async_script("setTimeout(arguments[0], 20)")
+    clear(opened)
     assert latents(opened) == every
-    role = data.latents[0].main_role
+    role = data.latents[0]["main_role"]
     opened.find_element(
         "css selector", f"#role option:nth-child(n+2)[value='{role}'], #role"
     ).send_keys(role)
-    assert latents(opened) == [r.latent for r in data.latents if r.main_role == role]
-    opened.find_element("css selector", "#filters [type=reset]").click()
-    opened.execute_async_script("setTimeout(arguments[0], 20)")
-    shares = sorted(record.ranked["active_share"] for record in data.latents)
+    assert latents(opened) == [r["latent"] for r in data.latents if r["main_role"] == role]
+    clear(opened)
+    shares = sorted(record["ranked"]["active_share"] for record in data.latents)
     opened.find_element("id", "least").send_keys(str(100 * (shares[2] + shares[3]) / 2))
     assert len(latents(opened)) == sum(s >= (shares[2] + shares[3]) / 2 for s in shares)
-    opened.find_element("css selector", "#filters [type=reset]").click()
-    opened.execute_async_script("setTimeout(arguments[0], 20)")
+    clear(opened)
     opened.find_element("xpath", "//th/button[text()='active']").click()
-    by_rate = sorted(data.latents, key=lambda r: -r.ranked["active_share"])
-    assert latents(opened) == [record.latent for record in by_rate]
+    by_rate = sorted(data.latents, key=lambda r: -r["ranked"]["active_share"])
+    assert latents(opened) == [record["latent"] for record in by_rate]
 
 
 def test_keys_walk_open_close_and_search(opened, browser, data):
     from selenium.webdriver.common.keys import Keys
 
-    every = [record.latent for record in data.latents]
+    every = [record["latent"] for record in data.latents]
     press(opened, "jjk")
     assert opened.execute_script("return document.activeElement.textContent") == str(every[0])
     press(opened, Keys.ENTER)
@@ -177,9 +179,6 @@ def test_keys_walk_open_close_and_search(opened, browser, data):
 def test_figures_and_texts_are_drawn_when_they_come_near(opened, browser):
     assert opened.execute_script("return typeof Plotly") == "undefined"
     for part in ("figure", "text"):
-        opened.execute_script(
-            f"document.querySelectorAll('[data-{part}]').forEach((n) => n.scrollIntoView())"
-        )
         first = f"document.querySelector('[data-{part}]')"
         opened.execute_script(f"{first}.scrollIntoView()")
         browser.wait_for(f"{first}.dataset.done")
@@ -194,7 +193,7 @@ def test_what_is_open_is_printed_and_no_controls_are(opened, browser, data):
     try:
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         assert opened.execute_script(shown) == ["h1"]
-        opened.execute_script(f"location.hash = 'latent-{data.latents[1].latent}'")
+        opened.execute_script(f"location.hash = 'latent-{data.latents[1]['latent']}'")
         browser.wait_for("!document.getElementById('pane').hidden")
         assert opened.execute_script(shown) == ["pane"]
     finally:
@@ -206,7 +205,7 @@ def test_a_phone_does_not_scroll_sideways(opened, browser, data):
     opened.refresh()
     left = "document.querySelector('td.context').getBoundingClientRect().left"
     assert opened.execute_script(f"return {left}") < 300
-    for hash in ("", *(f"latent-{record.latent}" for record in data.latents[:2])):
+    for hash in ("", *(f"latent-{record['latent']}" for record in data.latents[:2])):
         opened.execute_script(f"location.hash = '{hash}'")
         browser.wait_for(f"document.getElementById('pane').hidden === {str(not hash).lower()}")
         for node in ("document.documentElement", "document.getElementById('pane')"):

@@ -9,8 +9,8 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.ablation import ablated
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.steering import steered
-from tl_crosscoder.report.html import prompts as report_samples
-from tl_crosscoder.report.html.prompts import (
+from tl_crosscoder.report.html import samples as report_samples
+from tl_crosscoder.report.html.samples import (
     AblatedRows,
     SampleSettings,
     SteeredRows,

@@ -56,6 +56,7 @@ def write(path: Path, body: str, *, style: str = "") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_token_is_text_in_every_component(browser, tmp_path: Path):
     n = len(TOKENS)
     values = torch.linspace(-1, 1, n)
@@ -83,6 +84,7 @@ def test_every_token_is_text_in_every_component(browser, tmp_path: Path):
     assert browser.left_the_page() == []
 
 
+@pytest.mark.slow
 def test_what_the_pointer_shows_is_the_same_text(browser, tmp_path: Path):
     page = TokensHtml(panels=(colored_tokens(TOKENS, range(len(TOKENS))),)).save(
         tmp_path / "t.html"
@@ -119,6 +121,7 @@ const show = (html) => {
 """
 
 
+@pytest.mark.slow
 def test_outputs_of_a_notebook_stand_alone_and_together(browser, tmp_path: Path):
     one, other = (
         TokensHtml(panels=(colored_tokens(t, [1.0] * len(t)),)) for t in (["a", "b"], ["c"])
@@ -138,6 +141,7 @@ def test_outputs_of_a_notebook_stand_alone_and_together(browser, tmp_path: Path)
     assert browser.left_the_page() == []
 
 
+@pytest.mark.slow
 def test_a_page_draws_into_its_own_elements_and_draws_again(browser, tmp_path: Path):
     body = f'<div id="own.id">before</div><script type="module">{circuits_script()}</script>'
     browser.open(write(tmp_path / "report.html", body))

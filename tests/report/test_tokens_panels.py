@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="nothing predicts the first"):
         next_log_probs(torch.tensor([1]), torch.zeros(1, 3))
     ids, how = torch.arange(3), {"to_string": str}
-    with pytest.raises(ValueError, match="k=6 likeliest tokens: there are 1 to 5"):
+    with pytest.raises(ValueError, match=r"k is 6: .* must be in \[1, 5\]"):
         token_log_probs(TOKENS, ids, torch.zeros(3, 5), k=6, **how)
     with pytest.raises(ValueError, match="2 tokens have 3 ids"):
         token_log_probs(TOKENS[:2], ids, torch.zeros(3, 5), k=2, **how)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
-    from tl_crosscoder.report.html.prompts import SampleSettings
+    from tl_crosscoder.report.html import SampleSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,7 @@ class Report:
 
     def __call__(self) -> None:
         """Write, and say where."""
-        from tl_crosscoder.report.html import report
-        from tl_crosscoder.report.html.models import ReportSettings
+        from tl_crosscoder.report.html import ReportSettings, report
         from tl_crosscoder.run.run import Run
 
         if self.prompts and not (self.models and self.samples):
@@ -60,7 +59,7 @@ class Report:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; opens without a network")
 
     def _samples(self) -> "SampleSettings | None":
-        from tl_crosscoder.report.html.prompts import SampleSettings
+        from tl_crosscoder.report.html import SampleSettings
 
         if not self.samples:
             return None

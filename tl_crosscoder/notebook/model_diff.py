@@ -43,8 +43,7 @@ from tl_crosscoder.notebook.prompts import (
 )
 from tl_crosscoder.notebook.run import LiveRun, Model, Models, Text
 from tl_crosscoder.report.figures import run_figures
-from tl_crosscoder.report.html import report
-from tl_crosscoder.report.html.models import ReportSettings
+from tl_crosscoder.report.html import ReportSettings, report
 from tl_crosscoder.report.terminal import render
 from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section, as_html, wrapped

@@ -2,15 +2,13 @@
 
 Contract: a `TokenPanel` is a circuitsvis component with its props, plain JSON values; the
 JavaScript is the file in the installed circuitsvis, packed (0.5 MB) and unpacked once a page,
-however many figures there are. What stands in a script element is escaped, so that no token ends
-it. Limit: browsers of 2023 or later (`DecompressionStream`); without JavaScript the tokens are
-plain text.
+however many figures there are. Text of a script element is escaped, so that no token ends it.
+Limit: browsers of 2023 or later (`DecompressionStream`); without JavaScript tokens are plain text.
 """
 
 import base64
 import gzip
 import hashlib
-import html
 import json
 import re
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_crosscoder import files
+from tl_crosscoder.results.render import escaped
 
 # circuitsvis writes black on nothing: a page in dark colours needs a light box below it.
 _BOX = (
@@ -92,7 +91,7 @@ def script_json(value: Any) -> str:
 
     Raises ValueError for NaN and infinity, which are not JSON.
     """
-    text = json.dumps(value, allow_nan=False)
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -108,7 +107,7 @@ class TokenPanel:
     """Plain values, tokens ready to show."""
     heading: str = ""
     text: str = ""
-    """What stands in its place where no script runs."""
+    """Shown in its place where no script runs."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: `component`, `props`, `heading`, `text`."""
@@ -123,16 +122,16 @@ class TokensHtml:
     is_side_by_side: bool = False
 
     def fragment(self) -> str:
-        """For a page that has `circuits_script` in a script element before this one."""
+        """HTML for a page that has `circuits_script` in a script element before this one."""
         boxes, calls = [], []
         for panel in self.panels:
             call = f"{script_json(panel.component)}, {script_json(panel.props)}"
-            # The same figure has the same key: notebooks that run again stay as they are.
+            # A figure keeps its key: notebooks that run again stay as they are.
             key = hashlib.sha256(call.encode()).hexdigest()[:16]
-            heading = f"<div><b>{html.escape(panel.heading)}</b></div>" if panel.heading else ""
+            heading = f"<div><b>{escaped(panel.heading)}</b></div>" if panel.heading else ""
             boxes.append(
                 f'<div style="{_BOX}">{heading}'
-                f'<div data-tl-circuits="{key}">{html.escape(panel.text)}</div></div>'
+                f'<div data-tl-circuits="{key}">{escaped(panel.text)}</div></div>'
             )
             calls.append(f'tlCircuits.fill("{key}", {call});')
         row = f' style="{_ROW}"' if self.is_side_by_side else ""
@@ -140,10 +139,10 @@ class TokensHtml:
         return f"<div{row}>\n{inner}\n</div>\n<script>\n{script}\n</script>"
 
     def page(self, title: str = "Tokens") -> str:
-        """A whole HTML document that opens without a network."""
+        """HTML document that opens without a network."""
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f"<title>{html.escape(title)}</title></head>\n<body>\n{self._repr_html_()}\n"
+            f"<title>{escaped(title)}</title></head>\n<body>\n{self._repr_html_()}\n"
             "</body></html>\n"
         )
 

@@ -1,15 +1,10 @@
-"""What tokens are called: pieces of a text, and single tokens of a vocabulary.
+"""Tokens and numbers as panels of circuitsvis, without models; and names of tokens.
 
-Contract: a token that is part of a character, which decodes to nothing or to a replacement
-character, is called by its bytes, `<0xF0><0x9F>`, whether its tokenizer writes them so (Llama 2,
-Gemma) or as letters (GPT-2, Llama 3). Limit: these two ways to write bytes.
-
-Tokens and numbers as panels of circuitsvis: pure functions, without models.
-
-Contract: one string a token, as `token_pieces` gives them, and one number (or one for each label) a
-token; out comes a `TokenPanel` with the props of circuitsvis's own function of the same name.
-circuitsvis puts tokens into the page as HTML and as text, so `shown` makes strings that are the
-same in both. Limit: values are finite, and are cut to six digits.
+Contract: one string a token, as `text_tokens` gives them, and one number (or one for each label) a
+token in; a `TokenPanel` with the props of circuitsvis's function of that name out. circuitsvis puts
+tokens into the page as HTML and as text, so `shown` makes strings that are equal in both. A token
+that is a piece of a character is called by its bytes, `<0xF0><0x9F>`, whether its tokenizer writes
+them so (Llama 2, Gemma) or as letters (GPT-2, Llama 3). Limit: values are finite, with six digits.
 """
 
 import re
@@ -53,7 +48,7 @@ def token_namer(tokenizer: Any) -> Callable[[int], str]:
 
 
 def vocabulary_name(tokenizer: Any, token: int) -> str:
-    """A token as the vocabulary has it, bytes as `<0xF0>`."""
+    """Name of a token in the vocabulary, bytes as `<0xF0>`."""
     name: str = tokenizer.convert_ids_to_tokens(token)
     if not all(letter in _BYTES for letter in name) or name.startswith("<0x"):
         return name
@@ -72,7 +67,7 @@ _N_POSITIONS = 128
 
 
 def shown(token: str) -> str:
-    """A token that can be seen: control, format and rare space characters by name or symbol.
+    """Visible form of a token: control, format and rare space characters by name or symbol.
 
     A new line is `↵` and breaks the line; an override of the direction of text is `[U+202E]`.
     """
@@ -119,7 +114,7 @@ def colored_tokens(
     bound = _bound(numbers, bound)
     ready = [shown(token) for token in tokens]
     props = {"tokens": ready, "values": _plain(numbers), "minValue": -bound, "maxValue": bound}
-    return TokenPanel(component="ColoredTokens", props=props, heading=heading, text=_text(ready))
+    return TokenPanel(component="ColoredTokens", props=props, heading=heading, text="".join(ready))
 
 
 def colored_tokens_multi(
@@ -130,10 +125,10 @@ def colored_tokens_multi(
     heading: str = "",
     bound: float | None = None,
 ) -> TokenPanel:
-    """Several values a token; which of them colours the tokens is chosen by its label.
+    """Tokens with several values each; a choice by label says which of them colours the tokens.
 
-    All have one scale, so that their colours compare. Raises ValueError as `colored_tokens`, and
-    where there is not one label a column.
+    All values have one scale, so that their colours compare. Raises ValueError as `colored_tokens`,
+    and where there is not one label a column.
     """
     _check(tokens, values)
     if len(labels) != values.shape[1] or not labels:
@@ -150,8 +145,8 @@ def colored_tokens_multi(
         "positiveBounds": [bound] * len(labels),
         "negativeBounds": [-bound] * len(labels),
     }
-    component = "ColoredTokensMulti"
-    return TokenPanel(component=component, props=props, heading=heading, text=_text(ready))
+    text = "".join(ready)
+    return TokenPanel(component="ColoredTokensMulti", props=props, heading=heading, text=text)
 
 
 @torch.no_grad()
@@ -172,7 +167,7 @@ def token_log_probs(
         tokens: one string each.
         ids: of the tokens.
         logits: next-token logits at each token.
-        to_string: what a token of the vocabulary is called.
+        to_string: name of a token of the vocabulary.
         k: how many of the likeliest tokens.
         heading: above the tokens.
 
@@ -180,8 +175,9 @@ def token_log_probs(
         ValueError: fewer than two tokens, other numbers of tokens, ids and logits, or a k out of
             range.
     """
-    if not 1 <= k <= logits.shape[1]:
-        raise ValueError(f"k={k} likeliest tokens: there are 1 to {logits.shape[1]} to be had.")
+    d_vocab = logits.shape[1]
+    if not 1 <= k <= d_vocab:
+        raise ValueError(f"k is {k}: the number of likeliest tokens must be in [1, {d_vocab}].")
     if len(tokens) != len(ids):
         raise ValueError(f"{len(tokens)} tokens have {len(ids)} ids: give one each.")
     correct, top, top_ids, ranks = [], [], [], []
@@ -199,7 +195,7 @@ def token_log_probs(
         "correctTokenRank": torch.cat(ranks).tolist(),
         "correctTokenLogProb": _plain(torch.cat(correct)),
     }
-    text = _text(ready[1:])
+    text = "".join(ready[1:])
     return TokenPanel(component="TokenLogProbs", props=props, heading=heading, text=text)
 
 
@@ -255,7 +251,3 @@ def _plain(values: Tensor) -> list:
     if values.dim() == 1:
         return [_rounded(v) for v in rows]
     return [[_rounded(v) for v in row] for row in rows]
-
-
-def _text(tokens: Sequence[str]) -> str:
-    return "".join(tokens)

@@ -1,9 +1,9 @@
-"""Tokens of a text with what latents and models say of them, to look at in a notebook or save.
+"""Tokens of a text with activations of latents and predictions of models, in a notebook or saved.
 
 Contract: models and text in, `TokensHtml` out, which shows itself in Jupyter and saves as a page;
 text is a string, a chat or another document, or contexts of a `TokenizedText`, each of which has
-its own panels. Values are codes, norms of what a latent writes, or nats. Limit: a panel holds all
-tokens of its context, so choose contexts (`text[:2]`) rather than show a thousand.
+its own panels. Values are latent activations, norms of what a latent writes, or nats. Limit: a
+panel holds all tokens of its context, so choose contexts (`text[:2]`) rather than show a thousand.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ from tl_crosscoder.report.token_panels import (
 
 Text = str | Document | TokenizedText
 _LEAST_BOUND = 1.0
-"""Nats: what differs by less is paler, so that equal models do not look different."""
+"""Nats with full colour at least, so that equal models do not look different."""
 
 
 @torch.no_grad()
@@ -52,8 +52,8 @@ def latent_tokens(
     Args:
         models: those the dictionary was trained on; of a diff-SAE, their difference.
         crosscoder: the dictionary.
-        text: see the module. Tokens that do not count (BOS, first position) have code 0.
-        latents: which.
+        text: see the module. Masked tokens (BOS, first position) have code 0.
+        latents: indices in the dictionary.
         by_site: show f_j ||d_j^m||, the norm of what a latent writes to each site, in place of the
             code f_j.
 
@@ -112,7 +112,7 @@ def compared_tokens(
     models: ModelPair,
     text: Text,
 ) -> TokensHtml:
-    """Log-probability of each token, by both models, and by how much the fine-tuned one likes it.
+    """Log-probability of each token by both models, and the fine-tuned one minus the base one.
 
     Args:
         models: a pair, or more sites.
@@ -197,7 +197,7 @@ def _change(
     labels: Sequence[str],
     heading: str,
 ) -> TokenPanel:
-    """Two models on the same tokens: first how they differ, then each of them."""
+    """Panel of two models on the same tokens: first how they differ, then each of them."""
     ids = context.tokens[0]
     one, other = (next_log_probs(ids, each) for each in logits)
     change = other - one
@@ -216,7 +216,7 @@ def _codes(
     context: TokenizedText,
     latents: Int[Tensor, " n"],
 ) -> Float[Tensor, "pos n"]:
-    """Codes of some latents at every token of one context, 0 where it does not count."""
+    """Codes of some latents at every token of one context, 0 at masked tokens."""
     (part,) = harvest(models, context)
     codes = sparse_codes(crosscoder, part.rows)
     counted = codes.values.new_zeros(codes.batch, len(latents))
@@ -229,7 +229,7 @@ def _codes(
 
 
 def _contexts(models: ActivationSource, text: Text) -> Iterator[tuple[str, TokenizedText]]:
-    """Contexts one at a time, without padding, each with what a heading says of it."""
+    """Contexts one at a time, without padding, each with the end of its heading."""
     if not isinstance(text, TokenizedText):
         document = {"text": text} if isinstance(text, str) else text
         # One more than fits, so that what is too long is seen.

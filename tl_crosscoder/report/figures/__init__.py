@@ -1,35 +1,47 @@
-"""Figures: a result in, a `plotly.graph_objects.Figure` out.
+"""Figures: a result in, a `plotly.graph_objects.Figure` out; all of a run by `run_figures`.
 
 Contract: data are binned before they are drawn, so a figure of 73,728 latents is as small as one of
-1,024; intervals and p-values are drawn or in the hover text wherever the result has them; what is
-left out is said under the title. Limit: where a result lacks what a figure shows, such as the norms
-of a single site, `NothingToDraw` is raised, a ValueError.
+1,024; intervals and p-values are drawn or in the hover text wherever the result has them; a note
+under the title says what is left out. Limit: where a result lacks what a figure shows, such as the
+norms of a single site, `NothingToDraw` is raised, a ValueError.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from tl_crosscoder import files
+from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.report.figures.causal import causal_curve, recovery_bars
 from tl_crosscoder.report.figures.latents import (
+    agreement_histogram,
     delta_norm_map,
     latent_scaling_map,
     relative_norm_histogram,
     shared_cosine_histogram,
 )
-from tl_crosscoder.report.figures.recovery import recovery_bars
-from tl_crosscoder.report.figures.run import run_figures, save_figure, save_norm_figure
 from tl_crosscoder.report.figures.style import NothingToDraw
 from tl_crosscoder.report.figures.training import (
-    agreement_histogram,
+    METRICS_NAME,
     agreement_matrix,
     read_metrics,
     training_curves,
 )
-from tl_crosscoder.report.figures.trials import mitigation_curve, steering_sweep
+from tl_crosscoder.run.causal import saved_files
+from tl_crosscoder.run.run import Run, opened_path
+from tl_crosscoder.train.checkpoint import read_record
 
 __all__ = [
     "NothingToDraw",
     "agreement_histogram",
     "agreement_matrix",
+    "causal_curve",
     "delta_norm_map",
     "latent_scaling_map",
-    "mitigation_curve",
     "read_metrics",
     "recovery_bars",
     "relative_norm_histogram",
@@ -37,6 +49,72 @@ __all__ = [
     "save_figure",
     "save_norm_figure",
     "shared_cosine_histogram",
-    "steering_sweep",
     "training_curves",
 ]
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>tl_crosscoder</title>
+</head>
+<body>
+{figure}
+</body>
+</html>
+"""
+
+
+def run_figures(run: Run | str | Path) -> dict[str, go.Figure]:
+    """Figures of the results in a run's folder, by a name that serves as a file's.
+
+    Nothing is measured, and no model is loaded. A figure with nothing to show, such as the norms of
+    a single site, is left out.
+
+    Raises:
+        FileNotFoundError: no run there.
+        ValueError: a file of it is damaged, or of an earlier version.
+    """
+    folder = run.path if isinstance(run, Run) else opened_path(run)
+    read_record(folder)
+    found = {}
+    for name, draw in _makers(folder):
+        try:
+            found[name] = draw()
+        except NothingToDraw:
+            continue
+    return found
+
+
+def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
+    """Names of the figures that the files suggest, and what draws them, in the order of reading."""
+    if (folder / METRICS_NAME).is_file():
+        yield "training", partial(training_curves, read_metrics(folder))
+    if (folder / "analysis.json").is_file():
+        measurement = Measurement.load(folder)
+        yield "relative_decoder_norm", partial(relative_norm_histogram, measurement)
+        yield "shared_decoder_cosine", partial(shared_cosine_histogram, measurement)
+        yield "latent_scaling", partial(latent_scaling_map, measurement)
+        yield "delta_norm", partial(delta_norm_map, measurement)
+    for path in saved_files(folder):
+        if path.stem == "patching":
+            yield "kl_recovery", partial(recovery_bars, PatchingResult.load(path))
+            continue
+        result = CausalTest.load(path)
+        for test in dict.fromkeys(row.test for row in result.rows):
+            yield f"{path.stem}_{test}", partial(causal_curve, result, test=test)
+
+
+def save_norm_figure(measurement: Measurement, folder: Path) -> None:
+    """Write `relative_decoder_norm.html`, the histogram of R, where there are two sites."""
+    if measurement.compared:
+        save_figure(relative_norm_histogram(measurement), folder / "relative_decoder_norm.html")
+
+
+def save_figure(figure: go.Figure, path: Path) -> Path:
+    """Write one self-contained HTML file that opens without a network, on a light or dark page."""
+    shown = figure.to_html(include_plotlyjs=True, full_html=False, config={"displaylogo": False})
+    files.write_text(path, _PAGE.format(figure=shown))
+    return path

@@ -1,20 +1,13 @@
-"""Many latents as counts: histograms and maps.
+"""Figures of many latents as counts: histograms, and maps of Latent Scaling.
 
-Contract: values `[n]`, NaN left out, those outside the range in the bins at the border; what comes
-out has as many numbers as there are bins. Limit: counts are drawn on a logarithmic scale.
-
-Histograms over latents: which model they lean to, and whether shared ones mean the same.
-
-Limit: of several sites two are compared, see `site.compared_sites`.
-
-Maps of Latent Scaling: nu of error against nu of reconstruction, and each against Delta-norm.
-
-Contract: all living latents as counts, and one by one only those that the question is about: the
-ranked ones and those of one model alone, at most `N_DRAWN` a kind. Source of both plots: Minder et
-al. 2025 (arXiv 2504.02922). Limit: nu is drawn from -0.5 to 1.5; what is beyond is at the border.
+Contract: latents are binned before they are drawn; only those that the question is about, the
+ranked ones and those of one model alone, are points, at most `N_DRAWN` a kind. NaN is left out,
+values outside the range are in the bins at its border. Of several sites two are compared, see
+`site.compared_sites`. Source of the maps: Minder et al. 2025 (arXiv 2504.02922).
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
@@ -23,59 +16,241 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from tl_crosscoder.analysis.agreement import Agreement
 from tl_crosscoder.analysis.latent_scaling import NU_ERROR, NU_RECONSTRUCTION, LatentScaling
-from tl_crosscoder.analysis.latents import LatentMeasures
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.analysis.norms import LATENT_CLASSES, LatentClass
+from tl_crosscoder.analysis.norms import LATENT_CLASSES
 from tl_crosscoder.report.figures.style import (
     COLOURS,
     SCALE,
     TEXT,
     NothingToDraw,
     dressed,
-    escaped,
     hover,
-    number,
+    one_line,
 )
 from tl_crosscoder.results.measures import spoken
 
 N_BINS = 51
 """Odd, so that the middle of the range is the middle of a bin and not its border."""
+N_DRAWN = 100
+NU_RANGE = (-0.5, 1.5)
 Range = tuple[float, float]
+_CLASS_BORDERS = (0.1, 0.4, 0.6, 0.9)
 
 
-def histogram(
-    values: Float[Tensor, " n"], *, over: Range, what: str, colour: str = COLOURS[0], name: str = ""
-) -> go.Bar:
-    """Bars over the middles of their bins; `what` is what the hover text calls the value."""
-    counts = torch.bincount(_bins(values, over), minlength=N_BINS).tolist()
-    low, width = over[0], (over[1] - over[0]) / N_BINS
-    return go.Bar(
-        x=[low + (i + 0.5) * width for i in range(N_BINS)],
-        y=[n or None for n in counts],
-        width=width,
-        name=name,
-        marker={"color": colour, "line": {"width": 0}},
-        hovertemplate=f"{what} %{{x:.2f}}: %{{y:,.0f}} latents<extra></extra>",
+# --- histograms -----------------------------------------------------------------------------------
+
+
+def relative_norm_histogram(measurement: Measurement) -> go.Figure:
+    """Number of active latents by relative decoder norm; 1 is finetuned-only, 0 base-only.
+
+    The y axis is logarithmic: the latents of interest are few. Raises ValueError for a measurement
+    of a single site, whose latents have no relative norm.
+    """
+    base, finetuned = _compared(measurement)
+    norms = measurement.latents.relative_decoder_norm[measurement.latents.n_active > 0]
+    norms = norms[norms.isfinite()]
+    figure = _histogram({"": norms}, over=(0.0, 1.0), what="relative norm")
+    for x, name in ((0.0, f"{base} only"), (0.5, "shared"), (1.0, f"{finetuned} only")):
+        figure.add_vline(x=x, line={"color": TEXT, "dash": "dot", "width": 1})
+        figure.add_annotation(
+            x=x,
+            y=1,
+            yref="paper",
+            text=one_line(name),
+            showarrow=False,
+            xanchor="left" if x == 0 else "right" if x == 1 else "center",
+            yanchor="bottom",
+        )
+    figure.update_xaxes(
+        title_text="R = ‖d¹‖ / (‖d⁰‖ + ‖d¹‖), a share", range=[-0.01, 1.01], dtick=0.25
+    )
+    return dressed(
+        figure,
+        title=f"Relative decoder norm of {len(norms):,} active latents",
+        notes=[f"0: the latent writes to {base} alone, 1: to {finetuned} alone."],
     )
 
 
-def count_axis(bars: go.Bar) -> dict[str, object]:
-    """A logarithmic axis, from 0.5, so that a bar of one latent has a height."""
-    heights: Any = bars.y
-    most = max((n for n in heights if n), default=1)
-    return {
-        "title": {"text": "number of latents"},
-        "type": "log",
-        "dtick": 1,
-        "range": [math.log10(0.5), math.log10(most) + 0.2],
-    }
+def shared_cosine_histogram(measurement: Measurement) -> go.Figure:
+    """Cosine between base and fine-tuned decoder row of the active latents that are shared.
+
+    A shared latent of a low cosine means one thing in one model and another in the other. Raises
+    ValueError where rows make no angle: of a single site, or of sites of unequal width.
+    """
+    base, finetuned = _compared(measurement)
+    latents = measurement.latents
+    is_shared = (latents.n_active > 0) & (latents.class_ids == LATENT_CLASSES.index("shared"))
+    cosines = latents.decoder_cosine
+    if len(cosines) and bool(cosines.isnan().all()):
+        raise NothingToDraw(
+            "no latent has a decoder cosine: the sites differ in width, or no row has a length."
+        )
+    cosines = cosines[is_shared & cosines.isfinite()]
+    figure = _histogram({"": cosines}, over=_cosine_range(cosines), what="cosine")
+    figure.update_xaxes(title_text=one_line(f"cosine of {base} and {finetuned} row"))
+    return dressed(
+        figure,
+        title=f"Decoder cosine of {len(cosines):,} shared active latents",
+        notes=["Shared: decoder norms of both models alike (Delta-norm 0.4 to 0.6)."],
+    )
 
 
-def density(
+def agreement_histogram(result: Agreement) -> go.Figure:
+    """Number of latents by the cosine to the nearest latent of the other dictionary.
+
+    Raises ValueError where no latent has a nearest one.
+    """
+    known = ~result.cosine.isnan()
+    cosine, is_mutual = result.cosine[known], result.is_mutual[known]
+    if not len(cosine):
+        raise NothingToDraw("no latent has a nearest one in the other dictionary: all are dead.")
+    kinds = {"mutual match": cosine[is_mutual], "nearest, but not mutual": cosine[~is_mutual]}
+    figure = _histogram(kinds, over=_cosine_range(cosine), what="cosine")
+    figure.update_xaxes(title_text="cosine to the nearest latent")
+    return dressed(
+        figure,
+        title=f"Nearest latents of {len(cosine):,} latents in the other dictionary",
+        notes=[
+            f"By {result.by} rows, sites {', '.join(result.sites)}. Mutual matches above cosine "
+            f"0.7: {result.mutual_share(0.7):.1%}; mean cosine {result.mean_max_cosine():.2f}."
+        ],
+    )
+
+
+def _histogram(kinds: Mapping[str, Float[Tensor, " n"]], *, over: Range, what: str) -> go.Figure:
+    """Stacked bars, a kind each; a single kind has a logarithmic axis."""
+    width = (over[1] - over[0]) / N_BINS
+    figure = go.Figure()
+    for colour, (name, values) in zip(COLOURS, kinds.items(), strict=False):
+        counts = torch.bincount(_bins(values, over), minlength=N_BINS).tolist()
+        figure.add_bar(
+            x=[over[0] + (i + 0.5) * width for i in range(N_BINS)],
+            y=[n or None for n in counts],
+            width=width,
+            name=name,
+            marker={"color": colour, "line": {"width": 0}},
+            hovertemplate=f"{what} %{{x:.2f}}: %{{y:,.0f}} latents<extra></extra>",
+        )
+    figure.update_layout(barmode="stack", bargap=0, yaxis={"title": {"text": "number of latents"}})
+    if len(kinds) == 1:
+        heights: Any = figure.data[0].y
+        most = max((n for n in heights if n), default=1)
+        # From 0.5, so that a bar of one latent has a height.
+        ends = [math.log10(0.5), math.log10(most) + 0.2]
+        figure.update_yaxes(type="log", dtick=1, range=ends)
+    return figure
+
+
+def _cosine_range(cosines: Float[Tensor, " n"]) -> Range:
+    return (-1.0 if bool((cosines < 0).any()) else 0.0), 1.0
+
+
+def _bins(values: Float[Tensor, " n"], over: Range) -> Tensor:
+    values = values[~values.isnan()].detach().double().cpu()
+    places = (values - over[0]) / (over[1] - over[0]) * N_BINS
+    return places.clamp(0, N_BINS - 1).long()
+
+
+def _compared(measurement: Measurement) -> tuple[str, str]:
+    """Names of the two sites in a sentence. Raises NothingToDraw for a single site."""
+    if measurement.compared is None:
+        raise NothingToDraw(
+            "a single site has no relative decoder norms: there is nothing to draw. Measure a "
+            "crosscoder of two sites."
+        )
+    base, finetuned = map(spoken, measurement.compared)
+    return base, finetuned
+
+
+# --- maps of Latent Scaling -----------------------------------------------------------------------
+
+
+def latent_scaling_map(measurement: Measurement) -> go.Figure:
+    """nu_error against nu_reconstruction; near (0, 0) a latent is of the fine-tuned model alone.
+
+    Raises ValueError for a measurement without Latent Scaling: a single site, or unequal widths.
+    """
+    scaling, is_active = _scaling(measurement), measurement.latents.n_active > 0
+    base, finetuned = _compared(measurement)
+    x, y = scaling.nu_error, scaling.nu_reconstruction
+    figure = go.Figure(
+        _density(x[is_active], y[is_active], over=(NU_RANGE, NU_RANGE),
+                 what="nu error %{x:.2f}, nu reconstruction %{y:.2f}")
+    )  # fmt: skip
+    figure.add_shape(
+        type="rect",
+        **{"x0": -NU_ERROR, "x1": NU_ERROR, "y0": -NU_RECONSTRUCTION, "y1": NU_RECONSTRUCTION},
+        line={"color": TEXT, "dash": "dot", "width": 1.5},
+    )
+    figure.add_traces(_points(measurement, scaling, x=x, y=y))
+    figure.update_xaxes(title_text="nu error (ratio; high: shrunk in one model)", range=NU_RANGE)
+    figure.update_yaxes(title_text="nu reconstruction (ratio; high: decoupled)", range=NU_RANGE)
+    return dressed(
+        figure,
+        title=f"Latent Scaling of {int(is_active.sum()):,} active latents",
+        notes=[
+            f"Rows of the {finetuned} decoder. nu = 0: not in the {base} model, 1: as much as in "
+            f"its own. Dotted: specific, |nu error| < {NU_ERROR} and |nu reconstruction| < "
+            f"{NU_RECONSTRUCTION} ({int(scaling.is_specific[is_active].sum()):,} latents).",
+            *_left_out(x[is_active], y[is_active]),
+        ],
+        height=360,
+    )
+
+
+def delta_norm_map(measurement: Measurement) -> go.Figure:
+    """Delta-norm against nu, of error and of reconstruction: do norms and activations agree?
+
+    Raises ValueError for a measurement without Latent Scaling: a single site, or unequal widths.
+    """
+    scaling, is_active = _scaling(measurement), measurement.latents.n_active > 0
+    base, finetuned = _compared(measurement)
+    norms, correlations = measurement.latents.delta_norm, []
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    names = {"error": scaling.nu_error, "reconstruction": scaling.nu_reconstruction}
+    for row, (name, nu) in enumerate(names.items(), 1):
+        what = f"Delta-norm %{{x:.2f}}, nu {name} %{{y:.2f}}"
+        over = ((0.0, 1.0), NU_RANGE)
+        counts = _density(norms[is_active], nu[is_active], over=over, what=what)
+        # Two colour bars would stand on top of each other.
+        figure.add_trace(counts.update(showscale=row == 1), row=row, col=1)
+        for trace in _points(measurement, scaling, x=norms, y=nu):
+            figure.add_trace(trace.update(showlegend=row == 1), row=row, col=1)
+        correlations.append(f"{name} {_pearson(norms[is_active], nu[is_active]):.2f}")
+        figure.update_yaxes(title_text=f"nu {name} (ratio)", range=NU_RANGE, row=row, col=1)
+    for x in _CLASS_BORDERS:
+        figure.add_vline(x=x, line={"color": TEXT, "dash": "dot", "width": 1})
+    figure.update_xaxes(range=(0.0, 1.0))
+    title = one_line(f"Delta-norm (1 = {finetuned} only, 0 = {base} only)")
+    figure.update_xaxes(title_text=title, row=2, col=1)
+    return dressed(
+        figure,
+        title=f"Delta-norm against nu of {int(is_active.sum()):,} active latents",
+        notes=[
+            f"Rows of the {finetuned} decoder. Pearson correlation within the axes: "
+            f"{', '.join(correlations)}. Dotted: borders of the classes.",
+            *_left_out(*(nu[is_active] for nu in names.values())),
+        ],
+        height=560,
+    )
+
+
+def _scaling(measurement: Measurement) -> LatentScaling:
+    """Latent Scaling of the fine-tuned rows. Raises NothingToDraw where there is none."""
+    _compared(measurement)
+    if not measurement.latents.scaling:
+        raise NothingToDraw(
+            "there is no Latent Scaling in this measurement: the sites differ in width."
+        )
+    return measurement.latents.scaling["finetuned"]
+
+
+def _density(
     x: Float[Tensor, " n"], y: Float[Tensor, " n"], *, over: tuple[Range, Range], what: str
 ) -> go.Heatmap:
-    """How many latents are where; `what` is the hover text's two values, as a plotly template."""
+    """Number of latents in each cell; `what` is the hover text's two values, a plotly template."""
     known = ~(x.isnan() | y.isnan())
     cells = _bins(x[known], over[0]) + N_BINS * _bins(y[known], over[1])
     counts = torch.bincount(cells, minlength=N_BINS**2).view(N_BINS, N_BINS).tolist()
@@ -104,246 +279,60 @@ def density(
     )
 
 
-def n_outside(values: Float[Tensor, " n"], over: Range) -> int:
-    """Values that a border bin holds though they are beyond it."""
-    return int(((values < over[0]) | (values > over[1])).sum())
-
-
-def _bins(values: Float[Tensor, " n"], over: Range) -> Tensor:
-    values = values[~values.isnan()].detach().double().cpu()
-    places = (values - over[0]) / (over[1] - over[0]) * N_BINS
-    return places.clamp(0, N_BINS - 1).long()
-
-
-def compared_names(measurement: Measurement) -> tuple[str, str]:
-    """The two sites as a reader says them. Raises NothingToDraw for a single site."""
-    if measurement.compared is None:
-        raise NothingToDraw(
-            "a single site has no relative decoder norms: there is nothing to draw. Measure a "
-            "crosscoder of two sites."
-        )
-    base, finetuned = map(spoken, measurement.compared)
-    return base, finetuned
-
-
-def relative_norm_histogram(measurement: Measurement) -> go.Figure:
-    """How many living latents lean to which model; 1 is finetuned-only, 0 base-only.
-
-    The y axis is logarithmic: the latents of interest are few. Raises ValueError for a measurement
-    of a single site, whose latents have no relative norm.
-    """
-    base, finetuned = compared_names(measurement)
-    latents = measurement.latents
-    norms = latents.relative_decoder_norm[latents.n_active > 0]
-    norms = norms[norms.isfinite()]
-    bars = histogram(norms, over=(0.0, 1.0), what="relative norm")
-    figure = go.Figure(bars)
-    for x, name in ((0.0, f"{base} only"), (0.5, "shared"), (1.0, f"{finetuned} only")):
-        anchor = "left" if x == 0 else "right" if x == 1 else "center"
-        figure.add_vline(x=x, line={"color": TEXT, "dash": "dot", "width": 1})
-        figure.add_annotation(
-            x=x,
-            y=1,
-            yref="paper",
-            text=escaped(name),
-            showarrow=False,
-            xanchor=anchor,
-            yanchor="bottom",
-        )
-    dressed(
-        figure,
-        title=f"Relative decoder norm of {len(norms):,} living latents",
-        said=[f"0: the latent writes to {base} alone, 1: to {finetuned} alone."],
-    )
-    return figure.update_layout(
-        xaxis={
-            "title": {"text": "R = ‖d¹‖ / (‖d⁰‖ + ‖d¹‖), a share"},
-            "range": [-0.01, 1.01],
-            "dtick": 0.25,
-        },
-        yaxis=count_axis(bars),
-        bargap=0,
-    )
-
-
-def shared_cosine_histogram(measurement: Measurement) -> go.Figure:
-    """Cosine between base and fine-tuned decoder row of the living latents that are shared.
-
-    A shared latent of a low cosine means one thing in one model and another in the other. Raises
-    ValueError where rows make no angle: of a single site, or of sites of unequal width.
-    """
-    base, finetuned = compared_names(measurement)
-    latents = measurement.latents
-    is_shared = (latents.n_active > 0) & (latents.class_ids == LATENT_CLASSES.index("shared"))
-    cosines = latents.decoder_cosine
-    if len(cosines) and bool(cosines.isnan().all()):
-        raise NothingToDraw(
-            "no latent has a decoder cosine: the sites differ in width, or no row has a length."
-        )
-    cosines = cosines[is_shared & cosines.isfinite()]
-    low = -1.0 if bool((cosines < 0).any()) else 0.0
-    bars = histogram(cosines, over=(low, 1.0), what="cosine")
-    figure = dressed(
-        go.Figure(bars),
-        title=f"Decoder cosine of {len(cosines):,} shared living latents",
-        said=["Shared: decoder norms of both models alike (Delta-norm 0.4 to 0.6)."],
-    )
-    return figure.update_layout(
-        xaxis={"title": {"text": escaped(f"cosine of {base} and {finetuned} row")}},
-        yaxis=count_axis(bars),
-        bargap=0,
-    )
-
-
-N_DRAWN = 100
-NU_RANGE = (-0.5, 1.5)
-_DELTA_RANGE = (0.0, 1.0)
-
-
-def latent_scaling_map(measurement: Measurement, *, direction: str = "finetuned") -> go.Figure:
-    """nu_error against nu_reconstruction; near (0, 0) a latent is of one model alone.
-
-    Args:
-        measurement: with Latent Scaling.
-        direction: whose rows; `random` and `other` are the controls.
-
-    Raises:
-        ValueError: no Latent Scaling (a single site, or unequal widths), or no such direction.
-    """
-    scaling, rows, other = _scaling(measurement, direction)
-    alive = measurement.latents.n_active > 0
-    x, y = scaling.nu_error[alive], scaling.nu_reconstruction[alive]
-    what = "nu error %{x:.2f}, nu reconstruction %{y:.2f}"
-    figure = go.Figure(density(x, y, over=(NU_RANGE, NU_RANGE), what=what))
-    figure.add_shape(
-        type="rect",
-        **{"x0": -NU_ERROR, "x1": NU_ERROR, "y0": -NU_RECONSTRUCTION, "y1": NU_RECONSTRUCTION},
-        line={"color": TEXT, "dash": "dot", "width": 1.5},
-    )
-    for trace in _marks(measurement, scaling, x=scaling.nu_error, y=scaling.nu_reconstruction):
-        figure.add_trace(trace)
-    n_specific = int(scaling.is_specific[alive].sum())
-    dressed(
-        figure,
-        title=f"Latent Scaling of {int(alive.sum()):,} living latents",
-        said=[
-            f"{rows}. nu = 0: not in the {other} model, 1: as much as in its own. "
-            f"Dotted: specific, |nu error| < {NU_ERROR} and |nu reconstruction| < "
-            f"{NU_RECONSTRUCTION} ({n_specific:,} latents).",
-            *_left_out(x, y),
-        ],
-        height=360,
-    )
-    return figure.update_layout(
-        xaxis={"title": {"text": "nu error (ratio; high: shrunk in one model)"}, "range": NU_RANGE},
-        yaxis={"title": {"text": "nu reconstruction (ratio; high: decoupled)"}, "range": NU_RANGE},
-    )
-
-
-def delta_norm_map(measurement: Measurement, *, direction: str = "finetuned") -> go.Figure:
-    """Delta-norm against nu, of error and of reconstruction: do norms and activations agree?
-
-    Args:
-        measurement: with Latent Scaling.
-        direction: whose rows nu is of.
-
-    Raises:
-        ValueError: as `latent_scaling_map`.
-    """
-    scaling, rows, _ = _scaling(measurement, direction)
-    latents = measurement.latents
-    alive = latents.n_active > 0
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    norms, said, outside = latents.delta_norm, [], []
-    names = {"error": scaling.nu_error, "reconstruction": scaling.nu_reconstruction}
-    for row, (name, nu) in enumerate(names.items(), 1):
-        what = f"Delta-norm %{{x:.2f}}, nu {name} %{{y:.2f}}"
-        over = (_DELTA_RANGE, NU_RANGE)
-        counts = density(norms[alive], nu[alive], over=over, what=what)
-        # Two bars would stand on top of each other.
-        figure.add_trace(counts.update(showscale=row == 1), row=row, col=1)
-        for trace in _marks(measurement, scaling, x=norms, y=nu):
-            figure.add_trace(trace.update(showlegend=row == 1), row=row, col=1)
-        said.append(f"{name} {number(_pearson(norms[alive], nu[alive]), '.2f')}")
-        outside.append(nu[alive])
-        figure.update_yaxes(title_text=f"nu {name} (ratio)", range=NU_RANGE, row=row, col=1)
-    for x in (0.1, 0.4, 0.6, 0.9):
-        figure.add_vline(x=x, line={"color": TEXT, "dash": "dot", "width": 1})
-    figure.update_xaxes(range=_DELTA_RANGE)
-    base, finetuned = compared_names(measurement)
-    said_x = escaped(f"Delta-norm (1 = {finetuned} only, 0 = {base} only)")
-    figure.update_xaxes(title_text=said_x, row=2, col=1)
-    return dressed(
-        figure,
-        title=f"Delta-norm against nu of {int(alive.sum()):,} living latents",
-        said=[
-            f"{rows}. Pearson correlation within the axes: {', '.join(said)}. Dotted: "
-            "borders of the classes.",
-            *_left_out(*outside),
-        ],
-        height=560,
-    )
-
-
-def _scaling(measurement: Measurement, direction: str) -> tuple[LatentScaling, str, str]:
-    """The table of a direction, whose rows it is of, and the model that they may not be in."""
-    base, finetuned = compared_names(measurement)
-    rows = {
-        "finetuned": f"Rows of the {finetuned} decoder",
-        "base": f"Rows of the {base} decoder",
-        "random": "Control: random directions",
-        "other": "Control: other latents' rows",
-    }
-    scaling = measurement.latents.scaling
-    if not scaling:
-        raise NothingToDraw(
-            "there is no Latent Scaling in this measurement: the sites differ in width."
-        )
-    if direction not in scaling:
-        raise ValueError(f"direction {direction!r} was not measured; there are {sorted(scaling)}.")
-    return scaling[direction], rows[direction], finetuned if direction == "base" else base
-
-
 def _left_out(*values: Tensor) -> list[str]:
-    """What the counts do not show as it is."""
+    """Notes on what the counts do not show as it is."""
     n_nan = int(torch.stack([v.isnan() for v in values]).any(dim=0).sum())
-    n_far = sum(n_outside(v, NU_RANGE) for v in values)
     low, high = NU_RANGE
-    said = [f"{n_far:,} values beyond {low} or {high} are at the border."] if n_far else []
-    return [*said, f"{n_nan:,} latents without a value are left out."] if n_nan else said
+    n_far = sum(int(((v < low) | (v > high)).sum()) for v in values)
+    notes = [f"{n_far:,} values beyond {low} or {high} are at the border."] if n_far else []
+    return [*notes, f"{n_nan:,} latents without a value are left out."] if n_nan else notes
 
 
-def _marks(
+def _points(
     measurement: Measurement, scaling: LatentScaling, *, x: Tensor, y: Tensor
 ) -> list[go.Scatter]:
     """Points of the latents to look at; a kind without any is left out."""
-    base, finetuned = compared_names(measurement)
+    base, finetuned = _compared(measurement)
     latents = measurement.latents
+    by_activity = latents.n_active.argsort(descending=True, stable=True)
+    by_activity = by_activity[latents.n_active[by_activity] > 0]
+    classes = latents.class_ids[by_activity]
+    only = {name: by_activity[classes == LATENT_CLASSES.index(name)].tolist()
+            for name in ("finetuned-only", "base-only")}  # fmt: skip
     kinds = {
-        f"{finetuned} only": (_of_class(latents, "finetuned-only"), COLOURS[1], "diamond"),
-        f"{base} only": (_of_class(latents, "base-only"), COLOURS[2], "square"),
+        f"{finetuned} only": (only["finetuned-only"], COLOURS[1], "diamond"),
+        f"{base} only": (only["base-only"], COLOURS[2], "square"),
         "first of the ranking": ([s.latent for s in measurement.top], COLOURS[1], "circle-open"),
     }
-    found = []
+    traces = []
     for name, (ids, colour, symbol) in kinds.items():
         known = [j for j in ids if not (x[j].isnan() or y[j].isnan())]
         drawn = known[:N_DRAWN]
         if not drawn:
             continue
         shown = f"{len(drawn)} of {len(known):,}" if len(drawn) < len(known) else f"{len(drawn)}"
-        found.append(
+        columns = {
+            "latent": drawn,
+            "latent_class": [LATENT_CLASSES[i] for i in latents.class_ids[drawn].tolist()],
+            "nu_error": scaling.nu_error[drawn].tolist(),
+            "nu_reconstruction": scaling.nu_reconstruction[drawn].tolist(),
+            "delta_norm": latents.delta_norm[drawn].tolist(),
+            "decoder_cosine": latents.decoder_cosine[drawn].tolist(),
+            "n_active": latents.n_active[drawn].tolist(),
+        }
+        traces.append(
             go.Scatter(
                 x=_places(x[drawn]),
                 y=_places(y[drawn]),
                 mode="markers",
-                name=escaped(f"{name} ({shown})"),
+                name=one_line(f"{name} ({shown})"),
                 showlegend=True,
                 marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 2}},
                 cliponaxis=False,
-                **hover(_text(latents, scaling, j) for j in drawn),
+                **hover(columns),
             )
         )
-    return found
+    return traces
 
 
 def _places(values: Tensor) -> list[float]:
@@ -351,33 +340,9 @@ def _places(values: Tensor) -> list[float]:
     return [round(v, 4) for v in values.double().clamp(*NU_RANGE).tolist()]
 
 
-def _of_class(latents: LatentMeasures, name: LatentClass) -> list[int]:
-    """Living latents of a class, the most active first."""
-    is_of = (latents.class_ids == LATENT_CLASSES.index(name)) & (latents.n_active > 0)
-    order = latents.n_active.argsort(descending=True, stable=True)
-    return order[is_of[order]].tolist()
-
-
-def _text(latents: LatentMeasures, scaling: LatentScaling, j: int) -> str:
-    error, reconstruction, norm, cosine = (
-        number(values[j].item(), ".2f")
-        for values in (
-            scaling.nu_error,
-            scaling.nu_reconstruction,
-            latents.delta_norm,
-            latents.decoder_cosine,
-        )
-    )
-    return (
-        f"latent {j}, {LATENT_CLASSES[int(latents.class_ids[j])]}<br>nu error {error}, "
-        f"reconstruction {reconstruction}<br>Delta-norm {norm}, cosine {cosine}<br>active on "
-        f"{int(latents.n_active[j]):,} tokens"
-    )
-
-
 def _pearson(x: Tensor, y: Tensor) -> float:
     """Within the axes: a ratio of two small numbers can be anything, and would decide it alone."""
     inside = (y >= NU_RANGE[0]) & (y <= NU_RANGE[1]) & x.isfinite()
     if int(inside.sum()) < 2:
-        return float("nan")
+        return math.nan
     return torch.corrcoef(torch.stack([x[inside].double(), y[inside].double()]))[0, 1].item()

@@ -2,21 +2,22 @@
 
 Contract: colours have a contrast of 3 or more with white and with #111, text of 4.3, and paper is
 transparent, so one figure serves both (colours: Okabe and Ito 2008, which the colour-blind tell
-apart). Text that came from elsewhere goes through `lines` or `escaped`, as plotly reads text as
-HTML. Limit: titles are wrapped for a page of 390 pixels, and stay so on a wide one.
+apart). Plotly reads text as HTML, so text that came from elsewhere goes through `one_line`, `lines`
+or `hover`. Limit: titles are wrapped for a page of 390 pixels, and stay so on a wide one.
 """
 
-import html
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
+from tl_crosscoder.results.render import NONE, escaped, row_texts, visible
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 GREY = "#888888"
-"""Of controls."""
+"""Colour of controls."""
 TEXT = "#797979"
 SCALE = ((0.0, "#a4b4be"), (0.5, "#4d9bcb"), (1.0, "#00669f"))
 """From few to many."""
@@ -64,14 +65,14 @@ class NothingToDraw(ValueError):
 
 
 def dressed(
-    figure: go.Figure, *, title: str, said: Sequence[str] = (), height: int = 340
+    figure: go.Figure, *, title: str, notes: Sequence[str] = (), height: int = 340
 ) -> go.Figure:
     """Give a figure its look, title and margins; `height` is of the plot without these, in pixels.
 
-    What is said stands in small letters under the title, and the legend under that: a reader who
-    sees only the beginning of a figure sees what its lines are.
+    Notes stand in small letters under the title, and the legend under them: a reader who sees only
+    the beginning of a figure sees what its lines are.
     """
-    big, small = lines(title, 36), [x for sentence in said for x in lines(sentence, 52)]
+    big, small = lines(title, 36), [x for sentence in notes for x in lines(sentence, 52)]
     text = "<br>".join([f"<b>{'<br>'.join(big)}</b>", *(f"{_SMALL}{x}</span>" for x in small)])
     words, n_rows = 30 + 21 * (len(big) + len(small)), _legend_rows(figure)
     top = words + 8 + (_LEGEND_ROW * n_rows + 8 if n_rows else 0)
@@ -121,30 +122,34 @@ def series(i: int) -> dict[str, Any]:
     }
 
 
+def one_line(text: str) -> str:
+    """Text from anywhere as plotly shows it unchanged, in one line."""
+    return escaped(visible(" ".join(text.split())))
+
+
 def lines(text: str, width: int) -> list[str]:
-    """A text from anywhere, wrapped, each line ready for plotly."""
-    return [escaped(line) for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+    """Text from anywhere, wrapped, each line ready for plotly."""
+    return [one_line(line) for line in textwrap.wrap(text, width, break_on_hyphens=False)]
 
 
-def escaped(text: str) -> str:
-    """As plotly shows it unchanged, in one line; quotes it does not decode."""
-    return html.escape(" ".join(text.split()), quote=False)
-
-
-def hover(texts: Iterable[str]) -> dict[str, Any]:
-    """Hover texts, one a point, already escaped, as the arguments of a trace."""
-    return {"hovertext": [*texts], "hovertemplate": "%{hovertext}<extra></extra>"}
+def hover(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Arguments of a trace: a hover text for each row of these columns, a line a value."""
+    texts = [
+        "<br>".join(one_line(f"{label}: {text}") for label, text in row if text != NONE)
+        for row in row_texts(columns)
+    ]
+    return {"hovertext": texts, "hovertemplate": "%{hovertext}<extra></extra>"}
 
 
 def finite(values: Iterable[float]) -> list[float | None]:
-    """Values as plotly and JSON have them: nothing where there is none."""
+    """Values as plotly and JSON have them: None for NaN and infinity."""
     return [v if math.isfinite(v) else None for v in values]
 
 
 def error_bars(
     values: Sequence[float], lows: Sequence[float], highs: Sequence[float]
 ) -> dict[str, Any]:
-    """From lowest to highest, as `error_x` or `error_y`."""
+    """Bars from lowest to highest, as `error_x` or `error_y`."""
     triples = [*zip(values, lows, highs, strict=True)]
     return {
         "type": "data",
@@ -156,32 +161,11 @@ def error_bars(
     }
 
 
-def number(value: float, form: str) -> str:
-    """For a hover text; "none" is said of NaN."""
-    return "none" if math.isnan(value) else format(value, form)
-
-
-def percent(value: float) -> str:
-    """A share for a hover text."""
-    return "none" if math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def with_interval(value: float, low: float, high: float) -> str:
-    """A share with its interval."""
-    ends = f"[{percent(low)}, {percent(high)}]"
-    return percent(value) if math.isnan(value) else f"{percent(value)} {ends}"
-
-
-def share_axis(values: Iterable[float], *, low: float = -1.0, high: float = 1.5) -> dict[str, Any]:
-    """An axis in percent that holds 0, 1 and the values, but at most `low` to `high`."""
+def share_axis(values: Iterable[float]) -> tuple[dict[str, Any], list[str]]:
+    """An axis in percent that holds 0, 1 and the values within -1 and 1.5; a note on the others."""
     known = [v for v in values if math.isfinite(v)]
-    ends = max(low, min([-0.02, *known])), min(high, max([1.0, *known]))
-    pad = 0.03 * (ends[1] - ends[0])
-    return {"range": [ends[0] - pad, ends[1] + pad], "tickformat": ".0%"}
-
-
-def beyond(values: Iterable[float], axis: dict[str, Any]) -> list[str]:
-    """What to say of values that are outside a share's axis."""
-    low, high = axis["range"]
-    n = sum(not low <= v <= high for v in values if math.isfinite(v))
-    return [f"{n} values are beyond the axis: see the hover texts."] if n else []
+    low, high = max(-1.0, min([-0.02, *known])), min(1.5, max([1.0, *known]))
+    pad = 0.03 * (high - low)
+    n = sum(not low - pad <= v <= high + pad for v in known)
+    notes = [f"{n} values are beyond the axis: see the hover texts."] if n else []
+    return {"range": [low - pad, high + pad], "tickformat": ".0%"}, notes

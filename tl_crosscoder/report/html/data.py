@@ -1,137 +1,68 @@
-"""How a dictionary was made, as its record says it, in words for the report.
+"""`ReportData`: everything that a report shows, collected from a run's folder and its models.
 
-Contract: sections of (name, value); settings that were left at None are left out. Limit: what
-`runner_cfg.json` holds; the folders it was written to are not shown.
-
-`ReportData`: everything that a report says, collected from a run's folder.
-
-Contract: plain values, so that `asdict` is JSON but for the tables, whose columns may hold NaN;
-nothing is measured that a command has not left in the folder, but for the effect on the logits, the
-samples and the texts, which need the models. What is left out is in `missing`, with the command
-that makes it. Limit: the first latents of the ranking.
+Contract: plain values; nothing is measured that a command has not left in the folder, but for the
+effect on the logits, the samples and the texts, which need the models: these are loaded once,
+before any long work. What is left out is in `missing`, with the reason or the command that makes
+it. Limit: the first latents of the ranking, and a few texts.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tl_crosscoder.analysis.latents import Ranking, rank_latents
+from tl_crosscoder.analysis.latents import UNRANKED, Ranking, rank_latents
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.organisms.suite import load_suite
 from tl_crosscoder.report.causal import Causes, causes_of
-from tl_crosscoder.report.html.latents import LatentRecord, latent_records, plain_number
-from tl_crosscoder.report.html.models import Missing, ReportSettings, load_models, of_models
-from tl_crosscoder.report.html.prompts import Samples
+from tl_crosscoder.report.circuits import TokenPanel
+from tl_crosscoder.report.html.latents import (
+    Record,
+    effects_on_logits,
+    latent_records,
+    plain_number,
+)
+from tl_crosscoder.report.html.samples import N_CANDIDATES, Samples, SampleSettings, sample_latents
 from tl_crosscoder.report.terminal import question
+from tl_crosscoder.report.tokens import latent_tokens
 from tl_crosscoder.results.render import plain
 from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 from tl_crosscoder.run.training import EXAMPLES_NAME, run_examples
 
+N_LOGITS = 8
+"""Tokens that a direction promotes, and as many that it suppresses."""
+N_TEXTS, N_TEXT_LATENTS = 3, 10
+"""Held-out contexts that are shown whole, with the activations of so many latents."""
 _PLACES = ("output", "cache")
-"""Settings that say where things lie on somebody's disk, and nothing of the dictionary."""
+"""Settings that are folders on somebody's disk, and nothing of the dictionary."""
+Facts = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planted:
-    """What was planted in an embedded fine-tune, and whether its words were found."""
+class ReportSettings:
+    """What goes into a report."""
 
-    said: str
-    latents: list[int]
-    words: list[tuple[str, int, int]]
-    """Word, latents with it in a top context, latents active on it."""
-    share: float
-    """Of the top contexts of these latents, those with a planted word."""
-    random_share: float
-    p_value: float
+    n_latents: int = 200
+    """The first of the ranking."""
+    samples: SampleSettings | None = field(default_factory=SampleSettings)
+    """What the models are made to write; None runs them on no text."""
+    models: bool = True
+    """False does not load the models: no effect on the logits, no samples, no texts."""
+    text: str | None = None
+    """For samples and texts; None is the run's held-out text."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where the dictionary comes from."""
-
-    sites: dict[str, list[Any]]
-    """A column a fact, a row a site."""
-    sections: list[tuple[str, list[tuple[str, str]]]]
-    planted: Planted | None
-
-
-def origin_of(run: Run) -> Origin:
-    """What the record, the last training metrics and the recovery of planted words say."""
-    record = run.record
-    sections = [
-        ("Training", _facts(record["training"])),
-        ("Dictionary", _facts({k: record[k] for k in ("d_sae", "sparsity", "partitions", "auxk")
-                               if k in record})),
-        ("Training text", _text(record.get("text", {}))),
-        ("Held-out text", _text(record.get("held_out", {}))),
-        ("Versions", _facts(record.get("environment", {}))),
-    ]  # fmt: skip
-    return Origin(
-        sites=site_columns(run.crosscoder.sites, with_scales=True),
-        sections=[(title, facts) for title, facts in sections if facts],
-        planted=_planted(run),
-    )
-
-
-def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name, plain(value))
-        for name, value in values.items()
-        if value not in (None, [], {}) and name not in _PLACES
-    ]
-
-
-def _text(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Counts by mask, source and role on a line each."""
-    names = {"tokens_by_mask": "tokens by mask", "tokens_by_source": "tokens by source",
-             "tokens_by_role": "tokens by role"}  # fmt: skip
-    return [(names.get(name, name), value) for name, value in _facts(values)]
-
-
-def _planted(run: Run) -> Planted | None:
-    """Only of a run of `demo`, which looks for planted words."""
-    path, organism = run.path / "recovery.json", run.organism()
-    if organism is None or not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return Planted(
-        said=load_suite()[organism].planted,
-        latents=found["latents"],
-        words=[(word, n, found["at_token"][word]) for word, n in found["in_context"].items()],
-        share=found["share_in_context"],
-        random_share=found["random_share_in_context"],
-        p_value=found["p_value"],
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dictionary:
-    """What was measured of the dictionary as a whole; see `Reconstruction`."""
-
-    d_sae: int
-    n_tokens: int
-    fve: list[tuple[str, float | None]]
-    difference_fve: float | None
-    difference_share: float | None
-    l0: float
-    dead_share: float
-    classes: list[tuple[str, int, float | None]]
-    """Class, active latents, share of the difference that they explain alone; empty of one site."""
-    largest_r: tuple[int, float] | None
-    """Latent and its R, of those that are ranked at all."""
-    n_specific: int | None
-    """Active latents that are specific by Latent Scaling; None without it."""
-    n_specific_random: int | None
-    """The same of random directions."""
+    def __post_init__(self) -> None:
+        if self.n_latents < 1:
+            raise ValueError(f"n_latents is {self.n_latents}; a report has at least one latent.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that a report says."""
+    """Everything that a report shows."""
 
     title: str
     compared: tuple[str, str] | None
@@ -139,22 +70,26 @@ class ReportData:
     """What the latents are ranked by."""
     n_ranked: int
     """Latents that could be ranked."""
-    dictionary: Dictionary
-    latents: list[LatentRecord]
+    dictionary: Record
+    """Measures of the dictionary as a whole: fields of `Reconstruction`, and counts of latents."""
+    latents: list[Record]
     samples: Samples | None
     texts: list[dict[str, Any]]
     """`TokenPanel`s of held-out contexts."""
     causes: Causes
-    origin: Origin
-    missing: list[Missing]
+    sites: dict[str, list[Any]]
+    """Columns of the sites."""
+    origin: list[tuple[str, Facts]]
+    """How the dictionary was made: titles with (name, value)."""
+    planted: Record | None
+    """What was planted in an embedded fine-tune, and whether its words were found."""
+    missing: dict[str, str]
+    """What the report does not have, with the reason or what makes it."""
 
-    def page_data(self) -> dict[str, Any]:
+    def page_data(self) -> Record:
         """What the page's script reads."""
-        return {
-            "latents": [asdict(record) for record in self.latents],
-            "samples": None if self.samples is None else asdict(self.samples),
-            "texts": self.texts,
-        }
+        samples = None if self.samples is None else asdict(self.samples)
+        return {"latents": self.latents, "samples": samples, "texts": self.texts}
 
 
 def collect(
@@ -171,52 +106,52 @@ def collect(
         ValueError: models that cannot be loaded, or a file of the folder that cannot be read.
         FileNotFoundError: no measures, or samples without a text.
     """
-    settings, missing = settings or ReportSettings(), []
+    settings = settings or ReportSettings()
     if settings.models:
-        load_models(run)
+        _load_models(run)
     measurement = run.measurement() if settings.models else Measurement.load(run.path)
     ranking = rank_latents(measurement.latents, n=None)
     chosen = replace(ranking, rows=ranking.rows[: settings.n_latents])
-    added = of_models(run, chosen.latents, settings, show_progress=show_progress)
-    missing += added.missing
+    missing: dict[str, str] = {}
+    effects, samples, texts = _of_models(
+        run, chosen.latents, settings, missing=missing, show_progress=show_progress
+    )
+    how = {"effects": effects, "has_models": settings.models, "missing": missing}
     return ReportData(
         title=question(run.crosscoder.sites),
         compared=measurement.compared,
         order=ranking.order,
         n_ranked=len(ranking.rows),
         dictionary=_dictionary(measurement, ranking),
-        latents=_records(
-            run, measurement, chosen, settings=settings, effects=added.effects, missing=missing
-        ),
-        samples=added.samples,
-        texts=added.texts,
+        latents=_records(run, measurement, chosen, **how),
+        samples=samples,
+        texts=texts,
         causes=causes_of(run.path),
-        origin=origin_of(run),
+        sites=site_columns(run.crosscoder.sites, with_scales=True),
+        origin=_origin(run.record),
+        planted=_planted(run),
         missing=missing,
     )
 
 
-def _dictionary(measurement: Measurement, ranking: Ranking) -> Dictionary:
+def _dictionary(measurement: Measurement, ranking: Ranking) -> Record:
     r, latents = measurement.reconstruction, measurement.latents
-    by_class, counts = r.difference_fve_by_class or {}, measurement.class_counts
     norms = [(row.latent, row.relative_decoder_norm) for row in ranking.rows]
     norms = [(latent, R) for latent, R in norms if not math.isnan(R)]
     n_specific = {name: int(table.is_specific.sum()) for name, table in latents.scaling.items()}
-    return Dictionary(
-        d_sae=len(latents.n_active),
-        n_tokens=r.n_tokens,
-        fve=[(site, plain_number(value)) for site, value in r.fve.items()],
-        difference_fve=r.difference_fve,
-        difference_share=r.difference_share,
-        l0=r.l0,
-        dead_share=r.dead_share,
-        classes=[
-            (name, n, by_class.get(name) if n else None) for name, n in counts.items()
-        ] if measurement.compared else [],
-        largest_r=max(norms, key=lambda each: each[1], default=None),
-        n_specific=n_specific.get("finetuned"),
-        n_specific_random=n_specific.get("random"),
-    )  # fmt: skip
+    return {
+        "d_sae": len(latents.n_active),
+        "n_tokens": r.n_tokens,
+        "fve": [(site, plain_number(value)) for site, value in r.fve.items()],
+        "difference_fve": r.difference_fve,
+        "difference_share": r.difference_share,
+        "l0": r.l0,
+        "dead_share": r.dead_share,
+        "classes": [*measurement.class_counts.items()] if measurement.compared else [],
+        "largest_r": max(norms, key=lambda each: each[1], default=None),
+        "n_specific": n_specific.get("finetuned"),
+        "n_specific_random": n_specific.get("random"),
+    }
 
 
 def _records(
@@ -224,17 +159,121 @@ def _records(
     measurement: Measurement,
     chosen: Ranking,
     *,
-    settings: ReportSettings,
     effects: LogitEffects | None,
-    missing: list[Missing],
-) -> list[LatentRecord]:
-    can_collect = settings.models and (run.path / HELD_OUT_NAME).is_file()
+    has_models: bool,
+    missing: dict[str, str],
+) -> list[Record]:
+    what = chosen, measurement.latents, run.crosscoder
+    can_collect = has_models and (run.path / HELD_OUT_NAME).is_file()
     if not can_collect and not (run.path / EXAMPLES_NAME).is_file():
-        missing.append(
-            Missing(what="Examples", how="`tl-crosscoder analyze --fresh` collects them.")
-        )
-        how = {"database": None, "effects": effects}
-        return latent_records(chosen, measurement.latents, run.crosscoder, **how)
+        missing["Examples"] = "`tl-crosscoder analyze --fresh` collects them."
+        return latent_records(*what, database=None, effects=effects)
     with run_examples(run) as database:
-        how = {"database": database, "effects": effects}
-        return latent_records(chosen, measurement.latents, run.crosscoder, **how)
+        return latent_records(*what, database=database, effects=effects)
+
+
+# --- what the models add --------------------------------------------------------------------------
+
+
+def _load_models(run: Run) -> None:
+    """Load the models now: one that is missing should not be found after long work."""
+    try:
+        _ = run.models
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the models of this dictionary cannot be loaded: {error} A report without them has no "
+            "effect on the logits, no samples and no texts: --no-models (models=False)."
+        ) from error
+
+
+def _of_models(
+    run: Run,
+    latents: list[int],
+    settings: ReportSettings,
+    *,
+    missing: dict[str, str],
+    show_progress: bool,
+) -> tuple[LogitEffects | None, Samples | None, list[dict[str, Any]]]:
+    """Effects on the logits, samples and texts, as far as settings and models allow."""
+    if not settings.models:
+        missing["Effect on the logits, samples, texts"] = "models were not loaded (--no-models)."
+        return None, None, []
+    effects = None
+    try:
+        effects = effects_on_logits(run, latents, n=N_LOGITS) if latents else None
+    except ValueError as error:
+        missing["Effect on the logits"] = str(error)
+    reason = _no_samples(run, latents, settings)
+    if settings.samples is None or reason:
+        missing["Samples and texts"] = reason or "left out (--no-samples)."
+        return effects, None, []
+    how = {"text": settings.text, "show_progress": show_progress}
+    samples = sample_latents(run, latents, settings.samples, **how)
+    return effects, samples, _texts(run, latents[:N_TEXT_LATENTS], settings.text)
+
+
+def _no_samples(run: Run, latents: list[int], settings: ReportSettings) -> str:
+    """Why there can be no samples; empty where there can. Raises FileNotFoundError for no text."""
+    if settings.samples is None:
+        return ""
+    if not latents:
+        return UNRANKED
+    try:
+        InterventionContext.of(run.models, run.crosscoder)
+    except ValueError as error:
+        return str(error)
+    if settings.text is None and not (run.path / HELD_OUT_NAME).is_file():
+        raise FileNotFoundError(
+            f"{run.path} keeps no held-out text ({HELD_OUT_NAME}), and samples need one. Name a "
+            "text with --text (text=...), or leave samples out with --no-samples (samples=None)."
+        )
+    return ""
+
+
+def _texts(run: Run, latents: list[int], text: str | None) -> list[dict[str, Any]]:
+    """Of the first contexts those with the largest activations, most first."""
+    contexts = run.prompts(run.documents(text))[:N_CANDIDATES]
+    panels = latent_tokens(run.models, run.crosscoder, contexts, latents).panels
+
+    def activity(panel: TokenPanel) -> float:
+        return sum(sum(v) if isinstance(v, list) else v for v in panel.props["values"])
+
+    return [panel.to_dict() for panel in sorted(panels, key=activity, reverse=True)[:N_TEXTS]]
+
+
+# --- how it was made ------------------------------------------------------------------------------
+
+
+def _origin(record: Mapping[str, Any]) -> list[tuple[str, Facts]]:
+    """Sections of the run's record; settings that were left at None are left out."""
+    own = {k: record[k] for k in ("d_sae", "sparsity", "partitions", "auxk") if k in record}
+    sections = [
+        ("Training", _facts(record["training"])),
+        ("Dictionary", _facts(own)),
+        ("Training text", _facts(record.get("text", {}))),
+        ("Held-out text", _facts(record.get("held_out", {}))),
+        ("Versions", _facts(record.get("environment", {}))),
+    ]
+    return [(title, facts) for title, facts in sections if facts]
+
+
+def _facts(values: Mapping[str, Any]) -> Facts:
+    kept = {k: v for k, v in values.items() if v not in (None, [], {}) and k not in _PLACES}
+    return [(name.replace("tokens_by_", "tokens by "), plain(v)) for name, v in kept.items()]
+
+
+def _planted(run: Run) -> Record | None:
+    """Words found by `demo`, with (word, number of latents with it in a top context)."""
+    path, organism = run.path / "recovery.json", run.organism()
+    if organism is None or not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        "planted": load_suite()[organism].planted,
+        "n_latents": len(found["latents"]),
+        "words": [*found["in_context"].items()],
+        # Share of the top contexts of these latents that hold a planted word.
+        "share": found["share_in_context"],
+        "random_share": found["random_share_in_context"],
+        "p_value": found["p_value"],
+    }

@@ -1,14 +1,10 @@
-"""Prompts from held-out text: what a chat begins with, or the first tokens of a text.
-
-Contract: what is shown of each prompt, and its ids. Limit: only the beginning of a chat, up to the
-first answer.
-
-What each latent does to what the models write: many latents at a time, one a row of a batch.
+"""What the models write after held-out prompts, steered by each latent and with each ablated.
 
 Contract: after each prompt, greedily: the base model, the base model steered by each latent, the
-fine-tuned model, and the fine-tuned model without each latent (`ablation`, mode `delta`). A latent
-that is active nowhere on what the fine-tuned model writes cannot change a token of it, so only the
-others are run. Limit: a few prompts show what can happen, not how often; see `causal_test`.
+fine-tuned model, and the fine-tuned model without each latent (`ablation`, mode `delta`); many
+latents at a time, one a row of a batch. Ablating a latent that is active nowhere on what the
+fine-tuned model writes cannot change a token of it, so only the others are run. Limit: a few
+prompts show what can happen, not how often; see `causal_test`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,40 +25,40 @@ from tl_crosscoder.interventions.context import InterventionContext, SiteActivat
 from tl_crosscoder.interventions.edits import Edit
 from tl_crosscoder.interventions.live import LocalEdit, edited
 from tl_crosscoder.interventions.steering import activation_norms, steering
-from tl_crosscoder.models import tokenizer as tokenization
+from tl_crosscoder.models.tokenizer import decode_continuation
 from tl_crosscoder.run.causal import CausalQuestion, neutral_text, prompt_ids
 from tl_crosscoder.run.run import Run
 
 N_CANDIDATES = 24
-"""Prompts that are taken."""
+"""Held-out prompts that are tried."""
 _LONGEST = 12
-"""Tokens of a document that is no chat."""
+"""Tokens of a document that is not a chat."""
 
 
 def held_out_prompts(
     run: Run, text: str | None = None, *, max_new_tokens: int
 ) -> list[tuple[str, list[int]]]:
-    """The first different prompts, of chats where there are any.
+    """The first different prompts of held-out text, of chats where there are any, with their ids.
 
     Args:
         run: of the models.
         text: None is the run's held-out text.
-        max_new_tokens: room to leave in the models' context.
+        max_new_tokens: space to leave in the models' context.
 
     Raises:
         FileNotFoundError: the run keeps no held-out text and none is named.
-        ValueError: no document begins with a prompt that leaves the room.
+        ValueError: no document begins with a prompt that leaves this space.
     """
-    room = run.models.n_ctx - max_new_tokens
+    space = run.models.n_ctx - max_new_tokens
     found: dict[str, list[int]] = {}
     for shown, ids in _beginnings(run.documents(text), run.models.tokenizer):
-        if len(ids) <= room:
+        if len(ids) <= space:
             found.setdefault(shown, ids)
         if len(found) == N_CANDIDATES:
             break
     if not found:
         raise ValueError(
-            f"the text has no document that begins with a prompt of at most {room} tokens. Give "
+            f"the text has no document that begins with a prompt of at most {space} tokens. Give "
             "prompts (--prompts), or make the report without samples (--no-samples)."
         )
     return [*found.items()]
@@ -84,7 +80,7 @@ def _beginnings(documents: Sequence[Document], tokenizer: Any) -> Iterator[tuple
 
 
 def _shown(messages: Sequence[dict[str, str]]) -> str:
-    """A user's turn as it is; more turns with their roles."""
+    """Text of a single user's turn; several turns with their roles."""
     if [m["role"] for m in messages] == ["user"]:
         return messages[0]["content"]
     return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
@@ -94,12 +90,12 @@ MAX_LOGITS = 2**27
 """Logits of a batch's whole texts, which are all kept where there is no key-value cache: half a
 GiB in float32."""
 N_TOGETHER = 30
-"""Latents taken out together, the first of the ranking: one alone seldom changes a text."""
+"""Latents ablated together, the first of the ranking: one alone seldom changes a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What is written."""
+    """What the models are made to write."""
 
     prompts: tuple[str, ...] = ()
     """User turns where the tokenizer has a chat template, else texts to go on from; none are the
@@ -108,7 +104,7 @@ class SampleSettings:
     n_prompts: int = 4
     """How many of these."""
     strengths: tuple[float, ...] = (0.5, 1.0)
-    """Of steering, in units of the mean norm of the base stream."""
+    """Strengths of steering, in units of the mean norm of the base activation."""
     max_new_tokens: int = 40
 
     def __post_init__(self) -> None:
@@ -122,7 +118,7 @@ class SampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSamples:
-    """What is written after one prompt; lists have an entry a latent, in the order of `latents`."""
+    """Texts after one prompt; lists have an entry a latent, in the order of `Samples.latents`."""
 
     prompt: str
     base: str
@@ -134,17 +130,17 @@ class PromptSamples:
     ablated: list[str | None]
     """None where the latent is active nowhere: what the fine-tuned model writes."""
     n_active: list[int]
-    """Tokens of the prompt and of what the fine-tuned model writes on which the latent is."""
+    """Tokens of the prompt and of the fine-tuned model's text on which the latent is active."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What the models write after each prompt."""
+    """Texts after every prompt."""
 
     latents: list[int]
     strengths: list[float]
     norm: float
-    """Mean norm of the base stream, the unit of strengths."""
+    """Mean norm of the base activation, the unit of strengths."""
     n_together: int
     max_new_tokens: int
     n_tried: int
@@ -156,7 +152,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SteeredRows(LocalEdit):
-    """A stream plus another vector in each row of the batch."""
+    """An activation plus another vector in each row of the batch."""
 
     site: int
     vectors: Float[Tensor, "batch d_model"]
@@ -169,7 +165,7 @@ class SteeredRows(LocalEdit):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AblatedRows(Edit):
-    """A stream without what one latent adds, another latent in each row: x^m - f_j v_j."""
+    """An activation without what one latent adds, another latent in each row: x^m - f_j v_j."""
 
     site: int
     latents: Int[Tensor, " batch"]
@@ -177,7 +173,7 @@ class AblatedRows(Edit):
     """v_j of each row's latent."""
 
     def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
-        """Without it where the latent is active."""
+        """x^m - f_j v_j where the row's latent is active."""
         x, codes = acts.x[self.site], acts.codes
         assert codes is not None, "latents need a dictionary"
         tokens = codes.pattern.tokens.long()
@@ -211,9 +207,9 @@ def sample_latents(
 
     Args:
         run: its models and dictionary.
-        latents: first the most likely to be the fine-tune's.
-        settings: see there.
-        text: for prompts and the norm of the stream; None is the run's held-out text.
+        latents: first the most likely to be specific to the fine-tune.
+        settings: prompts, strengths and lengths.
+        text: for prompts and the norm of the activation; None is the run's held-out text.
         show_progress: with a progress bar.
 
     Raises:
@@ -228,13 +224,11 @@ def sample_latents(
         prompts = [(prompt, prompt_ids(run, prompt)) for prompt in settings.prompts]
     else:
         prompts = held_out_prompts(run, text, max_new_tokens=settings.max_new_tokens)
-    tried = [writer.unedited(*each) for each in prompts]
-    different = [each for each in tried if each.base != each.finetuned]
-    if settings.prompts:
-        chosen = tried
-    else:
-        equal = [each for each in tried if each.base == each.finetuned]
-        chosen = [*different, *equal][: settings.n_prompts]
+    tried = [_Unedited.of(ctx, *each, n_new=settings.max_new_tokens) for each in prompts]
+    n_different = sum(each.base != each.finetuned for each in tried)
+    chosen = tried
+    if not settings.prompts:
+        chosen = sorted(tried, key=lambda each: each.base == each.finetuned)[: settings.n_prompts]
     bar = tqdm(chosen, desc="Samples", unit="prompt", disable=not show_progress)
     return Samples(
         latents=list(latents),
@@ -243,14 +237,14 @@ def sample_latents(
         n_together=len(latents[:N_TOGETHER]),
         max_new_tokens=settings.max_new_tokens,
         n_tried=len(tried),
-        n_different=len(different),
+        n_different=n_different,
         prompts=[writer.edited(each) for each in bar],
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unedited:
-    """What both models write after a prompt."""
+    """Texts of both models after a prompt."""
 
     prompt: str
     ids: list[int]
@@ -258,37 +252,35 @@ class _Unedited:
     finetuned: str
     finetuned_ids: list[int]
 
+    @classmethod
+    def of(
+        cls, ctx: InterventionContext, prompt: str, ids: list[int], *, n_new: int
+    ) -> "_Unedited":
+        (base, finetuned) = (
+            ctx.models.generate_tokens([ids], site=ctx.site_name(site), max_new_tokens=n_new)[0][1]
+            for site in (ctx.base, ctx.finetuned)
+        )
+        tokenizer = ctx.models.tokenizer
+        return cls(
+            prompt=prompt,
+            ids=ids,
+            base=decode_continuation(tokenizer, ids, base),
+            finetuned=decode_continuation(tokenizer, ids, finetuned),
+            finetuned_ids=finetuned,
+        )
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Writer:
-    """Writes after prompts."""
+    """Writes with every latent after a prompt."""
 
     ctx: InterventionContext
     latents: list[int]
     settings: SampleSettings
     norm: float
 
-    def unedited(self, prompt: str, ids: list[int]) -> _Unedited:
-        """What the models write as they are."""
-        models, sites = self.ctx.models, (self.ctx.base, self.ctx.finetuned)
-        (_, base), (_, finetuned) = (
-            models.generate_tokens(
-                [ids],
-                site=self.ctx.site_name(site),
-                max_new_tokens=self.settings.max_new_tokens,
-            )[0]
-            for site in sites
-        )
-        return _Unedited(
-            prompt=prompt,
-            ids=ids,
-            base=tokenization.decode_continuation(models.tokenizer, ids, base),
-            finetuned=tokenization.decode_continuation(models.tokenizer, ids, finetuned),
-            finetuned_ids=finetuned,
-        )
-
     def edited(self, plain: _Unedited) -> PromptSamples:
-        """Everything after one prompt."""
+        """Texts of the edited models after one prompt."""
         ids, together = plain.ids, self.latents[:N_TOGETHER]
         n_active = self._n_active([*ids, *plain.finetuned_ids])
         (without_first,) = self._written(ids, ablation(self.ctx, together), n_rows=1)
@@ -297,7 +289,7 @@ class _Writer:
             base=plain.base,
             finetuned=plain.finetuned,
             without_first=without_first,
-            steered=[self._steered(ids, s) for s in self.settings.strengths],
+            steered=[self._steered(ids, strength) for strength in self.settings.strengths],
             ablated=self._ablated(ids, n_active),
             n_active=n_active,
         )
@@ -320,8 +312,8 @@ class _Writer:
         how = {"strength": strength, "norm": self.norm, "site": self.ctx.site_name(site)}
         vectors = {i: steering(self.ctx, self.latents[i], **how).vector for i in chosen}
 
-        def edit(part: list[int]) -> Edit:
-            return SteeredRows(site=site, vectors=torch.stack([vectors[i] for i in part]))
+        def edit(batch: list[int]) -> Edit:
+            return SteeredRows(site=site, vectors=torch.stack([vectors[i] for i in batch]))
 
         return self._each(ids, chosen, edit)
 
@@ -330,8 +322,8 @@ class _Writer:
         v, site = self.ctx.difference, self.ctx.finetuned
         latents = self.ctx.latents(self.latents)
 
-        def edit(part: list[int]) -> Edit:
-            own = latents[part]
+        def edit(batch: list[int]) -> Edit:
+            own = latents[batch]
             return AblatedRows(site=site, latents=own, directions=v[own])
 
         return self._each(ids, chosen, edit)
@@ -339,16 +331,15 @@ class _Writer:
     def _each(
         self, ids: list[int], chosen: list[int], edit: Callable[[list[int]], Edit]
     ) -> list[str | None]:
-        """The texts of some latents, by place; None for the others."""
+        """Texts of some latents, by place; None for the others."""
         found: list[str | None] = [None] * len(self.latents)
         length = len(ids) + self.settings.max_new_tokens
-        room = max(1, MAX_LOGITS // (length * self.ctx.models.d_vocab))
-        for start in range(0, len(chosen), room):
-            part = chosen[start : start + room]
-            for i, written in zip(
-                part, self._written(ids, edit(part), n_rows=len(part)), strict=True
-            ):
-                found[i] = written
+        size = max(1, MAX_LOGITS // (length * self.ctx.models.d_vocab))
+        for start in range(0, len(chosen), size):
+            batch = chosen[start : start + size]
+            texts = self._written(ids, edit(batch), n_rows=len(batch))
+            for i, text in zip(batch, texts, strict=True):
+                found[i] = text
         return found
 
     def _written(self, ids: list[int], edit: Edit, *, n_rows: int) -> list[str]:
