@@ -63,7 +63,7 @@ draw.recovery_bars(patched)
 
 # %%
 removed = diff.necessity(**few)
-draw.mitigation_curve(removed[-1])
+draw.causal_curve(removed[-1])
 
 # %% [markdown]
 # Thirty latents take two fifths of the behaviour away, random directions a twentieth. More of

@@ -108,10 +108,7 @@ def example_tokens(
     return TokensHtml(panels=tuple(panels))
 
 
-def compared_tokens(
-    models: ModelPair,
-    text: Text,
-) -> TokensHtml:
+def compared_tokens(models: ModelPair, text: Text) -> TokensHtml:
     """Log-probability of each token by both models, and the fine-tuned one minus the base one.
 
     Args:
@@ -121,19 +118,17 @@ def compared_tokens(
     Raises:
         ValueError: no two models, an unknown site, or text that is too short or too long.
     """
-    source, (base, finetuned) = _two_models(models)
+    base, finetuned = _two_models(models)
     panels = []
-    for heading, context in _contexts(source, text):
-        logits = [source.logits(context.tokens, site=site)[0] for site in (base, finetuned)]
+    for heading, context in _contexts(models, text):
+        logits = [models.logits(context.tokens, site=site)[0] for site in (base, finetuned)]
         labels = f"{finetuned} - {base}", base, finetuned
-        panels.append(_change(source, context, logits, labels=labels, heading=heading))
+        panels.append(_change(models, context, logits, labels=labels, heading=heading))
     return TokensHtml(panels=tuple(panels))
 
 
 def edited_tokens(
-    models: ModelPair,
-    text: Text,
-    edit: AbstractContextManager[EditedModel],
+    models: ModelPair, text: Text, edit: AbstractContextManager[EditedModel]
 ) -> TokensHtml:
     """Log-probability of each token before and after an intervention, and the change.
 
@@ -147,26 +142,18 @@ def edited_tokens(
     Raises:
         ValueError: text that is too short or too long, or an edit that a running model cannot have.
     """
-    source = models
-    contexts = list(_contexts(source, text))
+    contexts = list(_contexts(models, text))
     with edit as model:
         after = [model.logits(context.tokens)[0] for _, context in contexts]
     panels = []
     for (heading, context), edited_logits in zip(contexts, after, strict=True):
-        before = source.logits(context.tokens, site=model.site)[0]
+        logits = models.logits(context.tokens, site=model.site)[0], edited_logits
         labels = "after - before", "before", "after"
-        panels.append(
-            _change(source, context, [before, edited_logits], labels=labels, heading=heading)
-        )
+        panels.append(_change(models, context, logits, labels=labels, heading=heading))
     return TokensHtml(panels=tuple(panels))
 
 
-def next_tokens(
-    models: ModelPair,
-    text: Text,
-    *,
-    k: int = 10,
-) -> TokensHtml:
+def next_tokens(models: ModelPair, text: Text, *, k: int = 10) -> TokensHtml:
     """Each token by its log-probability, and the k likeliest where the pointer is, by both models.
 
     Args:
@@ -177,13 +164,13 @@ def next_tokens(
     Raises:
         ValueError: no two models, a k out of range, or text that is too short or too long.
     """
-    source, sites = _two_models(models)
-    name, panels = token_namer(source.tokenizer), []
-    for heading, context in _contexts(source, text):
+    sites = _two_models(models)
+    name, panels = token_namer(models.tokenizer), []
+    for heading, context in _contexts(models, text):
         ids = context.tokens[0]
-        tokens = text_tokens(source.tokenizer, ids.tolist())
+        tokens = text_tokens(models.tokenizer, ids.tolist())
         for site in sites:
-            logits = source.logits(context.tokens, site=site)[0]
+            logits = models.logits(context.tokens, site=site)[0]
             how = {"to_string": name, "k": k, "heading": site + heading}
             panels.append(token_log_probs(tokens, ids, logits, **how))
     return TokensHtml(panels=tuple(panels), is_side_by_side=True)
@@ -249,8 +236,8 @@ def _contexts(models: ActivationSource, text: Text) -> Iterator[tuple[str, Token
         yield name, text[i].cut(length)
 
 
-def _two_models(models: ModelPair) -> tuple[ModelPair, tuple[str, str]]:
-    """Models, and the names of the compared sites, which are of two different ones."""
+def _two_models(models: ModelPair) -> tuple[str, str]:
+    """Names of the compared sites, base first. Raises ValueError where they are of one model."""
     if not isinstance(models, ModelPair):
         raise ValueError("this is a cache, without models: load those it was made with.")
     base, finetuned = models.compared_names
@@ -259,4 +246,4 @@ def _two_models(models: ModelPair) -> tuple[ModelPair, tuple[str, str]]:
             f"the compared sites {base!r} and {finetuned!r} are of one model: choose sites of two "
             f"with comparing(base, finetuned), among {[s.name for s in models.model_sites]}."
         )
-    return models, (base, finetuned)
+    return base, finetuned
