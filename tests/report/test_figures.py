@@ -107,7 +107,7 @@ def test_colours_are_seen_on_white_and_on_black(page):
 
 def test_text_is_wrapped_and_shown_as_it_is():
     assert lines("a <b>bold</b> name & \u202emore", 12) == [
-        "a", "&lt;b&gt;bold&lt;/b&gt;", "name &amp;", "\\u202emore",
+        "a", "&lt;b&gt;bold&lt;/b&gt;", "name &amp; \\u202emore",
     ]  # fmt: skip
 
 
