@@ -58,15 +58,11 @@ def train(crosscoder: CrosscoderTraining, batches: Iterator[Tensor], config: Run
     """`Trainer.step` over scaled batches."""
     optimizer = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, fused=True)
     tokens_since_fired = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.int64)
-    schedule = crosscoder.cfg.sparsity_coefficients()
     for step, batch in zip(range(config.n_steps), batches, strict=False):
         optimizer.param_groups[0]["lr"] = config.learning_rate(step)
         output = crosscoder.step_loss(
             batch,
-            coefficients={
-                name: c.value * min(1.0, (step + 1) / max(1, c.warm_up_steps))
-                for name, c in schedule.items()
-            },
+            coefficients=crosscoder.cfg.sparsity.coefficients_at(step),
             is_dead=tokens_since_fired >= config.n_tokens // 10,
             step=step,
         )

@@ -22,7 +22,8 @@ from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor, nn
 
 from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
-from tl_crosscoder.crosscoder.sparsity import BatchTopK, Sparsity
+from tl_crosscoder.crosscoder.sparsity import Sparsity
+from tl_crosscoder.crosscoder.topk import BatchTopK
 from tl_crosscoder.crosscoder.training import CrosscoderTraining
 from tl_crosscoder.models.pair import Site
 

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     )
     from tl_crosscoder.crosscoder.crosscoder import Crosscoder
     from tl_crosscoder.crosscoder.partition import Partition
-    from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK, JumpReLU, TopK
+    from tl_crosscoder.crosscoder.sparsity import L1, JumpReLU
+    from tl_crosscoder.crosscoder.topk import BatchTopK, TopK
     from tl_crosscoder.crosscoder.training import CrosscoderTraining
     from tl_crosscoder.data.cache import ActivationCache
     from tl_crosscoder.data.cache_writer import write_cache
@@ -80,9 +81,8 @@ if TYPE_CHECKING:
     from tl_crosscoder.run.contrastive import write_contrastive
     from tl_crosscoder.run.harvest import run_harvest
     from tl_crosscoder.run.training import run_diff, run_together
-    from tl_crosscoder.train.loop import fit_together
     from tl_crosscoder.train.presets import Recipe
-    from tl_crosscoder.train.trainer import Trainer
+    from tl_crosscoder.train.trainer import Trainer, fit_together
 
 __all__ = [
     "L1",
@@ -229,8 +229,10 @@ _MODULES = {
     "crosscoder.partition": ("Partition",),
     "crosscoder.sparsity": (
         "L1",
-        "BatchTopK",
         "JumpReLU",
+    ),
+    "crosscoder.topk": (
+        "BatchTopK",
         "TopK",
     ),
     "crosscoder.training": ("CrosscoderTraining",),
@@ -307,9 +309,11 @@ _MODULES = {
         "run_diff",
         "run_together",
     ),
-    "train.loop": ("fit_together",),
     "train.presets": ("Recipe",),
-    "train.trainer": ("Trainer",),
+    "train.trainer": (
+        "Trainer",
+        "fit_together",
+    ),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tl_crosscoder.analysis.norms import LATENT_CLASSES, delta_norm, latent_class_ids
 from tl_crosscoder.analysis.reconstruction import Moments, Reconstruction, ReconstructionSums
-from tl_crosscoder.crosscoder.loss import difference_fve, fve
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.train.metrics import difference_fve, fve
 
 NAMES = ["base", "finetuned"]
 BASE_ONLY, SHARED, OTHER, FINETUNED_ONLY = range(4)

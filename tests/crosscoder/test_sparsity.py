@@ -2,57 +2,51 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import nano_crosscoder as nano
 from sae_lens.saes.jumprelu_sae import JumpReLU as SAELensJumpReLU
+from torch import Tensor
 
 from tl_crosscoder.crosscoder.sparse.codes import DenseCodes, Pattern, SparseCodes
-from tl_crosscoder.crosscoder.sparsity import (
-    L1,
-    BatchTopK,
-    JumpReLU,
-    TopK,
-    calibrate_threshold,
-    largest_weighted,
-    sparsity_from_dict,
-    sparsity_to_dict,
-    threshold_for_l0,
-)
+from tl_crosscoder.crosscoder.sparsity import L1, JumpReLU, Sparsity
+from tl_crosscoder.crosscoder.topk import BatchTopK, TopK, threshold_keeping
+
+few = settings(max_examples=30, deadline=None)
 
 
-def test_batchtopk_keeps_the_largest_weighted_codes_of_the_batch():
-    positive = torch.tensor([[3.0, 1.0, 0.0], [2.0, 4.0, 0.5]])
+def test_kept_codes_by_hand():  # spec: C6
     norms = torch.tensor([1.0, 0.1, 10.0])
+    weighted = torch.tensor([[3.0, 1.0, 0.0], [2.0, 4.0, 0.5]]) * norms
     # f n = [[3, 0.1, 0], [2, 0.4, 5]]; k * batch = 3 largest are 5, 3, 2: two of them in row 1.
-    kept = BatchTopK(k=1.5).keep(positive * norms, 1.5)
+    kept = BatchTopK(k=1.5).keep(weighted, 1.5)
     assert kept.tolist() == [[True, False, False], [True, False, True]]
-
-
-def test_topk_keeps_the_largest_of_each_token():
-    weighted = torch.tensor([[3.0, 0.1, 0.0], [2.0, 0.4, 5.0]])
-    kept = TopK(k=2).keep(weighted, 2)
-    assert kept.tolist() == [[True, True, False], [True, False, True]]
-    # Only one is positive: one is kept.
-    assert TopK(k=2).keep(torch.tensor([[0.0, 1.0, 0.0]]), 2).tolist() == [[False, True, False]]
-
-
-def test_of_equal_codes_the_first_are_kept():
+    assert TopK(k=2).keep(weighted, 2).tolist() == [[True, True, False], [True, False, True]]
+    # Of {2, 1, 1, 1, 1} three are the 2 and the first two ones in reading order.
     weighted = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 0.0]])
-    # BatchTopK keeps 3 of {2, 1, 1, 1, 1}: the 2 and the first two ones in reading order.
     assert BatchTopK(k=1.5).keep(weighted, 1.5).tolist() == [[True, True, True], [False] * 3]
     assert TopK(k=1).keep(weighted, 1).tolist() == [[False, True, False], [True, False, False]]
 
 
-@pytest.mark.parametrize("sparsity", [TopK(k=2), BatchTopK(k=2)])
-def test_fewer_are_kept_where_fewer_are_positive(sparsity):
-    weighted = torch.zeros(4, 3)
-    weighted[0, 0] = 1.0
-    assert sparsity.keep(weighted, 2).sum() == 1
+@few
+@given(
+    n=st.integers(1, 12), d_sae=st.integers(2, 20), k=st.integers(1, 5), seed=st.integers(0, 999)
+)
+def test_kept_codes_are_those_of_the_reference_and_permute(n, d_sae, k, seed):  # spec: C6
+    """Quarters, so that there are ties; fewer are kept where fewer are positive."""
+    generator = torch.Generator().manual_seed(seed)
+    weighted = torch.randint(-3, 9, (n, d_sae), generator=generator).relu() / 4
+    order = torch.randperm(d_sae, generator=generator)
+    distinct = weighted + 1e-3 * torch.rand(n, d_sae, generator=generator)
+    for sparsity, rule in ((BatchTopK(k=k), nano.batch_topk), (TopK(k=k), nano.topk)):
+        assert torch.equal(sparsity.keep(weighted, k), rule(weighted, k) > 0)
+        permuted = sparsity.keep(distinct[:, order], k)
+        assert torch.equal(permuted, sparsity.keep(distinct, k)[:, order])
 
 
 def test_k_falls_linearly_and_stays():
     sparsity = BatchTopK(k=10, k_initial=30, k_anneal_steps=4)
     # 30, 25, 20, 15, then 10: three, 2.5, 2, 1.5 times k.
-    assert [10 * sparsity.at(step) for step in range(6)] == [30, 25, 20, 15, 10, 10]
-    assert BatchTopK(k=10).at(0) == 1.0
+    assert [10 * sparsity.k_factor(step) for step in range(6)] == [30, 25, 20, 15, 10, 10]
+    assert BatchTopK(k=10).k_factor(0) == 1.0
 
 
 def test_jumprelu_and_its_gradients_equal_saelens():
@@ -65,7 +59,7 @@ def test_jumprelu_and_its_gradients_equal_saelens():
             theta = torch.full((8,), 0.05).requires_grad_()
             if ours:
                 sparsity = JumpReLU(bandwidth=0.1, ste_to_input=ste_to_input)
-                codes = sparsity.codes(u, theta.expand_as(u))
+                codes = sparsity.activate(u, theta.expand_as(u))
             else:
                 codes = SAELensJumpReLU.apply(u, theta, 0.1, ste_to_input)
             (codes * torch.arange(8)).sum().backward()
@@ -91,18 +85,7 @@ def test_penalties_by_hand_for_dense_and_sparse_codes():
         torch.testing.assert_close(scaled, (expected * torch.tensor([0.5, 1.0, 1.0])).sum())
 
 
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 20), d_sae=st.integers(2, 20), k=st.integers(1, 5), seed=st.integers(0, 99))
-def test_permuting_latents_permutes_what_is_kept(n, d_sae, k, seed):
-    generator = torch.Generator().manual_seed(seed)
-    weighted = torch.randn(n, d_sae, generator=generator).relu()
-    order = torch.randperm(d_sae, generator=generator)
-    for sparsity in (BatchTopK(k=k), TopK(k=k)):
-        permuted = sparsity.keep(weighted[:, order], k)
-        assert torch.equal(permuted, sparsity.keep(weighted, k)[:, order])
-
-
-def test_smallest_code_of_a_part_by_hand():
+def test_smallest_code_of_a_range_by_hand():
     codes = DenseCodes(values=torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
     pattern = Pattern.at(torch.tensor([1, 2]), shape=(2, 2))
     sparse = SparseCodes(pattern=pattern, values=torch.tensor([2.0, 1.0]))
@@ -113,25 +96,31 @@ def test_smallest_code_of_a_part_by_hand():
         assert own.smallest(norms * 0, slice(0, 2)).item() == torch.inf
 
 
-def test_threshold_by_hand():
+def test_threshold_by_hand():  # spec: C5
     weighted = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
     # k = 1 over two tokens keeps 4 and 3; the threshold lies midway to 2.
-    assert threshold_for_l0(weighted, k=1).item() == 2.5
+    assert threshold_keeping(2, weighted.flatten()).item() == nano.threshold(weighted, 1) == 2.5
+
+
+def calibrated(k: float, batches: list[Tensor], d_sae: int) -> Tensor:
+    sparsity, threshold = BatchTopK(k=k), torch.zeros(d_sae)
+    sparsity.calibrate_(threshold, batches, sparsity.groups([], d_sae))
+    return threshold
 
 
 @pytest.mark.parametrize("k", [1, 3, 7.5])
 def test_calibrated_threshold_gives_the_asked_l0_over_batches_of_different_activity(k):
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(500, 40, generator=generator).relu() * s for s in (0.5, 1.0, 1.5)]
-    values = [largest_weighted(b, k=k) for b in batches]
-    threshold = calibrate_threshold(values, n_tokens=1500, k=k)
+    threshold = calibrated(k, batches, 40)
     l0 = torch.cat(batches).gt(threshold).sum(dim=-1).double().mean().item()
     assert l0 == pytest.approx(k, rel=0.01)
 
 
 def test_threshold_is_zero_where_fewer_than_k_are_positive():
-    values = [largest_weighted(torch.eye(4), k=3)]
-    assert calibrate_threshold(values, n_tokens=4, k=3).item() == 0.0
+    assert (calibrated(3, [torch.eye(4)], 4) == 0).all()
+    with pytest.raises(ValueError, match="no tokens"):
+        calibrated(3, [], 4)
 
 
 @pytest.mark.parametrize(
@@ -144,13 +133,13 @@ def test_threshold_is_zero_where_fewer_than_k_are_positive():
     ],
 )
 def test_sparsities_survive_json(sparsity):
-    assert sparsity_from_dict(sparsity_to_dict(sparsity)) == sparsity
+    assert Sparsity.from_dict(sparsity.to_dict()) == sparsity
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sparsity_from_dict({"kind": "l7"}), "not known"),
+        (lambda: Sparsity.from_dict({"kind": "l7"}), "not known"),
         (lambda: BatchTopK(k=0), "above 0"),
         (lambda: BatchTopK(k=5, k_initial=4, k_anneal_steps=1), "k only falls"),
         (lambda: BatchTopK(k=5, k_anneal_steps=1), "needs both k_initial"),

@@ -152,7 +152,7 @@ def test_a_run_of_any_sites_resumes_to_the_same_bits(
 ):
     config = replace(CONFIG, checkpoint_every=20)
     trainer = Trainer(run[0], *short_texts, config=config, output=tmp_path / "run")
-    trainer.state = trainer._initial_state(trainer.first_rows())
+    trainer.begin()
     for batch, position in trainer.loader.batches():
         trainer.step(batch)
         trainer.state.position = position

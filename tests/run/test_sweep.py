@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tl_crosscoder import RunConfig, TrainConfig, Trainer, run_diff, run_together
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.config.sweep import read_sweep, run_name, sweep
-from tl_crosscoder.train.loop import fit_together
+from tl_crosscoder.train.trainer import fit_together
 
 CHANGES = [
     {"preset": {"k": 4}},

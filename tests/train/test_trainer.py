@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tl_crosscoder import Crosscoder, TrainConfig, Trainer
+from tl_crosscoder import Crosscoder, Site, TrainConfig, Trainer
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.train.checkpoint import latest_checkpoint
-from tl_crosscoder.train.loop import TrainingInterruptedError
-from tl_crosscoder.train.metrics import site_scales
+from tl_crosscoder.train.interrupt import TrainingInterruptedError
+from tl_crosscoder.train.metrics import row_factors, scales_of_rows
 
+PAIR = [Site(name=n, d_model=8, hook_name="h", model_name=n) for n in ("base", "finetuned")]
 CONFIG = TrainConfig(
     d_sae=48,
     n_tokens=40 * 128,
@@ -121,7 +122,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
     monkeypatch.setattr(trainer, "step", step_until_killed)
     with pytest.raises(Killed):
         trainer.fit()
-    assert latest_checkpoint(tmp_path / "run" / "checkpoints").name == "step_00000015"
+    assert latest_checkpoint(tmp_path / "run").name == "step_00000015"
     resumed = new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)
     assert resumed.state.step == 15
     assert_equal_bits(weights(resumed.fit()), unbroken[1])
@@ -160,20 +161,20 @@ def test_a_killed_process_resumes_to_the_same_bits(taboo_pair, texts, tmp_path, 
     """For real: another process, killed once it has written a checkpoint."""
     n_steps = 4000
     process = start(tmp_path / "run", n_steps)
-    while latest_checkpoint(tmp_path / "run" / "checkpoints") is None and process.poll() is None:
+    while latest_checkpoint(tmp_path / "run") is None and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert not (tmp_path / "run" / "cfg.json").exists()
-    reached = int(latest_checkpoint(tmp_path / "run" / "checkpoints").name.removeprefix("step_"))
+    reached = int(latest_checkpoint(tmp_path / "run").name.removeprefix("step_"))
     if number == signal.SIGINT:
         assert "continue with --resume" in errors
     # The rest of 4,000 steps would take long: compare the state after 20 more.
     short = changed(n_tokens=128 * n_steps, checkpoint_every=5)
     resumed = new_trainer(taboo_pair, texts, tmp_path / "run", config=short, resume=True)
     unbroken = new_trainer(taboo_pair, texts, config=short)
-    unbroken.state = unbroken._initial_state(unbroken.first_rows())
+    unbroken.begin()
     for trainer, n in ((unbroken, reached + 20), (resumed, 20)):
         batches = trainer.loader.batches(trainer.state.position)
         for _ in range(n):
@@ -208,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(
     monkeypatch.setattr(trainer, "step", lambda batch: step(poisoned(batch)))
     with pytest.raises(FloatingPointError, match=r"not finite at step 30 .*step_00000015"):
         trainer.fit()
-    kept = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    kept = latest_checkpoint(tmp_path / "run")
     assert kept.name == "step_00000015"
     resumed = new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)
     assert all(t.isfinite().all() for t in weights(resumed.crosscoder).values())
@@ -246,7 +247,7 @@ def test_k_above_d_sae_is_refused_before_anything_is_written(taboo_pair, texts, 
 
 def test_dead_latents_are_counted_in_tokens(taboo_pair, texts):
     trainer = new_trainer(taboo_pair, texts)
-    trainer.state = state = trainer._initial_state(trainer.first_rows())
+    state = trainer.begin()
     with torch.no_grad():
         trainer.crosscoder.b_enc[5] = -1e6
     batches = trainer.loader.batches()
@@ -261,7 +262,7 @@ def test_dead_latents_are_counted_in_tokens(taboo_pair, texts):
 
 def test_site_scales_make_the_mean_squared_norm_the_width():
     x = torch.randn(1000, 2, 8) * torch.tensor([[3.0], [0.1]])
-    scaled = x * torch.tensor(site_scales(x))[:, None]
+    scaled = x * row_factors(scales_of_rows(x, PAIR), PAIR)
     torch.testing.assert_close(scaled.pow(2).sum(-1).mean(0), torch.full((2,), 8.0))
 
 
@@ -270,8 +271,8 @@ def test_l1_warms_up_and_sparsifies(taboo_pair, texts):
         new_trainer(taboo_pair, texts, recipe=preset("l1", coefficient=c, warm_up_share=0.25))
         for c in (3.0, 0.0)
     )
-    assert sparse._coefficients(0) == {"l1": pytest.approx(0.3)}
-    assert sparse._coefficients(50) == {"l1": 3.0}
+    assert sparse.cfg.sparsity.coefficients_at(0) == {"l1": pytest.approx(0.3)}
+    assert sparse.cfg.sparsity.coefficients_at(50) == {"l1": 3.0}
     x = taboo_pair.activations(texts[1].tokens)[texts[1].mask]
     l0 = [(t.fit().encode(x) > 0).sum(-1).double().mean().item() for t in (sparse, dense)]
     assert l0[0] < l0[1] / 2

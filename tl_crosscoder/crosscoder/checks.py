@@ -1,7 +1,8 @@
 """Whether a dictionary belongs to the models at hand: refused before any work where it does not.
 
-Contract: sites, models, weight processing and tokenizer are those it was trained on. Limit: models
-are told apart by name, revision and adapter, and a dictionary older than a field is not held to it.
+Contract: sites, models, weight processing and tokenizer are those that it was trained on. Limit:
+models are told apart by name, revision and adapter; a field that an old dictionary lacks is not
+compared.
 """
 
 from typing import Any

@@ -10,30 +10,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast, get_args
 
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
-from sae_lens.saes.sae import (
-    SAEConfig,
-    SAEMetadata,
-    TrainCoefficientConfig,
-    TrainingSAEConfig,
-)
+from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
 
 from tl_crosscoder.config.models import ComputeDtype, DeltaScale, Kernels, Reconstruction
-from tl_crosscoder.crosscoder.partition import (
-    Partition,
-    check_sites,
-    placed,
-    selection_groups,
-    with_renamed_keys,
-)
-from tl_crosscoder.crosscoder.sparsity import (
-    L1,
-    BatchTopK,
-    JumpReLU,
-    Sparsity,
-    TopK,
-    sparsity_from_dict,
-    sparsity_to_dict,
-)
+from tl_crosscoder.crosscoder.partition import Partition, check_sites, placed, with_renamed_keys
+from tl_crosscoder.crosscoder.sparsity import Groups, Sparsity
+from tl_crosscoder.crosscoder.topk import BatchTopK
 from tl_crosscoder.models.site import Site, subtracted_sites
 
 ARCHITECTURE = "tl_crosscoder"
@@ -41,17 +23,17 @@ ARCHITECTURE = "tl_crosscoder"
 
 @dataclass(frozen=True, kw_only=True)
 class AuxK:
-    """Dead latents learn to reconstruct what the living left over (Gao et al. 2024, A.2)."""
+    """Dead latents learn to reconstruct the residual of the others (Gao et al. 2024, A.2)."""
 
     weight: float = 1 / 32
-    """Of the loss, which is the squared error of the residual over the residual's variance."""
+    """Weight of the term: the squared error of the residual over the residual's variance."""
     k: int | None = None
     """Dead latents a token; None is half of d_in, and never more than are dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaLoss:
-    """|| (x^1 - x^0) - sum_{j in partition} f_j (d_j^1 - d_j^0) ||^2, of base and fine-tuned site.
+    """|| (x^1 - x^0) - sum_{j in partition} f_j (d_j^1 - d_j^0) ||^2, fine-tuned minus base site.
 
     Source: Kassem et al. 2026, whose masked form sums over the delta latents alone. Over all
     latents and with the bias it is ||e^1 - e^0||^2: the error of the difference.
@@ -69,8 +51,12 @@ class DeltaLoss:
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"the weight of the delta loss is {self.weight}; it is 0 or more.")
-        if self.scale not in get_args(DeltaScale):
-            raise ValueError(f"scale is {self.scale!r}; it is one of {get_args(DeltaScale)}.")
+        _check_choice("scale", self.scale, get_args(DeltaScale))
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {choices}.")
 
 
 def _as_sites(sites: object, d_in: int) -> tuple[Site, ...]:
@@ -108,7 +94,7 @@ class CrosscoderConfig(JumpReLUSAEConfig):
 
     @classmethod
     def architecture(cls) -> str:
-        """The name under which SAELens finds this class."""
+        """Name under which SAELens finds this class."""
         return ARCHITECTURE
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +112,7 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
 
     apply_b_dec_to_input: bool = False
     decoder_init_norm: float | None = None
-    """Norm of each decoder row at each site; None is the sparsity's own."""
+    """Norm of each decoder row at each site; None is that of the sparsity."""
     sites: tuple[Site, ...] = ()
     sparsity: Sparsity = field(default_factory=BatchTopK)
     auxk: AuxK | None = field(default_factory=AuxK)
@@ -139,15 +125,14 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
     """Shares of the latents that must reconstruct by themselves, rising, below 1: each such prefix
     adds its own reconstruction loss (Bussmann et al. 2025, arXiv 2503.17547)."""
     kernels: Kernels = "auto"
-    """`auto` takes the sparse step where it exists and codes are sparse enough; `dense` its slow
-    twin, plain autograd over the codes of all latents."""
+    """`auto` takes the sparse step where it exists and codes are sparse enough; `dense` its
+    reference implementation, plain autograd over the codes of all latents."""
     compute_dtype: ComputeDtype | None = None
     """`bfloat16` rounds activations and weights before they are multiplied and adds up in float32;
     weights, codes, gradients and Adam's moments stay as they are. For GPUs: half the memory to
     read. None rounds nothing."""
     compile: bool = False
-    """Whether the terms of the loss go through torch.compile. For GPUs: on a CPU it was
-    slower."""
+    """Whether the terms of the loss go through torch.compile. For GPUs: on a CPU it was slower."""
     reconstruction: Reconstruction = "sum"
     """Reduction of the squared error of a token: its sum over dimensions, its mean, or the norm
     (unsquared) that some public crosscoders train with. Sites are summed in every case."""
@@ -155,7 +140,7 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
     def __post_init__(self) -> None:
         self.sites = _as_sites(self.sites, self.d_in)
         if isinstance(self.sparsity, Mapping):
-            self.sparsity = sparsity_from_dict(self.sparsity)
+            self.sparsity = Sparsity.from_dict(self.sparsity)
         if isinstance(self.auxk, Mapping):
             self.auxk = AuxK(**self.auxk)
         if isinstance(self.delta_loss, Mapping):
@@ -164,13 +149,16 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
             p if isinstance(p, Partition) else Partition(**p) for p in self.partitions
         )
         self.matryoshka = tuple(self.matryoshka)
-        self._check_sparsity()
-        self._check_losses()
-        if self.reconstruction not in get_args(Reconstruction):
-            raise ValueError(
-                f"reconstruction is {self.reconstruction!r}; it is one of "
-                f"{', '.join(get_args(Reconstruction))}."
-            )
+        check_sites(self.partitions, self.sites)
+        self.selection_groups()
+        if self.delta_loss is not None:
+            self._check_delta_loss(self.delta_loss)
+        shares = self.matryoshka
+        if list(shares) != sorted(set(shares)) or any(not 0 < s < 1 for s in shares):
+            raise ValueError(f"matryoshka shares rise and lie between 0 and 1, got {shares}.")
+        _check_choice("compute_dtype", self.compute_dtype, (None, *get_args(ComputeDtype)))
+        _check_choice("kernels", self.kernels, get_args(Kernels))
+        _check_choice("reconstruction", self.reconstruction, get_args(Reconstruction))
         if self.normalize_activations not in ("none", "expected_average_only_in"):
             raise ValueError(
                 f"normalize_activations={self.normalize_activations!r} mixes the sites or depends "
@@ -180,92 +168,50 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
         super().__post_init__()
         self.metadata.sites = [s.to_dict() for s in self.sites]
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any]) -> "CrosscoderTrainingConfig":
-        """Inverse of `to_dict`, also of what version 0.1.0 wrote."""
-        return super().from_dict(with_renamed_keys(config_dict))
-
     def placed_partitions(self) -> list[tuple[Partition, slice]]:
         """Each partition with its range of latents; empty without partitions."""
         return placed(self.partitions, self.d_sae)
 
-    def selection_groups(self) -> list[tuple[slice, float]]:
-        """Ranges of latents that compete with one another for a k; empty where none selects."""
-        if not isinstance(self.sparsity, (TopK, BatchTopK)):
-            return []
-        return selection_groups(self.placed_partitions(), self.sparsity.k, self.d_sae)
+    def selection_groups(self) -> Groups:
+        """Ranges of latents that compete with one another for a k; empty where none is selected."""
+        return self.sparsity.groups(self.placed_partitions(), self.d_sae)
 
-    def sparsity_coefficients(self) -> dict[str, TrainCoefficientConfig]:
-        """Weights of the penalties with their warm-up; empty where there is none."""
-        return self.sparsity.coefficients() if isinstance(self.sparsity, (L1, JumpReLU)) else {}
-
-    def _check_sparsity(self) -> None:
-        check_sites(self.partitions, self.sites)
-        groups = self.selection_groups()
-        for latents, k in groups:
-            if k > latents.stop - latents.start:
-                raise ValueError(
-                    f"k is {k:g}, but the dictionary has only {latents.stop - latents.start} "
-                    f"latents to choose from{' (d_sae)' if not self.partitions else ''}. Choose a "
-                    "smaller k or a larger dictionary."
-                )
-            if isinstance(self.sparsity, TopK) and k != round(k):
-                raise ValueError(f"a partition has k = {k:g}; TopK takes whole numbers.")
-        if not groups and any(p.k is not None for p in self.partitions):
-            raise ValueError(
-                f"partitions have a k of their own, but {self.sparsity.kind} selects nothing. Use "
-                "BatchTopK or TopK, or leave k out of the partitions."
-            )
-
-    def _check_losses(self) -> None:
+    def _check_delta_loss(self, delta: DeltaLoss) -> None:
         names = [p.name for p in self.partitions]
-        if self.delta_loss is not None:
-            if self.delta_loss.partition not in (None, *names):
-                raise ValueError(
-                    f"the delta loss is over the partition {self.delta_loss.partition!r}, but the "
-                    f"partitions are {names}. Add it to `partitions`, or use partition=None for "
-                    "all latents."
-                )
-            if subtracted_sites(self.sites) is None:
-                raise ValueError(
-                    "the delta loss needs two sites of one width; the sites are "
-                    f"{[(s.name, s.d_model) for s in self.sites]}."
-                )
-            self._check_difference_can_be_explained(self.delta_loss)
-        shares = self.matryoshka
-        if list(shares) != sorted(set(shares)) or any(not 0 < s < 1 for s in shares):
-            raise ValueError(f"matryoshka shares rise and lie between 0 and 1, got {shares}.")
-        if self.compute_dtype not in (None, *get_args(ComputeDtype)):
-            raise ValueError(f"compute_dtype is {self.compute_dtype!r}; it is 'bfloat16' or None.")
-        if self.kernels not in get_args(Kernels):
-            raise ValueError(f"kernels is {self.kernels!r}; it is one of {get_args(Kernels)}.")
-
-    def _check_difference_can_be_explained(self, delta: DeltaLoss) -> None:
-        compared = subtracted_sites(self.sites)
-        asked = [p for p in self.partitions if delta.partition in (None, p.name)]
-        if compared is None or not asked:
-            return
-        names = {self.sites[i].name for i in compared}
-        if not any(not p.tied and (p.writes is None or names & {*p.writes}) for p in asked):
+        if delta.partition not in (None, *names):
             raise ValueError(
-                f"the delta loss compares the sites {sorted(names)}, but the partitions "
-                f"{[p.name for p in asked]} write the same to both: nothing can explain the "
+                f"the delta loss is over the partition {delta.partition!r}, but the partitions are "
+                f"{names}. Add it to `partitions`, or use partition=None for all latents."
+            )
+        compared = subtracted_sites(self.sites)
+        if compared is None:
+            raise ValueError(
+                "the delta loss needs two sites of one width; the sites are "
+                f"{[(s.name, s.d_model) for s in self.sites]}."
+            )
+        explaining = [p for p in self.partitions if delta.partition in (None, p.name)]
+        sites = {self.sites[i].name for i in compared}
+        can_differ = [not p.tied and (p.writes is None or sites & {*p.writes}) for p in explaining]
+        if explaining and not any(can_differ):
+            raise ValueError(
+                f"the delta loss compares the sites {sorted(sites)}, but the partitions "
+                f"{[p.name for p in explaining]} write the same to both: nothing can explain the "
                 "difference. Let one of them write to one of these sites."
             )
 
     @classmethod
     def architecture(cls) -> str:
-        """The name under which SAELens finds this class."""
+        """Name under which SAELens finds this class."""
         return ARCHITECTURE
 
     def get_inference_config_class(self) -> type[SAEConfig]:
-        """What a trained crosscoder is saved as."""
+        """Config of the saved dictionary."""
         return CrosscoderConfig
 
     def _objects_as_dicts(self) -> dict[str, Any]:
         return {
             "sites": [s.to_dict() for s in self.sites],
-            "sparsity": sparsity_to_dict(self.sparsity),
+            "sparsity": self.sparsity.to_dict(),
             "auxk": asdict(self.auxk) if self.auxk else None,
             "partitions": [p.to_dict() for p in self.partitions],
             "delta_loss": asdict(self.delta_loss) if self.delta_loss else None,
@@ -275,6 +221,11 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return super().to_dict() | self._objects_as_dicts()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> "CrosscoderTrainingConfig":
+        """Inverse of `to_dict`, also of what version 0.1.0 wrote."""
+        return super().from_dict(with_renamed_keys(config_dict))
 
     def get_training_architecture_details(self) -> dict[str, Any]:
         """JSON form of the fields that matter in training only; kept in the metadata."""

@@ -4,12 +4,8 @@
     x̂^m   = sum_j f_j d_j^m + b_dec^m                              (Lindsey et al. 2024)
 
 Input is raw activations, `[..., n_sites, d_model]` or flat `[..., d_in]`; codes are
-`[..., d_sae]`. Limit: stacked input needs sites of equal width.
-
-Codes of a trained crosscoder as entries: the latents that are active, and nothing else.
-
-Contract: the entries of `crosscoder.encode(x)` that are above zero, in the order of tokens and then
-of latents. Limit: the search holds dense codes of `N_ROWS` tokens at a time.
+`[..., d_sae]`, or with `sparse_codes` the entries above zero alone. Limit: stacked input needs
+sites of equal width.
 """
 
 import json
@@ -37,6 +33,8 @@ from tl_crosscoder.models.site import Site, site_columns
 from tl_crosscoder.results.render import Section, as_html
 
 CFG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
+N_ROWS = 4096
+"""Tokens whose codes are dense at a time."""
 
 
 class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
@@ -66,13 +64,11 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
         Raises:
             ValueError: not as many sites, or sites of other hooks or widths.
         """
-        if [(s.hook_name, s.d_model) for s in sites] != [
-            (s.hook_name, s.d_model) for s in self.sites
-        ]:
-            raise ValueError(
-                f"the sites {[(s.name, s.hook_name, s.d_model) for s in sites]} are not those of "
-                f"this crosscoder, {[(s.name, s.hook_name, s.d_model) for s in self.sites]}."
-            )
+        theirs, ours = (
+            [(s.name, s.hook_name, s.d_model) for s in of] for of in (sites, self.sites)
+        )
+        if [where for _, *where in theirs] != [where for _, *where in ours]:
+            raise ValueError(f"the sites {theirs} are not those of this crosscoder, {ours}.")
         pairs = zip(sites, self.sites, strict=True)
         self.cfg.sites = tuple(replace(s, name=own.name, scale=own.scale) for s, own in pairs)
         self.cfg.metadata.sites = [s.to_dict() for s in self.cfg.sites]
@@ -179,14 +175,14 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
         return crosscoder
 
     def to_saelens(self) -> JumpReLUSAE:
-        """The same dictionary as a plain SAELens `JumpReLUSAE` over the concatenation (exact)."""
+        """A plain SAELens `JumpReLUSAE` over the concatenation, with the same codes (exact)."""
         sae = JumpReLUSAE(concatenation_config(self.cfg))
         sae.load_state_dict(self.state_dict())
         return sae
 
 
 def concatenation_config(cfg: CrosscoderConfig) -> JumpReLUSAEConfig:
-    """What a crosscoder is to SAELens without this package; the weights are the same."""
+    """Config of the plain SAELens SAE with the same weights."""
     return JumpReLUSAEConfig(
         d_in=cfg.d_in,
         d_sae=cfg.d_sae,
@@ -197,15 +193,31 @@ def concatenation_config(cfg: CrosscoderConfig) -> JumpReLUSAEConfig:
     )
 
 
+@torch.no_grad()
+def sparse_codes(crosscoder: Crosscoder, x: Float[Tensor, "batch *row"]) -> SparseCodes:
+    """Entries of `crosscoder.encode(x)` above zero, in the order of tokens and then of latents.
+
+    One pass over the pre-activations, where `encode` has four.
+    """
+    positions, values, d_sae = [], [], crosscoder.cfg.d_sae
+    for i, rows in enumerate(x.split(N_ROWS)):
+        pre = crosscoder.process_sae_in(crosscoder.flatten(rows)) @ crosscoder.W_enc
+        pre += crosscoder.b_enc
+        at = (pre > crosscoder.threshold.clamp(min=0)).flatten().nonzero().squeeze(1)
+        positions.append(at + i * N_ROWS * d_sae)
+        values.append(pre.flatten()[at])
+    pattern = Pattern.at(torch.cat(positions), shape=(len(x), d_sae))
+    return SparseCodes(pattern=pattern, values=torch.cat(values))
+
+
 def _check_folder(path: Path) -> None:
     missing = [n for n in (CFG_NAME, WEIGHTS_NAME) if not (path / n).is_file()]
-    if not path.is_dir() or missing:
-        what = (
-            f"it has no {' and no '.join(missing)}" if path.is_dir() else "there is no such folder"
-        )
+    if missing:
+        lacks = f"it has no {' and no '.join(missing)}"
         raise FileNotFoundError(
-            f"{path} is not a dictionary: {what}. A dictionary is a folder with {CFG_NAME} and "
-            f"{WEIGHTS_NAME}, as `tl-crosscoder train` writes into its --output."
+            f"{path} is not a dictionary: {lacks if path.is_dir() else 'there is no such folder'}. "
+            f"A dictionary is a folder with {CFG_NAME} and {WEIGHTS_NAME}, as `tl-crosscoder "
+            "train` writes into its --output."
         )
     try:
         architecture = json.loads((path / CFG_NAME).read_text(encoding="utf-8")).get("architecture")
@@ -223,33 +235,3 @@ if ARCHITECTURE not in SAE_CLASS_REGISTRY:
     register_sae_class(ARCHITECTURE, Crosscoder, CrosscoderConfig)
 else:
     SAE_CLASS_REGISTRY[ARCHITECTURE] = (cast("type", Crosscoder), CrosscoderConfig)
-
-N_ROWS = 4096
-"""Tokens encoded at a time."""
-
-
-@torch.no_grad()
-def sparse_codes(crosscoder: Crosscoder, x: Float[Tensor, "batch *row"]) -> SparseCodes:
-    """Codes of rows of raw activations, at inference."""
-    parts = [_of_rows(crosscoder, rows) for rows in x.split(N_ROWS)]
-    if len(parts) == 1:
-        return parts[0]
-    latents, values = (
-        torch.cat(each)
-        for each in zip(*((p.pattern.latents, p.values) for p in parts), strict=True)
-    )
-    counts = torch.cat([p.pattern.offsets.diff() for p in parts])
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=counts.dtype)])
-    pattern = Pattern(latents=latents, offsets=offsets, d_sae=crosscoder.cfg.d_sae)
-    return SparseCodes(pattern=pattern, values=values)
-
-
-def _of_rows(crosscoder: Crosscoder, x: Float[Tensor, "batch *row"]) -> SparseCodes:
-    """What `encode` computes, with one pass over the pre-activations where it has four."""
-    pre = crosscoder.process_sae_in(crosscoder.flatten(x)) @ crosscoder.W_enc
-    pre += crosscoder.b_enc
-    positions = (pre > crosscoder.threshold.clamp(min=0)).flatten().nonzero().squeeze(1)
-    return SparseCodes(
-        pattern=Pattern.at(positions, shape=(len(pre), pre.shape[1])),
-        values=pre.flatten()[positions],
-    )

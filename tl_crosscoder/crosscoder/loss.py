@@ -1,21 +1,13 @@
-"""The terms of the loss, each a pure function of errors, activations and decoded parts.
+"""The terms of the training loss, each a pure function of errors, activations and decoded sums.
 
-Shapes: activations, reconstructions and errors are flat, `[batch, d_in]`.
+    loss = reconstruction + matryoshka prefixes + delta + AuxK + penalties
 
-`Objective`: which terms the loss of a config has, and what they need to be decoded apart.
-
-    reconstruction + prefixes + delta + AuxK + penalties
-
-Limit: it holds no state; the running mean that a relative delta loss divides by is handed in.
-
-Fraction of variance explained, per site and of the difference between sites, of one batch.
-
-Activations and reconstructions are `[batch, n_sites, d_model]`, in raw space. The streaming twin
-for whole texts is `analysis.reconstruction`.
+Activations, reconstructions and errors are flat, `[batch, d_in]`. `Objective` chooses the terms of
+a config. Limit: it holds no state; the running mean that a relative delta loss divides by is
+handed in.
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -26,7 +18,6 @@ from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, Delt
 from tl_crosscoder.crosscoder.site_views import split_sites
 from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.sparse.step import Step
-from tl_crosscoder.crosscoder.sparsity import L1, JumpReLU
 from tl_crosscoder.models.site import Site, subtracted_sites
 
 
@@ -53,7 +44,7 @@ def reconstruction_loss(
 def site_difference(
     flat: Float[Tensor, "*batch d_in"], sites: tuple[Site, ...]
 ) -> Float[Tensor, "*batch d_model"]:
-    """What the fine-tuned site has more than the base; which these are, `subtracted_sites` says."""
+    """The fine-tuned site minus the base site; `subtracted_sites` chooses the two."""
     compared = subtracted_sites(sites)
     assert compared is not None, "the config refuses sites that cannot be subtracted"
     base, finetuned = compared
@@ -74,10 +65,7 @@ def delta_loss(
 
 
 def auxk_codes(
-    pre: Float[Tensor, "batch n_dead"],
-    norms: Float[Tensor, " n_dead"],
-    *,
-    k: int,
+    pre: Float[Tensor, "batch n_dead"], norms: Float[Tensor, " n_dead"], *, k: int
 ) -> Float[Tensor, "batch n_dead"]:
     """For each token the codes of the dead latents with the k largest f_j n_j, 0 elsewhere."""
     codes = pre.relu()
@@ -102,27 +90,22 @@ def auxk_loss(
 
 
 class Objective:
-    """The terms that a config asks for."""
+    """The terms that a config requests, and where latents are decoded apart for them."""
 
     def __init__(self, cfg: CrosscoderTrainingConfig) -> None:
         self.cfg = cfg
-        self.auxk = None if isinstance(cfg.sparsity, L1) else cfg.auxk
+        self.auxk = cfg.auxk if cfg.sparsity.has_auxk else None
         delta = cfg.delta_loss
         self.delta = delta if delta is not None and delta.weight > 0 else None
-
-    @cached_property
-    def prefixes(self) -> list[int]:
-        """Numbers of latents that reconstruct by themselves."""
-        return [max(1, round(s * self.cfg.d_sae)) for s in self.cfg.matryoshka]
-
-    @cached_property
-    def bounds(self) -> tuple[int, ...]:
-        """Where latents that are decoded apart begin, but the first ones."""
-        edges = set(self.prefixes)
+        self.prefixes = [max(1, round(s * cfg.d_sae)) for s in cfg.matryoshka]
+        partitions = cfg.placed_partitions()
+        self._explaining = slice(0, cfg.d_sae)
         if self.delta is not None and self.delta.partition is not None:
-            within = self._latents(self.delta.partition)
-            edges |= {within.start, within.stop}
-        return tuple(sorted(edges - {0, self.cfg.d_sae}))
+            self._explaining = next(own for p, own in partitions if p.name == self.delta.partition)
+        edges = {*self.prefixes, self._explaining.start, self._explaining.stop}
+        self.bounds = tuple(sorted(edges - {0, cfg.d_sae}))
+        """First latent of each range that is decoded apart, but of the first range."""
+        self._penalty_scales = [(own, p.penalty_scale) for p, own in partitions]
 
     def terms(
         self,
@@ -160,11 +143,9 @@ class Objective:
         """What the latents that must explain the difference decode to."""
         if delta.partition is None:
             return x_hat if delta.with_bias else x_hat - b_dec
-        within = self._latents(delta.partition)
-        starts = [0, *self.bounds]
-        own = [
-            y for y, a in zip(done.decoded, starts, strict=True) if within.start <= a < within.stop
-        ]
+        within = self._explaining
+        ranges = zip(done.decoded, [0, *self.bounds], strict=True)
+        own = [decoded for decoded, a in ranges if within.start <= a < within.stop]
         explained = torch.stack(own).sum(dim=0)
         return explained + b_dec if delta.with_bias else explained
 
@@ -174,43 +155,16 @@ class Objective:
         norms: Float[Tensor, " d_sae"],
         coefficients: Mapping[str, float] | None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """The penalty of the sparsity, if it has one, with these weights or its own."""
-        sparsity = self.cfg.sparsity
-        if not isinstance(sparsity, (L1, JumpReLU)):
-            return {}
-        (name,) = own = sparsity.coefficients()
-        weight = own[name].value if coefficients is None else coefficients[name]
-        scale = self._penalty_scale(norms)
-        return {name: weight * sparsity.penalty(codes, norms, scale) / codes.batch}
-
-    def _penalty_scale(self, like: Tensor) -> Float[Tensor, " d_sae"] | None:
-        partitions = self.cfg.placed_partitions()
-        if all(p.penalty_scale == 1.0 for p, _ in partitions):
-            return None
-        scale = torch.empty_like(like)
-        for p, latents in partitions:
-            scale[latents] = p.penalty_scale
-        return scale
-
-    def _latents(self, name: str) -> slice:
-        return next(latents for p, latents in self.cfg.placed_partitions() if p.name == name)
-
-
-def fve(
-    x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
-) -> Float[Tensor, " n_sites"]:
-    """1 - sum ||x^m - x̂^m||^2 / sum ||x^m - mean||^2 for each site."""
-    residual = (x - x_hat).pow(2).sum(dim=(0, 2))
-    return 1 - residual / (x - x.mean(dim=0)).pow(2).sum(dim=(0, 2))
-
-
-def difference_fve(
-    x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
-) -> Float[Tensor, ""]:
-    """The same for x^1 - x^0, last site minus first.
-
-    The FVE of a site hides it: x^1 - x^0 can be a percent of the variance. NaN where both sites
-    are equal everywhere.
-    """
-    difference, reconstructed = x[:, -1] - x[:, 0], x_hat[:, -1] - x_hat[:, 0]
-    return fve(difference[:, None], reconstructed[:, None]).squeeze()
+        """The penalties of the sparsity, mean over tokens, with these weights or its own."""
+        sparsity, scale = self.cfg.sparsity, None
+        if any(factor != 1.0 for _, factor in self._penalty_scales):
+            scale = torch.empty_like(norms)
+            for latents, factor in self._penalty_scales:
+                scale[latents] = factor
+        weights = {name: c.value for name, c in sparsity.coefficients().items()}
+        return {
+            name: (coefficients or weights)[name]
+            * sparsity.penalty(codes, norms, scale)
+            / codes.batch
+            for name in weights
+        }

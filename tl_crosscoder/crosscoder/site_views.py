@@ -3,8 +3,6 @@
 Contract: parameters are SAELens's, `W_enc [d_in, d_sae]`, `W_dec [d_sae, d_in]`, `b_dec [d_in]`,
 with the sites side by side in `d_in`; views share their memory. Limit: stacked activations need
 sites of equal width.
-
-Vector geometry that the dictionary starts from: the geometric median.
 """
 
 from collections.abc import Sequence
@@ -21,17 +19,6 @@ from tl_crosscoder.models.site import Site
 def split_sites(flat: Tensor, sites: tuple[Site, ...], *, dim: int = -1) -> tuple[Tensor, ...]:
     """Views of a concatenation, one per site, along `dim`."""
     return flat.split([s.d_model for s in sites], dim=dim)
-
-
-def scaled_decoder_norms(
-    W_dec: Float[Tensor, "d_sae d_in"], sites: tuple[Site, ...]
-) -> Float[Tensor, "d_sae n_sites"]:
-    """||d_j^m|| in the normalised space, where training saw every site at the same size.
-
-    A saved dictionary works on raw activations; multiplying by the site's scale undoes that.
-    """
-    rows = split_sites(W_dec, sites)
-    return torch.stack([r.norm(dim=-1) * s.scale for r, s in zip(rows, sites, strict=True)], dim=-1)
 
 
 class SiteViews:
@@ -74,8 +61,12 @@ class SiteViews:
         return split_sites(self.b_dec, self.sites)[self.site_index(site)]
 
     def decoder_norms(self) -> Float[Tensor, "d_sae n_sites"]:
-        """||d_j^m|| in the normalised space; see `scaled_decoder_norms`."""
-        return scaled_decoder_norms(self.W_dec, self.sites)
+        """||d_j^m|| in the normalised space, where training saw every site at the same size.
+
+        A saved dictionary works on raw activations; multiplying by the site's scale undoes that.
+        """
+        rows = zip(split_sites(self.W_dec, self.sites), self.sites, strict=True)
+        return torch.stack([r.norm(dim=-1) * s.scale for r, s in rows], dim=-1)
 
     def get_W_dec_norm(self) -> Float[Tensor, " d_sae"]:
         """n_j = sum_m ||d_j^m||, the weight of a latent in selection, penalties and folding."""
@@ -87,17 +78,10 @@ class SiteViews:
 
         The scales, one per site, are recorded in the sites: decoder norms are read through them.
         """
-        parts = zip(
-            scales,
-            split_sites(self.W_enc, self.sites, dim=0),
-            split_sites(self.W_dec, self.sites),
-            split_sites(self.b_dec, self.sites),
-            strict=True,
-        )
-        for scale, W_enc, W_dec, b_dec in parts:
-            W_enc.mul_(scale)
-            W_dec.div_(scale)
-            b_dec.div_(scale)
+        for site, scale in enumerate(scales):
+            self.encoder(site).mul_(scale)
+            self.decoder(site).div_(scale)
+            self.decoder_bias(site).div_(scale)
         pairs = zip(self.sites, scales, strict=True)
         self.cfg.sites = tuple(replace(s, scale=s.scale * scale) for s, scale in pairs)
         self.cfg.metadata.sites = [s.to_dict() for s in self.cfg.sites]
@@ -114,23 +98,3 @@ class SiteViews:
             f"[..., {self.n_sites}, d_model] or [..., {d_in}] for the sites "
             f"{[(s.name, s.d_model) for s in self.sites]}."
         )
-
-
-@torch.no_grad()
-def geometric_median(
-    points: Float[Tensor, "batch d_model"], *, n_iterations: int = 100, tolerance: float = 1e-6
-) -> Float[Tensor, " d_model"]:
-    """The point with the smallest sum of distances to `points` (Weiszfeld's iteration).
-
-    Unlike the mean it is not moved by the few tokens of enormous norm. Stops when a step is
-    below `tolerance` of the median's own norm, or after `n_iterations`.
-    """
-    median = points.mean(dim=0)
-    for _ in range(n_iterations):
-        weights = 1 / (points - median).norm(dim=-1).clamp(min=1e-8)
-        moved = (weights[:, None] * points).sum(dim=0) / weights.sum()
-        step = (moved - median).norm()
-        median = moved
-        if step <= tolerance * median.norm():
-            break
-    return median

@@ -1,16 +1,13 @@
 """`CrosscoderTraining`: the crosscoder while it learns, and its one loss.
 
-    loss = mean_tokens sum_m ||x^m - x̂^m||^2 + prefixes + delta + penalties + AuxK
-
 The trainer of this package calls `step_loss`; SAELens's `SAETrainer` gets the same loss through
 `training_forward_pass`. Inputs are activations in the space of training (each site scaled),
 `[batch, n_sites, d_model]` or `[batch, d_in]`. Limit: the `threshold` buffer is in units of f_j n_j
 until it is folded at save.
 """
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +26,7 @@ from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig, Cros
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.loss import Objective, auxk_codes, site_difference
 from tl_crosscoder.crosscoder.partition import project_decoder_, project_encoder_
-from tl_crosscoder.crosscoder.site_views import SiteViews, geometric_median, split_sites
+from tl_crosscoder.crosscoder.site_views import SiteViews, split_sites
 from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.sparse.step import (
     Request,
@@ -37,13 +34,6 @@ from tl_crosscoder.crosscoder.sparse.step import (
     dense_codes,
     dense_pre,
     dense_step,
-)
-from tl_crosscoder.crosscoder.sparsity import (
-    BatchTopK,
-    JumpReLU,
-    TopK,
-    calibrate_threshold,
-    largest_weighted,
 )
 
 _LAST_STEP = 2**62
@@ -71,7 +61,6 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
     cfg: CrosscoderTrainingConfig  # type: ignore[assignment]
     b_enc: nn.Parameter
     threshold: Tensor
-    log_threshold: nn.Parameter
     mean_squared_difference: Tensor
 
     def initialize_weights(self) -> None:
@@ -79,29 +68,26 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
 
         Source: Minder et al. 2025 (crosscoder training, initialisation).
         """
-        norm = self.cfg.decoder_init_norm
-        norm = self.cfg.sparsity.decoder_init_norm if norm is None else norm
+        cfg, kind = self.cfg, {"dtype": self.dtype, "device": self.device}
+        norm = cfg.decoder_init_norm
+        norm = cfg.sparsity.decoder_init_norm if norm is None else norm
         draws: dict[int, Tensor] = {}
-        for width in (s.d_model for s in self.cfg.sites):
+        for width in (s.d_model for s in cfg.sites):
             if width not in draws:
-                rows = torch.randn(self.cfg.d_sae, width, dtype=self.dtype, device=self.device)
+                rows = torch.randn(cfg.d_sae, width, **kind)
                 draws[width] = norm * rows / rows.norm(dim=-1, keepdim=True)
-        decoder = torch.cat([draws[s.d_model] for s in self.cfg.sites], dim=-1)
-        kind = {"dtype": self.dtype, "device": self.device}
+        decoder = torch.cat([draws[s.d_model] for s in cfg.sites], dim=-1)
         self.W_enc = nn.Parameter(decoder.T.clone())  # in memory still a row a latent
         self.W_dec = nn.Parameter(decoder)
-        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, **kind))
-        self.b_dec = nn.Parameter(torch.zeros(self.cfg.d_in, **kind))
-        self.register_buffer("threshold", torch.zeros(self.cfg.d_sae, **kind))
-        if isinstance(self.cfg.sparsity, JumpReLU):
-            start = math.log(self.cfg.sparsity.init_threshold)
-            self.log_threshold = nn.Parameter(torch.full((self.cfg.d_sae,), start, **kind))
-        if self.cfg.delta_loss is not None and self.cfg.delta_loss.scale == "relative":
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **kind))
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, **kind))
+        self.register_buffer("threshold", torch.zeros(cfg.d_sae, **kind))
+        for name, start in cfg.sparsity.parameters().items():
+            self.register_parameter(name, nn.Parameter(torch.full((cfg.d_sae,), start, **kind)))
+        if cfg.delta_loss is not None and cfg.delta_loss.scale == "relative":
             self.register_buffer("mean_squared_difference", torch.zeros((), **kind))
-        self._objective = Objective(self.cfg)
-        self._terms = (
-            torch.compile(self._objective.terms) if self.cfg.compile else self._objective.terms
-        )
+        self._objective = Objective(cfg)
+        self._terms = torch.compile(self._objective.terms) if cfg.compile else self._objective.terms
         self._sparse_step = SparseStep()
         self._obey_partitions()
 
@@ -124,7 +110,7 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
 
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
         """Weights of the penalties, with their warm-up, as SAELens schedules them."""
-        return dict(self.cfg.sparsity_coefficients())
+        return dict(self.cfg.sparsity.coefficients())
 
     def process_sae_in(self, sae_in: Tensor) -> Float[Tensor, "... d_in"]:
         """SAELens's, without a gradient for the input where no bias is subtracted from it."""
@@ -139,12 +125,12 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         """Codes and pre-activations; see the class for what `train()` and `eval()` change."""
         x = self.flatten(x)
         rows = x.flatten(0, -2) if x.ndim > 1 else x[None]
-        request = self._request(rows, is_dead=None, step=_LAST_STEP)
-        pre = self.hook_sae_acts_pre(dense_pre(request))
-        if self.training or isinstance(self.cfg.sparsity, JumpReLU):
-            codes = dense_codes(request, pre)
+        r = self._request(rows, is_dead=None, step=_LAST_STEP)
+        pre = self.hook_sae_acts_pre(dense_pre(r))
+        if self.training:
+            codes = dense_codes(r, pre)
         else:
-            codes = pre.relu() * (pre * request.norms > self.threshold)
+            codes = dense_codes(replace(r, groups=[]), pre) * (pre * r.norms > self.threshold)
         shape = (*x.shape[:-1], self.cfg.d_sae)
         return self.hook_sae_acts_post(codes.view(shape)), pre.view(shape)
 
@@ -197,14 +183,14 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         request = self._request(x, is_dead=is_dead, step=step)
         done = self._sparse_step(request) if self._takes_the_sparse_step() else None
         if done is None:
-            pre = self.hook_sae_acts_pre(dense_pre(request))
-            done = dense_step(request, pre)
+            done = dense_step(request, self.hook_sae_acts_pre(dense_pre(request)))
         out = torch.stack(done.decoded).sum(dim=0) if len(done.decoded) > 1 else done.decoded[0]
         x_hat = self.hook_sae_recons(out + self.b_dec)
-        difference = self._mean_squared_difference_(x)
-        losses = self._terms(x, x_hat, done, self.b_dec, difference)
+        losses = self._terms(x, x_hat, done, self.b_dec, self._mean_squared_difference_(x))
         losses |= self._objective.penalties(done.codes, request.norms, coefficients)
-        self._update_threshold_(done.codes, request.norms.detach())
+        with torch.no_grad():
+            groups = self.cfg.selection_groups()
+            self.cfg.sparsity.observe_(self.threshold, done.codes, request.norms, groups)
         total = torch.stack(list(losses.values())).sum()
         return StepLoss(loss=total, losses=losses, x=x, x_hat=x_hat, codes=done.codes)
 
@@ -213,7 +199,8 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         block = torch.zeros(0, dtype=torch.int64, device=x.device)
         if auxk is not None and is_dead is not None:
             block = is_dead.nonzero().squeeze(-1)
-        factor = sparsity.at(step) if isinstance(sparsity, (TopK, BatchTopK)) else 1.0
+        factor = sparsity.k_factor(step)
+        groups = self.cfg.selection_groups()
         k_aux = (auxk.k if auxk else None) or max(1, self.cfg.d_in // 2)
         return Request(
             x=self.process_sae_in(x),
@@ -222,19 +209,20 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
             W_dec=self.W_dec,
             norms=self.get_W_dec_norm(),
             sparsity=sparsity,
-            groups=[
-                (part, min(k * factor, part.stop - part.start))
-                for part, k in self.cfg.selection_groups()
-            ],
-            threshold=self._jump_threshold(),
+            groups=[(own, min(k * factor, own.stop - own.start)) for own, k in groups],
+            threshold=sparsity.learned_threshold(self._learned()),
             compute_dtype=None if self.cfg.compute_dtype is None else torch.bfloat16,
             bounds=self._objective.bounds,
             block=block,
             block_codes=partial(auxk_codes, k=k_aux),
         )
 
+    def _learned(self) -> dict[str, Tensor]:
+        """Parameters of the sparsity, by name."""
+        return {name: self.get_parameter(name) for name in self.cfg.sparsity.parameters()}
+
     def _takes_the_sparse_step(self) -> bool:
-        """Not where the dense step was asked for, or where someone's hook wants all codes."""
+        """Not where the dense step was requested, or where someone's hook wants all codes."""
         hooks = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
         return (
             self.cfg.kernels == "auto"
@@ -252,42 +240,17 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         mean.copy_(torch.where(mean > 0, torch.lerp(now, mean, 0.99), now))
         return mean.clamp(min=1e-12).clone()
 
-    def _jump_threshold(self) -> Tensor | None:
-        return self.log_threshold.exp() if isinstance(self.cfg.sparsity, JumpReLU) else None
-
-    @torch.no_grad()
-    def _update_threshold_(self, codes: Codes, norms: Tensor) -> None:
-        """Running mean of the smallest kept f_j n_j, from its first observation on."""
-        sparsity = self.cfg.sparsity
-        if not isinstance(sparsity, (TopK, BatchTopK)):
-            return
-        for part, _ in self.cfg.selection_groups():
-            smallest, own = codes.smallest(norms, part), self.threshold[part]
-            updated = torch.lerp(smallest, own, sparsity.threshold_momentum)
-            updated = torch.where(own > 0, updated, smallest)
-            # No branch on values: that would wait for the GPU at every step.
-            own.copy_(torch.where(smallest.isfinite(), updated, own))
-
     @torch.no_grad()
     def calibrate_threshold_(self, batches: Iterable[Tensor]) -> None:
         """Set the threshold so that these held-out batches keep k latents a token.
 
-        Partitions with a k of their own get their own threshold. Does nothing for L1, whose codes
-        are all the positive ones, and for JumpReLU, which learns its thresholds.
+        Partitions with a k of their own get their own threshold. Does nothing for sparsities that
+        select nothing: codes of L1 are all the positive ones, JumpReLU learns its thresholds.
         """
-        groups = self.cfg.selection_groups()
-        if not groups:
-            return
-        norms, kept = self.get_W_dec_norm(), [[] for _ in groups]
-        n_tokens = 0
-        for batch in batches:
-            x = self.process_sae_in(self.flatten(batch))
-            n_tokens += len(x)
-            for (part, k), own in zip(groups, kept, strict=True):
-                pre = torch.addmm(self.b_enc[part], x, self.W_enc[:, part])
-                own.append(largest_weighted(pre.relu() * norms[part], k=k))
-        for (part, k), own in zip(groups, kept, strict=True):
-            self.threshold[part] = calibrate_threshold(own, n_tokens=n_tokens, k=k)
+        groups, norms = self.cfg.selection_groups(), self.get_W_dec_norm()
+        xs = (self.process_sae_in(self.flatten(batch)) for batch in batches)
+        weighted = (torch.addmm(self.b_enc, x, self.W_enc).relu() * norms for x in xs)
+        self.cfg.sparsity.calibrate_(self.threshold, weighted, groups)
 
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """SAELens's one scale for all sites; the threshold, in normalised space, stays."""
@@ -306,15 +269,18 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         state_dict["W_enc"] = state_dict["W_enc"] * norms
         state_dict["b_enc"] = state_dict["b_enc"] * norms
         state_dict["W_dec"] = state_dict["W_dec"] / norms[:, None]
-        if "log_threshold" in state_dict:
-            state_dict["threshold"] = state_dict.pop("log_threshold").exp() * norms
+        learned = self.cfg.sparsity.learned_threshold(
+            {name: state_dict.pop(name) for name in self._learned()}
+        )
+        if learned is not None:
+            state_dict["threshold"] = learned * norms
         state_dict.pop("mean_squared_difference", None)
 
     @torch.no_grad()
     def to_inference(self) -> Crosscoder:
         """The dictionary as it is now, in float32 (bf16 would round thresholds).
 
-        It lives in the space of training: `fold_site_scales_` takes it to raw activations.
+        It works in the space of training: `fold_site_scales_` moves it to raw activations.
         """
         state = self.state_dict()
         self.process_state_dict_for_saving_inference(state)
@@ -322,6 +288,26 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         crosscoder = Crosscoder(CrosscoderConfig.from_dict(fields))
         crosscoder.load_state_dict({n: t.detach().float() for n, t in state.items()})
         return crosscoder
+
+
+@torch.no_grad()
+def geometric_median(
+    points: Float[Tensor, "batch d_model"], *, n_iterations: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d_model"]:
+    """The point with the smallest sum of distances to `points` (Weiszfeld's iteration).
+
+    Unlike the mean it is not moved by the few tokens of enormous norm. Stops when a step is
+    below `tolerance` of the median's own norm, or after `n_iterations`.
+    """
+    median = points.mean(dim=0)
+    for _ in range(n_iterations):
+        weights = 1 / (points - median).norm(dim=-1).clamp(min=1e-8)
+        moved = (weights[:, None] * points).sum(dim=0) / weights.sum()
+        step = (moved - median).norm()
+        median = moved
+        if step <= tolerance * median.norm():
+            break
+    return median
 
 
 if ARCHITECTURE not in SAE_TRAINING_CLASS_REGISTRY:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
+from tl_crosscoder.crosscoder.partition import placed
 from tl_crosscoder.crosscoder.sparse.step import MAX_DENSITY
-from tl_crosscoder.crosscoder.sparsity import BatchTopK, TopK
 from tl_crosscoder.models.devices import NF4, first_device, precision
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.run.model_cost import (
@@ -274,10 +274,10 @@ def _models(config: RunConfig | HarvestConfig) -> tuple[tuple[ModelCost, ...], l
 
 def _active_latents(config: RunConfig, d_sae: int) -> float | None:
     """See `Size.k`."""
-    sparsity = recipe_of(config.preset, n_steps=config.n_steps).sparsity
-    if not isinstance(sparsity, (TopK, BatchTopK)) or config.kernels == "dense":
-        return None
-    return sparsity.k if sparsity.k <= MAX_DENSITY * d_sae else None
+    recipe = recipe_of(config.preset, n_steps=config.n_steps)
+    groups = recipe.sparsity.groups(placed(recipe.partitions, d_sae), d_sae)
+    k = sum(k for _, k in groups)
+    return None if config.kernels == "dense" or not 0 < k <= MAX_DENSITY * d_sae else k
 
 
 def _memory(config: RunConfig, models: tuple[ModelCost, ...], size: Size) -> dict[str, int]:

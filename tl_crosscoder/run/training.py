@@ -28,9 +28,8 @@ from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 from tl_crosscoder.run.sources import load_source, open_cache, sites_of
 from tl_crosscoder.run.text import RunText, check_text, text_of_run, write_documents
 from tl_crosscoder.train.checkpoint import check_output
-from tl_crosscoder.train.loop import fit_together
 from tl_crosscoder.train.presets import recipe_of
-from tl_crosscoder.train.trainer import Trainer, crosscoder_config
+from tl_crosscoder.train.trainer import Trainer, crosscoder_config, fit_together
 
 EXAMPLES_NAME = "examples.sqlite"
 

@@ -1,12 +1,11 @@
-"""`runner_cfg.json`: how a dictionary was made, and whether a folder may be written to.
+"""The files of a run beside its dictionary: `runner_cfg.json` and checkpoints.
 
-The record is written before anything else and compared on resume, so that a run never continues
-with other models, text or settings. Limit: models are identified by name and revision.
-
-Checkpoints: all that a run needs to go on as if it had never stopped.
-
-A checkpoint is a folder `step_00001500` with `weights.safetensors`, `optimizer.safetensors` and
-`state.json`. It appears under its name complete or not at all. Limit: the last two are kept.
+`runner_cfg.json` records how a dictionary is made. It is written before anything else and compared
+on resume, so that a run never continues with other models, text or settings. A checkpoint is a
+folder `checkpoints/step_00001500` with `weights.safetensors`, `optimizer.safetensors` and
+`state.json`: all that a run needs to continue as if it had never stopped. It appears under its name
+complete or not at all. Limits: models are told apart by name and revision; the last two checkpoints
+are kept.
 """
 
 import hashlib
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +32,7 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.source import ActivationSource
 
 RECORD_NAME = "runner_cfg.json"
+N_KEPT = 2
 _PACKAGES = ("tl-crosscoder", "torch", "transformer-lens", "sae-lens", "transformers")
 # What may differ between a run and its continuation.
 _FREE = ("environment", "training.output", "training.wandb_project", "training.prefetch")
@@ -46,6 +47,11 @@ def run_record(
 ) -> dict[str, Any]:
     """Everything that decides the weights of a run, as plain JSON."""
     dictionary = cfg.to_dict()
+    how = {
+        "python": platform.python_version(),
+        "device": str(source.device),
+        "n_threads": torch.get_num_threads(),
+    }
     return {
         "sites": [s.to_dict() for s in source.sites],
         "weight_processing": source.weight_processing,
@@ -55,14 +61,23 @@ def run_record(
             n: dictionary[n] for n in ("sparsity", "partitions", "delta_loss", "matryoshka", "auxk")
         },
         "d_sae": cfg.d_sae,
-        "text": _describe(text),
-        "held_out": _describe(held_out),
-        "environment": {p: version(p) for p in _PACKAGES}
-        | {
-            "python": platform.python_version(),
-            "device": str(source.device),
-            "n_threads": torch.get_num_threads(),
-        },
+        "text": _description(text),
+        "held_out": _description(held_out),
+        "environment": {p: version(p) for p in _PACKAGES} | how,
+    }
+
+
+def _description(text: TokenizedText) -> dict[str, Any]:
+    bits = text.tokens.numpy().tobytes() + text.dropped.numpy().tobytes()
+    return {
+        "n_contexts": len(text),
+        "context_size": text.context_size,
+        "n_tokens": text.n_tokens,
+        "tokens_by_mask": text.mask_counts,
+        "tokens_by_source": text.source_counts,
+        "tokens_by_role": text.role_counts,
+        "norm_limits": None if text.norm_limits is None else list(text.norm_limits),
+        "sha256": hashlib.sha256(bits).hexdigest(),
     }
 
 
@@ -75,7 +90,7 @@ def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:
     """Claim `output` for this run; True if it holds the run complete already.
 
     Raises:
-        ValueError: the folder holds another run, or files that are no run; nothing is changed.
+        ValueError: the folder holds another run, or files that are not a run; nothing is changed.
     """
     check_output(output, resume=resume)
     path = output / RECORD_NAME
@@ -103,23 +118,6 @@ def read_record(output: Path) -> dict[str, Any]:
     return with_renamed_keys(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _describe(text: TokenizedText) -> dict[str, Any]:
-    bits = text.tokens.numpy().tobytes() + text.dropped.numpy().tobytes()
-    return {
-        "n_contexts": len(text),
-        "context_size": text.context_size,
-        "n_tokens": text.n_tokens,
-        "tokens_by_mask": text.mask_counts,
-        "tokens_by_source": text.source_counts,
-        "tokens_by_role": text.role_counts,
-        "norm_limits": None if text.norm_limits is None else list(text.norm_limits),
-        "sha256": hashlib.sha256(bits).hexdigest(),
-    }
-
-
-N_KEPT = 2
-
-
 @dataclass(kw_only=True)
 class TrainState:
     """What changes while a run goes on, apart from weights and optimizer."""
@@ -128,51 +126,71 @@ class TrainState:
     """Completed steps."""
     position: Position
     """Next batch of the loader."""
-    tokens_since_fired: Tensor
-    """`[d_sae]`, int64: tokens since each latent was last active."""
+    tokens_since_fired: Int[Tensor, " d_sae"]
+    """Tokens since each latent was last active."""
     scales: tuple[float, ...]
-    """What each site's activations are multiplied by."""
+    """Factor of each site's activations."""
     metrics_bytes: int = 0
     """Length of metrics.jsonl at this step; what a broken run wrote after it is cut off."""
 
 
-def checkpoint_name(step: int) -> str:
-    """The folder of a step's checkpoint."""
-    return f"step_{step:08d}"
+def checkpoint_path(output: Path, step: int) -> Path:
+    """Folder of a step's checkpoint."""
+    return output / "checkpoints" / f"step_{step:08d}"
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """The checkpoint of a run with the highest step, if it has one."""
+    return max((output / "checkpoints").glob("step_*"), default=None)
 
 
 def save_checkpoint(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState
+    output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState
 ) -> Path:
-    """Write a checkpoint into `folder` and delete all but the last `N_KEPT`."""
-    path = folder / checkpoint_name(state.step)
+    """Write a checkpoint of a run and delete all but the last `N_KEPT`."""
+    path = checkpoint_path(output, state.step)
     plain = asdict(state)
-    fired = plain.pop("tokens_since_fired")
+    moments = {
+        f"{name}/{key}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    moments["tokens_since_fired"] = plain.pop("tokens_since_fired")
     with files.replacing(path) as temporary:
         files.write_tensors(temporary / "weights.safetensors", model.state_dict())
-        files.write_tensors(
-            temporary / "optimizer.safetensors",
-            {"tokens_since_fired": fired} | _optimizer_tensors(model, optimizer),
-        )
+        files.write_tensors(temporary / "optimizer.safetensors", moments)
         files.write_json(temporary / "state.json", plain)
-    for old in sorted(folder.glob("step_*"))[:-N_KEPT]:
+    for old in sorted(path.parent.glob("step_*"))[:-N_KEPT]:
         shutil.rmtree(old)
     return path
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, if there is one."""
-    return max(folder.glob("step_*"), default=None)
 
 
 def load_checkpoint(
     path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> TrainState:
-    """Put weights and optimizer back as they were, and return the state."""
+    """Restore weights and optimizer, and return the state.
+
+    Raises:
+        ValueError: no such checkpoint.
+    """
+    if not path.is_dir():
+        raise ValueError(
+            f"there is no checkpoint {path}, but the other runs of the sweep stand at its step. "
+            "Start the sweep again in another folder."
+        )
     model.load_state_dict(load_file(path / "weights.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")
     fired = tensors.pop("tokens_since_fired")
-    _restore_optimizer(model, optimizer, tensors)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for i, (name, parameter) in enumerate(model.named_parameters()):
+        own = {k.split("/")[1]: t for k, t in tensors.items() if k.startswith(f"{name}/")}
+        # Fused Adam walks through memory: moments need the strides of their parameter, and the
+        # encoder's memory is transposed.
+        moments[i] = {
+            key: torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
+            for key, t in own.items()
+        }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     plain: dict[str, Any] = json.loads((path / "state.json").read_text())
     return TrainState(
         step=plain["step"],
@@ -181,31 +199,3 @@ def load_checkpoint(
         scales=tuple(plain["scales"]),
         metrics_bytes=plain["metrics_bytes"],
     )
-
-
-def _optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """Adam's moments and step counts under `parameter/moment`, by parameter name."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _restore_optimizer(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    state = optimizer.state_dict()
-    parameters = list(model.named_parameters())
-    grouped: dict[int, dict[str, Tensor]] = {}
-    for i, (name, parameter) in enumerate(parameters):
-        own = {k.split("/")[1]: t for k, t in tensors.items() if k.startswith(f"{name}/")}
-        # Fused Adam walks through memory: moments need the strides of their parameter, and the
-        # encoder's memory is transposed.
-        grouped[i] = {
-            key: torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
-            for key, t in own.items()
-        }
-    optimizer.load_state_dict({**state, "state": grouped})

@@ -1,11 +1,8 @@
-"""Site scales: in training every site has a mean squared norm equal to its width.
+"""What a run measures of itself while it trains: site scales, metrics.jsonl, progress bar, W&B.
 
-Measured on the first rows of the text; folded into the dictionary at save and recorded in its
-sites. Shapes: rows of activations, `[n_sites, d_model]` or `[d_in]` (see `site.row_shape`).
-
-What a run says about itself while it trains: metrics.jsonl, the progress bar, W&B.
-
-Limit: these are figures of single training batches; `analysis` measures on held-out text.
+Rows are `[n_sites, d_model]` or `[d_in]` (see `site.row_shape`). In training every site has a mean
+squared norm equal to its width; the scales are folded into the dictionary at save. Limit: metrics
+are of single training batches; `analysis` measures on held-out text.
 """
 
 import hashlib
@@ -22,42 +19,52 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.config.training import TrainConfig
-from tl_crosscoder.crosscoder.loss import difference_fve, fve
 from tl_crosscoder.crosscoder.training import StepLoss
 from tl_crosscoder.models.site import Site, row_shape, site_parts, subtracted_sites
 from tl_crosscoder.train.checkpoint import TrainState
 
 
-def site_scales(
-    activations: Float[Tensor, "tokens n_sites d_model"],
-) -> tuple[float, ...]:
-    """For each site the factor that makes its mean squared norm equal to its width."""
-    mean_squared_norm = activations.pow(2).sum(dim=-1).cpu().double().mean(dim=0)
-    return tuple((activations.shape[-1] / mean_squared_norm).sqrt().tolist())
-
-
 def scales_of_rows(rows: Float[Tensor, "tokens *row"], sites: Sequence[Site]) -> tuple[float, ...]:
-    """The same of rows of either shape."""
-    if len(row_shape(sites)) == 2:
-        return site_scales(rows)
-    return tuple(site_scales(part[:, None])[0] for part in site_parts(rows, sites))
+    """For each site the factor that makes its mean squared norm equal to its width."""
+    norms = [x.pow(2).sum(dim=-1).cpu().double().mean().item() for x in site_parts(rows, sites)]
+    return tuple(math.sqrt(s.d_model / norm) for s, norm in zip(sites, norms, strict=True))
 
 
 def row_factors(scales: Sequence[float], sites: Sequence[Site]) -> Float[Tensor, "..."]:
-    """What a row is multiplied by: `[n_sites, 1]`, or `[d_in]` with each site's factor repeated."""
+    """Factors of a row: `[n_sites, 1]`, or `[d_in]` with each site's factor repeated."""
     factors = torch.tensor(scales)
     if len(row_shape(sites)) == 2:
         return factors[:, None]
     return factors.repeat_interleave(torch.tensor([site.d_model for site in sites]))
 
 
+def fve(
+    x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
+) -> Float[Tensor, " n_sites"]:
+    """Fraction of variance explained of each site, 1 - sum ||x - x̂||^2 / sum ||x - mean||^2."""
+    residual = (x - x_hat).pow(2).sum(dim=(0, 2))
+    return 1 - residual / (x - x.mean(dim=0)).pow(2).sum(dim=(0, 2))
+
+
+def difference_fve(
+    x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
+) -> Float[Tensor, ""]:
+    """FVE of x^1 - x^0, last site minus first; NaN where both sites are equal everywhere.
+
+    The FVE of a site hides it: x^1 - x^0 can be a percent of the variance.
+    """
+    difference, reconstructed = x[:, -1] - x[:, 0], x_hat[:, -1] - x_hat[:, 0]
+    return fve(difference[:, None], reconstructed[:, None]).squeeze()
+
+
 @torch.no_grad()
 def step_metrics(
     output: StepLoss, *, sites: tuple[Site, ...], scales: Tensor, is_dead: Tensor
 ) -> dict[str, float]:
-    """Losses, FVE of each site, L0 and the share of dead latents.
+    """Losses, FVE of each site in raw space, L0 and the share of dead latents.
 
-    And the FVE of the difference of the compared sites, where one can be subtracted from the other.
+    With it the FVE of the difference of the compared sites, where one can be subtracted from the
+    other.
 
     Args:
         output: of one training step, in the space of training.
@@ -66,22 +73,28 @@ def step_metrics(
         is_dead: `[d_sae]`.
     """
     shape = (len(output.x), *row_shape(sites))
-    x = site_parts(output.x.view(shape) / scales, sites)
-    x_hat = site_parts(output.x_hat.view(shape) / scales, sites)
+    x, x_hat = (site_parts(v.view(shape) / scales, sites) for v in (output.x, output.x_hat))
     metrics = {"loss": output.loss} | {f"loss/{n}": v for n, v in output.losses.items()}
-    for site, part, part_hat in zip(sites, x, x_hat, strict=True):
-        metrics[f"fve/{site.name}"] = fve(part[:, None], part_hat[:, None]).squeeze()
+    for site, own, own_hat in zip(sites, x, x_hat, strict=True):
+        metrics[f"fve/{site.name}"] = fve(own[:, None], own_hat[:, None]).squeeze()
     pair = subtracted_sites(sites)
     if pair is not None:
-        both = (torch.stack([parts[i] for i in pair], dim=1) for parts in (x, x_hat))
+        both = (torch.stack([each[i] for i in pair], dim=1) for each in (x, x_hat))
         metrics["fve/difference"] = difference_fve(*both)
     metrics["l0"] = output.codes.l0()
     metrics["dead_share"] = is_dead.float().mean()
     return {name: value.item() for name, value in metrics.items()}
 
 
+def bar_text(metrics: dict[str, float]) -> str:
+    """The metrics of a step as the progress bar shows them."""
+    sites = [n.removeprefix("fve/") for n in metrics if n.startswith("fve/")]
+    shown = [f"FVE {s} {metrics['fve/' + s]:.3f}" for s in sites]
+    return "  ".join([*shown, f"L0 {metrics['l0']:.1f}", f"dead {metrics['dead_share']:.1%}"])
+
+
 class MetricsLog:
-    """Appends metrics to a JSONL file and, on demand, to Weights & Biases.
+    """Appends metrics to a JSONL file and, where a project is given, to Weights & Biases.
 
     A NaN metric is written as null. What a broken run wrote after its last checkpoint is cut
     off, so that a resumed file reads like an unbroken one.
@@ -91,33 +104,25 @@ class MetricsLog:
         self.path = output / "metrics.jsonl" if output else None
         self._started, self._first_step = time.perf_counter(), state.step
         self._batch_size = config.batch_size
-        self._wandb: Any = None
         if self.path and self.path.exists():
             with self.path.open("rb+") as file:
                 file.truncate(state.metrics_bytes)
-        if config.wandb_project:
-            self._wandb = _open_wandb(output, config)
+        self._wandb = _open_wandb(output, config) if config.wandb_project else None
 
     def write(self, step: int, metrics: dict[str, float]) -> int:
         """Log the metrics of a step; returns the length of the file in bytes."""
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
         row = {"step": step, "n_tokens": step * self._batch_size} | metrics
-        row["tokens_per_s"] = self.tokens_per_s(step)
+        row["tokens_per_s"] = (step - self._first_step) * self._batch_size / elapsed
         if self._wandb:
             self._wandb.log(row, step=step)
         if self.path is None:
             return 0
-        row = {
-            n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()
-        }
+        finite = {n: v if math.isfinite(v) else None for n, v in row.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
             return file.tell()
-
-    def tokens_per_s(self, step: int) -> float:
-        """Mean speed since this process began to train."""
-        elapsed = time.perf_counter() - self._started
-        return (step - self._first_step) * self._batch_size / max(elapsed, 1e-9)
 
     def close(self) -> None:
         """Finish the W&B run, if there is one."""
@@ -127,22 +132,14 @@ class MetricsLog:
 
 def _open_wandb(output: Path | None, config: TrainConfig) -> Any:
     """A W&B run; the same folder continues the same one."""
-    import wandb
+    import wandb  # an optional dependency
 
     where = str(output.resolve()) if output else None
-    run_id = hashlib.sha256(where.encode()).hexdigest()[:16] if where else None
     return wandb.init(
         project=config.wandb_project,
         name=output.name if output else None,
         config=asdict(config),
         dir=where,
-        id=run_id,
+        id=hashlib.sha256(where.encode()).hexdigest()[:16] if where else None,
         resume="allow",
     )
-
-
-def bar_text(metrics: dict[str, float]) -> str:
-    """The metrics of a step as the progress bar shows them."""
-    sites = [n.removeprefix("fve/") for n in metrics if n.startswith("fve/")]
-    shown = [f"FVE {s} {metrics['fve/' + s]:.3f}" for s in sites]
-    return "  ".join([*shown, f"L0 {metrics['l0']:.1f}", f"dead {metrics['dead_share']:.1%}"])

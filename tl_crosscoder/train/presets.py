@@ -10,7 +10,8 @@ from tl_crosscoder.config import presets
 from tl_crosscoder.config.presets import Preset
 from tl_crosscoder.crosscoder.config import DeltaLoss
 from tl_crosscoder.crosscoder.partition import Partition
-from tl_crosscoder.crosscoder.sparsity import L1, BatchTopK, JumpReLU, Sparsity, TopK
+from tl_crosscoder.crosscoder.sparsity import L1, JumpReLU, Sparsity
+from tl_crosscoder.crosscoder.topk import BatchTopK, TopK
 
 
 @dataclass(frozen=True, kw_only=True)

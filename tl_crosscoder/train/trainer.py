@@ -1,22 +1,23 @@
-"""`Trainer`: the loop that turns a pair, or any other sites, and a text into a crosscoder.
+"""`Trainer`: turns a pair, or any other sites, and a text into a crosscoder.
 
 In the output folder: `runner_cfg.json` (how it was made, written first), `metrics.jsonl` (a line
 every `log_every` steps), `checkpoints/` while it runs, and at the end `cfg.json` with
-`sae_weights.safetensors`.
-A run that stops, however it stops, continues from its last checkpoint to the same final weights,
-bit for bit on a CPU with the same number of threads. Limit: one process, one device.
+`sae_weights.safetensors`. A run that stops, however it stops, continues from its last checkpoint to
+the same final weights, bit for bit on a CPU with the same number of threads. Limit: one process;
+the dictionary is on one device.
 """
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_crosscoder.config.presets import BatchTopK, Preset
 from tl_crosscoder.config.training import TrainConfig
@@ -30,13 +31,14 @@ from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 from tl_crosscoder.train.checkpoint import (
     TrainState,
-    checkpoint_name,
+    checkpoint_path,
     latest_checkpoint,
     load_checkpoint,
     open_run,
     run_record,
     save_checkpoint,
 )
+from tl_crosscoder.train.interrupt import TrainingInterruptedError, interruptible
 from tl_crosscoder.train.metrics import (
     MetricsLog,
     bar_text,
@@ -48,14 +50,19 @@ from tl_crosscoder.train.presets import Recipe, recipe_of
 
 N_INITIAL_ROWS = 8192
 """Activation pairs from which the site scales and the decoder bias are measured."""
+SHARED = (
+    "n_tokens", "batch_size", "buffer_contexts", "harvest_batch_size", "checkpoint_every", "seed",
+    "n_calibration_tokens",
+)  # fmt: skip
+"""Settings that trainers have in common where they share batches."""
 
 
 class Trainer:
     """Trains one crosscoder; `fit` does everything, `step` one step.
 
     Args:
-        source: models and their hook points (`ModelPair`, `ModelPair`), an `ActivationCache` of
-            them, or the `difference()` of either.
+        source: models and their hook points, an `ActivationCache` of them, or the `difference()`
+            of either.
         text: contexts to train on.
         held_out: contexts on which the inference threshold is calibrated.
         config: size, length and rates of the run.
@@ -97,10 +104,20 @@ class Trainer:
         )
         record = run_record(source, text, held_out, config, self.cfg)
         self.is_complete = self.output is not None and open_run(self.output, record, resume=resume)
-        self._make_weights()
-        self.state = self._resumed_state() if resume else None
+        self.load(latest_checkpoint(self.output) if self.output and resume else None)
         self._grad_norm = self._loss = torch.zeros(())
         self._log: MetricsLog | None = None
+
+    def load(self, checkpoint: Path | None) -> None:
+        """Take weights, optimizer and state of a checkpoint; None is a new beginning."""
+        config = self.config
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed if config.weight_seed is None else config.weight_seed)
+            self.crosscoder = CrosscoderTraining(self.cfg)
+        self.optimizer = torch.optim.Adam(self.crosscoder.parameters(), lr=config.lr, fused=True)
+        self.state: TrainState | None = None
+        if checkpoint is not None:
+            self.state = load_checkpoint(checkpoint, self.crosscoder, self.optimizer)
 
     def fit(self) -> Crosscoder:
         """Train to the end, calibrate, save, and return the dictionary for raw activations.
@@ -109,13 +126,37 @@ class Trainer:
             FloatingPointError: the loss is not finite; the last checkpoint is intact.
             TrainingInterruptedError: Ctrl-C; a checkpoint of that very step is on disk.
         """
-        from tl_crosscoder.train.loop import fit_together
-
         return fit_together([self])[0]
 
-    def step(self, batch: Tensor) -> StepLoss:
+    def begin(self, sample: Float[Tensor, "batch *row"] | None = None) -> TrainState:
+        """The state of the run; the first one is made from rows that training then sees again.
+
+        Args:
+            sample: rows for the scales and the decoder bias; `first_rows` by default.
+        """
+        if self.state is None:
+            sample, sites = self.first_rows() if sample is None else sample, self.source.sites
+            self.state = TrainState(
+                position=Position(),
+                tokens_since_fired=torch.zeros(
+                    self.cfg.d_sae, dtype=torch.int64, device=self.crosscoder.device
+                ),
+                scales=scales_of_rows(sample, sites)
+                if self.config.normalize
+                else (1.0,) * len(sites),
+            )
+            self.crosscoder.initialize_b_dec_(sample * self._scales(self.state))
+        return self.state
+
+    def first_rows(self) -> Float[Tensor, "batch *row"]:
+        """Rows of the first batches, from which scales and decoder bias are measured."""
+        n_batches = -(-N_INITIAL_ROWS // self.config.batch_size)
+        with closing(self.loader.batches()) as batches:
+            return torch.cat([rows for rows, _ in islice(batches, n_batches)])
+
+    def step(self, batch: Float[Tensor, "batch *row"]) -> StepLoss:
         """One optimizer step on raw activations; returns the loss of the last accumulated part."""
-        state, config = self._started(), self.config
+        state, config = self.begin(), self.config
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(state.step)
         self.optimizer.zero_grad()
@@ -129,7 +170,8 @@ class Trainer:
 
     def _accumulate(self, batch: Tensor, state: TrainState) -> StepLoss:
         """Gradients of a batch, part by part; counts the tokens since each latent fired."""
-        is_dead, coefficients = self.is_dead(state), self._coefficients(state.step)
+        is_dead = self.is_dead(state)
+        coefficients = self.cfg.sparsity.coefficients_at(state.step)
         state.tokens_since_fired += len(batch)
         n, output = self.config.n_accumulated, None
         for part in batch.split(len(batch) // n):
@@ -141,41 +183,33 @@ class Trainer:
         assert output is not None
         return output
 
-    def is_dead(self, state: TrainState) -> Tensor:
-        """Which latents have not fired for long; `[d_sae]`, bool."""
+    def is_dead(self, state: TrainState) -> Bool[Tensor, " d_sae"]:
+        """Which latents have not fired for long."""
         limit = self.config.dead_after_tokens
         if limit is None:
             limit = min(10_000_000, self.config.n_tokens // 10)
         return state.tokens_since_fired >= limit
 
-    def save(self) -> Path | None:
-        """Write a checkpoint now; None without an output folder.
-
-        Raises FloatingPointError where the loss is not finite: nothing is overwritten then.
-        """
-        self._check_finite()
-        if self.output is None:
-            return None
-        folder = self.output / "checkpoints"
-        return save_checkpoint(folder, self.crosscoder, self.optimizer, self._started())
-
-    def begin(self, sample: Float[Tensor, "batch *row"] | None) -> None:
-        """Make the first state from activations, unless there is one, and open the log."""
-        if self.state is None:
-            assert sample is not None
-            self.state = self._initial_state(sample)
-        self._log = MetricsLog(self.output, self.config, self.state)
-
     def advance(
         self, batch: Float[Tensor, "batch *row"], position: Position, *, is_last: bool = False
     ) -> str | None:
         """A step, with what is due after it: a log line, whose text is returned, a checkpoint."""
-        state, config = self._started(), self.config
+        state, config, text = self.begin(), self.config, None
+        log = self._log = self._log or MetricsLog(self.output, config, state)
         output = self.step(batch)
         state.position = position
-        text = None
         if is_last or state.step == 1 or state.step % config.log_every == 0:
-            text = self._write_log(state, output)
+            self._check_finite()
+            metrics = step_metrics(
+                output,
+                sites=self.cfg.sites,
+                scales=self._scales(state),
+                is_dead=self.is_dead(state),
+            )
+            metrics["grad_norm"] = self._grad_norm.item()
+            metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+            state.metrics_bytes = log.write(state.step, metrics)
+            text = bar_text(metrics)
         if is_last or state.step % config.checkpoint_every == 0:
             self.save()
         return text
@@ -185,97 +219,32 @@ class Trainer:
         if self._log:
             self._log.close()
 
-    def _write_log(self, state: TrainState, output: StepLoss) -> str:
+    def save(self) -> Path | None:
+        """Write a checkpoint now; None without an output folder.
+
+        Raises FloatingPointError where the loss is not finite: nothing is overwritten then.
+        """
         self._check_finite()
-        metrics = step_metrics(
-            output,
-            sites=self.cfg.sites,
-            scales=self._scales(state),
-            is_dead=self.is_dead(state),
-        )
-        metrics["grad_norm"] = self._grad_norm.item()
-        metrics["lr"] = self.optimizer.param_groups[0]["lr"]
-        if self._log:
-            state.metrics_bytes = self._log.write(state.step, metrics)
-        return bar_text(metrics)
+        if self.output is None:
+            return None
+        return save_checkpoint(self.output, self.crosscoder, self.optimizer, self.begin())
 
     def _check_finite(self) -> None:
         """Adam spreads one NaN to all weights at once, so the weights tell of every step before."""
         if self._loss.isfinite() and all(p.isfinite().all() for p in self.crosscoder.parameters()):
             return
-        kept = latest_checkpoint(self.output / "checkpoints") if self.output else None
+        kept = latest_checkpoint(self.output) if self.output else None
         raise FloatingPointError(
-            f"the loss is not finite at step {self._started().step} (it is {self._loss.item()}). "
+            f"the loss is not finite at step {self.begin().step} (it is {self._loss.item()}). "
             f"Lower the learning rate (lr, now {self.config.lr:g}) or check the activations for "
             f"NaN. The last good checkpoint is {kept or 'not there: none had been written'}."
         )
 
-    def _initial_state(self, sample: Float[Tensor, "batch *row"]) -> TrainState:
-        """Scales and decoder bias from the first rows, which training then sees again."""
-        sites = self.source.sites
-        scales = scales_of_rows(sample, sites) if self.config.normalize else (1.0,) * len(sites)
-        state = TrainState(
-            position=Position(),
-            tokens_since_fired=torch.zeros(
-                self.cfg.d_sae, dtype=torch.int64, device=self.crosscoder.device
-            ),
-            scales=scales,
-        )
-        self.crosscoder.initialize_b_dec_(sample * self._scales(state))
-        return state
-
-    def first_rows(self) -> Float[Tensor, "batch *row"]:
-        """The rows from which scales and decoder bias are measured: the first batches."""
-        n_batches = -(-N_INITIAL_ROWS // self.config.batch_size)
-        with closing(self.loader.batches()) as batches:
-            return torch.cat([rows for rows, _ in islice(batches, n_batches)])
-
-    def return_to(self, step: int) -> None:
-        """Go back to the checkpoint of a step, or to the start; later checkpoints are deleted.
-
-        Raises ValueError where there is no such checkpoint.
-        """
-        assert self.output is not None
-        folder = self.output / "checkpoints"
-        path = folder / checkpoint_name(step)
-        if step and not path.is_dir():
-            raise ValueError(
-                f"{self.output} has no checkpoint of step {step:,}, at which the other runs of the "
-                "sweep are. Start the sweep again in another folder."
-            )
-        self._make_weights()
-        self.state = load_checkpoint(path, self.crosscoder, self.optimizer) if step else None
-        for later in folder.glob("step_*"):
-            if later.name > path.name:
-                shutil.rmtree(later)
-
-    def _make_weights(self) -> None:
-        config = self.config
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed if config.weight_seed is None else config.weight_seed)
-            self.crosscoder = CrosscoderTraining(self.cfg)
-        self.optimizer = torch.optim.Adam(self.crosscoder.parameters(), lr=config.lr, fused=True)
-
-    def _resumed_state(self) -> TrainState | None:
-        path = latest_checkpoint(self.output / "checkpoints") if self.output else None
-        return load_checkpoint(path, self.crosscoder, self.optimizer) if path else None
-
-    def _started(self) -> TrainState:
-        if self.state is None:
-            self.state = self._initial_state(self.first_rows())
-        return self.state
-
     def _scales(self, state: TrainState) -> Float[Tensor, "..."]:
         return row_factors(state.scales, self.source.sites).to(self.crosscoder.device)
 
-    def _coefficients(self, step: int) -> dict[str, float]:
-        schedule = self.cfg.sparsity_coefficients()
-        return {
-            n: c.value * min(1.0, (step + 1) / max(1, c.warm_up_steps)) for n, c in schedule.items()
-        }
-
     def calibration_rows(self) -> Iterator[Float[Tensor, "batch *row"]]:
-        """The held-out rows on which the inference threshold is set."""
+        """Held-out rows on which the inference threshold is set."""
         tokens_per_context = self.held_out.n_tokens / len(self.held_out)
         n_contexts = math.ceil(self.config.n_calibration_tokens / tokens_per_context)
         harvested = harvest_rows(
@@ -285,28 +254,103 @@ class Trainer:
             yield from part.split(self.config.batch_size)
 
     def finish(self, rows: Iterable[Tensor]) -> Crosscoder:
-        """Calibrate the threshold on held-out rows, fold the scales, and save."""
-        state = self._started()
-        self.crosscoder.calibrate_threshold_(x * self._scales(state) for x in rows)
-        crosscoder = self.crosscoder.to_inference()
-        crosscoder.fold_site_scales_(state.scales)
+        """Calibrate the threshold on held-out rows, fold the scales, and save.
+
+        A run that is complete is read from its folder instead.
+        """
+        if self.is_complete:
+            assert self.output
+            crosscoder = Crosscoder.load(self.output, device=self.cfg.device)
+        else:
+            state = self.begin()
+            self.crosscoder.calibrate_threshold_(x * self._scales(state) for x in rows)
+            crosscoder = self.crosscoder.to_inference()
+            crosscoder.fold_site_scales_(state.scales)
+            if self.output:
+                crosscoder.save(self.output)
         if self.output:
-            crosscoder.save(self.output)
-            shutil.rmtree(self.output / "checkpoints")
+            shutil.rmtree(self.output / "checkpoints", ignore_errors=True)
         return crosscoder
 
-    def finished(self) -> Crosscoder:
-        """The dictionary of a run that is complete, from its folder."""
-        assert self.is_complete
-        assert self.output
-        shutil.rmtree(self.output / "checkpoints", ignore_errors=True)
-        return Crosscoder.load(self.output, device=self.cfg.device)
+
+def fit_together(trainers: Sequence[Trainer]) -> list[Crosscoder]:
+    """Train all to the end on the same batches, calibrate, save, and return the dictionaries.
+
+    Each ends with the weights, bit for bit on a CPU, that it would have alone; the models run once
+    for all. Runs that are complete are not trained again.
+
+    Raises:
+        ValueError: trainers of other sites, text, batch size, length or seed.
+        FloatingPointError: a loss is not finite; the last checkpoints are intact.
+        TrainingInterruptedError: Ctrl-C; checkpoints of that very step are on disk.
+    """
+    left = [trainer for trainer in trainers if not trainer.is_complete]
+    rows: Iterable[Tensor] = []
+    if left:
+        _check_shared(left)
+        _train(left)
+        rows = left[0].calibration_rows()
+        # Several read the held-out rows, which are harvested once; one has them as they come.
+        rows = [*rows] if len(left) > 1 else rows
+    return [trainer.finish(rows) for trainer in trainers]
+
+
+def _train(trainers: Sequence[Trainer]) -> None:
+    first, step = trainers[0], _common_step(trainers)
+    sample = first.first_rows() if any(t.state is None for t in trainers) else None
+    with ExitStack() as stack:
+        for trainer in trainers:
+            stack.callback(trainer.close)
+            trainer.begin(sample)
+        del sample
+        interrupted = stack.enter_context(interruptible())
+        batches = stack.enter_context(closing(first.loader.batches(first.begin().position)))
+        size, n_steps = first.config.batch_size, first.config.n_steps
+        how = {"desc": "Training", "unit": "tok", "unit_scale": True}
+        bar = stack.enter_context(tqdm(total=n_steps * size, initial=step * size, **how))
+        while step < n_steps:
+            batch, position = next(batches)
+            step += 1
+            texts = [t.advance(batch, position, is_last=step == n_steps) for t in trainers]
+            bar.update(len(batch))
+            if texts[0]:
+                bar.set_postfix_str(texts[0])
+            if interrupted.is_set():
+                path, *_ = [trainer.save() for trainer in trainers]
+                where = f"saved {path}; continue with --resume" if path else "no output folder"
+                raise TrainingInterruptedError(f"interrupted after step {step}: {where}.")
+
+
+def _common_step(trainers: Sequence[Trainer]) -> int:
+    """The step at which all stand; those that are ahead, after a kill while saving, go back."""
+    steps = [0 if t.state is None else t.state.step for t in trainers]
+    step = min(steps)
+    for trainer, own in zip(trainers, steps, strict=True):
+        if own > step:
+            assert trainer.output
+            trainer.load(checkpoint_path(trainer.output, step) if step else None)
+    return step
+
+
+def _check_shared(trainers: Sequence[Trainer]) -> None:
+    first = trainers[0]
+    for trainer in trainers[1:]:
+        differing = [n for n in SHARED if getattr(trainer.config, n) != getattr(first.config, n)]
+        if trainer.source is not first.source:
+            differing.append("the models or the cache")
+        if not torch.equal(trainer.loader.text.tokens, first.loader.text.tokens):
+            differing.append("the text")
+        if differing:
+            raise ValueError(
+                f"dictionaries that are trained together share their batches, but these differ in "
+                f"{', '.join(differing)}. Train them apart, or give them the same."
+            )
 
 
 def crosscoder_config(
     source: ActivationSource, config: TrainConfig, recipe: Recipe | Preset
 ) -> CrosscoderTrainingConfig:
-    """The dictionary that these sites and settings ask for."""
+    """The dictionary that these sites and settings request."""
     recipe = recipe_of(recipe, n_steps=config.n_steps)
     cfg = CrosscoderTrainingConfig(
         d_in=sum(s.d_model for s in source.sites),

@@ -25,7 +25,7 @@ class Pattern:
 
     @classmethod
     def at(cls, positions: Int[Tensor, " nnz"], *, shape: tuple[int, int]) -> "Pattern":
-        """From sorted flat positions in a `[batch, d_sae]` matrix."""
+        """The pattern of sorted flat positions in a `[batch, d_sae]` matrix."""
         batch, d_sae = shape
         tokens = torch.div(positions, d_sae, rounding_mode="floor")
         latents = (positions - tokens * d_sae).int()
@@ -42,16 +42,12 @@ class Pattern:
         return rows_of(self.offsets, len(self.latents))
 
     @cached_property
-    def by_latent(self) -> "tuple[Int[Tensor, ' nnz'], Int[Tensor, ' d_sae_plus_1']]":
+    def by_latent(self) -> tuple[Int[Tensor, " nnz"], Int[Tensor, " d_sae_plus_1"]]:
         """The order that sorts entries by latent, and where each latent begins in it."""
         # A radix sort: 16 bits take fewer passes than 32.
         keys = self.latents.short() if self.d_sae <= 2**15 else self.latents
         ordered, order = keys.sort(stable=True)
         return order, offsets_of(ordered.int(), self.d_sae)
-
-    def positions(self) -> Int[Tensor, " nnz"]:
-        """Flat positions in a `[batch, d_sae]` matrix."""
-        return self.tokens.long() * self.d_sae + self.latents
 
     def stacked(self, bounds: tuple[int, ...]) -> "tuple[Pattern, Int[Tensor, ' nnz'] | None]":
         """One batch for each range of latents, one below the other, and the order that makes it.
@@ -105,9 +101,10 @@ class SparseCodes:
 
     def to_dense(self) -> Float[Tensor, "batch d_sae"]:
         """The same codes as a matrix."""
-        shape = (self.pattern.batch, self.pattern.d_sae)
-        dense = self.values.new_zeros(shape[0] * shape[1])
-        return dense.index_copy(0, self.pattern.positions(), self.values).view(shape)
+        pattern = self.pattern
+        positions = pattern.tokens.long() * pattern.d_sae + pattern.latents
+        dense = self.values.new_zeros(self.batch * pattern.d_sae)
+        return dense.index_copy(0, positions, self.values).view(self.batch, pattern.d_sae)
 
     def each(self, weights: Float[Tensor, " d_sae"]) -> Float[Tensor, " nnz"]:
         """The weight of each entry's latent."""
@@ -116,10 +113,6 @@ class SparseCodes:
     def weighted(self, weights: Float[Tensor, " d_sae"]) -> Float[Tensor, " nnz"]:
         """f_j times the weight of the latent, for each entry."""
         return self.values * self.each(weights)
-
-    def total(self, weights: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
-        """Weighted sum of all codes."""
-        return self.weighted(weights).sum()
 
     def fired(self) -> Bool[Tensor, " d_sae"]:
         """Latents that are active on at least one token."""
@@ -132,16 +125,16 @@ class SparseCodes:
         """Mean number of active latents a token."""
         return (self.values.detach() > 0).sum() / self.pattern.batch
 
-    def smallest(self, weights: Float[Tensor, " d_sae"], part: slice) -> Float[Tensor, ""]:
+    def smallest(self, weights: Float[Tensor, " d_sae"], latents: slice) -> Float[Tensor, ""]:
         """Smallest positive weighted code of a range of latents; infinity without any."""
-        weighted, latents = self.weighted(weights).detach(), self.pattern.latents
-        counts = (weighted > 0) & (latents >= part.start) & (latents < part.stop)
+        weighted, own = self.weighted(weights).detach(), self.pattern.latents
+        counts = (weighted > 0) & (own >= latents.start) & (own < latents.stop)
         return _smallest(torch.where(counts, weighted, torch.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCodes:
-    """The same as `SparseCodes`, as a matrix: the slow twin."""
+    """Codes of all latents as a matrix, as the dense step has them; methods as of `SparseCodes`."""
 
     values: Float[Tensor, "batch d_sae"]
 
@@ -162,10 +155,6 @@ class DenseCodes:
         """f_j times the weight of the latent, for each entry."""
         return self.values * weights
 
-    def total(self, weights: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
-        """Weighted sum of all codes."""
-        return (self.values @ weights).sum()
-
     def fired(self) -> Bool[Tensor, " d_sae"]:
         """Latents that are active on at least one token."""
         return (self.values.detach() > 0).any(dim=0)
@@ -174,9 +163,9 @@ class DenseCodes:
         """Mean number of active latents a token."""
         return (self.values.detach() > 0).sum(dim=-1).float().mean()
 
-    def smallest(self, weights: Float[Tensor, " d_sae"], part: slice) -> Float[Tensor, ""]:
+    def smallest(self, weights: Float[Tensor, " d_sae"], latents: slice) -> Float[Tensor, ""]:
         """Smallest positive weighted code of a range of latents; infinity without any."""
-        weighted = (self.values.detach() * weights.detach())[:, part]
+        weighted = (self.values.detach() * weights.detach())[:, latents]
         return _smallest(torch.where(weighted > 0, weighted, torch.inf))
 
 

@@ -4,8 +4,8 @@
     sampled_dots   out[e]   = <a[row of e], b[index[e]]>
     at_least       the positions of the scores that reach a limit
 
-Entries are stored row by row: row r owns `offsets[r] : offsets[r + 1]`. These are the eager twins,
-of torch alone; on CUDA the Triton kernels of `kernels_triton` take over all three.
+Entries are stored row by row: row r owns `offsets[r] : offsets[r + 1]`. These are the reference
+implementations, in torch alone; on CUDA those of `sparse.triton` take over all three.
 """
 
 from typing import Literal
@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.crosscoder.sparse import triton as kernels_triton
+from tl_crosscoder.crosscoder.sparse import triton
 
 GROUP = 16
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
 BACKEND: Literal["auto", "triton", "torch"] = "auto"
-"""Which twin runs: `auto` is Triton on CUDA and torch elsewhere. Tests set it."""
+"""Which implementation runs: `auto` is Triton on CUDA and torch elsewhere. Tests set it."""
 
 
 def takes_triton(tensor: Tensor) -> bool:
@@ -36,7 +36,7 @@ def weighted_bag(
 ) -> Float[Tensor, "m d"]:
     """Weighted sums of rows of a table, one sum for each row of entries; in the weights' dtype."""
     if takes_triton(table):
-        return kernels_triton.weighted_bag(table, index, offsets, weights, out_dtype=weights.dtype)
+        return triton.weighted_bag(table, index, offsets, weights, out_dtype=weights.dtype)
     table = table.to(weights.dtype)
     return torch.nn.functional.embedding_bag(
         index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
@@ -54,7 +54,7 @@ def sampled_dots(
     In float32, or float64 where one of them is.
     """
     if takes_triton(a):
-        return kernels_triton.sampled_dots(a, b, offsets, index)
+        return triton.sampled_dots(a, b, offsets, index)
     kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(kind), b.to(kind)
     # The backward of embedding_bag is this product; unlike sparse.sampled_addmm it needs no MKL.
@@ -97,7 +97,7 @@ def at_least(scores: Float[Tensor, "m n"], limits: Float[Tensor, "#m 1"]) -> Int
 def _at_least_on_gpu(scores: Tensor, limits: Tensor) -> Int[Tensor, " hits"]:
     capacity = max(1, scores.numel() // 16)
     thresholds = limits.expand(len(scores), 1).squeeze(-1).contiguous()
-    columns, offsets = kernels_triton.compact(scores, thresholds, capacity)
+    columns, offsets = triton.compact(scores, thresholds, capacity)
     n_hits = int(offsets[-1])
     if n_hits > capacity:
         return (scores >= limits).flatten().nonzero().squeeze(-1)

@@ -2,10 +2,9 @@
 
 Of the six dense products of a step one remains, the search for the active latents. Both weight
 gradients have a row a latent and are written as such: the encoder's memory is a row a latent too,
-although its shape is `[d_in, d_sae]`.
-
-A block of latents (the dead ones, for AuxK) may be computed densely beside the sparse entries, so
-that each weight has one gradient and not two of full size to be added.
+although its shape is `[d_in, d_sae]`. A block of latents (the dead ones, for AuxK) may be computed
+densely beside the sparse entries, so that each weight has one gradient and not two of full size to
+be added. Factors are the operands as they are multiplied, maybe in bfloat16.
 """
 
 from typing import Any
@@ -18,30 +17,37 @@ from tl_crosscoder.crosscoder.sparse.codes import Pattern
 from tl_crosscoder.crosscoder.sparse.kernels import sampled_dots, weighted_bag
 
 
-class _Rounded(torch.autograd.Function):
+class Rounded(torch.autograd.Function):
+    """Values rounded to another dtype and back; the gradient passes as if they were not."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rounded values."""
         del ctx
         return values.to(dtype).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """The gradient as it is."""
         del ctx
         return grads[0], None
 
 
-class _Encode(torch.autograd.Function):
+class Encode(torch.autograd.Function):
+    """Pre-activations of the entries, which the search has computed, and of the block."""
+
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        pre: Tensor,
+        x: Float[Tensor, "batch d_in"],
+        W_enc: Float[Tensor, "d_in d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        pre: Float[Tensor, " nnz"],
         pattern: Pattern,
-        factors: tuple[Tensor, Tensor],
-        block: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        factors: tuple[Float[Tensor, "batch d_in"], Float[Tensor, "d_sae d_in"]],
+        block: Int[Tensor, " n_block"],
+    ) -> tuple[Float[Tensor, " nnz"], Float[Tensor, "batch n_block"]]:
+        """See the class; `factors` are x and the rows of the encoder."""
         del x, W_enc
         x, W = factors
         ctx.save_for_backward(x, W, block)
@@ -51,6 +57,7 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, W_enc and b_enc."""
         x, W, block = ctx.saved_tensors
         pattern, (grad, grad_block) = ctx.pattern, grads
         order, offsets = pattern.by_latent
@@ -66,25 +73,29 @@ class _Encode(torch.autograd.Function):
         return grad_x, grad_W.T, grad_b, None, None, None, None
 
 
-class _Decode(torch.autograd.Function):
+class Decode(torch.autograd.Function):
+    """sum_j f_j d_j of the entries of each row, and of the block, without bias."""
+
     @staticmethod
     def forward(
         ctx: Any,
-        values: Tensor,
-        W_dec: Tensor,
+        values: Float[Tensor, " nnz"],
+        W_dec: Float[Tensor, "d_sae d_in"],
         pattern: Pattern,
-        factor: Tensor,
-        codes: Tensor,
-        block: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        factor: Float[Tensor, "d_sae d_in"],
+        block_codes: Float[Tensor, "batch n_block"],
+        block: Int[Tensor, " n_block"],
+    ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "batch d_in"]]:
+        """See the class; `factor` is the decoder."""
         del W_dec
-        ctx.save_for_backward(values, factor, codes, block)
+        ctx.save_for_backward(values, factor, block_codes, block)
         ctx.pattern = pattern
         decoded = weighted_bag(factor, pattern.latents, pattern.offsets, values)
-        return decoded, codes @ factor[block].to(codes.dtype)
+        return decoded, block_codes @ factor[block].to(block_codes.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of values, W_dec and the block's codes."""
         values, factor, codes, block = ctx.saved_tensors
         pattern, (grad, grad_block) = ctx.pattern, [g.contiguous() for g in grads]
         order, offsets = pattern.by_latent
@@ -95,48 +106,3 @@ class _Decode(torch.autograd.Function):
             grad_W.index_add_(0, block, codes.T @ grad_block)
             grad_codes = grad_block @ factor[block].to(grad.dtype).T
         return grad_values, grad_W, None, None, grad_codes, None
-
-
-def rounded(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """Values rounded to another dtype and back; the gradient passes as if they were not."""
-    return _Rounded.apply(values, dtype)
-
-
-def encode(
-    x: Float[Tensor, "batch d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    *,
-    pattern: Pattern,
-    pre: Float[Tensor, " nnz"],
-    factors: tuple[Float[Tensor, "batch d_in"], Float[Tensor, "d_sae d_in"]],
-    block: Int[Tensor, " n_block"],
-) -> tuple[Float[Tensor, " nnz"], Float[Tensor, "batch n_block"]]:
-    """Pre-activations of the entries, and of the block on every token, with their gradients.
-
-    Args:
-        x: activations.
-        W_enc: encoder; it gets the gradient, with the memory of a row a latent.
-        b_enc: encoder bias.
-        pattern: the entries.
-        pre: their pre-activations, which the search has computed.
-        factors: x and the rows of the encoder as they are multiplied, maybe in bfloat16.
-        block: latents computed on every token; may be none.
-    """
-    return _Encode.apply(x, W_enc, b_enc, pre, pattern, factors, block)
-
-
-def decode(
-    values: Float[Tensor, " nnz"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    *,
-    pattern: Pattern,
-    factor: Float[Tensor, "d_sae d_in"],
-    block_codes: Float[Tensor, "batch n_block"],
-    block: Int[Tensor, " n_block"],
-) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "batch d_in"]]:
-    """sum_j f_j d_j of the entries, and of the block, without bias.
-
-    `factor` is the decoder as it is multiplied, maybe in bfloat16.
-    """
-    return _Decode.apply(values, W_dec, pattern, factor, block_codes, block)

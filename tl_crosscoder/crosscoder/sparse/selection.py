@@ -15,6 +15,7 @@ With x+ = [x, 1] and w+ = s [w, b - floor], and r(.) what bfloat16 makes of them
 where every norm is known; the right-hand side is two more columns of the same product.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from tl_crosscoder.crosscoder.sparse import kernels
 from tl_crosscoder.crosscoder.sparse.codes import Pattern
-from tl_crosscoder.crosscoder.sparsity import largest
 
 TINY = torch.finfo(torch.float32).tiny
 CHUNK = 512
@@ -121,14 +121,13 @@ class Scores:
             gathered.append(self._found(hits, start, part, pre))
         return self._joined(gathered), highest
 
-    def reaching_kth(self, k: int, part: slice) -> tuple[Found, Float[Tensor, " batch"]]:
-        """For each token an estimate of its k-th largest score, and the entries that reach it."""
-        gathered, limits = [], []
+    def reaching_kth(self, k: int, part: slice) -> Found:
+        """For each token the entries that reach a limit not above its k-th largest score."""
+        gathered = []
         for start, scores, pre in self._chunks(part):
-            own = self._kth_limits(scores, start, part, k)
-            gathered.append(self._found(kernels.at_least(scores, own), start, part, pre))
-            limits.append(own.squeeze(-1).to(self.bias.dtype))
-        return self._joined(gathered), torch.cat(limits)
+            hits = kernels.at_least(scores, self._kth_limits(scores, start, part, k))
+            gathered.append(self._found(hits, start, part, pre))
+        return self._joined(gathered)
 
     def _found(
         self, hits: Tensor, start: int, part: slice, pre: Tensor | None
@@ -145,16 +144,19 @@ class Scores:
         return Found(positions, torch.cat(known) if known else self.pre_at(positions))
 
     def _kth_limits(self, scores: Tensor, start: int, part: slice, k: int) -> Tensor:
-        """Below the k-th largest score of each token, but for a few tokens; see `token_topk`."""
+        """A limit for each token that k of its scores reach, unless fewer are positive.
+
+        k groups of latents whose maximum reaches a value hold k scores that do.
+        """
         maxima = scores
         if scores.shape[1] % kernels.GROUP == 0 and scores.shape[1] // kernels.GROUP >= k:
             maxima = scores.view(len(scores), kernels.GROUP, -1).amax(dim=1)
         kth = maxima.topk(min(k, maxima.shape[1]), dim=-1).values[:, -1:]
-        if self.prefilter:
+        if self.prefilter:  # A score is below its upper bound by at most twice the error.
             columns = slice(self.x.shape[-1] + 1, self.x.shape[-1] + 3)
             left, right = (f[:, columns].float() for f in self._bounds)
-            error = left[start : start + CHUNK] @ right[part].mean(dim=0)
-            kth = kth * (1 - 2**-7) - error[:, None].to(kth)
+            error = left[start : start + CHUNK] @ right[part].amax(dim=0)
+            kth = (kth.float() * (1 - 2**-6) - 2 * UP * error[:, None]).to(kth)
         return kth.clamp(min=TINY)
 
     def pre_at(self, positions: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
@@ -215,7 +217,7 @@ def batch_topk(
     """The `n_kept` largest positive scores of the batch; of equal ones the first.
 
     A limit is guessed, and the entries that reach it are counted: if they are enough, the largest
-    are among them. Otherwise a lower limit is tried, in the end 0.
+    are among them. Otherwise it is estimated anew, in the end 0.
 
     Args:
         scores: of the batch.
@@ -226,25 +228,20 @@ def batch_topk(
     Returns:
         The entries, and a limit for the next batch.
     """
-    found, values = _reaching_enough(scores, n_kept, part, guess)
+    per_token = n_kept / len(scores.x) * (1.5 if scores.prefilter else 1.1)
+    for limit, share in (
+        (math.inf if guess is None else guess, per_token),
+        (math.inf, 3 * per_token),
+        (TINY, 0.0),
+    ):
+        found, holds = scores.reaching(limit, part, per_token=share)
+        values = scores.of(found)
+        if int((values >= holds).sum()) >= n_kept:
+            break
     kept = largest(values, n_kept).nonzero().squeeze(-1)
     n_next = min(len(values), round(SLACK * n_kept))
     following = float(values.kthvalue(len(values) - n_next + 1).values) if n_next else TINY
     return Found(found.positions[kept], found.pre[kept]), max(following, TINY)
-
-
-def _reaching_enough(
-    scores: Scores, n_kept: int, part: slice, guess: float | None
-) -> tuple[Found, Float[Tensor, " nnz"]]:
-    """Entries among which are the `n_kept` largest, or all positive ones, with their scores."""
-    per_token = n_kept / len(scores.x) * (1.5 if scores.prefilter else 1.1)
-    for limit in _limits(scores, n_kept, part, guess):
-        found, holds = scores.reaching(limit, part, per_token=per_token)
-        values = scores.of(found)
-        if int((values >= holds).sum()) >= n_kept:
-            return found, values
-    found, _ = scores.reaching(TINY, part)
-    return found, scores.of(found)
 
 
 def _quantile(scores: Float[Tensor, "rows n"], per_token: float) -> float:
@@ -254,44 +251,24 @@ def _quantile(scores: Float[Tensor, "rows n"], per_token: float) -> float:
     return max(TINY, float(sample.flatten().topk(rank, sorted=False).values.min()))
 
 
-def _limits(scores: Scores, n_kept: int, part: slice, guess: float | None) -> Iterator[float]:
-    if guess is not None:
-        yield guess
-    sample = scores.sample(64, part).flatten()
-    share = n_kept / (len(scores.x) * (part.stop - part.start))
-    for slack in (1.3, 3.0):
-        rank = min(sample.numel(), max(1, round(slack * share * sample.numel())))
-        limit = float(sample.topk(rank, sorted=False).values.min())
-        if limit > TINY:
-            yield limit
-
-
 def token_topk(scores: Scores, k: int, part: slice) -> Found:
-    """For each token its k largest positive scores; of equal ones the first.
-
-    A token's limit is an estimate. Tokens of which fewer than k reach it are done again, exactly.
-    """
-    found, limits = scores.reaching_kth(k, part)
+    """For each token its k largest positive scores; of equal ones the first."""
+    found = scores.reaching_kth(k, part)
     tokens = torch.div(found.positions, scores.d_sae, rounding_mode="floor")
-    values = scores.of(found)
-    reached = torch.zeros_like(limits).index_add(0, tokens, (values >= limits[tokens]).to(limits))
-    short = ((reached < k) & (limits > TINY)).nonzero().squeeze(-1)
-    if len(short):
-        redone = _positive_entries(scores, short, part)
-        fine = ~torch.isin(tokens, short)
-        positions = torch.cat([found.positions[fine], redone.positions])
-        order = positions.argsort()
-        found = Found(positions[order], torch.cat([found.pre[fine], redone.pre])[order])
-        tokens = torch.div(found.positions, scores.d_sae, rounding_mode="floor")
-        values = scores.of(found)
-    kept = largest_of_each(values, tokens, k)
+    kept = largest_of_each(scores.of(found), tokens, k)
     return Found(found.positions[kept], found.pre[kept])
 
 
-def _positive_entries(scores: Scores, tokens: Int[Tensor, " n"], part: slice) -> Found:
-    pre = scores.pre(tokens, part)
-    row, latent = (scores.scored(pre, part) > 0).nonzero().unbind(dim=1)
-    return Found(tokens[row] * scores.d_sae + latent + part.start, pre[row, latent])
+def largest(values: Float[Tensor, " n"], n_kept: int) -> Bool[Tensor, " n"]:
+    """Which are the `n_kept` largest positive values; of equal ones the first."""
+    n_kept = min(n_kept, len(values))
+    if n_kept <= 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    kth = values.topk(n_kept, sorted=False).values.min()
+    kept = values > kth
+    ties = (values == kth).nonzero().squeeze(-1)
+    kept[ties[: n_kept - int(kept.sum())]] = True
+    return kept & (values > 0)
 
 
 def largest_of_each(

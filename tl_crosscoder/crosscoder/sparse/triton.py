@@ -1,8 +1,4 @@
-"""Triton twins of the sparse products and of the candidate scan, for one NVIDIA GPU.
-
-    weighted_bag   out[r] = sum over the entries e of row r of weights[e] * table[index[e]]
-    sampled_dots   out[e] = <a[row of e], b[index[e]]>
-    compact        the columns of the entries of a matrix that reach a threshold, row by row
+"""The functions of `sparse.kernels` in Triton, for one NVIDIA GPU.
 
 Row r owns the entries `offsets[r] : offsets[r + 1]`, and `offsets[0]` is 0. Sums run in float32,
 in float64 where an operand is float64, and in one fixed order: equal inputs give equal bits. No
@@ -157,12 +153,8 @@ def _tile(table: Float[Tensor, "n d"], *, row_length: int) -> tuple[int, int]:
     """
     block_e = 16 if row_length >= 8 else 4
     widest = TILE_BYTES // (table.element_size() * block_e)
-    return block_e, min(widest, max(16, _power_of_two(table.shape[1])))
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest that is n or more."""
-    return 1 << (n - 1).bit_length()
+    power_of_two = 1 << (table.shape[1] - 1).bit_length()
+    return block_e, min(widest, max(16, power_of_two))
 
 
 def _accumulator(*operands: Tensor) -> torch.dtype:
@@ -183,7 +175,7 @@ def _programs(*matrices: Float[Tensor, "_ _"]) -> ModuleType:
             raise
         raise ImportError(
             "the fast kernels need triton, which is not installed. On Linux: pip install triton; "
-            "elsewhere crosscoder.sparse.kernels has the same functions in torch alone."
+            "elsewhere crosscoder.sparse.kernels has these functions in torch alone."
         ) from error
     for matrix in matrices:
         if not (matrix.is_cuda or programs.IS_INTERPRETED):

@@ -1,4 +1,4 @@
-"""The programs that `kernels_triton` launches. Importing this module imports triton.
+"""The programs that `sparse.triton` launches. Importing this module imports triton.
 
 Tensors arrive as pointers; `name [shape]` in a docstring says to what. Strides are of rows, in
 elements. A row number becomes int64 before it meets a stride, so that a table may have more than
@@ -23,7 +23,7 @@ def _weighted_sum(
     start,
     end,
     columns,
-    is_column,
+    d,
     DTYPE: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -38,7 +38,7 @@ def _weighted_sum(
         rows = tl.load(index + entries, mask=is_entry, other=0).to(tl.int64)
         weight = tl.load(weights + entries, mask=is_entry, other=0.0).to(DTYPE)
         pointers = table + rows[:, None] * stride + columns[None, :]
-        values = tl.load(pointers, mask=is_entry[:, None] & is_column[None, :], other=0.0)
+        values = tl.load(pointers, mask=is_entry[:, None] & (columns < d)[None, :], other=0.0)
         total += weight[:, None] * values.to(DTYPE)
     return tl.sum(total, axis=0)
 
@@ -63,26 +63,16 @@ def bag_pieces(
     """The sums, `pieces [n_pieces, d]`, of the CHUNKs of a row's entries after its first."""
     piece = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    is_column = columns < d
+    dtype: tl.constexpr = pieces.dtype.element_ty
     row = tl.load(piece_rows + piece)
     if row < m:  # Else there are fewer pieces than programs.
         nth = 1 + piece - tl.load(piece_offsets + row)
         start = tl.load(offsets + row) + nth * CHUNK
         end = tl.minimum(start + CHUNK, tl.load(offsets + row + 1))
         total = _weighted_sum(
-            table,
-            stride,
-            index,
-            weights,
-            start,
-            end,
-            columns,
-            is_column,
-            pieces.dtype.element_ty,
-            BLOCK_E,
-            BLOCK_D,
+            table, stride, index, weights, start, end, columns, d, dtype, BLOCK_E, BLOCK_D
         )
-        tl.store(pieces + piece.to(tl.int64) * d + columns, total, mask=is_column)
+        tl.store(pieces + piece.to(tl.int64) * d + columns, total, mask=columns < d)
 
 
 @triton.jit
@@ -108,31 +98,21 @@ def bag_rows(
     # and HBM is read once instead of once for each of ~100 active latents a token.
     row = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    is_column = columns < d
+    dtype: tl.constexpr = pieces.dtype.element_ty
     start = tl.load(offsets + row)
     end = tl.minimum(start + CHUNK, tl.load(offsets + row + 1))
     total = _weighted_sum(
-        table,
-        stride,
-        index,
-        weights,
-        start,
-        end,
-        columns,
-        is_column,
-        pieces.dtype.element_ty,
-        BLOCK_E,
-        BLOCK_D,
+        table, stride, index, weights, start, end, columns, d, dtype, BLOCK_E, BLOCK_D
     )
     if HAS_PIECES:
         first = tl.load(piece_offsets + row)
         last = tl.load(piece_offsets + row + 1)
         pointers = pieces + first.to(tl.int64) * d + columns
         for _ in range(first, last):
-            total += tl.load(pointers, mask=is_column, other=0.0)
+            total += tl.load(pointers, mask=columns < d, other=0.0)
             pointers += d
     pointers = out + row.to(tl.int64) * d + columns
-    tl.store(pointers, total.to(out.dtype.element_ty), mask=is_column)
+    tl.store(pointers, total.to(out.dtype.element_ty), mask=columns < d)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The Triton kernels against float64 references; `test_kernels_triton` runs this in a new process.
+"""The Triton kernels against float64 references; `test_triton` runs this in a new process.
 
 There TRITON_INTERPRET is set before anything imports triton, and the kernels run in numpy, on
 the CPU; or it is not set, and they run compiled, on CUDA.
@@ -69,21 +69,13 @@ def assert_close(actual, expected, dtype):
     )
 
 
-def test_weighted_bag_by_hand():
+def test_products_by_hand():
     table = on_device([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
-    out = weighted_bag(
-        table,
-        on_device([2, 0, 0, 1], dtype=torch.int32),
-        on_device([0, 2, 2, 4], dtype=torch.int32),
-        on_device([0.5, 3.0, 1.0, -1.0]),
-    )
+    index, offsets = (on_device(v, dtype=torch.int32) for v in ([2, 0, 0, 1], [0, 2, 2, 4]))
+    out = weighted_bag(table, index, offsets, on_device([0.5, 3.0, 1.0, -1.0]))
     # 0.5 * [100, 200] + 3 * [1, 2]; nothing; 1 * [1, 2] - 1 * [10, 20]
     assert out.tolist() == [[53.0, 106.0], [0.0, 0.0], [-9.0, -18.0]]
-
-
-def test_sampled_dots_by_hand():
-    a = on_device([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    b = on_device([[1.0, 0.0], [1.0, 1.0]])
+    a, b = on_device([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), on_device([[1.0, 0.0], [1.0, 1.0]])
     offsets, index = (on_device(v, dtype=torch.int32) for v in ([0, 2, 2, 3], [1, 0, 1]))
     # [1, 2].[1, 1] = 3, [1, 2].[1, 0] = 1, [5, 6].[1, 1] = 11
     assert sampled_dots(a, b, offsets, index).tolist() == [3.0, 1.0, 11.0]
@@ -107,18 +99,13 @@ def test_compact_by_hand():
     d=st.integers(1, 140),
     chunk=st.sampled_from([4, 16, 256]),
 )
-def test_weighted_bag_is_the_sum_entry_by_entry(lengths, n, d, chunk):
-    table, rows = matrix(n, d), entries(lengths, n)
+def test_products_are_those_entry_by_entry(lengths, n, d, chunk):
+    a, table, rows = matrix(len(lengths), d), matrix(n, d, seed=2), entries(lengths, n)
     with patch.object(kernels_triton, "CHUNK", chunk):
         assert_close(weighted_bag(table, *rows), naive_bag(table, *rows), torch.float64)
-
-
-@few
-@given(lengths=row_lengths, n=st.integers(1, 9), d=st.integers(1, 140))
-def test_sampled_dots_are_the_dots_entry_by_entry(lengths, n, d):
-    a, b, (index, offsets, _) = matrix(len(lengths), d), matrix(n, d, seed=2), entries(lengths, n)
-    out = sampled_dots(a, b, offsets, index)
-    assert_close(out, naive_dots(a, b, offsets, index), torch.float64)
+    index, offsets, _ = rows
+    out = sampled_dots(a, table, offsets, index)
+    assert_close(out, naive_dots(a, table, offsets, index), torch.float64)
 
 
 @few
@@ -147,16 +134,11 @@ def test_tables_of_every_type_are_summed_in_float32_or_more(dtype):
     precise = weighted_bag(table, *rows, out_dtype=wide)
     assert precise.dtype == wide
     assert_close(precise, expected, wide)
-
-
-@dtypes
-def test_dots_of_every_type_are_summed_in_float32_or_more(dtype):
-    a, b = matrix(4, 300), matrix(7, 300, seed=2, dtype=dtype)
-    a = a.to(torch.bfloat16 if dtype == torch.float16 else dtype)  # The two need not agree.
+    a = matrix(4, 300).to(torch.bfloat16 if dtype == torch.float16 else dtype)  # Need not agree.
     index, offsets, _ = entries([3, 0, 30, 1], 7)
-    out = sampled_dots(a, b, offsets, index)
-    assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert_close(out, naive_dots(a, b, offsets, index), out.dtype)
+    out = sampled_dots(a, table, offsets, index)
+    assert out.dtype == wide
+    assert_close(out, naive_dots(a, table, offsets, index), wide)
 
 
 def test_one_row_of_nearly_all_entries_is_cut_into_pieces_and_summed_the_same_every_time():
@@ -209,9 +191,6 @@ def test_nothing_to_sum_or_find(m, d):
     cols, found = compact(matrix(m, d), on_device(9.0), 2)
     assert cols.tolist() == [0, 0]
     assert torch.equal(found, offsets)
-
-
-def test_dots_of_no_columns_are_zero():
     index, offsets, _ = entries([2, 1], 2)
     assert sampled_dots(matrix(2, 0), matrix(2, 0), offsets, index).tolist() == [0.0, 0.0, 0.0]
 
@@ -241,10 +220,9 @@ def test_a_matrix_whose_columns_have_gaps_is_refused():
         compact(wrong, on_device(0.0), 1)
 
 
-def test_they_equal_their_eager_twins():
+def test_they_equal_the_eager_implementations():
     index, offsets, weights = entries([30, 0, 2, 1], 9)
     table, a = matrix(9, 33), matrix(4, 33, seed=2)
-    # Of the twins alone, on the CPU.
     eager = kernels.weighted_bag(table.cpu(), index.cpu(), offsets.cpu(), weights.cpu())
     assert_close(weighted_bag(table, index, offsets, weights).cpu(), eager, torch.float64)
     eager = kernels.sampled_dots(a.cpu(), table.cpu(), offsets.cpu(), index.cpu())
@@ -266,7 +244,6 @@ def gradients(name, *, kernels_name, dtype, **fields):
     """Loss, dead latents helped, and the gradient of every parameter."""
     fields |= vars(recipe_of(preset(name, **STEPS[name]), n_steps=0))
     training = new_training(kernels=kernels_name, dtype=dtype, device=DEVICE, d_sae=48, **fields)
-    training._sparse_step.max_density = float("inf")
     x = planted(12).to(DEVICE, training.dtype)
     is_dead = torch.arange(48, device=DEVICE) >= 42
     output = training.step_loss(x, is_dead=is_dead)
@@ -283,14 +260,14 @@ def gradients(name, *, kernels_name, dtype, **fields):
         ("delta", "float32", "bfloat16", 1e-4),
     ],
 )
-def test_the_whole_step_equals_its_dense_twin(name, dtype, compute_dtype, tolerance):
+def test_the_whole_step_equals_the_dense_one(name, dtype, compute_dtype, tolerance):
     how = {"dtype": dtype, "compute_dtype": compute_dtype}
     with patch.object(kernels, "BACKEND", "triton"):
         loss, grads = gradients(name, kernels_name="auto", **how)
-    twin_loss, twin_grads = gradients(name, kernels_name="dense", **how)
-    torch.testing.assert_close(loss, twin_loss, rtol=tolerance, atol=0)
+    dense_loss, dense_grads = gradients(name, kernels_name="dense", **how)
+    torch.testing.assert_close(loss, dense_loss, rtol=tolerance, atol=0)
     for parameter, grad in grads.items():
-        scale = float(twin_grads[parameter].abs().max())
+        scale = float(dense_grads[parameter].abs().max())
         torch.testing.assert_close(
-            grad, twin_grads[parameter], rtol=0, atol=tolerance * scale, msg=parameter
+            grad, dense_grads[parameter], rtol=0, atol=tolerance * scale, msg=parameter
         )

@@ -13,7 +13,7 @@ import torch
 from tl_crosscoder.crosscoder.sparse import triton as kernels_triton
 from tl_crosscoder.crosscoder.sparse.triton import compact, sampled_dots, weighted_bag
 
-PARITY = Path(__file__).with_name("kernels_triton_parity.py")
+PARITY = Path(__file__).with_name("triton_parity.py")
 WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None
@@ -31,7 +31,10 @@ def triton():
     return pytest.importorskip("triton", reason="triton is not installed; it is made for Linux")
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "device",
+    [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)],
+)
 def test_they_agree_with_float64_references(triton, device):
     """In a new process: triton settles at its first import whether kernels are interpreted."""
     done = subprocess.run(
@@ -76,10 +79,15 @@ class CompiledForHopper:
     ("dtype", "m", "d"),
     [
         (torch.bfloat16, 3, 5000),
-        (torch.float16, 100, 300),
-        (torch.float32, 3, 300),
         (torch.float64, 3, 300),
-        (torch.bfloat16, 1, 1),
+        *(
+            pytest.param(*launch, marks=pytest.mark.slow)
+            for launch in (
+                (torch.float16, 100, 300),
+                (torch.float32, 3, 300),
+                (torch.bfloat16, 1, 1),
+            )
+        ),
     ],
     ids=str,
 )
@@ -102,7 +110,9 @@ def test_the_compiler_takes_every_launch_for_hopper(triton, dtype, m, d, monkeyp
 
 
 def test_without_cuda_nor_interpreter_a_call_says_where_to_turn(triton):
-    with pytest.raises(ValueError, match=r"on cpu; triton kernels need CUDA.*crosscoder.kernels"):
+    with pytest.raises(
+        ValueError, match=r"on cpu; triton kernels need CUDA.*crosscoder.sparse.kernels"
+    ):
         compact(torch.zeros(1, 1), torch.tensor(0.0), 1)
 
 

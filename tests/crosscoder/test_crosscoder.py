@@ -1,0 +1,236 @@
+"""The trained dictionary: its formula, its views, its files, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dictionaries import D_MODEL, new_training, planted, randomised, sites
+from sae_lens import SAE
+from sae_lens.saes import sae as sae_lens_sae
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE
+from safetensors.torch import load_file, save_file
+
+from tl_crosscoder import L1, BatchTopK, Crosscoder, CrosscoderConfig
+from tl_crosscoder.crosscoder import crosscoder as inference
+from tl_crosscoder.crosscoder.crosscoder import sparse_codes
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.hub.export import export_concat
+
+X = planted(50, seed=3)
+
+
+@pytest.fixture(params=["batchtopk", "l1"])
+def training(request):
+    made = randomised(new_training(sparsity=L1() if request.param == "l1" else BatchTopK(k=4)))
+    made.calibrate_threshold_([planted(500)])
+    return made
+
+
+@pytest.fixture
+def crosscoder(training) -> Crosscoder:
+    made = training.to_inference()
+    made.fold_site_scales_([2.0, 0.5])
+    return made
+
+
+def test_per_site_matrices_are_views(crosscoder):
+    with torch.no_grad():
+        crosscoder.decoder("finetuned")[0] = 7.0
+        crosscoder.encoder("base")[0, 0] = 8.0
+        crosscoder.decoder_bias(1)[0] = 9.0
+    assert (crosscoder.W_dec[0, D_MODEL:] == 7).all()
+    assert crosscoder.W_enc[0, 0] == 8
+    assert crosscoder.b_dec[D_MODEL] == 9
+    assert crosscoder.decoder("base").shape == (32, D_MODEL)
+    with pytest.raises(ValueError, match=r"'other' is not in this crosscoder; .*'base'"):
+        crosscoder.decoder("other")
+    assert "finetuned: tiny-finetuned blocks.1.hook_resid_post [12]" in repr(crosscoder)
+
+
+def test_stacked_and_flat_input_give_the_same(crosscoder):
+    assert torch.equal(crosscoder.encode(X), crosscoder.encode(X.flatten(1)))
+    assert torch.equal(crosscoder(X).flatten(1), crosscoder(X.flatten(1)))
+    assert crosscoder(X[:, None]).shape == (50, 1, 2, D_MODEL)
+    with pytest.raises(ValueError, match=r"shape \[50, 5\] do not fit"):
+        crosscoder.encode(torch.zeros(50, 5))
+
+
+def test_a_single_site_keeps_the_shape_of_its_input():
+    training = new_training(D_MODEL)
+    training.threshold.fill_(0.1)
+    sae, x = training.to_inference(), X[:, 0]
+    assert sae.encode(x[:1]).shape == (1, 32)
+    assert sae(x[:, None]).shape == (50, 1, D_MODEL)
+    assert torch.equal(sae.encode(x[:, None])[:, 0], sae.encode(x))
+
+
+def test_the_code_is_the_formula(crosscoder):  # spec: C1 C3
+    pre = X[:, 0] @ crosscoder.encoder("base") + X[:, 1] @ crosscoder.encoder("finetuned")
+    pre = pre + crosscoder.b_enc
+    codes = pre * (pre > crosscoder.threshold) * (pre > 0)
+    torch.testing.assert_close(crosscoder.encode(X), codes, atol=1e-5, rtol=1e-5)
+    x_hat = codes @ crosscoder.decoder(1) + crosscoder.decoder_bias(1)
+    torch.testing.assert_close(crosscoder(X)[:, 1], x_hat, atol=1e-4, rtol=1e-4)
+
+
+def test_folding_decoder_norms_leaves_outputs_unchanged(crosscoder):  # spec: C4
+    active = crosscoder.encode(X) > 0
+    with torch.no_grad():
+        crosscoder.W_dec.mul_(torch.rand(32, 1) + 0.5)
+    before = crosscoder(X)
+    crosscoder.fold_W_dec_norm()
+    torch.testing.assert_close(crosscoder(X), before, atol=1e-4, rtol=1e-4)
+    assert torch.equal(crosscoder.encode(X) > 0, active)
+    torch.testing.assert_close(crosscoder.decoder_norms().sum(dim=-1), torch.ones(32))
+
+
+def test_on_raw_activations_it_does_what_training_did_on_scaled_ones(training):  # spec: C4
+    training.eval()
+    scales = torch.tensor([[3.0], [0.25]])
+    made = training.to_inference()
+    made.fold_site_scales_([3.0, 0.25])
+    raw = X / scales
+    torch.testing.assert_close(made(raw) * scales, training(X).view_as(X), atol=1e-4, rtol=1e-4)
+    assert torch.equal(made.encode(raw) > 0, training.encode(X) > 0)
+    # Norms are read in the space of training, where each latent's norms now sum to 1.
+    ratio = training.decoder_norms()[:, 1] / training.decoder_norms()[:, 0]
+    torch.testing.assert_close(made.decoder_norms()[:, 1] / made.decoder_norms()[:, 0], ratio)
+    assert [s.scale for s in made.sites] == [3.0, 0.25]
+
+
+@pytest.mark.parametrize("options", [{}, {"apply_b_dec_to_input": True}])
+@pytest.mark.parametrize("n_rows", [7, 4096])
+def test_sparse_codes_are_the_entries_of_encode_to_the_bit(options, n_rows, monkeypatch):
+    monkeypatch.setattr(inference, "N_ROWS", n_rows)
+    made = Crosscoder(CrosscoderConfig(d_in=12, d_sae=40, sites=sites(6, 6), **options))
+    generator = torch.Generator().manual_seed(0)
+    state = made.state_dict().items()
+    made.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in state})
+    assert (made.threshold < 0).any()
+    x = torch.randn(20, 2, 6, generator=generator)
+    with torch.no_grad():
+        codes = torch.cat([made.encode(rows) for rows in x.split(n_rows)])
+    found = sparse_codes(made, x)
+    assert torch.equal(found.to_dense(), codes)
+    assert (found.values > 0).all()
+    assert found.batch == 20
+    none = sparse_codes(made, x[:0])
+    assert (none.batch, len(none.values)) == (0, 0)
+
+
+def test_some_entries_and_sums_of_rows():
+    codes = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0], [3.0, 0.0, 4.0]])
+    sparse = SparseCodes.of_dense(codes)
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    # 2 (0, 1) + 1 (1, 1) = (1, 3); nothing; 3 (1, 0) + 4 (1, 1) = (7, 4).
+    assert sparse.times(rows).tolist() == [[1, 3], [0, 0], [7, 4]]
+    large = sparse.where(sparse.values > 1.5)
+    assert large.to_dense().tolist() == [[0, 2, 0], [0, 0, 0], [3, 0, 4]]
+
+
+def test_save_and_load_give_equal_bits(crosscoder, tmp_path):  # spec: C12
+    crosscoder.save(tmp_path / "d")
+    again, sae = Crosscoder.load(tmp_path / "d"), SAE.load_from_disk(tmp_path / "d")
+    assert isinstance(sae, Crosscoder)
+    assert again.cfg.sites == sae.cfg.sites == crosscoder.cfg.sites
+    for name, tensor in crosscoder.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    for other in (again, sae):
+        assert torch.equal(other.encode(X), crosscoder.encode(X))
+    sae.save_model(tmp_path / "saved by saelens")
+    assert torch.equal(Crosscoder.load(tmp_path / "saved by saelens").W_dec, crosscoder.W_dec)
+
+
+def hub_cache(root: Path, repo: str) -> Path:
+    """The folder of a repository in a Hugging Face cache, where a file is a file of the repo."""
+    folder = root / ("models--" + repo.replace("/", "--"))
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    return folder / "snapshots" / ("0" * 40)
+
+
+def test_saelens_loads_it_from_a_local_hub_cache(crosscoder, tmp_path, monkeypatch):  # spec: C12
+    crosscoder.save(hub_cache(tmp_path, "somebody/crosscoders") / "taboo" / "layer_2")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(sae_lens_sae, "get_pretrained_saes_directory", dict)  # reads YAML for 10 s
+    sae = SAE.from_pretrained("somebody/crosscoders", "taboo/layer_2")
+    assert isinstance(sae, Crosscoder)
+    assert torch.equal(sae.encode(X), crosscoder.encode(X))
+
+
+WITHOUT_THE_PACKAGE = """
+import sys, torch
+from sae_lens import SAE
+from sae_lens.saes import sae
+sae.get_pretrained_saes_directory = dict
+loaded = SAE.from_pretrained("somebody/crosscoders", "taboo/layer_2")
+torch.save(loaded.encode(torch.load(sys.argv[1], weights_only=True)), sys.argv[1] + ".codes")
+print(type(loaded).__name__, "tl_crosscoder" in sys.modules)
+"""
+
+
+def test_saelens_alone_loads_the_export_from_a_local_hub_cache(tmp_path):  # spec: C12
+    """In a fresh process that does not import this package."""
+    training = randomised(new_training())
+    training.calibrate_threshold_([planted(500)])
+    crosscoder = training.to_inference()
+    export_concat(hub_cache(tmp_path, "somebody/crosscoders") / "taboo" / "layer_2", crosscoder)
+    torch.save(X.flatten(1), tmp_path / "x.pt")
+    out = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(tmp_path / "x.pt")],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.stdout.strip().endswith("JumpReLUSAE False"), out.stderr
+    codes = torch.load(tmp_path / "x.pt.codes", weights_only=True)
+    assert torch.equal(codes > 0, crosscoder.encode(X) > 0)
+    torch.testing.assert_close(codes, crosscoder.encode(X))
+
+
+def test_the_export_keeps_the_sites_in_its_metadata(crosscoder, tmp_path):
+    export_concat(tmp_path / "d", crosscoder)
+    sae = SAE.load_from_disk(tmp_path / "d")
+    assert type(sae) is JumpReLUSAE
+    assert [s["name"] for s in sae.cfg.metadata.sites] == ["base", "finetuned"]
+    with pytest.raises(ValueError, match=r"architecture 'jumprelu', not 'tl_crosscoder'"):
+        Crosscoder.load(tmp_path / "d")
+
+
+def test_folders_that_are_not_a_dictionary_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        Crosscoder.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"no cfg\.json and no sae_weights"):
+        Crosscoder.load(tmp_path)
+    (tmp_path / "cfg.json").write_text("[1, 2")
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="not a JSON object"):
+        Crosscoder.load(tmp_path)
+
+
+def test_damaged_files_are_refused_and_another_device_is_not_called_damage(crosscoder, tmp_path):
+    folder = crosscoder.save(tmp_path / "d")
+    weights, path = folder / "sae_weights.safetensors", folder / "cfg.json"
+    with pytest.raises(ValueError, match="device 'cuda:99' is not there"):
+        Crosscoder.load(folder, device="cuda:99")
+    content, tensors, cfg = weights.read_bytes(), load_file(weights), json.loads(path.read_text())
+    weights.write_bytes(content[:-100])
+    with pytest.raises(ValueError, match="truncated or does not belong"):
+        Crosscoder.load(folder)
+    tensors["b_dec"][3] = torch.nan
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"NaN or infinity in \['b_dec'\]"):
+        Crosscoder.load(folder)
+    weights.write_bytes(content)
+    path.write_text(json.dumps(cfg | {"d_sae": 31}))
+    with pytest.raises(ValueError, match="truncated or does not belong"):
+        Crosscoder.load(folder)
+    cfg["sites"][0]["new"] = 1
+    path.write_text(json.dumps(cfg))
+    with pytest.raises(ValueError, match=r"argument 'new'\): it is damaged, or of a newer version"):
+        Crosscoder.load(folder)
