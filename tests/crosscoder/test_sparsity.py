@@ -1,9 +1,15 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from dictionaries import new_training, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import nano_crosscoder as nano
+from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLU as SAELensJumpReLU
+from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
 from tl_crosscoder.crosscoder.sparse.codes import DenseCodes, Pattern, SparseCodes
@@ -151,3 +157,33 @@ def test_sparsities_survive_json(sparsity):
 def test_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_sparsity_of_the_docs_trains_and_loads_in_saelens(tmp_path):  # spec: C14
+    """One class in a page of the docs, and no line of the package knows it."""
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "class LogSum" in b)
+    names = {"__name__": __name__}
+    exec(code, names)
+    sparsity = names["LogSum"](coefficient=0.2, warm_up_steps=5)
+    assert Sparsity.from_dict(sparsity.to_dict()) == sparsity
+    assert sparsity.coefficients_at(0) == {"log_sum": pytest.approx(0.04)}
+    training, losses = new_training(sparsity=sparsity), []
+    optimizer = torch.optim.Adam(training.parameters(), lr=1e-2)
+    for step in range(60):
+        optimizer.zero_grad()
+        output = training.step_loss(planted(64, seed=step), step=step)
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert set(output.losses) == {"reconstruction", "auxk", "log_sum"}
+    assert losses[-1] < 0.7 * losses[0]
+    training.calibrate_threshold_([planted(100)])
+    training.save_model(tmp_path / "checkpoint")
+    assert TrainingSAE.load_from_disk(tmp_path / "checkpoint").cfg.sparsity == sparsity
+    made = training.to_inference()
+    loaded = SAE.load_from_disk(made.save(tmp_path / "d"))
+    x = planted(50, seed=900)
+    codes = training.step_loss(x).codes.to_dense() * training.get_W_dec_norm()
+    assert torch.equal(loaded.encode(x), made.encode(x))
+    torch.testing.assert_close(loaded.encode(x), codes, atol=1e-5, rtol=1e-4)
