@@ -61,7 +61,7 @@ def by_the_textbook(made, x, codes, j, direction, target, site) -> float:
     return least_squares(f[:, j], of[target], direction[j].numpy())
 
 
-def test_all_betas_are_those_of_textbook_least_squares(case):
+def test_all_betas_are_those_of_textbook_least_squares(case):  # spec: A2
     made, x = case
     codes = made.encode(x).detach()
     sums = ScalingSums.begin(made)
@@ -123,7 +123,7 @@ def test_the_other_direction_is_that_of_swapped_sites(case):
         )
 
 
-def test_neither_the_batches_nor_their_order_matter(case):
+def test_neither_the_batches_nor_their_order_matter(case):  # spec: A1
     made, x = case
     whole = scaled(made, x)["finetuned"]
     sums = ScalingSums.begin(made)

@@ -47,7 +47,7 @@ def test_vectorised_reads_are_those_of_one_row_at_a_time(cache):
         cache.read(torch.tensor([cache.n_rows]))
 
 
-def test_training_on_a_cache_is_training_on_the_models(taboo_pair, small, cache):
+def test_training_on_a_cache_is_training_on_the_models(taboo_pair, small, cache):  # spec: D2
     config = TrainConfig(
         d_sae=32, n_tokens=64 * 8, batch_size=64, buffer_contexts=16, lr_warmup_steps=3
     )

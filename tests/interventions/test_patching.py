@@ -39,7 +39,7 @@ def all_latents(ctx) -> AddLatents:
     )  # fmt: skip
 
 
-def test_all_latents_both_errors_and_the_bias_difference_leave_nothing(ctx, words):
+def test_all_latents_both_errors_and_the_bias_difference_leave_nothing(ctx, words):  # spec: I2
     everything = SumOfEdits(
         site=1, stream=0, edits=(all_latents(ctx), ErrorAndBias(site=1, ctx=ctx))
     )
@@ -62,7 +62,7 @@ def test_the_empty_set_is_the_base_stream_in_the_finetuned_model(pair, ctx, word
     torch.testing.assert_close(found.float(), naive.repeat(2), rtol=1e-4, atol=1e-6)
 
 
-def test_edits_are_what_their_formulas_say(pair, crosscoder, ctx, words):
+def test_edits_are_what_their_formulas_say(pair, crosscoder, ctx, words):  # spec: I1
     text = words[1][:4]
     acts = ctx.acts(torch.arange(4), text)
     x = pair.activations(text.tokens)

@@ -37,7 +37,7 @@ def unequal(site_folders) -> ModelPair:
     return ModelPair.from_pretrained(site_folders["base"], site_folders["wide"], hook_name=HOOK)
 
 
-def test_three_models_give_what_their_pairs_give(three, site_folders):
+def test_three_models_give_what_their_pairs_give(three, site_folders):  # spec: D1
     tokens = three.to_tokens(TEXTS)
     activations = three.activations(tokens)
     assert activations.shape == (*tokens.shape, 3, D_MODEL)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from tl_crosscoder.models.pair import ModelPair, Site
 
 
-def test_activations_equal_an_uninterrupted_run_with_cache(pair, tokens):
+def test_activations_equal_an_uninterrupted_run_with_cache(pair, tokens):  # spec: D1
     activations = pair.activations(tokens)
     assert activations.shape == (*tokens.shape, 2, D_MODEL)
     assert activations.dtype == torch.float32

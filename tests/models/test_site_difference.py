@@ -20,7 +20,7 @@ def test_it_is_the_finetuned_activation_less_the_base_s(pair):
     assert difference.tokenizer is pair.tokenizer
 
 
-def test_swapping_the_models_flips_the_sign(pair):
+def test_swapping_the_models_flips_the_sign(pair):  # spec: D3
     swapped = ModelPair(*reversed(pair.models), hook_name=HOOK)
     tokens = pair.to_tokens(TEXTS)
     expected = -pair.difference().activations(tokens)
