@@ -34,7 +34,7 @@ from tl_crosscoder.interventions.patching import patching
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 from tl_crosscoder.organisms.scores import planted_behaviour
 from tl_crosscoder.run.run import Run
-from tl_crosscoder.run.training import run_diff
+from tl_crosscoder.run.training import train
 
 ORGANISMS = ("taboo", "false-fact")
 PLANTED_SOURCES = {"taboo": ("taboo", "game"), "false-fact": ("false-fact",)}
@@ -58,7 +58,7 @@ def trained(organism: str, preset: str, seed: int, arguments: argparse.Namespace
     if arguments.quick:
         config = replace(config, d_sae=64, batch_size=256, n_measured_tokens=4096,
                          max_documents=400, n_calibration_tokens=2048)  # fmt: skip
-    run_diff(replace(config, preset=preset_from({**PRESETS[preset], "k": 12})), resume=True)
+    train(replace(config, preset=preset_from({**PRESETS[preset], "k": 12})), resume=True)
     return Run(path=path)
 
 

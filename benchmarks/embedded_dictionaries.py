@@ -40,7 +40,7 @@ from tl_crosscoder.hub.registry import (
 )
 from tl_crosscoder.run.causal import CausalQuestion, ablate_run, patch_run, steer_run
 from tl_crosscoder.run.run import Run
-from tl_crosscoder.run.training import run_diff
+from tl_crosscoder.run.training import train
 
 ORGANISMS = ("taboo", "false-fact")
 PRESETS: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ def make(config: RunConfig, *, resume: bool) -> Path:
     """Train, measure and test one dictionary; with `resume`, what is there is kept."""
     folder = Path(config.output)
     if not (resume and (folder / "analysis.json").is_file()):
-        run_diff(config, resume=resume)
+        train(config, resume=resume)
     run, question = Run(path=folder), CausalQuestion()
     for test, name in (
         (patch_run, "patching.json"),

@@ -167,7 +167,8 @@ def base_config(arguments: argparse.Namespace) -> RunConfig:
         small = {"batch_size": 256, "n_tokens": 20 * 256, "n_calibration_tokens": 2048}
         return RunConfig(**names, **size, **small, n_measured_tokens=4096)
     n_tokens = 1024 * arguments.steps
-    return RunConfig(**names, **size, n_tokens=n_tokens, n_measured_tokens=131_072)
+    size |= {"batch_size": 1024, "n_tokens": n_tokens, "n_measured_tokens": 131_072}
+    return RunConfig(**names, **size)
 
 
 def search_coefficients(results: ResultFile, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -39,10 +39,11 @@ def rows_of(
 
 
 def new_crosscoder(config: RunConfig, sites: tuple[Site, ...]) -> CrosscoderTraining:
-    recipe = recipe_of(config.preset, n_steps=config.n_steps)
+    plan = config.plan(d_model=D_MODEL)
+    recipe = recipe_of(config.preset, n_steps=plan.n_steps)
     cfg = CrosscoderTrainingConfig(
         d_in=sum(s.d_model for s in sites),
-        d_sae=config.d_sae,
+        d_sae=plan.d_sae,
         sites=sites,
         sparsity=recipe.sparsity,
         partitions=recipe.partitions,
@@ -56,14 +57,15 @@ def new_crosscoder(config: RunConfig, sites: tuple[Site, ...]) -> CrosscoderTrai
 
 def train(crosscoder: CrosscoderTraining, batches: Iterator[Tensor], config: RunConfig) -> None:
     """`Trainer.step` over scaled batches."""
+    plan = config.plan(d_model=D_MODEL)
     optimizer = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, fused=True)
     tokens_since_fired = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.int64)
-    for step, batch in zip(range(config.n_steps), batches, strict=False):
-        optimizer.param_groups[0]["lr"] = config.learning_rate(step)
+    for step, batch in zip(range(plan.n_steps), batches, strict=False):
+        optimizer.param_groups[0]["lr"] = plan.learning_rate(step)
         output = crosscoder.step_loss(
             batch,
             coefficients=crosscoder.cfg.sparsity.coefficients_at(step),
-            is_dead=tokens_since_fired >= config.n_tokens // 10,
+            is_dead=tokens_since_fired >= plan.n_tokens // 10,
             step=step,
         )
         optimizer.zero_grad()
@@ -82,12 +84,12 @@ def fit(config: RunConfig, world: PlantedWorld) -> Crosscoder:
     scales = scales_of_rows(first, sites)
     factors = row_factors(scales, sites)
     crosscoder.initialize_b_dec_(first * factors)
-    size = config.batch_size
+    plan = config.plan(d_model=D_MODEL)
     train(
         crosscoder,
         (
-            factors * rows_of(world, size, sites=sites, stream=TRAINING, index=1 + step)
-            for step in range(config.n_steps)
+            factors * rows_of(world, plan.batch_size, sites=sites, stream=TRAINING, index=1 + step)
+            for step in range(plan.n_steps)
         ),
         config,
     )

@@ -5,7 +5,7 @@
     python benchmarks/presets_on_organisms.py --resume           # go on after a kill
 
 Rows are those of `variants.py`, settings those of `tl-crosscoder demo` but for the recipe. What
-`run_diff` does, with the models run once for all variants of an organism and seed (540 MB at half a
+`train` does, with the models run once for all variants of an organism and seed (540 MB at half a
 million tokens): seconds are those of training alone. Planted words are looked for twice, in the
 latents of largest relative norm, and in those that add most to the difference: a recipe whose
 delta latents write to the fine-tuned model alone has many of relative norm 1, which the first
@@ -110,7 +110,7 @@ def remember_activations_(models: ModelPair) -> None:
 
 @lru_cache(maxsize=1)
 def prepared(config: RunConfig) -> Prepared:
-    """As `run_diff` does it, with all activations of the run harvested."""
+    """As `train` does it, with all activations of the run harvested."""
     training, held_out = split_documents(
         read_documents(config), held_out=config.held_out, seed=config.seed
     )
@@ -127,7 +127,7 @@ def prepared(config: RunConfig) -> Prepared:
         harvest_batch_size=config.harvest_batch_size,
         seed=config.seed,
     )
-    for _ in islice(loader.batches(), config.n_steps):
+    for _ in islice(loader.batches(), config.plan(d_model=models.d_model).n_steps):
         pass
     return ready
 

@@ -80,7 +80,6 @@ if TYPE_CHECKING:
     )
     from tl_crosscoder.run.contrastive import write_contrastive
     from tl_crosscoder.run.harvest import run_harvest
-    from tl_crosscoder.run.training import run_diff, run_together
     from tl_crosscoder.train.presets import Recipe
     from tl_crosscoder.train.trainer import Trainer, fit_together
 
@@ -160,10 +159,8 @@ __all__ = [
     "rank_latents",
     "relative_norm_histogram",
     "run_demo",
-    "run_diff",
     "run_figures",
     "run_harvest",
-    "run_together",
     "run_trials",
     "sae_bridge",
     "similar_latents",
@@ -305,10 +302,6 @@ _MODULES = {
     ),
     "run.contrastive": ("write_contrastive",),
     "run.harvest": ("run_harvest",),
-    "run.training": (
-        "run_diff",
-        "run_together",
-    ),
     "train.presets": ("Recipe",),
     "train.trainer": (
         "Trainer",

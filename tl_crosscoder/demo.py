@@ -20,7 +20,7 @@ from tl_crosscoder.report import terminal
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.sources import load_source
 from tl_crosscoder.run.text import held_out_text
-from tl_crosscoder.run.training import HELD_OUT_NAME, run_diff
+from tl_crosscoder.run.training import HELD_OUT_NAME, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def run_demo(
         ValueError: no such organism, or an output folder that is in use.
     """
     config = demo_config(name, output=output, seed=seed, n_tokens=n_tokens)
-    measurement = run_diff(config, resume=resume)
+    measurement = train(config, resume=resume).measurement()
     entry, source = organism(name), load_source(config)
     documents = load_documents(Path(output) / HELD_OUT_NAME)
     text = held_out_text(config, documents, source.tokenizer, n_tokens=config.n_measured_tokens)

@@ -39,12 +39,13 @@ def config_of(name: str) -> RunConfig:
 def dictionary_of(name: str) -> CrosscoderTrainingConfig:
     """The dictionary of a run, from the widths above in place of models."""
     config = config_of(name)
-    recipe = recipe_of(config.preset, n_steps=config.n_steps)
     d_model = SHAPES[str(config.base)][0]
+    plan = config.plan(d_model=d_model)
+    recipe = recipe_of(config.preset, n_steps=plan.n_steps)
     sites = tuple(replace(site, d_model=d_model) for site in sites_of(config))
     return CrosscoderTrainingConfig(
         d_in=sum(site.d_model for site in sites),
-        d_sae=config.d_sae or config.expansion * d_model,
+        d_sae=plan.d_sae,
         sites=sites,
         sparsity=recipe.sparsity,
         partitions=recipe.partitions,
@@ -103,7 +104,7 @@ def test_the_readme_has_a_row_for_every_file():
 @pytest.mark.parametrize("name", DELTA)
 def test_a_delta_crosscoder_is_the_paper_s(name):
     config, cfg = config_of(name), dictionary_of(name)
-    assert config.n_steps == 50_000
+    assert config.plan(d_model=1).n_steps == 50_000
     assert config.batch_size == 4096
     assert config.context_size == 1024
     assert (config.lr, config.dtype, config.compute_dtype) == (1e-4, "bfloat16", "bfloat16")
@@ -132,7 +133,7 @@ def test_a_dictionary_of_the_chat_model_is_the_paper_s(name):
     assert (cfg.d_in, cfg.d_sae) == (2 * 2304, 32 * 2304)
     assert cfg.d_sae == 73_728
     # 100M tokens of each text: 200M pairs in batches of 2,048.
-    assert config.n_steps == math.floor(200e6 / 2048) == 97_656
+    assert config.plan(d_model=1).n_steps == math.floor(200e6 / 2048) == 97_656
     assert config.lr == 1e-4
     assert not config.normalize
     assert [source.weight for source in config.mixture] == [0.5, 0.5]

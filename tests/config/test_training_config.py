@@ -7,7 +7,8 @@ RUN = {"base": "b", "finetuned": "f", "hook_name": "h", "text": "t", "output": "
 
 def test_the_learning_rate_rises_stays_and_falls():
     config = TrainConfig(n_tokens=100, batch_size=1, lr=1.0, lr_warmup_steps=10, lr_decay_share=0.2)
-    rates = [config.learning_rate(s) for s in range(100)]
+    plan = config.plan(d_model=8)
+    rates = [plan.learning_rate(s) for s in range(100)]
     assert rates[0] == pytest.approx(0.1)  # (0 + 1) / 10
     assert rates[9:80] == [1.0] * 71
     # The last 20 steps fall linearly: step 80 has 20 left of 21, step 99 has 1.
@@ -17,7 +18,20 @@ def test_the_learning_rate_rises_stays_and_falls():
 
 def test_without_warm_up_and_decay_it_is_constant():
     config = TrainConfig(n_tokens=50, batch_size=1, lr=0.5, lr_warmup_steps=0, lr_decay_share=0)
-    assert {config.learning_rate(s) for s in range(50)} == {0.5}
+    assert {config.plan(d_model=8).learning_rate(s) for s in range(50)} == {0.5}
+
+
+def test_what_is_not_given_follows_from_width_and_text():
+    plan = TrainConfig().plan(d_model=96, n_text_tokens=30_000)
+    assert (plan.n_tokens, plan.batch_size, plan.d_sae) == (300_000, 600, 1536)
+    plan = TrainConfig().plan(d_model=96, n_text_tokens=3_000)
+    assert (plan.n_tokens, plan.batch_size, plan.d_sae) == (30_000, 64, 300)
+    assert plan.lr_warmup_steps == 46  # a tenth of 30,000 // 64 = 468 steps
+    plan = TrainConfig(d_sae=7, lr_warmup_steps=9).plan(d_model=96, n_text_tokens=10**9)
+    assert (plan.n_tokens, plan.d_sae, plan.lr_warmup_steps) == (2_000_000, 7, 9)
+    assert TrainConfig(expansion=3).plan(d_model=96).d_sae == 288
+    # At least four latents for each active one.
+    assert TrainConfig(n_tokens=100).plan(d_model=96, k=9).d_sae == 36
 
 
 @pytest.mark.parametrize(

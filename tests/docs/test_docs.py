@@ -67,7 +67,7 @@ def test_the_page_of_a_preset_names_its_flags(name):
 def test_commands_name_a_recipe_and_sites_that_go_together(page):
     for arguments in commands(page):
         run = trained(arguments).run
-        recipe_of(run.preset, n_steps=run.n_steps)
+        recipe_of(run.preset, n_steps=1000)
         assert sites_of(run)
 
 

@@ -30,7 +30,7 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     write_documents(tmp_path / "text.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
-    assert "The run is kept in runs/gemma" in capsys.readouterr().out.replace("\n", " ")
+    assert "The run is kept in runs/gemma" in " ".join(capsys.readouterr().err.split())
     assert {"patching.json", "ablation_predictions.json"} <= {
         path.name for path in (tmp_path / "runs/gemma").iterdir()
     }

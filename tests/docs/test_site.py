@@ -16,7 +16,7 @@ import tl_crosscoder
 from tl_crosscoder.cli.main import main, parse
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.config.training import RunConfig
-from tl_crosscoder.run.training import run_diff
+from tl_crosscoder.run.training import train
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -81,7 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the pages run: with the run that the demo would leave, of fewer tokens and latents."""
     path = tmp_path_factory.mktemp("pages")
-    run_diff(
+    train(
         RunConfig(
             base="tl_crosscoder/world-base",
             adapter="tl_crosscoder/taboo",

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from judge_server import JudgeServer, serving
 
-from tl_crosscoder import RunConfig, load_documents, run_diff
+from tl_crosscoder import RunConfig, load_documents
 from tl_crosscoder.run.run import Run
+from tl_crosscoder.run.training import train
 
 CONFIG = {
     "base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/taboo",
@@ -26,7 +27,7 @@ def trained(tmp_path_factory) -> Run:
     documents = load_documents("tl_crosscoder/taboo", max_documents=120)
     text = folder / "text.jsonl"
     text.write_text("".join(json.dumps(d) + "\n" for d in documents))
-    run_diff(RunConfig(text=str(text), output=str(folder / "run"), **CONFIG))
+    train(RunConfig(text=str(text), output=str(folder / "run"), **CONFIG))
     return Run(path=folder / "run")
 
 

@@ -1,7 +1,6 @@
 """`diff` in a notebook: one small run of the embedded pair, and what can be asked of it."""
 
 import json
-import re
 import tempfile
 from dataclasses import replace
 
@@ -10,10 +9,8 @@ import torch
 
 from tl_crosscoder import load_documents, tokenize
 from tl_crosscoder.cli.analyze import Analyze
-from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.models import loading
 from tl_crosscoder.notebook.model_diff import ModelDiff, diff, load_diff
-from tl_crosscoder.notebook.run import sized
 
 HOOK = "blocks.1.hook_resid_post"  # of the fixture taboo_pair
 NAMES = ("tl_crosscoder/world-base", "someone/taboo")
@@ -81,10 +78,10 @@ def test_names_and_a_file_make_a_run_that_loads_by_itself(documents, tmp_path, c
     text.write_text("".join(json.dumps(d) + "\n" for d in documents))
     how = {**SMALL, "n_tokens": 512, "adapter": "tl_crosscoder/taboo", "text": text}
     found = diff(NAMES[0], **how, output=tmp_path / "run")
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.startswith(f"tl_crosscoder/world-base and tl_crosscoder/taboo at {HOOK}: batchtopk")
-    assert "64 latents, k 4, 512 activation pairs of" in said
-    assert re.search(r"about \d+ (s|min)\. The run is kept in", said)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"tl_crosscoder/world-base and tl_crosscoder/taboo at {HOOK}; " in said
+    assert "batchtopk, 64 latents, k 4: 512 activation pairs in batches of 64" in said
+    assert "The run is kept in" in said
     assert load_diff(found.path).models.sites == found.models.sites
 
 
@@ -100,7 +97,7 @@ def test_contexts_are_split_and_kept_as_they_are(made, documents, capsys, tmp_pa
     assert {tuple(row) for row in kept.tokens.tolist()} <= rows
     assert found.run.record["text"]["n_contexts"] == len(text) - n
     assert found.path.parent == tmp_path
-    assert str(found.path) in "".join(capsys.readouterr().out.split())
+    assert str(found.path) in "".join(capsys.readouterr().err.split())
 
 
 def test_contexts_with_other_masks_are_refused(made, documents):
@@ -109,18 +106,6 @@ def test_contexts_with_other_masks_are_refused(made, documents):
     how = {**SMALL, "context_size": None, "text": other, "model_names": NAMES}
     with pytest.raises(ValueError, match="the masks that they were made with"):
         diff(*made.models.models, **how)
-
-
-def test_sizes_follow_from_the_text():
-    """30,000 tokens x 10 passes: 300,000 pairs in 500 steps of 600; a latent for every 100."""
-    config = sized(RunConfig(output=""), 30_000, 96, ())
-    assert (config.n_tokens, config.batch_size, config.d_sae) == (300_000, 600, 1536)
-    config = sized(RunConfig(output=""), 3_000, 96, ())
-    assert (config.n_tokens, config.batch_size, config.d_sae) == (30_000, 64, 300)
-    assert config.lr_warmup_steps == 46  # a tenth of 30,000 // 64 = 468 steps
-    config = sized(RunConfig(output="", d_sae=7, lr_warmup_steps=9), 10**9, 96,
-                   ("d_sae", "lr_warmup_steps"))  # fmt: skip
-    assert (config.n_tokens, config.d_sae, config.lr_warmup_steps) == (2_000_000, 7, 9)
 
 
 @pytest.mark.parametrize(

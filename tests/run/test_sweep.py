@@ -14,9 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tl_crosscoder import RunConfig, TrainConfig, Trainer, run_diff, run_together
+from tl_crosscoder import RunConfig, TrainConfig, Trainer
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.config.sweep import read_sweep, run_name, sweep
+from tl_crosscoder.run.training import train
 from tl_crosscoder.train.trainer import fit_together
 
 CHANGES = [
@@ -56,18 +57,19 @@ def weights(folder) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     configs = sweep(config_of(tmp_path_factory.mktemp("sweep")), CHANGES)
-    return configs, run_together(configs)
+    return configs, train(configs)
 
 
 @pytest.mark.parametrize("i", range(len(CHANGES)))
 def test_each_dictionary_and_measurement_is_that_of_a_run_of_its_own(together, tmp_path, i):
-    configs, measurements = together
-    alone = run_diff(replace(configs[i], output=str(tmp_path / "alone")))
+    configs, runs = together
+    alone = train(replace(configs[i], output=str(tmp_path / "alone"))).measurement()
+    measured = runs[i].measurement()
     shared, own = (weights(f) for f in (configs[i].output, tmp_path / "alone"))
     for name, value in own.items():
         assert torch.equal(value, shared[name]), name
-    assert alone.reconstruction == measurements[i].reconstruction
-    assert repr(alone.top) == repr(measurements[i].top)
+    assert alone.reconstruction == measured.reconstruction
+    assert repr(alone.top) == repr(measured.top)
     files = [{p.name for p in Path(f).iterdir()} for f in (configs[i].output, tmp_path / "alone")]
     assert files[0] == files[1]
 

@@ -20,7 +20,7 @@ class Harvest:
     config: str | None = None
     """YAML file of the same fields; flags win over it."""
     dry_run: bool = False
-    """Print an estimate of time, memory and disk, and do nothing: not even download."""
+    """Print an estimate of download, memory, disk and FLOPs, and do nothing: not even download."""
     resume: bool = False
     """Go on with the cache in the output folder at the shard where it stopped."""
 

@@ -67,7 +67,7 @@ class Train:
     """YAML list of what each of several runs changes: they share the activations, and each has a
     folder of its own in the output folder."""
     dry_run: bool = False
-    """Print an estimate of time, memory and disk, and do nothing: not even download."""
+    """Print an estimate of download, memory, disk and FLOPs, and do nothing: not even download."""
     resume: bool = False
     """Continue the run in the output folder from its last checkpoint."""
 
@@ -81,12 +81,10 @@ class Train:
 
             print(*(f"{config.output}\n{estimate(config)}" for config in configs), sep="\n\n")
             return
-        from tl_crosscoder.run.training import run_together
+        from tl_crosscoder.run.training import train
 
-        for config, measurement in zip(
-            configs, run_together(configs, resume=self.resume), strict=True
-        ):
-            _print_measurement(measurement, Path(config.output), is_one_of=len(configs) > 1)
+        for run in train(configs, resume=self.resume):
+            _print_measurement(run.measurement(), run.path, is_one_of=len(configs) > 1)
 
 
 VERBS: dict[str, Any] = {

@@ -18,6 +18,8 @@ import tyro
 from tl_crosscoder.config.models import ModelsConfig
 from tl_crosscoder.config.yaml import YamlConfig, read_yaml
 
+CONTEXT_SIZE = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -81,8 +83,8 @@ class TextConfig(Reading, Masks):
     mixture: Annotated[tuple[TextSource, ...], tyro.conf.Suppress] = ()
     """Several texts with their shares of the tokens, in place of `text`; in YAML a list of
     mappings with the fields of `TextSource`."""
-    context_size: int = 128
-    """Tokens a context."""
+    context_size: int = CONTEXT_SIZE
+    """Tokens a context; the default is cut at what the models take."""
     pack: bool = True
     """Fill contexts with one document after the other; else each document has its own context,
     cut at `context_size`."""

@@ -25,23 +25,55 @@ from tl_crosscoder.config.presets import (
 from tl_crosscoder.config.text import TextConfig
 from tl_crosscoder.config.yaml import YamlConfig, read_mapping
 
+MOST_TOKENS, MOST_PASSES = 2_000_000, 10
+MOST_BATCH, LEAST_BATCH, LEAST_STEPS = 1024, 64, 500
+MOST_EXPANSION, TOKENS_PER_LATENT = 16, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The numbers of a run, given or chosen from width and text; see `TrainConfig.plan`."""
+
+    d_sae: int
+    n_tokens: int
+    batch_size: int
+    lr: float
+    lr_warmup_steps: int
+    lr_decay_share: float
+
+    @property
+    def n_steps(self) -> int:
+        """Training steps; tokens that do not fill a batch are not trained on."""
+        return self.n_tokens // self.batch_size
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step (from 0): linear rise, plateau, linear fall to 0."""
+        n_decay = round(self.lr_decay_share * self.n_steps)
+        rise = (step + 1) / self.lr_warmup_steps if step < self.lr_warmup_steps else 1.0
+        left = self.n_steps - step
+        fall = left / (n_decay + 1) if left <= n_decay else 1.0
+        return self.lr * min(rise, fall)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a crosscoder is trained; the defaults suit a small model on a laptop."""
+    """How a crosscoder is trained. What is None is chosen from width and text; see `plan`."""
 
     d_sae: int | None = None
-    """Number of latents; None is `expansion` times the width of the widest site."""
-    expansion: int = 16
+    """Number of latents; None is `expansion` times the width of the widest site, and without that
+    one for every 100 activation pairs, at most 16 times the width."""
+    expansion: int | None = None
     """Latents per dimension of the widest site, where `d_sae` is not given."""
-    n_tokens: int = 2_000_000
-    """Activation pairs to train on; the text is read again where it is shorter."""
-    batch_size: int = 1024
-    """Activation pairs a step."""
+    n_tokens: int | None = None
+    """Activation pairs to train on; the text is read again where it is shorter. None is ten passes
+    over the text, at most 2 million."""
+    batch_size: int | None = None
+    """Activation pairs a step; None is 1,024, and fewer where that gives less than 500 steps."""
     lr: float = 1e-3
     """Peak learning rate of Adam."""
-    lr_warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly from 0."""
+    lr_warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly from 0; None is a tenth of all, at most
+    100."""
     lr_decay_share: float = 0.2
     """Last share of the steps, over which the learning rate falls linearly to 0."""
     max_grad_norm: float = 1.0
@@ -87,12 +119,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = ("n_tokens", "batch_size", "lr", "max_grad_norm", "log_every", "expansion",
                     "checkpoint_every", "buffer_contexts", "harvest_batch_size",
-                    "n_calibration_tokens", "n_accumulated")  # fmt: skip
+                    "n_calibration_tokens", "n_accumulated", "d_sae")  # fmt: skip
         for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        if self.d_sae is not None and self.d_sae <= 0:
-            raise ValueError(f"d_sae is {self.d_sae}; it must be above 0.")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above 0.")
         if self.reconstruction not in get_args(Reconstruction):
             raise ValueError(
                 f"reconstruction is {self.reconstruction!r}; it is one of "
@@ -102,7 +132,7 @@ class TrainConfig:
             raise ValueError(f"kernels is {self.kernels!r}; it is 'auto' or 'dense'.")
         if self.compute_dtype not in (None, *get_args(ComputeDtype)):
             raise ValueError(f"compute_dtype is {self.compute_dtype!r}; it is bfloat16 or None.")
-        if self.batch_size % self.n_accumulated:
+        if self.batch_size is not None and self.batch_size % self.n_accumulated:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into {self.n_accumulated} equal "
                 "parts (n_accumulated)."
@@ -111,27 +141,44 @@ class TrainConfig:
             raise ValueError(f"prefetch is {self.prefetch}; it is 0 or more batches.")
         if not 0 <= self.lr_decay_share <= 1:
             raise ValueError(f"lr_decay_share is {self.lr_decay_share}; it is a share, 0 to 1.")
-        if self.n_tokens < self.batch_size:
+        if self.n_tokens and self.batch_size and self.n_tokens < self.batch_size:
             raise ValueError(
                 f"n_tokens is {self.n_tokens:,}, less than one batch of {self.batch_size:,}."
             )
 
-    @property
-    def n_steps(self) -> int:
-        """Training steps; tokens that do not fill a batch are not trained on."""
-        return self.n_tokens // self.batch_size
+    def plan(self, *, d_model: int, n_text_tokens: int | None = None, k: float = 16) -> Plan:
+        """Fill in what is not given, by rules of thumb that the fields state.
+
+        Args:
+            d_model: width of the widest site.
+            n_text_tokens: kept tokens of the text; None is more than are trained on.
+            k: active latents a token, of which a dictionary has at least four times as many.
+        """
+        n_tokens = self.n_tokens
+        if n_tokens is None:
+            n_text = MOST_TOKENS if n_text_tokens is None else n_text_tokens
+            n_tokens = max(LEAST_BATCH, min(MOST_TOKENS, MOST_PASSES * n_text))
+        batch_size = self.batch_size
+        if batch_size is None:
+            n = min(MOST_BATCH, n_tokens, max(LEAST_BATCH, n_tokens // LEAST_STEPS))
+            batch_size = max(1, n // self.n_accumulated) * self.n_accumulated
+        if self.n_tokens is None:
+            n_tokens = max(n_tokens, batch_size)
+        chosen = min(MOST_EXPANSION * d_model, max(round(4 * k), n_tokens // TOKENS_PER_LATENT))
+        d_sae = self.d_sae or (chosen if self.expansion is None else self.expansion * d_model)
+        warm_up = self.lr_warmup_steps
+        return Plan(
+            d_sae=d_sae,
+            n_tokens=n_tokens,
+            batch_size=batch_size,
+            lr=self.lr,
+            lr_warmup_steps=min(100, n_tokens // batch_size // 10) if warm_up is None else warm_up,
+            lr_decay_share=self.lr_decay_share,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step (from 0): linear rise, plateau, linear fall to 0."""
-        n_decay = round(self.lr_decay_share * self.n_steps)
-        rise = (step + 1) / self.lr_warmup_steps if step < self.lr_warmup_steps else 1.0
-        left = self.n_steps - step
-        fall = left / (n_decay + 1) if left <= n_decay else 1.0
-        return self.lr * min(rise, fall)
 
 
 @dataclass(frozen=True, kw_only=True)

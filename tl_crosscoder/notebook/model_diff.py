@@ -41,12 +41,12 @@ from tl_crosscoder.notebook.prompts import (
     insertion,
     prompt_diff,
 )
-from tl_crosscoder.notebook.run import LiveRun, Model, Models, Text
+from tl_crosscoder.notebook.run import Model, Models, live_run
 from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.report.html import ReportSettings, report
 from tl_crosscoder.report.terminal import render
 from tl_crosscoder.results.measures import spoken
-from tl_crosscoder.results.render import Section, as_html, wrapped
+from tl_crosscoder.results.render import Section, as_html
 from tl_crosscoder.run.causal import (
     N_NEUTRAL_TOKENS,
     CausalQuestion,
@@ -55,6 +55,8 @@ from tl_crosscoder.run.causal import (
     steer_run,
 )
 from tl_crosscoder.run.run import Run
+from tl_crosscoder.run.text import Text
+from tl_crosscoder.run.training import train
 from tl_crosscoder.train.checkpoint import check_output
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def diff(
             `TokenizedText`, of whose contexts a share is held out.
         adapter: a LoRA adapter on the base, in place of `finetuned`.
         preset: which dictionary: a name, or `preset(name, ...)` with options.
-        d_sae: number of latents; None is by the size of text and models, see `live_run.sized`.
+        d_sae: number of latents; None is by width and length, see `TrainConfig.plan`.
         k: mean number of active latents a token; None is 16.
         n_tokens: activation pairs to train on; None is ten passes over the text, at most 2 million.
         output: new or empty folder for the run; None is a temporary one, which is said, and which
@@ -115,17 +117,16 @@ def diff(
     settings |= {"hook_name": hook_name, "preset": preset, "d_sae": d_sae, "k": k, "seed": seed}
     settings |= {"n_tokens": n_tokens, "device": device}
     settings |= {"adapter": None if adapter is None else str(adapter)}
-    run = LiveRun.of(base, finetuned, text=text, settings=settings, model_names=model_names)
-    folder = Path(output or tempfile.mkdtemp(prefix="tl_crosscoder-"))
-    print(wrapped(f"{run.describe()} The run is kept in {folder}."))
-    run.train(folder, resume=resume)
-    return load_diff(folder, models=run.models)
+    settings["output"] = str(output or tempfile.mkdtemp(prefix="tl_crosscoder-"))
+    how = {"text": text, "settings": settings, "model_names": model_names}
+    config, models, content = live_run(base, finetuned, **how)
+    return ModelDiff(run=train(config, models=models, text=content, resume=resume))
 
 
 def load_diff(
     folder: str | Path, *, models: Models | None = None, device: str = "cpu"
 ) -> "ModelDiff":
-    """Open a finished run: one of `diff`, of `run_diff` or of `tl-crosscoder train`.
+    """Open a finished run: one of `diff`, of `train` or of `tl-crosscoder train`.
 
     Args:
         folder: where it is, or the name of an embedded dictionary, such as

@@ -1,36 +1,20 @@
-"""`Estimate`: bytes, FLOPs and seconds of a run, and their table for a reader.
-
-What a run takes in time, memory and disk, before anything is downloaded.
+"""What a run takes in memory, disk and FLOPs, before anything is downloaded.
 
 Contract: of each model `estimate` reads `config.json` and nothing else; parameters are counted on
-the meta device, exactly. Seconds follow from FLOPs and bytes, and from the speed of two matrix
-products and a copy, measured on the device in under a second.
-Limits: hooks are taken to be as wide as the residual stream, and all experts of a mixture to run.
-Not counted: reading and tokenising the text, and the measures at the end but for the models' part.
-The shares below were measured on two cores beside other work, and never on a GPU: training runs of
-benchmarks/estimate.py took 0.8 to 2.0 times what is said here, and dense ones of d_in 192, where
-passes over the codes outweigh products, 2.5 times.
+the meta device, exactly. Limits: hooks are taken to be as wide as the residual stream, and all
+experts of a mixture to run. Not counted: reading and tokenising the text, and the measures at the
+end but for the models' part.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from tl_crosscoder.config.training import HarvestConfig, RunConfig
+from tl_crosscoder.config.training import HarvestConfig, Plan, RunConfig
 from tl_crosscoder.crosscoder.partition import placed
 from tl_crosscoder.crosscoder.sparse.step import MAX_DENSITY
-from tl_crosscoder.models.devices import NF4, first_device, precision
 from tl_crosscoder.models.site import Site
-from tl_crosscoder.run.model_cost import (
-    ModelCost,
-    Speed,
-    copy_speed,
-    is_here,
-    model_cost,
-    product_speed,
-)
+from tl_crosscoder.run.model_cost import ModelCost, model_cost
 from tl_crosscoder.run.sources import sites_of
 from tl_crosscoder.train.checkpoint import N_KEPT
 from tl_crosscoder.train.presets import recipe_of
@@ -38,7 +22,7 @@ from tl_crosscoder.train.presets import recipe_of
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes, FLOPs and seconds of a run; `str()` is a table."""
+    """Bytes and FLOPs of a run; `str()` is a table."""
 
     models: tuple[ModelCost, ...]
     d_in: int
@@ -50,9 +34,6 @@ class Estimate:
     memory_bytes: dict[str, int]
     disk_bytes: dict[str, int]
     flops: dict[str, int]
-    seconds: dict[str, float] | None
-    """None where the device of the run is not here."""
-    device: str
 
     @property
     def download_bytes(self) -> int:
@@ -66,7 +47,6 @@ class Estimate:
             "total_memory_bytes": sum(self.memory_bytes.values()),
             "total_disk_bytes": sum(self.disk_bytes.values()),
             "total_flops": sum(self.flops.values()),
-            "total_seconds": None if self.seconds is None else sum(self.seconds.values()),
         }
         return asdict(self) | totals
 
@@ -91,12 +71,7 @@ class Estimate:
             ("disk", self.disk_bytes | {"download": self.download_bytes}, _bytes),
             ("FLOPs", self.flops, _si),
         ]
-        if self.seconds is not None:
-            parts.append((f"time on {self.device}, about", self.seconds, _duration))
-        lines = [_table(rows), crosscoder, *(_sum(*part) for part in parts)]
-        if self.seconds is None:
-            lines.append(f"no time: device not here ({self.device})")
-        return "\n".join(lines)
+        return "\n".join([_table(rows), crosscoder, *(_sum(*part) for part in parts)])
 
 
 def _sum(name: str, parts: Mapping[str, float], show: Callable[[float], str]) -> str:
@@ -126,30 +101,6 @@ def _bytes(value: float) -> str:
     return f"{_si(value)}B" if value >= 1e3 else f"{value:.0f} B"
 
 
-def _duration(value: float) -> str:
-    if value >= 2 * 86400:
-        return f"{value / 86400:.1f} days"
-    if value >= 2 * 3600:
-        return f"{value / 3600:.1f} h"
-    return f"{value / 60:.1f} min" if value >= 120 else f"{value:.1f} s"
-
-
-HARVEST_SHARE = 0.2
-"""Of the speed of a matrix product, what a forward pass of a model reaches: 0.14 to 0.31 at d_model
-96 and contexts of 128, on a busy machine. [open] at the width of real models: more."""
-DENSE_SHARE = 0.7
-"""The same of the six products of a dense step, which take the time of 7.1 to 9.8
-(benchmarks/results/training_step.json and training_step_density.json)."""
-SPARSE_SHARE = 0.035
-"""The same of products with active latents alone, which run at memory speed. Fitted with
-`STEP_SECONDS` to the step at eight sizes (d_in 192 to 1,024, d_sae 1,536 to 24,576, k 16 to 128,
-batches of 1,024 to 4,096), within 21 %. There the encoder's product took 0.34 of its own time, or
-0.77 beside other work: bfloat16 goes before it (AMX). It counts in full here."""
-STEP_SECONDS = 0.008
-"""What a step takes however small it is."""
-BYTES_PER_PARAMETER = 60
-"""Read and written a step for each parameter, counted: Adam 28, clipping 12, the gradient 8, the
-encoder by rows 8, norms 4."""
 DEAD_SHARE = 0.3
 """Latents that AuxK is taken to revive at any time. [open]: Kassem et al. report 8 to 64 % dead at
 the end of training."""
@@ -205,32 +156,30 @@ def estimate(config: RunConfig, *, cache_dtype: str | None = None) -> Estimate:
         )
     models, widths = _models(config)
     d_in = widths[0] if config.difference else sum(widths)
-    d_sae = config.d_sae or config.expansion * max(widths)
-    n_tokens = config.n_tokens + config.n_calibration_tokens + config.n_measured_tokens
+    plan = config.plan(d_model=max(widths), k=getattr(config.preset, "k", 16))
+    d_sae = plan.d_sae
+    n_tokens = plan.n_tokens + config.n_calibration_tokens + config.n_measured_tokens
     size = Size(d_in=d_in, d_sae=d_sae, k=_active_latents(config, d_sae))
     dense, sparse = size.step_flops()
     flops = {
         "harvest": n_tokens * sum(m.flops_per_token for m in models),
-        "dense products": config.n_tokens * dense,
-        "sparse products": config.n_tokens * sparse,
-        "AuxK": config.n_tokens * size.auxk_flops() if config.auxk_weight else 0,
+        "dense products": plan.n_tokens * dense,
+        "sparse products": plan.n_tokens * sparse,
+        "AuxK": plan.n_tokens * size.auxk_flops() if config.auxk_weight else 0,
     }
-    speed = _measured_speed(config, max(widths), size)
     return Estimate(
         models=models,
         d_in=d_in,
         d_sae=d_sae,
         n_parameters=size.n_parameters,
         n_tokens=n_tokens,
-        memory_bytes=_memory(config, models, size),
+        memory_bytes=_memory(config, plan, models, size),
         disk_bytes={
             "dictionary": 4 * size.n_parameters,
             "checkpoints": N_KEPT * 3 * 4 * size.n_parameters,
             "cache": n_tokens * d_in * CACHE_BYTES[cache_dtype] if cache_dtype else 0,
         },
         flops=flops,
-        seconds=None if speed is None else _seconds(flops, config.n_steps, size, speed),
-        device=config.device,
     )
 
 
@@ -240,7 +189,6 @@ def estimate_harvest(config: HarvestConfig) -> Estimate:
     d_in = widths[0] if config.difference else sum(widths)
     row_bytes = d_in * CACHE_BYTES[config.store]
     flops = {"harvest": config.n_tokens * sum(m.flops_per_token for m in models)}
-    speed = _models_speed(config, max(widths))
     return Estimate(
         models=models,
         d_in=d_in,
@@ -256,8 +204,6 @@ def estimate_harvest(config: HarvestConfig) -> Estimate:
         },
         disk_bytes={"cache": config.n_tokens * (row_bytes + TEXT_BYTES + 1)},
         flops=flops,
-        seconds=None if speed is None else {"harvest": flops["harvest"] / (HARVEST_SHARE * speed)},
-        device=config.device,
     )
 
 
@@ -274,16 +220,18 @@ def _models(config: RunConfig | HarvestConfig) -> tuple[tuple[ModelCost, ...], l
 
 def _active_latents(config: RunConfig, d_sae: int) -> float | None:
     """See `Size.k`."""
-    recipe = recipe_of(config.preset, n_steps=config.n_steps)
+    recipe = recipe_of(config.preset, n_steps=1)
     groups = recipe.sparsity.groups(placed(recipe.partitions, d_sae), d_sae)
     k = sum(k for _, k in groups)
     return None if config.kernels == "dense" or not 0 < k <= MAX_DENSITY * d_sae else k
 
 
-def _memory(config: RunConfig, models: tuple[ModelCost, ...], size: Size) -> dict[str, int]:
-    n_rows = config.batch_size // config.n_accumulated
+def _memory(
+    config: RunConfig, plan: Plan, models: tuple[ModelCost, ...], size: Size
+) -> dict[str, int]:
+    n_rows = plan.batch_size // config.n_accumulated
     n_buffers = N_DENSE_BUFFERS if size.k is None else 1
-    contexts = max(config.buffer_contexts, 2 * config.batch_size // config.context_size + 1)
+    contexts = max(config.buffer_contexts, 2 * plan.batch_size // config.context_size + 1)
     return {
         "models": sum(m.memory_bytes for m in models),
         "forward pass": config.harvest_batch_size * max(m.score_bytes for m in models),
@@ -292,42 +240,5 @@ def _memory(config: RunConfig, models: tuple[ModelCost, ...], size: Size) -> dic
         # Buffers as large as all codes; rows, reconstruction and its gradient.
         "batch": 4 * n_rows * (n_buffers * size.d_sae + 3 * size.d_in),
         "mixing buffer": 4 * contexts * config.context_size * size.d_in,
-        "text": TEXT_BYTES * config.n_tokens,
-    }
-
-
-def _measured_speed(config: RunConfig, d_model: int, size: Size) -> Speed | None:
-    """Speed of the run's device, the first of several; None where it is not here."""
-    models = _models_speed(config, d_model)
-    if models is None:
-        return None
-    device = first_device(config.device)
-    of_products = precision(config.compute_dtype or "float32").dtype
-    return Speed(
-        models=models,
-        crosscoder=product_speed(device, of_products, (config.batch_size, size.d_in, size.d_sae)),
-        copy=copy_speed(device),
-    )
-
-
-def _models_speed(config: RunConfig | HarvestConfig, d_model: int) -> float | None:
-    """FLOPs a second of a product as models have it."""
-    device = first_device(config.device)
-    if not is_here(device):
-        return None
-    dtype = torch.bfloat16 if config.dtype == NF4 else precision(config.dtype).dtype
-    n_rows = config.harvest_batch_size * config.context_size
-    return product_speed(device, dtype, (n_rows, d_model, 4 * d_model))
-
-
-def _seconds(flops: dict[str, int], n_steps: int, size: Size, speed: Speed) -> dict[str, float]:
-    """Of a run, by what takes them."""
-    dense_share = DENSE_SHARE if size.k is None else 1.0
-    return {
-        "harvest": flops["harvest"] / (HARVEST_SHARE * speed.models),
-        "dense products": flops["dense products"] / (dense_share * speed.crosscoder),
-        "sparse products": flops["sparse products"] / (SPARSE_SHARE * speed.crosscoder),
-        "AuxK": flops["AuxK"] / (DENSE_SHARE * speed.crosscoder),
-        "updates": n_steps * BYTES_PER_PARAMETER * size.n_parameters / speed.copy,
-        "steps": n_steps * STEP_SECONDS,
+        "text": TEXT_BYTES * plan.n_tokens,
     }

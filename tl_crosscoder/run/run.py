@@ -1,6 +1,6 @@
 """A run's folder opened again: its dictionary, models, text and measures.
 
-Contract: what `run_diff` left is found; models are loaded when they are asked for. The name of an
+Contract: what `train` left is found; models are loaded when they are asked for. The name of an
 embedded dictionary, `tl_crosscoder/taboo-batchtopk`, opens a copy of it (see `opened_path`). Limit:
 a run from Python keeps no held-out text, so one has to be named.
 """

@@ -2,13 +2,18 @@
 
 Local files and the embedded text are held in memory, split by a shuffle; `datasets` names and
 mixtures are streamed, split by a hash of each document, and read as far as tokens are needed.
+From Python documents or contexts will do; the held-out part is kept as documents that make the
+same tokens again.
 """
 
 import json
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tl_crosscoder import files
 from tl_crosscoder.config.text import TextConfig
@@ -24,6 +29,7 @@ from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.mixture import tokenize_mixture
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,8 @@ def check_text(config: TextConfig) -> None:
 
 def text_of_run(config: RunConfig, source: ActivationSource) -> RunText:
     """The text of a training run. Raises as `load_documents` and `tokenize` do."""
-    return _read(config, source, n_tokens=config.n_tokens, n_held_out=config.n_measured_tokens)
+    n_tokens = config.plan(d_model=source.d_model).n_tokens
+    return _read(config, source, n_tokens=n_tokens, n_held_out=config.n_measured_tokens)
 
 
 def text_of_harvest(config: HarvestConfig, source: ActivationSource) -> RunText:
@@ -154,3 +161,110 @@ def held_out_text(
 def write_documents(path: Path, documents: list[Document]) -> None:
     """Write documents as JSONL, from which `load_documents` reads them."""
     files.write_text(path, "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in documents))
+
+
+Text = str | Path | Iterable[str | Document] | TokenizedText
+"""A file, folder or `datasets` name; strings or documents; or contexts."""
+
+_LONGEST_NAME = 300
+
+
+def checked_text(text: Any) -> str | Path | TokenizedText | list[Document]:
+    """The text by its type, before anything is loaded.
+
+    Raises:
+        ValueError: no text, or text itself in place of a file's name.
+    """
+    if isinstance(text, TokenizedText | Path):
+        return text
+    if isinstance(text, str):
+        if "\n" in text or len(text) > _LONGEST_NAME:
+            raise ValueError(
+                f"text is a string of {len(text):,} characters that is no name: give a file, a "
+                "`datasets` name, or a list of documents such as [text_1, text_2]."
+            )
+        return text
+    is_one = not isinstance(text, Iterable) or isinstance(text, Mapping | bytes)
+    documents: list[Any] = [text] if is_one or hasattr(text, "iterrows") else [*text]
+    for document in documents:
+        if not _is_document(document):
+            raise ValueError(
+                f"the text holds a {type(document).__name__}, {repr(document)[:80]}: give a file, "
+                "a `datasets` name, a list of strings or of documents ({'text': str} or "
+                "{'messages': [...]}), or a TokenizedText."
+            )
+    found = load_documents(documents)
+    split_documents(found[:2])  # refuses fewer than two
+    return found
+
+
+def _is_document(value: Any) -> bool:
+    keys = ("text", "messages", "input_ids")
+    return isinstance(value, str) or (isinstance(value, Mapping) and any(k in value for k in keys))
+
+
+def text_at_hand(
+    config: RunConfig,
+    models: ActivationSource,
+    content: TokenizedText | list[Document],
+) -> RunText:
+    """Training and held-out text from documents or contexts, which are checked.
+
+    Raises ValueError for contexts with other masks than those of the config.
+    """
+    tokenizer = models.tokenizer
+    if isinstance(content, TokenizedText):
+        made = _split(content, config, tokenizer)
+    else:
+        rest, kept = split_documents(content, held_out=config.held_out, seed=config.seed)
+        n = config.n_measured_tokens
+        made = RunText(
+            training=tokens_of(config, rest, tokenizer),
+            held_out=held_out_text(config, kept, tokenizer, n_tokens=n),
+            held_out_documents=kept,
+        )
+    limited = with_norm_limits(
+        models,
+        made.training,
+        multiple=config.max_norm_multiple,
+        batch_size=config.harvest_batch_size,
+    )
+    held_out = replace(made.held_out, norm_limits=limited.norm_limits)
+    return replace(made, training=limited, held_out=held_out)
+
+
+def _split(text: TokenizedText, config: RunConfig, tokenizer: Any) -> RunText:
+    """Whole contexts, at random; the held-out ones as documents of ids, which make them again.
+
+    Raises ValueError for a single context, and for masks other than those of the config: whoever
+    opens the run would measure other tokens.
+    """
+    if len(text) < 2:
+        raise ValueError(
+            f"the text has {len(text)} context; at least 2 are needed to keep some for measuring."
+        )
+    order = torch.randperm(len(text), generator=torch.Generator().manual_seed(config.seed))
+    n_held_out = min(max(1, round(config.held_out * len(text))), len(text) - 1)
+    n_measured = max(1, config.n_measured_tokens // text.context_size)
+    kept = text[order[: min(n_held_out, n_measured)].sort().values]
+    documents = [*_as_documents(kept, tokenizer_sha256(tokenizer))]
+    how = {"context_size": text.context_size, "pack": False, "masks": config}
+    again = tokenize(documents, tokenizer, **how)
+    if not (torch.equal(again.tokens, kept.tokens) and torch.equal(again.dropped, kept.dropped)):
+        raise ValueError(
+            f"the contexts leave out other tokens ({kept.mask_counts}) than the settings of this "
+            f"run say ({again.mask_counts}). Give diff the masks that they were made with, such as "
+            "drop_template=True."
+        )
+    rest = text[order[n_held_out:].sort().values]
+    return RunText(training=rest, held_out=kept, held_out_documents=documents)
+
+
+def _as_documents(text: TokenizedText, tokenizer: str) -> Iterator[Document]:
+    for i, n in enumerate(text.lengths.tolist()):
+        yield {
+            "input_ids": text.tokens[i, :n].tolist(),
+            "role_ids": text.role_ids[i, :n].tolist(),
+            "source": text.sources[int(text.source_ids[i, n - 1])],
+            "tokenizer": tokenizer,
+        }

@@ -1,32 +1,42 @@
-"""A whole diff: load the models, read the text, train, measure, leave it all in a folder.
+"""One door to training: `train` loads the models, reads the text, trains, measures, and leaves all.
 
 Beside what the trainer writes: `held_out.jsonl` (the text measured on), `analysis.json` and
 `analysis.safetensors` (the measures) and `examples.sqlite` (`ExampleDatabase`). Limit: the held-out
-text is cut at `n_measured_tokens`.
-
-The examples of a run: opened, or collected where the folder has none.
-
-Limit: examples are of the run's held-out text alone.
+text is cut at `n_measured_tokens`, and examples are of that text alone.
 """
 
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 from tqdm.auto import tqdm
 
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement, measure, measure_all
+from tl_crosscoder.config.presets import preset_name
+from tl_crosscoder.config.text import CONTEXT_SIZE
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.cache import ActivationCache
+from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.loading import options_of_each
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.run import HELD_OUT_NAME, Run
 from tl_crosscoder.run.sources import load_source, open_cache, sites_of
-from tl_crosscoder.run.text import RunText, check_text, text_of_run, write_documents
+from tl_crosscoder.run.text import (
+    RunText,
+    Text,
+    check_text,
+    checked_text,
+    text_at_hand,
+    text_of_run,
+    write_documents,
+)
 from tl_crosscoder.train.checkpoint import check_output
 from tl_crosscoder.train.presets import recipe_of
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config, fit_together
@@ -34,86 +44,157 @@ from tl_crosscoder.train.trainer import Trainer, crosscoder_config, fit_together
 EXAMPLES_NAME = "examples.sqlite"
 
 
-def run_diff(config: RunConfig, *, resume: bool = False) -> Measurement:
-    """Do everything that `config` says; see the module for what it leaves in `config.output`.
+@overload
+def train(
+    configs: RunConfig,
+    *,
+    models: ModelPair | None = None,
+    text: Text | None = None,
+    resume: bool = False,
+) -> Run: ...
+@overload
+def train(
+    configs: Sequence[RunConfig],
+    *,
+    models: ModelPair | None = None,
+    text: Text | None = None,
+    resume: bool = False,
+) -> list[Run]: ...
+def train(
+    configs: RunConfig | Sequence[RunConfig],
+    *,
+    models: ModelPair | None = None,
+    text: Text | None = None,
+    resume: bool = False,
+) -> Run | list[Run]:
+    """Train and measure a dictionary, or several on the same activations, each in a folder.
+
+    The models run once for all; every dictionary is what it would have been alone. The configs may
+    differ in what a dictionary is made of and how fast it learns, not in models and text. See the
+    module for what is left in `config.output`.
+
+    Args:
+        configs: one run, or several.
+        models: loaded models, in place of the names in the config.
+        text: documents or contexts, in place of the name in the config.
+        resume: continue what a folder holds; a run that is whole there stays as it is.
 
     Raises:
         ValueError, FileNotFoundError: bad input, before any long work; nothing is overwritten.
         FloatingPointError, TrainingInterruptedError: see `Trainer.fit`.
     """
-    return run_together([config], resume=resume)[0]
+    each = [configs] if isinstance(configs, RunConfig) else [*configs]
+    for config in each:
+        check_output(Path(config.output), resume=resume)
+    source, content = _opened(each[0], models, text)
+    each = [_fitted(config, source, content, is_loaded=models is not None) for config in each]
+    for config in each:
+        crosscoder_config(source, config, config.preset)  # refuses what cannot be
+    read = _text(each[0], source, content)
+    trainers = _trainers(each, source, read, resume=resume)
+    _say(trainers, read)
+    _fit_and_measure(trainers, source, read)
+    loaded = source if isinstance(source, ModelPair) else None
+    runs = [Run(path=Path(c.output), device=str(source.device), loaded=loaded) for c in each]
+    return runs[0] if isinstance(configs, RunConfig) else runs
 
 
-def run_together(configs: Sequence[RunConfig], *, resume: bool = False) -> list[Measurement]:
-    """Train several dictionaries on the same activations, each in its own output folder.
+def _opened(
+    config: RunConfig, models: ModelPair | None, text: Text | None
+) -> tuple[ActivationSource, TokenizedText | list[Document] | None]:
+    """What is run over, and documents or contexts where they are at hand."""
+    if text is None:
+        if models is None:
+            return open_source(config), None
+        check_text(config)
+        return models, None
+    content = checked_text(text)
+    if isinstance(content, str | Path):
+        raise ValueError(f"text is {str(content)!r}: a name belongs in the config's text.")
+    if models is None:
+        check_models(config)
+        models = load_source(config)
+    return models, content
 
-    The models run once for all; every dictionary is what it would have been alone. The configs
-    may differ in what a dictionary is made of and how fast it learns, not in models and text.
 
-    Raises: as `run_diff` does.
-    """
-    config = configs[0]
-    for own in configs:
-        check_output(Path(own.output), resume=resume)
-    source = open_source(config)
-    for own in configs:
-        crosscoder_config(source, own, own.preset)  # refuses what cannot be, before long work
-    text = _text(config, source)
-    tqdm.write(f"Text: {text.training.describe()}", file=sys.stderr)
-    return train_and_measure(configs, source, text, resume=resume)
+def _fitted(
+    config: RunConfig, source: ActivationSource, content: object, *, is_loaded: bool
+) -> RunConfig:
+    """The config with what follows from models and contexts that are there."""
+    changes: dict[str, Any] = {}
+    if isinstance(source, ModelPair) and is_loaded:
+        weights = (p.dtype for p in source.models[0].parameters() if p.is_floating_point())
+        changes["dtype"] = str(next(weights)).removeprefix("torch.")
+    if isinstance(content, TokenizedText):
+        changes |= {"context_size": content.context_size, "pack": False}
+    elif config.context_size == CONTEXT_SIZE and isinstance(source, ModelPair):
+        changes["context_size"] = min(CONTEXT_SIZE, source.n_ctx)
+    return replace(config, **changes)
 
 
-def train_and_measure(
-    configs: Sequence[RunConfig],
-    source: ActivationSource,
-    text: RunText,
-    *,
-    resume: bool = False,
-) -> list[Measurement]:
-    """The same where the source is open and the text is read, which the configs then only record.
-
-    With `resume`, a run that is whole in its folder stays as it is.
-
-    Raises: as `Trainer` and `fit_together` do.
-    """
-    trainers = [
+def _trainers(
+    configs: Sequence[RunConfig], source: ActivationSource, text: RunText, *, resume: bool
+) -> list[Trainer]:
+    return [
         Trainer(
             source,
             text.training,
             text.held_out,
-            config=own,
-            recipe=own.preset,
-            output=own.output,
+            config=config,
+            recipe=config.preset,
+            output=config.output,
             resume=resume,
         )
-        for own in configs
+        for config in configs
     ]
-    folders = [Path(own.output) for own in configs]
-    found = [
-        _measured(f) if t.is_complete else None for f, t in zip(folders, trainers, strict=True)
-    ]
+
+
+def _say(trainers: Sequence[Trainer], text: RunText) -> None:
+    """Print what is going to be done: models, hook points, text, and the numbers of each run."""
+    sites = trainers[0].source.sites
+    named = [*(s.minus for s in sites if s.minus), *sites]
+    models = " and ".join(dict.fromkeys(s.label for s in named))
+    hooks = ", ".join(dict.fromkeys(s.hook_name for s in named))
+    lines = [f"{models} at {hooks}; {text.training.describe()}"]
+    for trainer in trainers:
+        plan, config = trainer.plan, trainer.config
+        name = preset_name(config.preset) if isinstance(config, RunConfig) else "dictionary"
+        k = getattr(trainer.cfg.sparsity, "k", None)
+        lines.append(
+            f"{name}, {plan.d_sae:,} latents{'' if k is None else f', k {k:g}'}: "
+            f"{plan.n_tokens:,} activation pairs in batches of {plan.batch_size:,}, learning rate "
+            f"{plan.lr:g} after {plan.lr_warmup_steps} steps. The run is kept in {trainer.output}."
+        )
+    tqdm.write("\n".join(map(wrapped, lines)), file=sys.stderr)
+
+
+def _fit_and_measure(trainers: list[Trainer], source: ActivationSource, text: RunText) -> None:
+    folders = [trainer.output for trainer in trainers]
+    is_done = [t.is_complete and _is_measured(f) for f, t in zip(folders, trainers, strict=True)]
     if text.held_out_documents:
         for folder in folders:
+            assert folder is not None
             write_documents(folder / HELD_OUT_NAME, text.held_out_documents)
     crosscoders = fit_together(trainers)
-    del trainers  # and with them gradients and optimizer, several times the dictionary
-    open_ = [i for i, measurement in enumerate(found) if measurement is None]
-    if open_:
-        made = measure_all(
-            source, [crosscoders[i] for i in open_], text.held_out, show_progress=True
-        )
-        for i, measurement in zip(open_, made, strict=True):
-            how = {"text": text.held_out, "tokenizer": source.tokenizer}
-            save_measurement(measurement, folders[i], **how)
-            found[i] = measurement
-    return [measurement for measurement in found if measurement is not None]
+    trainers.clear()  # and with them gradients and optimizer, several times the dictionary
+    left = [i for i, done in enumerate(is_done) if not done]
+    if not left:
+        return
+    chosen = [crosscoders[i] for i in left]
+    made = measure_all(source, chosen, text.held_out, show_progress=True)
+    for i, measurement in zip(left, made, strict=True):
+        folder = folders[i]
+        assert folder is not None
+        save_measurement(measurement, folder, text=text.held_out, tokenizer=source.tokenizer)
 
 
-def _measured(folder: Path) -> Measurement | None:
+def _is_measured(folder: Path | None) -> bool:
+    assert folder is not None
     try:
-        return Measurement.load(folder)
+        Measurement.load(folder)
     except (FileNotFoundError, ValueError):  # none, or of an earlier version
-        return None
+        return False
+    return True
 
 
 def open_source(config: RunConfig) -> ActivationSource:
@@ -141,11 +222,15 @@ def check_models(config: RunConfig) -> None:
         dtype=config.dtype,
         merge_adapter=config.merge_adapter,
     )
-    recipe_of(config.preset, n_steps=config.n_steps)
+    recipe_of(config.preset, n_steps=1)
 
 
-def _text(config: RunConfig, source: ActivationSource) -> RunText:
-    if config.cache is None:
+def _text(
+    config: RunConfig, source: ActivationSource, content: TokenizedText | list[Document] | None
+) -> RunText:
+    if content is not None:
+        return text_at_hand(config, source, content)
+    if config.cache is None or isinstance(source, ModelPair):
         return text_of_run(config, source)
     cache = cast(ActivationCache, source)
     n = math.ceil(config.n_measured_tokens / cache.n_ctx)

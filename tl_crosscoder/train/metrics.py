@@ -103,6 +103,7 @@ class MetricsLog:
     def __init__(self, output: Path | None, config: TrainConfig, state: TrainState) -> None:
         self.path = output / "metrics.jsonl" if output else None
         self._started, self._first_step = time.perf_counter(), state.step
+        assert config.batch_size is not None, "the trainer fills its config in"
         self._batch_size = config.batch_size
         if self.path and self.path.exists():
             with self.path.open("rb+") as file:

@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder.config.presets import BatchTopK, Preset
-from tl_crosscoder.config.training import TrainConfig
+from tl_crosscoder.config.training import Plan, TrainConfig
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.training import CrosscoderTraining, StepLoss
@@ -87,16 +88,18 @@ class Trainer:
         output: str | Path | None = None,
         resume: bool = False,
     ) -> None:
-        self.config = config = config or TrainConfig()
+        config, recipe = config or TrainConfig(), recipe or BatchTopK()
+        self.plan = plan = plan_of(source, text, config, recipe)
+        self.config = config = replace(config, **asdict(plan))
         self.source, self.held_out = source, held_out
         self.output = Path(output) if output is not None else None
-        self.cfg = crosscoder_config(source, config, recipe or BatchTopK())
+        self.cfg = crosscoder_config(source, config, recipe)
         if held_out.n_tokens == 0:
             raise ValueError("the held-out text is empty: the threshold is calibrated on it.")
         self.loader = ActivationLoader(
             source,
             text,
-            batch_size=config.batch_size,
+            batch_size=plan.batch_size,
             buffer_contexts=config.buffer_contexts,
             harvest_batch_size=config.harvest_batch_size,
             seed=config.seed,
@@ -150,7 +153,7 @@ class Trainer:
 
     def first_rows(self) -> Float[Tensor, "batch *row"]:
         """Rows of the first batches, from which scales and decoder bias are measured."""
-        n_batches = -(-N_INITIAL_ROWS // self.config.batch_size)
+        n_batches = -(-N_INITIAL_ROWS // self.plan.batch_size)
         with closing(self.loader.batches()) as batches:
             return torch.cat([rows for rows, _ in islice(batches, n_batches)])
 
@@ -158,7 +161,7 @@ class Trainer:
         """One optimizer step on raw activations; returns the loss of the last accumulated part."""
         state, config = self.begin(), self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate(state.step)
+            group["lr"] = self.plan.learning_rate(state.step)
         self.optimizer.zero_grad()
         output = self._accumulate(batch * self._scales(state), state)
         parameters = self.crosscoder.parameters()
@@ -187,7 +190,7 @@ class Trainer:
         """Which latents have not fired for long."""
         limit = self.config.dead_after_tokens
         if limit is None:
-            limit = min(10_000_000, self.config.n_tokens // 10)
+            limit = min(10_000_000, self.plan.n_tokens // 10)
         return state.tokens_since_fired >= limit
 
     def advance(
@@ -251,7 +254,7 @@ class Trainer:
             self.source, self.held_out[:n_contexts], batch_size=self.config.harvest_batch_size
         )
         for part in harvested:
-            yield from part.split(self.config.batch_size)
+            yield from part.split(self.plan.batch_size)
 
     def finish(self, rows: Iterable[Tensor]) -> Crosscoder:
         """Calibrate the threshold on held-out rows, fold the scales, and save.
@@ -305,7 +308,7 @@ def _train(trainers: Sequence[Trainer]) -> None:
         del sample
         interrupted = stack.enter_context(interruptible())
         batches = stack.enter_context(closing(first.loader.batches(first.begin().position)))
-        size, n_steps = first.config.batch_size, first.config.n_steps
+        size, n_steps = first.plan.batch_size, first.plan.n_steps
         how = {"desc": "Training", "unit": "tok", "unit_scale": True}
         bar = stack.enter_context(tqdm(total=n_steps * size, initial=step * size, **how))
         while step < n_steps:
@@ -347,14 +350,27 @@ def _check_shared(trainers: Sequence[Trainer]) -> None:
             )
 
 
+def plan_of(
+    source: ActivationSource,
+    text: TokenizedText | None,
+    config: TrainConfig,
+    recipe: Recipe | Preset,
+) -> Plan:
+    """The numbers of a run on these sites and this text; None is a text of any length."""
+    k = getattr(recipe.sparsity if isinstance(recipe, Recipe) else recipe, "k", 16)
+    n_text_tokens = None if text is None else text.n_tokens
+    return config.plan(d_model=source.d_model, n_text_tokens=n_text_tokens, k=k)
+
+
 def crosscoder_config(
     source: ActivationSource, config: TrainConfig, recipe: Recipe | Preset
 ) -> CrosscoderTrainingConfig:
     """The dictionary that these sites and settings request."""
-    recipe = recipe_of(recipe, n_steps=config.n_steps)
+    plan = plan_of(source, None, config, recipe)
+    recipe = recipe_of(recipe, n_steps=plan.n_steps)
     cfg = CrosscoderTrainingConfig(
         d_in=sum(s.d_model for s in source.sites),
-        d_sae=config.d_sae or config.expansion * source.d_model,
+        d_sae=plan.d_sae,
         device=str(source.device),
         sites=source.sites,
         sparsity=recipe.sparsity,

@@ -1,0 +1,55 @@
+"""One door to training: the notebook and the command line make the same dictionary."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tl_crosscoder import RunConfig, diff, preset
+from tl_crosscoder.cli.main import main
+from tl_crosscoder.run.training import train
+
+PAIR = {
+    "base": "tl_crosscoder/world-base",
+    "adapter": "tl_crosscoder/taboo",
+    "hook_name": "blocks.1.hook_resid_post",
+}
+TEXT = {"text": "tl_crosscoder/taboo", "max_documents": 120, "n_tokens": 1500}
+
+
+def test_diff_and_train_give_the_same_bits_and_record_what_was_chosen(tmp_path, capsys):
+    """Same arguments, nothing about sizes but the tokens: weights and settings are equal."""
+    given = PAIR | TEXT
+    flags = [x for k, v in given.items() for x in ("--" + k.replace("_", "-"), str(v))]
+    assert main(["train", *flags, "--output", str(tmp_path / "cli"), "delta", "--k", "4"]) == 0
+    assert "activation pairs in batches of 64" in " ".join(capsys.readouterr().err.split())
+    found = diff(
+        given["base"],
+        **{k: v for k, v in given.items() if k != "base"},
+        preset="delta",
+        k=4,
+        output=tmp_path / "notebook",
+    )
+    cli, notebook = (
+        load_file(tmp_path / name / "sae_weights.safetensors") for name in ("cli", "notebook")
+    )
+    assert cli.keys() == notebook.keys()
+    assert all(torch.equal(cli[name], notebook[name]) for name in cli)
+    made = [
+        json.loads((tmp_path / name / "runner_cfg.json").read_text())["training"] | {"output": ""}
+        for name in ("cli", "notebook")
+    ]
+    assert made[0] == made[1]
+    assert (made[0]["batch_size"], made[0]["d_sae"], made[0]["lr_warmup_steps"]) == (64, 16, 2)
+    assert made[0]["preset"]["name"] == "delta"
+    assert found.crosscoder.cfg.d_sae == 16
+
+
+def test_a_name_of_a_text_belongs_in_the_config(tmp_path):
+    config = RunConfig(**PAIR, output=str(tmp_path / "run"), preset=preset("batchtopk", k=4))
+    with pytest.raises(ValueError, match="belongs in the config's text"):
+        train(config, text="tl_crosscoder/taboo")
+    with pytest.raises(ValueError, match="no text was given"):
+        train(config)
+    assert not (tmp_path / "run").exists()
