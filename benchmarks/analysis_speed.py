@@ -100,8 +100,7 @@ def on_rows(d_model: int, d_sae: int, l0: int) -> dict[str, Any]:
     positions = torch.arange(N_ROWS)
 
     def scaling(controls: tuple[str, ...]) -> Callable[[], None]:
-        sums = ScalingSums.begin(crosscoder, controls=controls)
-        assert sums is not None
+        sums = ScalingSums(crosscoder, pair=(0, 1), controls=controls)
         return lambda: sums.add(site_parts(x, crosscoder.sites), sparse_codes(crosscoder, x))
 
     def examples() -> None:
@@ -109,7 +108,7 @@ def on_rows(d_model: int, d_sae: int, l0: int) -> dict[str, Any]:
         collector.add(sparse_codes(crosscoder, x), positions)
 
     def firing() -> None:
-        sums = FiringSums.begin(n_sources=1, d_sae=d_sae, device=x.device)
+        sums = FiringSums(n_sources=1, d_sae=d_sae, device=x.device)
         sums.add(sparse_codes(crosscoder, x), text)
 
     n = 3 if d_sae > 4096 else 10

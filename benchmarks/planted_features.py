@@ -14,9 +14,7 @@ fire independently, and one thread.
 import argparse
 import time
 from dataclasses import asdict, replace
-from functools import reduce
 from itertools import product
-from operator import add
 from typing import Any
 
 import torch
@@ -41,6 +39,7 @@ from tl_crosscoder.analysis.reconstruction import Reconstruction, Reconstruction
 from tl_crosscoder.config.presets import preset_to_dict
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
+from tl_crosscoder.models.site import subtracted_sites
 
 K = 4.0
 BRACKET = (1e-2, 1e2)
@@ -86,18 +85,15 @@ NULL_COLUMNS = (
 
 @torch.no_grad()
 def reconstruction_of(crosscoder: Crosscoder, rows: Tensor) -> tuple[Reconstruction, Tensor]:
-    """What the package measures, and which latents live."""
+    """What the package measures, and which latents are active."""
     classes = class_ids(crosscoder)
     if classes is None:
         classes = torch.full((crosscoder.cfg.d_sae,), LATENT_CLASSES.index("other"))
-    sums = reduce(
-        add,
-        (
-            ReconstructionSums.of(x, sparse_codes(crosscoder, x), crosscoder, classes)
-            for x in rows.split(N_ROWS)
-        ),
-    )
-    return sums.result([s.name for s in crosscoder.sites]), sums.n_active > 0
+    pair = subtracted_sites(crosscoder.sites)
+    sums = ReconstructionSums(crosscoder, classes, pair=pair)
+    for x in rows.split(N_ROWS):
+        sums.add(x, sparse_codes(crosscoder, x))
+    return sums.result(), sums.n_active > 0
 
 
 def measured(crosscoder: Crosscoder, world: PlantedWorld, config: RunConfig) -> dict[str, Any]:

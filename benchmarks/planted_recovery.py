@@ -14,13 +14,9 @@ from jaxtyping import Bool, Float, Int
 from planted_world import PlantedWorld
 from torch import Tensor
 
-from tl_crosscoder.analysis.norms import (
-    LATENT_CLASSES,
-    delta_norm,
-    latent_class_ids,
-    normalised_decoders,
-)
+from tl_crosscoder.analysis.norms import LATENT_CLASSES, latent_class_ids, norm_measures
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.models.site import compared_sites
 
 MIN_COSINE = 0.9
 CLASS_OF_KIND = {
@@ -33,10 +29,10 @@ CLASS_OF_KIND = {
 
 def class_ids(crosscoder: Crosscoder) -> Int[Tensor, " d_sae"] | None:
     """Class of each latent; None of a single site."""
-    decoders = normalised_decoders(crosscoder.W_dec, crosscoder.sites)
-    if decoders is None:
+    pair = compared_sites(crosscoder.sites)
+    if pair is None:
         return None
-    return latent_class_ids(delta_norm(*(d.norm(dim=-1) for d in decoders)))
+    return latent_class_ids(norm_measures(crosscoder, pair)["delta_norm"])
 
 
 def cosines(

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tl_crosscoder.analysis.saelens_evals import SiteSAE, sae_bridge, site_evals
     from tl_crosscoder.analysis.similarity import (
         decoupled_pairs,
-        encoder_counterparts,
         similar_latents,
     )
     from tl_crosscoder.baselines.activation_difference import activation_difference
@@ -138,7 +137,6 @@ __all__ = [
     "direction_logits",
     "edited",
     "edited_tokens",
-    "encoder_counterparts",
     "example_tokens",
     "examples",
     "export_concat",
@@ -200,7 +198,6 @@ _MODULES = {
     ),
     "analysis.similarity": (
         "decoupled_pairs",
-        "encoder_counterparts",
         "similar_latents",
     ),
     "baselines.activation_difference": ("activation_difference",),

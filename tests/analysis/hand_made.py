@@ -1,5 +1,7 @@
 """Crosscoders and measurements of which every number is chosen."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from tl_crosscoder.analysis.examples import (
     TopTokens,
 )
 from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.latent_scaling import LatentScaling
 from tl_crosscoder.analysis.latents import LatentMeasures, in_order
 from tl_crosscoder.analysis.measurement import LatentSummary
 from tl_crosscoder.analysis.norms import delta_norm, relative_decoder_norm
@@ -68,6 +71,20 @@ def firing(counts: Tensor) -> Firing:
         n_active_by_position=by_position,
         sum_of_codes=counts,
         max_code=counts.clamp(max=1),
+    )
+
+
+def by_nu(direction: str, error: Sequence[float], reconstruction: Sequence[float]) -> LatentScaling:
+    """Latent Scaling with these nu: betas of the own site are 1."""
+    of = {"beta_error": error, "beta_reconstruction": reconstruction}
+    betas = {k: torch.stack([torch.tensor(v), torch.ones(len(v))]).double() for k, v in of.items()}
+    none = torch.ones(2, len(error)).double()
+    return LatentScaling(
+        direction=direction,
+        beta_activation=none,
+        beta_activation_no_bias=none,
+        n_active=torch.ones(len(error)).double(),
+        **betas,
     )
 
 

@@ -55,11 +55,10 @@ def test_a_permuted_dictionary_is_found_whole():
     second = crosscoder(
         first.decoder("base")[order].detach(), first.decoder("finetuned")[order].detach() * 1
     )
-    for chunk in (7, 4096):
-        found = agreement(first, second, chunk=chunk)
-        assert torch.equal(found.match, order.argsort())
-        assert found.mean_max_cosine() == pytest.approx(1.0, abs=1e-6)
-        assert found.mutual_share(0.9) == 1.0
+    found = agreement(first, second)
+    assert torch.equal(found.match, order.argsort())
+    assert found.mean_max_cosine() == pytest.approx(1.0, abs=1e-6)
+    assert found.mutual_share(0.9) == 1.0
 
 
 def test_equals_the_whole_matrix():
@@ -67,7 +66,7 @@ def test_equals_the_whole_matrix():
     unit = [c.W_dec / c.W_dec.norm(dim=1, keepdim=True) for c in (first, second)]
     matrix = (unit[0] @ unit[1].T).detach()
     best = matrix.max(dim=1)
-    found = agreement(first, second, chunk=8)
+    found = agreement(first, second)
     torch.testing.assert_close(found.cosine, best.values)
     assert torch.equal(found.match, best.indices)
     mutual = [matrix[:, j].argmax() == i for i, j in enumerate(best.indices)]
@@ -75,13 +74,13 @@ def test_equals_the_whole_matrix():
     assert 0 < sum(mutual) < 30
 
 
-def test_one_site_alone_and_the_dead():
+def test_one_site_alone_and_active_latents_alone():
     first = crosscoder(rows(0, 90), rows(0, 90))
     second = crosscoder(rows(0, 90), rows(90, 0))
     assert agreement(first, second, sites=["base"]).match.tolist() == [0, 1]
     assert agreement(first, second, sites=["finetuned"]).match.tolist() == [1, 0]
-    alive = torch.tensor([True, False]), torch.tensor([False, True])
-    found = agreement(first, second, alive=alive, sites=["base"])
+    active = torch.tensor([True, False]), torch.tensor([False, True])
+    found = agreement(first, second, active=active, sites=["base"])
     assert found.match.tolist() == [1, -1]
     assert found.cosine[0].item() == pytest.approx(0.0, abs=1e-6)
 
@@ -121,7 +120,7 @@ def test_refusals_name_what_is_valid():
     with pytest.raises(ValueError, match="site 'chat' is not in this crosscoder"):
         agreement(first, first, sites=["chat"])
     with pytest.raises(ValueError, match=r"masks of \[2, 1\].*of \[2, 2\]"):
-        agreement(first, first, alive=(torch.ones(2).bool(), torch.ones(1).bool()))
+        agreement(first, first, active=(torch.ones(2).bool(), torch.ones(1).bool()))
     with pytest.raises(ValueError, match=r"latents \[7\] of the subset.*0 to 1"):
         agreement(first, first).mutual_share(subset=[0, 7])
     with pytest.raises(ValueError, match="1 dictionaries and no subsets"):

@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from tl_crosscoder.analysis.firing import POSITIONS, Firing, FiringSums, known_of_tokens
+from tl_crosscoder.analysis.firing import POSITIONS, Firing, FiringSums, names_of_tokens
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.tokens import TokenizedText
@@ -33,7 +33,7 @@ def text() -> TokenizedText:
 
 @pytest.fixture(scope="module")
 def dense(text) -> torch.Tensor:
-    """Codes of the tokens that count, in whole quarters; latent 2 never fires."""
+    """Codes of the kept tokens, in whole quarters; latent 2 never fires."""
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(-6, 6, (text.n_tokens, D_SAE), generator=generator).clamp(min=0) / 4
     codes[:, 2] = 0
@@ -41,7 +41,7 @@ def dense(text) -> torch.Tensor:
 
 
 def of_batches(text, dense, size: int) -> Firing:
-    sums = FiringSums.begin(n_sources=3, d_sae=D_SAE, device=torch.device("cpu"))
+    sums = FiringSums(n_sources=3, d_sae=D_SAE, device=torch.device("cpu"))
     start = 0
     for first in range(0, len(text), size):
         part = text[first : first + size]
@@ -112,7 +112,7 @@ def test_every_position_is_in_its_bin():
         tokens=zeros.int(), dropped=zeros, source_ids=zeros, role_ids=zeros, sources=("x",),
         context_ids=torch.zeros(1, dtype=torch.long),
     )  # fmt: skip
-    bins = known_of_tokens(text)["position"].tolist()
+    bins = names_of_tokens(text)["position"].tolist()
     assert [POSITIONS[i] for i in bins] == [bin_of(p) for p in range(5000)]
 
 
@@ -128,7 +128,7 @@ def test_shares_by_hand():
         tokens=zeros.int(), dropped=zeros, source_ids=zeros, role_ids=roles, sources=("chats",),
         context_ids=torch.zeros(1, dtype=torch.long),
     )  # fmt: skip
-    sums = FiringSums.begin(n_sources=1, d_sae=2, device=torch.device("cpu"))
+    sums = FiringSums(n_sources=1, d_sae=2, device=torch.device("cpu"))
     codes = torch.tensor([[1.0, 0], [0, 0], [3, 0], [2, 0]])
     sums.add(SparseCodes.of_dense(codes), text)
     found = sums.result(text.sources)

@@ -1,10 +1,11 @@
 import os
+from math import nan
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from analysis.hand_made import sites
+from analysis.hand_made import by_nu, sites
 from safetensors.torch import load_file
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
@@ -27,9 +28,14 @@ def random_dictionary(d_model=6, d_sae=10, seed=0) -> Crosscoder:
 
 
 def scaled(made: Crosscoder, x, codes=None, **options) -> dict[str, LatentScaling]:
-    sums = ScalingSums.begin(made, **options)
-    sums.add(site_parts(x, made.sites), sparse_codes(made, x) if codes is None else codes)
-    return sums.result()
+    return summed(made, x, codes, **options).result()
+
+
+def summed(made: Crosscoder, x, codes=None, *, batches=None, **options) -> ScalingSums:
+    sums = ScalingSums(made, pair=(0, 1), **options)
+    for rows in batches or [x]:
+        sums.add(site_parts(rows, made.sites), codes or sparse_codes(made, rows))
+    return sums
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +56,11 @@ def by_the_textbook(made, x, codes, j, direction, target, site) -> float:
     W, b = (
         t.detach().double().numpy().reshape(-1, 2, 6)[:, site] for t in (made.W_dec, made.b_dec)
     )
-    said = f @ W
+    decoded = f @ W
     own = np.outer(f[:, j], W[j])
     of = {
-        "error": Y - said - b + own,
-        "reconstruction": said + b,
+        "error": Y - decoded - b + own,
+        "reconstruction": decoded + b,
         "activation": Y,
         "activation_no_bias": Y - b,
     }
@@ -64,8 +70,7 @@ def by_the_textbook(made, x, codes, j, direction, target, site) -> float:
 def test_all_betas_are_those_of_textbook_least_squares(case):  # spec: A2
     made, x = case
     codes = made.encode(x).detach()
-    sums = ScalingSums.begin(made)
-    sums.add(site_parts(x, made.sites), sparse_codes(made, x))
+    sums = summed(made, x)
     found = sums.result()
     assert set(found) == {"finetuned", "base", "random", "other"}
     for name, table in found.items():
@@ -82,6 +87,25 @@ def test_all_betas_are_those_of_textbook_least_squares(case):  # spec: A2
                     assert ours == pytest.approx(theirs, rel=1e-6), (name, target, site, j)
 
 
+def test_controls_are_directions_that_mean_nothing(case):
+    made, _ = case
+    sums = ScalingSums(made, pair=(0, 1))
+    own, other, noise = (sums.directions[name] for name in ("finetuned", "other", "random"))
+    # Row j of another latent: each row is there once, and none in its own place.
+    places = (other[:, None] == own).all(dim=-1).nonzero()[:, 1]
+    assert sorted(places.tolist()) == list(range(10))
+    assert (places != torch.arange(10)).all()
+    torch.testing.assert_close(noise.norm(dim=1), own.norm(dim=1))
+    assert not torch.equal(ScalingSums(made, pair=(0, 1), seed=1).directions["random"], noise)
+
+
+def test_specific_latents_are_below_both_borders_in_size():
+    # (nu_error, nu_reconstruction): both small; too large, each with both signs; undefined.
+    nu = [(0.1, 0.4), (-0.1, -0.4), (0.3, 0.4), (-0.3, 0.4), (0.1, 0.6), (0.1, -0.6), (nan, 0.0)]
+    table = by_nu("finetuned", *zip(*nu, strict=True))
+    assert table.is_specific.tolist() == [True, True, *[False] * 5]
+
+
 def test_one_latent_by_hand():
     # One latent, one dimension, d^0 = 1, d^1 = 2, no bias; codes 1 and 3, so C = 1 + 9 = 10.
     made = Crosscoder(CrosscoderConfig(d_in=2, d_sae=1, sites=sites(1)))
@@ -96,7 +120,7 @@ def test_one_latent_by_hand():
     assert found["finetuned"].beta_activation[:, 0].tolist() == [14 / 40, 46 / 40]
     # Reconstruction: base f, sum f f = 10, times 2 / 40; fine-tuned 2 f: 20 times 2 / 40.
     assert found["finetuned"].beta_reconstruction[:, 0].tolist() == [0.5, 1.0]
-    # With its own part put back the error is x itself here, so nu_error = 7 / 23.
+    # With its own part added back the error is x itself here, so nu_error = 7 / 23.
     assert found["finetuned"].nu_error.item() == pytest.approx(7 / 23)
     assert found["finetuned"].nu_reconstruction.item() == 0.5
     # Towards the base (d = 1, C d^2 = 10): fine-tuned over base.
@@ -126,12 +150,8 @@ def test_the_other_direction_is_that_of_swapped_sites(case):
 def test_neither_the_batches_nor_their_order_matter(case):  # spec: A1
     made, x = case
     whole = scaled(made, x)["finetuned"]
-    sums = ScalingSums.begin(made)
-    for rows in reversed(x.split(37)):
-        sums.add(site_parts(rows, made.sites), sparse_codes(made, rows))
-    torch.testing.assert_close(
-        sums.result()["finetuned"].beta_error, whole.beta_error, equal_nan=True
-    )
+    parts = summed(made, x, batches=[*reversed(x.split(37))]).result()["finetuned"]
+    torch.testing.assert_close(parts.beta_error, whole.beta_error, equal_nan=True)
 
 
 def test_betas_are_of_the_space_in_which_sites_are_of_one_size(case):
@@ -147,12 +167,10 @@ def test_betas_are_of_the_space_in_which_sites_are_of_one_size(case):
         )  # fmt: skip
 
 
-def test_what_a_latent_says_of_the_difference_is_the_change_of_the_error(case):
+def test_what_a_latent_explains_of_the_difference_is_the_change_of_the_error(case):
     made, x = case
     codes = made.encode(x).detach().double()
-    sums = ScalingSums.begin(made)
-    sums.add(site_parts(x, made.sites), sparse_codes(made, x))
-    found = sums.difference_by_latent()
+    found = summed(made, x).difference_by_latent()
     v = (made.decoder(1) - made.decoder(0)).detach().double()
     bias = (made.decoder_bias(1) - made.decoder_bias(0)).detach().double()
     delta = (x[:, 1] - x[:, 0]).double()
@@ -208,8 +226,7 @@ def test_the_betas_of_the_papers_own_code_are_reproduced(name):
     for target in ("error", "reconstruction", "activation"):
         ours = getattr(table, f"beta_{target}").float()
         theirs = torch.stack([reference[f"beta_{target}_{s}"] for s in ("base", "finetuned")])
-        alive = table.n_active > 0
-        assert alive.sum() > 40
-        deviation = (ours - theirs)[:, alive].abs() / theirs[:, alive].abs().clamp(min=1e-4)
-        print(name, target, deviation.max().item())
+        active = table.n_active > 0
+        assert active.sum() > 40
+        deviation = (ours - theirs)[:, active].abs() / theirs[:, active].abs().clamp(min=1e-4)
         assert deviation.max() < 1e-4, target

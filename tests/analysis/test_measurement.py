@@ -50,11 +50,11 @@ def assert_equal(one: Measurement, other: Measurement):
     assert repr(one.reconstruction) == repr(other.reconstruction)
     assert repr(one.top) == repr(other.top)
     assert one.sources == other.sources
-    tables = [dict(m.latents.parts()) for m in (one, other)]
+    tables = [m.latents.tables() for m in (one, other)]
     assert tables[0].keys() == tables[1].keys()
     assert all(table.facts() == tables[1][name].facts() for name, table in tables[0].items())
     for of, saved in (
-        (one.latents.norms(), other.latents.norms()),
+        (one.latents.tensors(), other.latents.tensors()),
         (vars(one.top_tokens), vars(other.top_tokens)),
         *((table.tensors(), tables[1][name].tensors()) for name, table in tables[0].items()),
     ):
@@ -100,7 +100,7 @@ def test_firing_is_counted_for_every_source(measured, taboo_crosscoder, texts, r
     assert len(measured.sources) > 1
     for i, source in enumerate(measured.sources):
         counted = is_active[source_ids == i].sum(dim=0)
-        assert torch.equal(measured.latents.n_active_by_source[i].long(), counted), source
+        assert torch.equal(measured.latents.firing.n_active_by_source[i].long(), counted), source
     assert torch.equal(measured.latents.n_active.long(), is_active.sum(dim=0))
     assert measured.reconstruction.n_tokens == texts[1].n_tokens
     assert measured.reconstruction.l0 == pytest.approx(is_active.sum() / len(is_active))

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from analysis.hand_made import latent_measures
+from analysis.hand_made import by_nu, latent_measures
 
 from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent, LatentScaling
 from tl_crosscoder.analysis.latents import (
@@ -14,24 +14,10 @@ from tl_crosscoder.analysis.latents import (
 )
 
 
-def scaling(direction: str, error: list[float], reconstruction: list[float]) -> LatentScaling:
-    """With these nu: betas of the own site are 1."""
-    of = {"beta_error": error, "beta_reconstruction": reconstruction}
-    betas = {k: torch.stack([torch.tensor(v), torch.ones(len(v))]).double() for k, v in of.items()}
-    none = torch.ones(2, len(error)).double()
-    return LatentScaling(
-        direction=direction,
-        beta_activation=none,
-        beta_activation_no_bias=none,
-        n_active=torch.ones(len(error)).double(),
-        **betas,
-    )
-
-
-def measures(alone: list[float], **scalings: LatentScaling):
-    """Latents of R 0.9, 0.5, 0.1, 0.5 that say so much of the difference; the last is too rare."""
+def measures(explained: list[float], **scalings: LatentScaling):
+    """R is 0.9, 0.5, 0.1, 0.5; each explains so much of the difference; the last is too rare."""
     made = latent_measures([0.1, 1.0, 0.9, 1.0], [0.9, 1.0, 0.1, 1.0], [20, 30, 40, 9])
-    shares = torch.tensor(alone).double()
+    shares = torch.tensor(explained).double()
     difference = DifferenceByLatent(explained_difference=shares, explained_difference_drop=shares)
     return replace(made, difference=difference, scaling=scalings)
 
@@ -54,7 +40,7 @@ def test_the_score_is_the_relative_norm_times_what_is_explained():
 
 def test_nu_is_ranked_by_the_sum_of_ranks_and_by_size_not_sign():
     # |nu_error| ranks 1, 0, 2; |nu_reconstruction| ranks 2, 1, 0; sums 3, 1, 2.
-    nu = scaling("finetuned", [-0.2, 0.1, 0.5, 0.0], [0.9, -0.8, 0.1, 0.0])
+    nu = by_nu("finetuned", [-0.2, 0.1, 0.5, 0.0], [0.9, -0.8, 0.1, 0.0])
     made = measures([0.1, 0.3, 0.4, 0.9], finetuned=nu)
     # The rare one has the smallest sums of all but is not ranked; it moves all others alike.
     ranking = rank_latents(made, by="nu")

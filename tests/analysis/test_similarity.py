@@ -1,15 +1,17 @@
 import pytest
 import torch
 from hand_made import crosscoder, sites
+from torch.nn.functional import cosine_similarity
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
 from tl_crosscoder.analysis.similarity import (
     DecoupledPairs,
-    EncoderCounterparts,
     SimilarLatents,
     decoupled_pairs,
-    encoder_counterparts,
     latent_rows,
+    nearest,
+    pairs_above,
+    row_cosine,
     similar_latents,
 )
 
@@ -45,21 +47,9 @@ def test_decoupled_pairs_by_hand(dictionary, tmp_path):
     assert (found.n_finetuned_only, found.n_base_only) == (1, 2)
     assert [r.base_only for r in decoupled_pairs(dictionary).rows] == [1]
     # The other way round, the same pairs change places.
-    swapped = decoupled_pairs(dictionary, threshold=0.5, compared=("finetuned", "base"))
+    swapped = decoupled_pairs(dictionary, threshold=0.5, sites=("finetuned", "base"))
     assert [(r.finetuned_only, r.base_only) for r in swapped.rows] == [(1, 0), (3, 0)]
     assert DecoupledPairs.load(found.save(tmp_path / "pairs.parquet")) == found
-
-
-def test_encoder_counterparts_by_hand(dictionary, tmp_path):
-    found = encoder_counterparts(dictionary)
-    # Zero against (3, 4); (4, 3) against (0, 9) is 27/45; (1, 0) and (0, 2); opposite; equal.
-    expected = torch.tensor([torch.nan, 0.6, 0.0, -1.0, 1.0])
-    torch.testing.assert_close(found.cosine, expected, equal_nan=True)
-    torch.testing.assert_close(found.base_norm, torch.tensor([0.0, 5.0, 1.0, 1.0, 2**0.5]))
-    loaded = EncoderCounterparts.load(found.save(tmp_path / "encoders.json"))
-    assert torch.equal(loaded.finetuned_norm, found.finetuned_norm)
-    assert torch.equal(loaded.cosine.nan_to_num(9), found.cosine.nan_to_num(9))
-    assert loaded.sites == ("base", "finetuned")
 
 
 def test_similar_latents_by_hand(dictionary, tmp_path):
@@ -103,5 +93,80 @@ def test_refusals_name_what_is_valid(dictionary):
         similar_latents(dictionary, [5, -1, 0])
     with pytest.raises(ValueError, match=r"site 'chat'.*'base', 'finetuned'"):
         similar_latents(dictionary, [0], site="chat")
-    with pytest.raises(ValueError, match=r"two sites of one width.*compared="):
-        decoupled_pairs(dictionary, compared=("base", "base"))
+    with pytest.raises(ValueError, match=r"two sites of one width; this.*base first"):
+        decoupled_pairs(dictionary, sites=("base", "base"))
+
+
+def random_rows(n: int, d: int = 5, *, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def test_nearest_by_hand():
+    queries = torch.tensor([[1.0, 0.0], [0.0, -2.0], [0.0, 0.0]])
+    keys = torch.tensor([[3.0, 4.0], [0.0, 0.0], [5.0, 0.0], [0.0, 7.0]])
+    cosine, where = nearest(queries, keys, k=4)
+    # 3/5, none, 1, 0; then -4/5, none, 0, -1; and a query without a direction.
+    nan = torch.nan
+    expected = torch.tensor([[1.0, 0.6, 0.0, nan], [0.0, -0.8, -1.0, nan], [nan] * 4])
+    torch.testing.assert_close(cosine, expected, equal_nan=True)
+    assert where.tolist() == [[2, 0, 3, -1], [2, 0, 3, -1], [-1] * 4]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+def test_blocks_give_what_the_whole_matrix_gives(chunk):
+    queries, keys = random_rows(13), random_rows(9, seed=1)
+    queries[4] = keys[2] = 0
+    matrix = cosine_similarity(queries[:, None], keys[None], dim=-1)
+    matrix[:, 2] = -torch.inf
+    values, positions = matrix.topk(3)
+    cosine, where = nearest(queries, keys, k=3, chunk=chunk)
+    others = torch.arange(13) != 4
+    torch.testing.assert_close(cosine[others], values[others])
+    torch.testing.assert_close(where[others], positions[others])
+    assert cosine[4].isnan().all()
+    assert (where[4] == -1).all()
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_pairs_above_are_those_of_the_whole_matrix(chunk):
+    queries, keys = random_rows(8), random_rows(11, seed=1)
+    keys[3] = queries[2] = 0
+    matrix = cosine_similarity(queries[:, None], keys[None], dim=-1)
+    cosine, pairs = pairs_above(queries, keys, threshold=0.4, chunk=chunk)
+    assert sorted(pairs.tolist()) == (matrix > 0.4).nonzero().tolist()
+    assert len(pairs) > 3
+    torch.testing.assert_close(cosine, matrix[pairs[:, 0], pairs[:, 1]])
+    assert (cosine.diff() <= 0).all()
+    # A zero row is in no pair, however low the threshold.
+    pairs = pairs_above(queries, keys, threshold=-2, chunk=chunk)[1]
+    assert len(pairs) == 7 * 10
+
+
+def test_lengths_do_not_matter():
+    queries, keys = random_rows(4), random_rows(6, seed=1)
+    lengths = torch.tensor([1e-12, 1e-3, 1.0, 1e3, 1e12, 7.0])
+    plain, scaled = nearest(queries, keys, k=2), nearest(queries, keys * lengths[:, None], k=2)
+    torch.testing.assert_close(scaled[0], plain[0])
+    assert (scaled[1] == plain[1]).all()
+
+
+def test_row_cosine_by_hand():
+    a = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
+    b = torch.tensor([[4.0, 3.0], [-2.0, 0.0], [1.0, 1.0]])
+    # (12 + 12) / 25, opposite, and no angle with nothing.
+    expected = torch.tensor([0.96, -1.0, torch.nan])
+    torch.testing.assert_close(row_cosine(a, b), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"chunk": 0}])
+def test_refuses_what_cannot_be(wrong):
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        nearest(random_rows(2), random_rows(3), **wrong)
+
+
+def test_no_queries_and_no_keys():
+    cosine, where = nearest(random_rows(0), random_rows(3), k=2)
+    assert cosine.shape == where.shape == (0, 2)
+    cosine, where = nearest(random_rows(2), random_rows(0), k=1)
+    assert cosine.isnan().all()
+    assert (where == -1).all()

@@ -174,7 +174,7 @@ def sampled():
         latents=latents,
         positions=positions,
         values=codes.flatten(0, 1).T[latents, positions],
-        counted=(torch.arange(SIZE) > 0).expand(60, SIZE),
+        mask=(torch.arange(SIZE) > 0).expand(60, SIZE),
         d_sae=2,
     )
     return active, text, tokenizer, codes

@@ -213,8 +213,7 @@ def test_a_wider_site_does_not_lean_by_its_width():
     of = (base, replace(finetuned, d_model=9, scale=2.0))
     # 4 ones have norm 2, and 9 halves times the scale 2 have norm 3 = 2 * sqrt(9 / 4).
     W_dec = torch.cat([torch.ones(1, 4), torch.full((1, 9), 0.5)], dim=1)
-    decoders = normalised_decoders(W_dec, of)
-    assert decoders is not None
+    decoders = normalised_decoders(W_dec, of, (0, 1))
     norms = [d.norm(dim=-1) for d in decoders]
     torch.testing.assert_close(relative_decoder_norm(*norms), torch.tensor([0.5]))
 

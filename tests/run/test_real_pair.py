@@ -99,7 +99,7 @@ def trained(pair, texts, output, *, n_tokens):
 def firing_share_on_game(measurement, text: TokenizedText) -> torch.Tensor:
     """For each latent the share of its firing that falls on the game, were both texts as long."""
     n_tokens = text.source_ids[text.mask].bincount(minlength=len(text.sources))
-    rates = measurement.latents.n_active_by_source / n_tokens[:, None]
+    rates = measurement.latents.firing.n_active_by_source / n_tokens[:, None]
     return rates[text.sources.index("game")] / rates.sum(dim=0)
 
 

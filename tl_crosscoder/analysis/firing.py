@@ -1,16 +1,12 @@
-"""`ActiveTokens`: every token of a text on which each latent is active, with its code.
+"""When latents are active: how often, how strongly, on whose words, where in the context.
 
-Contract: entries (latent, position, code), `[nnz]`, sorted by latent and then by position, and
-which tokens counted at all. Limit: all are in memory, 20 bytes an entry and three times that while
-they are sorted: 0.6 GB for 200,000 tokens of a dictionary of L0 50. Name latents where few are
-needed.
-
-When latents fire: how often, how strongly, on whose words, where in the context.
-
-Contract: counts `[n_names, d_sae]` of one streaming pass, which add up over batches. Limit: a
-position is counted by powers of two, not one by one.
+Contract: `Firing` counts are `[n_names, d_sae]`, sums of one streaming pass; `find_active` keeps
+every entry (latent, position, code), `[nnz]`, sorted by latent and then by position. Limits: a
+position is counted by powers of two; entries are held in memory, 20 bytes each and three times
+that while they are sorted, 0.6 GB for 200,000 tokens at L0 50: name latents where few are needed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,31 +25,135 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.tables import TableOfColumns
 
+POSITIONS = ("0-1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128-255", "256-")
+"""Bins of positions in a context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Firing(TableOfColumns):
+    """Tokens on which each latent is active, in all and by what is known of the tokens."""
+
+    n_tokens: int
+    """Kept tokens of the text; masked ones are left out everywhere."""
+    sources: tuple[str, ...]
+    tokens_by_source: tuple[int, ...]
+    """Kept tokens of each source."""
+    tokens_by_role: tuple[int, ...]
+    """Kept tokens of each of `ROLES`."""
+    tokens_by_position: tuple[int, ...]
+    """Kept tokens of each of `POSITIONS`."""
+    n_active: Float[Tensor, " d_sae"]
+    n_active_by_source: Float[Tensor, "n_sources d_sae"]
+    n_active_by_role: Float[Tensor, "n_roles d_sae"]
+    n_active_by_position: Float[Tensor, "n_positions d_sae"]
+    sum_of_codes: Float[Tensor, " d_sae"]
+    max_code: Float[Tensor, " d_sae"]
+    """0 where the latent is never active."""
+
+    @property
+    def rate(self) -> Float[Tensor, " d_sae"]:
+        """Share of the tokens on which each latent is active."""
+        return self.n_active / self.n_tokens
+
+    @property
+    def mean_code(self) -> Float[Tensor, " d_sae"]:
+        """Mean over the tokens on which it is active; NaN where there are none."""
+        return self.sum_of_codes / self.n_active
+
+    @property
+    def template_share(self) -> Float[Tensor, " d_sae"]:
+        """Share of its activations that are on tokens of the chat template (Minder et al. 2025)."""
+        return self.n_active_by_role[ROLES.index("template")] / self.n_active
+
+    def rate_by_role(self, role: str) -> Float[Tensor, " d_sae"]:
+        """Share of the tokens of a role on which each latent is active; NaN without any."""
+        if role not in ROLES:
+            raise ValueError(f"role {role!r} is not known; they are {list(ROLES)}.")
+        i = ROLES.index(role)
+        return self.n_active_by_role[i] / (self.tokens_by_role[i] or math.nan)
+
+
+class FiringSums:
+    """Counts over a text that make a `Firing`."""
+
+    def __init__(self, *, n_sources: int, d_sae: int, device: torch.device) -> None:
+        sizes = {"source": n_sources, "role": len(ROLES), "position": len(POSITIONS)}
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=device)
+
+        self._n_active = {name: zeros(n, d_sae) for name, n in sizes.items()}
+        self._n_tokens = {name: zeros(n) for name, n in sizes.items()}
+        self._sum_of_codes = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self._max_code = torch.zeros_like(self._sum_of_codes)
+
+    def add(self, codes: SparseCodes, text: TokenizedText) -> None:
+        """Take the kept tokens of some contexts into account, in the order of their mask."""
+        latents, tokens = codes.pattern.latents.long(), codes.pattern.tokens.long()
+        d_sae = codes.pattern.d_sae
+        for name, ids in names_of_tokens(text).items():
+            n_active, n_tokens = self._n_active[name], self._n_tokens[name]
+            ids = ids.to(latents.device)
+            n_tokens += torch.bincount(ids, minlength=len(n_tokens))
+            flat = torch.bincount(ids[tokens] * d_sae + latents, minlength=n_active.numel())
+            n_active += flat.view_as(n_active)
+        values = codes.values.double()
+        self._sum_of_codes += torch.bincount(latents, weights=values, minlength=d_sae)
+        self._max_code.scatter_reduce_(0, latents, values, reduce="amax")
+
+    def result(self, sources: Sequence[str]) -> Firing:
+        """The counts as a table."""
+        counts: dict[str, Tensor] = {
+            f"n_active_by_{name}": counts.double() for name, counts in self._n_active.items()
+        }
+        tokens = {f"tokens_by_{name}": tuple(n.tolist()) for name, n in self._n_tokens.items()}
+        return Firing(
+            n_tokens=int(self._n_tokens["role"].sum()),
+            sources=tuple(sources),
+            n_active=counts["n_active_by_role"].sum(dim=0),
+            sum_of_codes=self._sum_of_codes,
+            max_code=self._max_code,
+            **counts,
+            **tokens,
+        )
+
+
+def names_of_tokens(text: TokenizedText) -> dict[str, Int[Tensor, " tokens"]]:
+    """Source, role and position bin of the kept tokens, as indices."""
+    mask = text.mask
+    at = torch.arange(text.context_size).expand(mask.shape)[mask]
+    bins = at.clamp(min=1).log2().floor().long().clamp(max=len(POSITIONS) - 1)
+    return {
+        "source": text.source_ids[mask].long(),
+        "role": text.role_ids[mask].long(),
+        "position": bins,
+    }
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActiveTokens:
-    """Entries on the CPU, latent by latent."""
+    """Every token of a text on which each latent is active, on the CPU, latent by latent."""
 
     latents: Int[Tensor, " nnz"]
     positions: Int[Tensor, " nnz"]
     """Index of the context in the text x context_size + position in it."""
     values: Float[Tensor, " nnz"]
     """Codes, float32."""
-    counted: Bool[Tensor, "contexts pos"]
-    """Tokens that the dictionary is for; on the others no latent is active."""
+    mask: Bool[Tensor, "contexts pos"]
+    """Kept tokens; on the others no latent is active."""
     d_sae: int
 
     @property
     def context_size(self) -> int:
         """Positions a context."""
-        return self.counted.shape[1]
+        return self.mask.shape[1]
 
     @cached_property
     def _ends(self) -> Int[Tensor, " d_sae_plus_1"]:
         return torch.searchsorted(self.latents, torch.arange(self.d_sae + 1))
 
     def of(self, latent: int) -> "tuple[Int[Tensor, ' n'], Float[Tensor, ' n']]":
-        """Positions and codes of one latent; none where it is silent or was not asked for."""
+        """Positions and codes of one latent; none where it is never active or not requested."""
         own = slice(int(self._ends[latent]), int(self._ends[latent + 1]))
         return self.positions[own], self.values[own]
 
@@ -86,14 +186,13 @@ def find_active(
     wanted = torch.ones(d_sae, dtype=torch.bool)
     if latents is not None:
         wanted.zero_()[checked_latents(latents, crosscoder).cpu()] = True
-    counted = torch.zeros(len(text) * size, dtype=torch.bool)
+    mask = torch.zeros(len(text) * size, dtype=torch.bool)
     none = torch.zeros(0, dtype=torch.long)
     found = [(none, none, torch.zeros(0))]
-    for part in harvest(
-        source, text, batch_size=batch_size, description="Encoding" if show_progress else None
-    ):
+    description = "Encoding" if show_progress else None
+    for part in harvest(source, text, batch_size=batch_size, description=description):
         own, codes = part.positions(size), sparse_codes(crosscoder, part.rows)
-        counted[own] = True
+        mask[own] = True
         ids, tokens = codes.pattern.latents.cpu().long(), codes.pattern.tokens.cpu().long()
         keep = wanted[ids]
         found.append((ids[keep], own[tokens[keep]], codes.values.cpu().float()[keep]))
@@ -103,120 +202,6 @@ def find_active(
         latents=ids[order],
         positions=positions[order],
         values=values[order],
-        counted=counted.view(len(text), size),
+        mask=mask.view(len(text), size),
         d_sae=d_sae,
     )
-
-
-POSITIONS = ("0-1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128-255", "256-")
-"""Bins of positions in a context."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Firing(TableOfColumns):
-    """Tokens on which each latent is active, in all and by what is known of the tokens."""
-
-    n_tokens: int
-    """Tokens of the text that count."""
-    sources: tuple[str, ...]
-    tokens_by_source: tuple[int, ...]
-    """Tokens that count, of each source."""
-    tokens_by_role: tuple[int, ...]
-    """The same of each of `ROLES`."""
-    tokens_by_position: tuple[int, ...]
-    """The same of each of `POSITIONS`."""
-    n_active: Float[Tensor, " d_sae"]
-    n_active_by_source: Float[Tensor, "n_sources d_sae"]
-    n_active_by_role: Float[Tensor, "n_roles d_sae"]
-    n_active_by_position: Float[Tensor, "n_positions d_sae"]
-    sum_of_codes: Float[Tensor, " d_sae"]
-    max_code: Float[Tensor, " d_sae"]
-    """0 where the latent never fires."""
-
-    @property
-    def rate(self) -> Float[Tensor, " d_sae"]:
-        """Share of the tokens on which each latent is active."""
-        return self.n_active / self.n_tokens
-
-    @property
-    def mean_code(self) -> Float[Tensor, " d_sae"]:
-        """Mean over the tokens on which it is active; NaN where there are none."""
-        return self.sum_of_codes / self.n_active
-
-    @property
-    def template_share(self) -> Float[Tensor, " d_sae"]:
-        """Share of its activations that are on tokens of the chat template (Minder et al. 2025)."""
-        return self.n_active_by_role[ROLES.index("template")] / self.n_active
-
-    def rate_by_role(self, role: str) -> Float[Tensor, " d_sae"]:
-        """Share of the tokens of a role on which each latent is active; NaN without any."""
-        if role not in ROLES:
-            raise ValueError(f"role {role!r} is not known; they are {list(ROLES)}.")
-        i = ROLES.index(role)
-        n = self.tokens_by_role[i]
-        return self.n_active_by_role[i] / (n or float("nan"))
-
-
-@dataclass(kw_only=True)
-class FiringSums:
-    """What the pass collects."""
-
-    n_active: dict[str, Int[Tensor, "n_names d_sae"]]
-    """By source, role and position."""
-    tokens: dict[str, Int[Tensor, " n_names"]]
-    codes: Float[Tensor, "2 d_sae"]
-    """Sum and largest."""
-
-    @classmethod
-    def begin(cls, *, n_sources: int, d_sae: int, device: torch.device) -> "FiringSums":
-        """Before any token."""
-        sizes = {"source": n_sources, "role": len(ROLES), "position": len(POSITIONS)}
-        return cls(
-            n_active={k: torch.zeros(n, d_sae, dtype=torch.long, device=device)
-                      for k, n in sizes.items()},
-            tokens={k: torch.zeros(n, dtype=torch.long, device=device) for k, n in sizes.items()},
-            codes=torch.zeros(2, d_sae, dtype=torch.float64, device=device),
-        )  # fmt: skip
-
-    def add(self, codes: SparseCodes, text: TokenizedText) -> None:
-        """The tokens that count of some contexts, in the order of their mask."""
-        latents, tokens = codes.pattern.latents.long(), codes.pattern.tokens.long()
-        for name, ids in known_of_tokens(text).items():
-            counted, n_seen = self.n_active[name], self.tokens[name]
-            ids = ids.to(latents.device)
-            n_seen += torch.bincount(ids, minlength=len(n_seen))
-            flat = torch.bincount(
-                ids[tokens] * codes.pattern.d_sae + latents, minlength=counted.numel()
-            )
-            counted += flat.view_as(counted)
-        values = codes.values.double()
-        self.codes[0] += torch.bincount(latents, weights=values, minlength=codes.pattern.d_sae)
-        self.codes[1].scatter_reduce_(0, latents, values, reduce="amax")
-
-    def result(self, sources: Sequence[str]) -> Firing:
-        """As a table."""
-        return Firing(
-            n_tokens=int(self.tokens["role"].sum()),
-            sources=tuple(sources),
-            n_active=self.n_active["role"].sum(dim=0).double(),
-            n_active_by_source=self.n_active["source"].double(),
-            n_active_by_role=self.n_active["role"].double(),
-            n_active_by_position=self.n_active["position"].double(),
-            tokens_by_source=tuple(self.tokens["source"].tolist()),
-            tokens_by_role=tuple(self.tokens["role"].tolist()),
-            tokens_by_position=tuple(self.tokens["position"].tolist()),
-            sum_of_codes=self.codes[0],
-            max_code=self.codes[1],
-        )
-
-
-def known_of_tokens(text: TokenizedText) -> dict[str, Int[Tensor, " tokens"]]:
-    """Source, role and position bin of the tokens that count."""
-    mask = text.mask
-    at = torch.arange(text.context_size).expand(mask.shape)[mask]
-    bins = at.clamp(min=1).log2().floor().long().clamp(max=len(POSITIONS) - 1)
-    return {
-        "source": text.source_ids[mask].long(),
-        "role": text.role_ids[mask].long(),
-        "position": bins,
-    }

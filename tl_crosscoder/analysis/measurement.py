@@ -1,14 +1,9 @@
-"""`Measurement`: everything that one pass over a text tells about a crosscoder and its models.
+"""`measure`: run the models over a held-out text once, and everything that this pass tells.
 
-One number per latent and measure, the classes, the reconstruction of all sites and of the
-difference, and the top tokens. It is saved as JSON with one safetensors file beside it, and loads
-without the models. Of several sites two are compared, see `site.compared_sites`. Limit: nothing
-causal; see `interventions`.
-
-`measure`: run the models over a held-out text once and measure everything.
-
-Contract: every crosscoder collects sums, top tokens and counts while activations stream by; nothing
-of size [tokens, d_sae] is kept. Limit: codes of `N_ROWS` tokens at a time are dense.
+Contract: every crosscoder collects sums, counts and its most active tokens while activations are
+computed batch by batch; nothing of size [tokens, d_sae] is kept. A `Measurement` is saved as JSON
+with one safetensors file beside it, and loads without the models. Limits: codes of `N_ROWS` tokens
+at a time are dense; two sites are compared; nothing is causal, see `interventions`.
 """
 
 import json
@@ -20,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,27 +30,14 @@ from tl_crosscoder.analysis.examples import (
 )
 from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
-from tl_crosscoder.analysis.latents import (
-    NORMS,
-    UNRANKED,
-    LatentMeasures,
-    RankedLatent,
-    rank_latents,
-)
-from tl_crosscoder.analysis.norms import (
-    LATENT_CLASSES,
-    decoder_cosine,
-    delta_norm,
-    latent_class_ids,
-    normalised_decoders,
-    relative_decoder_norm,
-)
+from tl_crosscoder.analysis.latents import UNRANKED, LatentMeasures, RankedLatent, rank_latents
+from tl_crosscoder.analysis.norms import LATENT_CLASSES, latent_class_ids, norm_measures
 from tl_crosscoder.analysis.reconstruction import Reconstruction, ReconstructionSums
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import N_ROWS, Crosscoder, sparse_codes
 from tl_crosscoder.data.harvest import Harvested, harvest
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.models.site import compared_sites, site_parts
+from tl_crosscoder.models.site import compared_sites, site_parts, subtracted_sites
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.measures import DIRECTIONS, MEASURES, ORDERS, spoken
 from tl_crosscoder.results.render import Section, as_html
@@ -71,30 +53,28 @@ class LatentSummary:
 
     @property
     def latent(self) -> int:
-        """Its number."""
+        """Index in the dictionary."""
         return self.ranked.latent
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LatentSummary":
         """From JSON, where NaN is null."""
-        fields: dict[str, Any] = {
-            k: math.nan if v is None else v for k, v in values["ranked"].items()
-        }
         return cls(
-            ranked=RankedLatent(**fields), examples=[Example(**e) for e in values["examples"]]
+            ranked=RankedLatent(**_with_nan(values["ranked"])),
+            examples=[Example(**e) for e in values["examples"]],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a crosscoder says about its models on a text."""
+    """What one pass over a text tells about a crosscoder and its models."""
 
     reconstruction: Reconstruction
     latents: LatentMeasures
     top: list[LatentSummary]
-    """The latents most likely to be the fine-tune's, most first; see `ranking.rank_latents`."""
+    """The latents most likely to be the fine-tune's, most first; see `rank_latents`."""
     order: str
-    """What they are ranked by."""
+    """What the latents in `top` are ranked by."""
     top_tokens: TopTokens
     """Most active tokens of every latent, as positions in the measured text."""
     sources: tuple[str, ...]
@@ -106,8 +86,8 @@ class Measurement:
     @property
     def class_counts(self) -> dict[str, int]:
         """Active latents of each class."""
-        alive = self.latents.class_ids[self.latents.n_active > 0].tolist()
-        counts = Counter(LATENT_CLASSES[i] for i in alive)
+        active = self.latents.class_ids[self.latents.n_active > 0].tolist()
+        counts = Counter(LATENT_CLASSES[i] for i in active)
         return {name: counts[name] for name in LATENT_CLASSES}
 
     def sections(self, *, n_examples: int = 1) -> list[Section]:
@@ -196,14 +176,19 @@ class Measurement:
             "compared": self.compared and list(self.compared),
             "order": self.order,
             "top": [asdict(s) for s in self.top],
-            "facts": self.latents.facts(),
+            "facts": {name: table.facts() for name, table in self.latents.tables().items()},
         }
         files.write_json(folder / "analysis.json", without_nan(content))
         return folder / "analysis.json"
 
     @classmethod
     def load(cls, folder: str | Path) -> "Measurement":
-        """Read what `save` wrote; FileNotFoundError where there is none."""
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no measures.
+            ValueError: they are of an earlier version.
+        """
         folder = Path(folder)
         paths = folder / "analysis.json", folder / "analysis.safetensors"
         if not all(p.is_file() for p in paths):
@@ -211,29 +196,29 @@ class Measurement:
                 f"{folder} holds no measures (analysis.json, analysis.safetensors). Measure it "
                 "again with `tl-crosscoder analyze --fresh`."
             )
-        content = json.loads(paths[0].read_text(encoding="utf-8"))
-        if "facts" not in content:
-            raise ValueError(
-                f"{folder} holds measures of an earlier version. Measure it again with "
-                "`tl-crosscoder analyze --fresh`."
+        content, tensors = json.loads(paths[0].read_text(encoding="utf-8")), load_file(paths[1])
+        try:
+            top_tokens = {k: tensors.pop(f"top_tokens.{k}") for k in ("values", "positions")}
+            fve = content["reconstruction"].pop("fve")
+            return cls(
+                reconstruction=Reconstruction(fve=_with_nan(fve), **content["reconstruction"]),
+                latents=LatentMeasures.from_tensors(tensors, content["facts"]),
+                order=content["order"],
+                top=[LatentSummary.from_dict(s) for s in content["top"]],
+                top_tokens=TopTokens(**top_tokens),
+                sources=tuple(content["sources"]),
+                compared=content["compared"] and tuple(content["compared"]),
             )
-        reconstruction = content["reconstruction"]
-        reconstruction["fve"] = {
-            site: math.nan if value is None else value
-            for site, value in reconstruction["fve"].items()
-        }
-        compared = content.get("compared", ["base", "finetuned"])
-        tensors = load_file(paths[1])
-        top_tokens = {k: tensors.pop(f"top_tokens.{k}") for k in ("values", "positions")}
-        return cls(
-            reconstruction=Reconstruction(**reconstruction),
-            latents=LatentMeasures.from_tensors(tensors, content["facts"]),
-            order=content["order"],
-            top=[LatentSummary.from_dict(s) for s in content["top"]],
-            top_tokens=TopTokens(**top_tokens),
-            sources=tuple(content["sources"]),
-            compared=compared and tuple(compared),
-        )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder} holds measures of an earlier version ({error}). Measure it again with "
+                "`tl-crosscoder analyze --fresh`."
+            ) from error
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON's null as NaN."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 @torch.no_grad()
@@ -261,15 +246,8 @@ def measure(
     Raises:
         ValueError: the source's sites are not those of the crosscoder, or the text is empty.
     """
-    return measure_all(
-        source,
-        [crosscoder],
-        text,
-        n_top=n_top,
-        n_examples=n_examples,
-        batch_size=batch_size,
-        show_progress=show_progress,
-    )[0]
+    how = {"n_top": n_top, "n_examples": n_examples, "batch_size": batch_size}
+    return measure_all(source, [crosscoder], text, show_progress=show_progress, **how)[0]
 
 
 @torch.no_grad()
@@ -284,7 +262,7 @@ def measure_all(
     show_progress: bool = False,
 ) -> list[Measurement]:
     """`measure` of several crosscoders in one pass of the models."""
-    passes = [_Pass.begin(source, c, text, n_examples=n_examples) for c in crosscoders]
+    passes = [_Pass(source, c, text, n_examples=n_examples) for c in crosscoders]
     description = "Measuring" if show_progress else None
     n_contexts = 0
     for part in harvest(source, text, batch_size=batch_size, description=description):
@@ -293,105 +271,73 @@ def measure_all(
             one.add(part)
     if n_contexts == 0:
         raise ValueError("there are no contexts to measure on: the text is empty.")
-    return [one.result(source, text, n_top=n_top) for one in passes]
+    return [one.result(n_top) for one in passes]
 
 
-@dataclass(kw_only=True)
 class _Pass:
     """What one crosscoder collects while the models run over a text."""
 
-    crosscoder: Crosscoder
-    norms: dict[str, Float[Tensor, " d_sae"]]
-    examples: ExampleCollector
-    firing: FiringSums
-    scaling: ScalingSums | None
-    context_size: int
-    n_examples: int
-    sums: ReconstructionSums | None = None
-
-    @classmethod
-    def begin(
-        cls,
+    def __init__(
+        self,
         source: ActivationSource,
         crosscoder: Crosscoder,
         text: TokenizedText,
         *,
         n_examples: int,
-    ) -> "_Pass":
+    ) -> None:
         check_source(source, crosscoder)
+        self._crosscoder, self._text, self._tokenizer = crosscoder, text, source.tokenizer
+        self._n_examples = n_examples
         device, d_sae = crosscoder.W_dec.device, crosscoder.cfg.d_sae
-        return cls(
-            crosscoder=crosscoder,
-            norms=norm_measures(crosscoder),
-            examples=ExampleCollector(
-                d_sae,
-                context_size=text.context_size,
-                settings=ExampleSettings(n_top=max(n_examples, ExampleSettings.n_top)),
-                device=device,
-            ),
-            firing=FiringSums.begin(n_sources=len(text.sources), d_sae=d_sae, device=device),
-            scaling=ScalingSums.begin(crosscoder),
+        self._pair = compared_sites(crosscoder.sites)
+        self._norms = norm_measures(crosscoder, self._pair)
+        self._examples = ExampleCollector(
+            d_sae,
             context_size=text.context_size,
-            n_examples=n_examples,
+            settings=ExampleSettings(n_top=max(n_examples, ExampleSettings.n_top)),
+            device=device,
         )
+        self._firing = FiringSums(n_sources=len(text.sources), d_sae=d_sae, device=device)
+        class_ids = latent_class_ids(self._norms["delta_norm"])
+        of_one_width = subtracted_sites(crosscoder.sites)
+        self._reconstruction = ReconstructionSums(crosscoder, class_ids, pair=of_one_width)
+        self._scaling = ScalingSums(crosscoder, pair=of_one_width) if of_one_width else None
 
     def add(self, part: Harvested) -> None:
-        """Whole contexts, few enough that their dense codes fit."""
-        class_ids = latent_class_ids(self.norms["delta_norm"])
+        """Take whole contexts into account, a few at a time so that their dense codes fit."""
         for piece in part.split(N_ROWS):
-            x, text = piece.rows, piece.text
-            codes = sparse_codes(self.crosscoder, x)
-            batch = ReconstructionSums.of(x, codes, self.crosscoder, class_ids)
-            self.sums = batch if self.sums is None else self.sums + batch
-            self.examples.add(codes, piece.positions(self.context_size).to(x.device))
-            self.firing.add(codes, text)
-            if self.scaling is not None:
-                self.scaling.add(site_parts(x, self.crosscoder.sites), codes)
+            x = piece.rows
+            codes = sparse_codes(self._crosscoder, x)
+            self._reconstruction.add(x, codes)
+            self._examples.add(codes, piece.positions(self._text.context_size).to(x.device))
+            self._firing.add(codes, piece.text)
+            if self._scaling is not None:
+                self._scaling.add(site_parts(x, self._crosscoder.sites), codes)
 
-    def result(self, source: ActivationSource, text: TokenizedText, *, n_top: int) -> Measurement:
-        assert self.sums is not None
-        sites, scaling = self.crosscoder.sites, self.scaling
+    def result(self, n_top: int) -> Measurement:
+        """Divide, and rank."""
         latents = LatentMeasures(
-            firing=self.firing.result(text.sources),
-            scaling=scaling.result() if scaling else {},
-            difference=scaling.difference_by_latent() if scaling else None,
-            **self.norms,
+            firing=self._firing.result(self._text.sources),
+            scaling=self._scaling.result() if self._scaling else {},
+            difference=self._scaling.difference_by_latent() if self._scaling else None,
+            **self._norms,
         )
-        names = [s.name for s in sites]
-        pair = compared_sites(sites)
         ranking = rank_latents(latents, n=n_top)
-        collected = self.examples.result()
-        top = TopTokens.of(collected, n=self.n_examples)
+        collected = self._examples.result()
+        top = TopTokens.of(collected, n=self._n_examples)
+        names = [site.name for site in self._crosscoder.sites]
         return Measurement(
-            reconstruction=self.sums.result(names),
+            reconstruction=self._reconstruction.result(),
             latents=latents,
             order=ranking.order,
             top=[
                 LatentSummary(
-                    ranked=row, examples=examples(top, row.latent, text, source.tokenizer)
+                    ranked=row, examples=examples(top, row.latent, self._text, self._tokenizer)
                 )
                 for row in ranking.rows
             ],
             top_tokens=top,
             collected=collected,
-            sources=text.sources,
-            compared=pair and (names[pair[0]], names[pair[1]]),
+            sources=self._text.sources,
+            compared=self._pair and (names[self._pair[0]], names[self._pair[1]]),
         )
-
-
-def norm_measures(crosscoder: Crosscoder) -> dict[str, Float[Tensor, " d_sae"]]:
-    """The measures of `LatentMeasures` that compare two decoders."""
-    decoders = normalised_decoders(crosscoder.W_dec, crosscoder.sites)
-    if decoders is None:
-        none = crosscoder.W_dec.new_full((crosscoder.cfg.d_sae,), torch.nan)
-        return dict.fromkeys(NORMS, none)
-    base, finetuned = (d.norm(dim=-1) for d in decoders)
-    pair = compared_sites(crosscoder.sites)
-    assert pair is not None
-    encoders = (crosscoder.encoder(site).detach().T for site in pair)
-    return {
-        "relative_decoder_norm": relative_decoder_norm(base, finetuned),
-        "delta_norm": delta_norm(base, finetuned),
-        "decoder_cosine": decoder_cosine(*decoders),
-        "encoder_cosine": decoder_cosine(*encoders),
-    }

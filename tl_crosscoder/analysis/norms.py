@@ -1,9 +1,8 @@
 """Which model a latent writes to, read off its decoder.
 
-All functions take the two decoders of a pair, `[d_sae, d_model]`, in the normalised space (each
-row times its site's scale), or their norms. One orientation throughout: 1 is the fine-tuned
-model, 0 the base. Of several sites two are compared, see `site.compared_sites`. Limit: norms
-alone say nothing about causes; see Latent Scaling for that.
+Contract: functions of the two decoders of a pair, `[d_sae, d_model]`, in the normalised space (each
+row times its site's scale), or of their norms. One orientation throughout: 1 is the fine-tuned
+model, 0 the base. Limit: norms alone say nothing about causes; see Latent Scaling for that.
 """
 
 from collections.abc import Sequence
@@ -13,23 +12,39 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.models.site import Site, compared_sites
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.models.site import Site
 
 LatentClass = Literal["base-only", "shared", "other", "finetuned-only"]
 LATENT_CLASSES: tuple[LatentClass, ...] = get_args(LatentClass)
+NORMS = ("relative_decoder_norm", "delta_norm", "decoder_cosine", "encoder_cosine")
+
+
+def norm_measures(
+    crosscoder: Crosscoder, pair: tuple[int, int] | None
+) -> dict[str, Float[Tensor, " d_sae"]]:
+    """The measures `NORMS` of two sites, base first; NaN for None, a single site."""
+    if pair is None:
+        none = crosscoder.W_dec.new_full((crosscoder.cfg.d_sae,), torch.nan)
+        return dict.fromkeys(NORMS, none)
+    decoders = normalised_decoders(crosscoder.W_dec, crosscoder.sites, pair)
+    base, finetuned = (d.norm(dim=-1) for d in decoders)
+    return {
+        "relative_decoder_norm": relative_decoder_norm(base, finetuned),
+        "delta_norm": delta_norm(base, finetuned),
+        "decoder_cosine": decoder_cosine(*decoders),
+        "encoder_cosine": decoder_cosine(*(crosscoder.encoder(i).detach().T for i in pair)),
+    }
 
 
 def normalised_decoders(
-    W_dec: Float[Tensor, "d_sae d_in"], sites: Sequence[Site]
-) -> tuple[Float[Tensor, "d_sae _"], Float[Tensor, "d_sae _"]] | None:
-    """The decoders of the two compared sites in the normalised space; None for a single site.
+    W_dec: Float[Tensor, "d_sae d_in"], sites: Sequence[Site], pair: tuple[int, int]
+) -> tuple[Float[Tensor, "d_sae _"], Float[Tensor, "d_sae _"]]:
+    """The decoders of two sites, base first, in the normalised space.
 
     There the mean squared norm of a site is its width, so a wider site has longer rows: they are
     brought to the base's width, by a factor that is 1 where widths are equal.
     """
-    pair = compared_sites(sites)
-    if pair is None:
-        return None
     rows = W_dec.detach().split([s.d_model for s in sites], dim=-1)
     base, finetuned = (rows[i] * sites[i].scale for i in pair)
     return base, finetuned * (base.shape[1] / finetuned.shape[1]) ** 0.5

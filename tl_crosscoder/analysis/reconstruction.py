@@ -1,12 +1,11 @@
 """How much of the activations, and of their difference, a crosscoder explains on a whole text.
 
-Streaming: every batch becomes sums and counts, which add up, and are divided once at the end.
-Shapes: activations are rows, `[batch, n_sites, d_model]` or `[batch, d_in]`, raw
-space, and codes are entries. Limit: one difference, that of the compared sites.
+Contract: every batch adds sums and counts in float64, which are divided once at the end.
+Activations are rows, `[batch, n_sites, d_model]` or `[batch, d_in]`, in raw space, and codes are
+entries. Limit: one difference, that of the two compared sites.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +14,7 @@ from torch import Tensor
 from tl_crosscoder.analysis.norms import LATENT_CLASSES
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
-from tl_crosscoder.models.site import site_parts, subtracted_sites
+from tl_crosscoder.models.site import site_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,138 +46,8 @@ class Moments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DifferenceSums:
-    """What a batch contributes to the measures of x^1 - x^0; adds up over batches."""
-
-    finetuned: Moments
-    """x^1."""
-    difference: Moments
-    """x^1 - x^0."""
-    error: Moments
-    """e^1 - e^0."""
-    left_by_class: Moments
-    """Per class, x^1 - x^0 less what the latents of that class say about it."""
-
-    @classmethod
-    def of(
-        cls,
-        x: tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_model"]],
-        error: tuple[Float[Tensor, "batch d_model"], Float[Tensor, "batch d_model"]],
-        said_by_class: Float[Tensor, "batch n_classes d_model"],
-    ) -> "DifferenceSums":
-        """Sums of one batch, from base and fine-tuned."""
-        difference = x[1] - x[0]
-        return cls(
-            finetuned=Moments.of(x[1]),
-            difference=Moments.of(difference),
-            error=Moments.of(error[1] - error[0]),
-            left_by_class=Moments.of(difference[:, None] - said_by_class),
-        )
-
-    def __add__(self, other: "DifferenceSums") -> "DifferenceSums":
-        """Sums of both."""
-        return DifferenceSums(**_added(self, other))
-
-    def result(self) -> dict[str, Any]:
-        """The fields of `Reconstruction` that concern the difference."""
-        variance = self.difference.sum_of_squared_deviations
-        share = (variance / self.finetuned.sum_of_squared_deviations).item()
-        if not bool(variance > 0):
-            return {
-                "difference_fve": None,
-                "difference_fve_by_class": None,
-                "difference_share": share,
-            }
-        by_class = 1 - self.left_by_class.sum_of_squared_deviations / variance
-        return {
-            "difference_fve": (1 - self.error.squares / variance).item(),
-            "difference_fve_by_class": dict(zip(LATENT_CLASSES, by_class.tolist(), strict=True)),
-            "difference_share": share,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructionSums:
-    """What a batch contributes to `Reconstruction`; adds up over batches."""
-
-    x: tuple[Moments, ...]
-    """Activations, of each site."""
-    error: tuple[Moments, ...]
-    """x^m - x̂^m, of each site."""
-    difference: DifferenceSums | None
-    """Of the compared sites; None for a single site, and for unequal widths."""
-    n_active: Float[Tensor, " d_sae"]
-    """Tokens on which each latent is active."""
-
-    @classmethod
-    def of(
-        cls,
-        x: Float[Tensor, "batch *row"],
-        codes: SparseCodes,
-        crosscoder: Crosscoder,
-        class_ids: Int[Tensor, " d_sae"],
-    ) -> "ReconstructionSums":
-        """Sums of one batch."""
-        parts = site_parts(x, crosscoder.sites)
-        decoded = codes.times(crosscoder.W_dec.detach()) + crosscoder.b_dec.detach()
-        said = site_parts(decoded, crosscoder.sites)
-        errors = [part - x_hat for part, x_hat in zip(parts, said, strict=True)]
-        pair = subtracted_sites(crosscoder.sites)
-        difference = None
-        if pair is not None:
-            base, finetuned = pair
-            delta = (crosscoder.decoder(finetuned) - crosscoder.decoder(base)).detach()
-            of_entries = class_ids[codes.pattern.latents.long()]
-            by_class = [codes.where(of_entries == c) for c in range(len(LATENT_CLASSES))]
-            difference = DifferenceSums.of(
-                (parts[base], parts[finetuned]),
-                (errors[base], errors[finetuned]),
-                torch.stack([own.times(delta) for own in by_class], dim=1),
-            )
-        return cls(
-            x=tuple(Moments.of(part) for part in parts),
-            error=tuple(Moments.of(error) for error in errors),
-            difference=difference,
-            n_active=torch.bincount(
-                codes.pattern.latents.long(), minlength=codes.pattern.d_sae
-            ).double(),
-        )
-
-    def __add__(self, other: "ReconstructionSums") -> "ReconstructionSums":
-        """Sums of both."""
-        return ReconstructionSums(**_added(self, other))
-
-    def result(self, site_names: list[str]) -> "Reconstruction":
-        """Divide, once."""
-        n_tokens = self.x[0].n
-        fve = [
-            (1 - error.squares / x.sum_of_squared_deviations).item()
-            for x, error in zip(self.x, self.error, strict=True)
-        ]
-        return Reconstruction(
-            n_tokens=n_tokens,
-            fve=dict(zip(site_names, fve, strict=True)),
-            l0=(self.n_active.sum() / n_tokens).item(),
-            dead_share=(self.n_active == 0).double().mean().item(),
-            **(self.difference.result() if self.difference else {}),
-        )
-
-
-def _added(one: Any, other: Any) -> dict[str, Any]:
-    """The sums of all fields of two dataclasses; tuples add up part by part, None stays None."""
-    added = {}
-    for name in (f.name for f in fields(one)):
-        a, b = getattr(one, name), getattr(other, name)
-        if isinstance(a, tuple):
-            added[name] = tuple(x + y for x, y in zip(a, b, strict=True))
-        else:
-            added[name] = None if a is None else a + b
-    return added
-
-
-@dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What a crosscoder explains on a text."""
+    """How much a crosscoder explains on a text."""
 
     n_tokens: int
     """Tokens measured on."""
@@ -188,11 +57,96 @@ class Reconstruction:
     """1 - sum ||e^1 - e^0||^2 / sum ||(x^1 - x^0) - mean||^2; None where the models are equal (or
     differ by the same vector at every token), and where there is no difference to take."""
     difference_fve_by_class: dict[str, float] | None = None
-    """Class -> the same with only those latents' f_j (d_j^1 - d_j^0), and the best constant."""
+    """Class -> FVE of x^1 - x^0 by f_j (d_j^1 - d_j^0) of these latents and the best constant."""
     difference_share: float | None = None
-    """Variance of x^1 - x^0 over that of x^1: how much there is to explain. None where there is no
-    difference to take: of a single site, or of sites of unequal width."""
+    """Variance of x^1 - x^0 over that of x^1: how much there is to explain. None for a single site
+    and for sites of unequal width, which have no difference."""
     l0: float
     """Mean number of active latents a token."""
     dead_share: float
     """Latents that are active on none of these tokens."""
+
+
+class ReconstructionSums:
+    """Sums over a text, from which a `Reconstruction` is divided once."""
+
+    def __init__(
+        self,
+        crosscoder: Crosscoder,
+        class_ids: Int[Tensor, " d_sae"],
+        *,
+        pair: tuple[int, int] | None,
+    ) -> None:
+        """Begin without any token.
+
+        Args:
+            crosscoder: the dictionary.
+            class_ids: index into `LATENT_CLASSES` of each latent.
+            pair: positions of two sites of one width, base first; None where there are none.
+        """
+        self._crosscoder, self._class_ids, self._pair = crosscoder, class_ids, pair
+        self._moments: dict[str, Moments] = {}
+        self.n_active = torch.zeros(
+            crosscoder.cfg.d_sae, dtype=torch.float64, device=crosscoder.W_dec.device
+        )
+        """Tokens on which each latent is active, `[d_sae]`."""
+
+    def add(self, x: Float[Tensor, "batch *row"], codes: SparseCodes) -> None:
+        """Take more tokens into account."""
+        sites = self._crosscoder.sites
+        decoded = codes.times(self._crosscoder.W_dec.detach()) + self._crosscoder.b_dec.detach()
+        parts, decoded_parts = site_parts(x, sites), site_parts(decoded, sites)
+        errors = [part - x_hat for part, x_hat in zip(parts, decoded_parts, strict=True)]
+        for i in range(len(sites)):
+            self._add(f"x.{i}", parts[i])
+            self._add(f"error.{i}", errors[i])
+        if self._pair is not None:
+            base, finetuned = self._pair
+            difference = parts[finetuned] - parts[base]
+            self._add("difference", difference)
+            self._add("error of the difference", errors[finetuned] - errors[base])
+            by_class = self._explained_by_class(codes)
+            self._add("left by class", difference[:, None] - by_class)
+        latents = codes.pattern.latents.long()
+        self.n_active += torch.bincount(latents, minlength=codes.pattern.d_sae)
+
+    def result(self) -> Reconstruction:
+        """Divide, once."""
+        moments, n_tokens = self._moments, self._moments["x.0"].n
+        fve = {
+            site.name: self._fve(f"error.{i}", f"x.{i}")
+            for i, site in enumerate(self._crosscoder.sites)
+        }
+        found = {}
+        if self._pair is not None:
+            variance = moments["difference"].sum_of_squared_deviations
+            of_finetuned = moments[f"x.{self._pair[1]}"].sum_of_squared_deviations
+            found["difference_share"] = (variance / of_finetuned).item()
+            if bool(variance > 0):
+                left = moments["left by class"].sum_of_squared_deviations
+                by_class = (1 - left / variance).tolist()
+                found["difference_fve"] = self._fve("error of the difference", "difference")
+                found["difference_fve_by_class"] = dict(zip(LATENT_CLASSES, by_class, strict=True))
+        return Reconstruction(
+            n_tokens=n_tokens,
+            fve=fve,
+            l0=(self.n_active.sum() / n_tokens).item(),
+            dead_share=(self.n_active == 0).double().mean().item(),
+            **found,
+        )
+
+    def _add(self, name: str, vectors: Float[Tensor, "batch ... d_model"]) -> None:
+        new = Moments.of(vectors)
+        self._moments[name] = self._moments[name] + new if name in self._moments else new
+
+    def _explained_by_class(self, codes: SparseCodes) -> Float[Tensor, "batch n_classes d_model"]:
+        """What the latents of each class explain of x^1 - x^0."""
+        assert self._pair is not None
+        base, finetuned = (self._crosscoder.decoder(site).detach() for site in self._pair)
+        of_entries = self._class_ids[codes.pattern.latents.long()]
+        by_class = [codes.where(of_entries == c) for c in range(len(LATENT_CLASSES))]
+        return torch.stack([own.times(finetuned - base) for own in by_class], dim=1)
+
+    def _fve(self, error: str, of: str) -> float:
+        variance = self._moments[of].sum_of_squared_deviations
+        return (1 - self._moments[error].squares / variance).item()

@@ -1,19 +1,13 @@
-"""Nearest rows by cosine, without a matrix of all against all.
+"""Nearest rows by cosine, and the latents of one dictionary that write or read the same direction.
 
-Contract: `nearest` takes queries `[n, d]` and keys `[m, d]` and gives cosines and positions
-`[n, k]`, best first; no more than `[chunk, chunk]` cosines are held at a time. Rows are those of
-decoders, or of encoders transposed, in the normalised space. A row of zeros has no direction: its
-cosine is NaN and its position -1, and it is nobody's neighbour. Limit: which of several equally
-near keys is named is left to chance.
-
-Latents of one dictionary that say the same thing: decoupled pairs, encoders, neighbours.
-
-Contract: cosines of rows `[d_sae, d_model]` in the normalised space; tables name latents by their
-number. A latent without a direction at a site is in no pair, and its cosine is NaN. Limit: alike
-in direction is not alike in use; see when both are active for that.
+Contract: queries `[n, d]` and keys `[m, d]` give cosines and positions, best first; no more than
+`[chunk, chunk]` cosines are held at a time. Rows are decoder rows, or encoder columns, in the
+normalised space. A row of zeros has no direction: its cosine is NaN, its position -1, and it is
+nobody's neighbour. Limits: which of several equally near keys is named is left to chance; latents
+alike in direction may be active on different tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -25,60 +19,39 @@ from torch.nn.functional import normalize
 from tl_crosscoder.analysis.norms import LATENT_CLASSES, LatentClass, delta_norm, latent_class_ids
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.site_views import split_sites
-from tl_crosscoder.models.site import Site, compared_sites, site_index
-from tl_crosscoder.results.tables import TableOfColumns, TableOfRows
+from tl_crosscoder.models.site import compared_sites
+from tl_crosscoder.results.tables import TableOfRows
 
-Side = Literal["decoder", "encoder"]
+Rows = Literal["decoder", "encoder"]
 CHUNK = 4096
 
 
 @torch.no_grad()
 def nearest(
-    queries: Float[Tensor, "n d"],
-    keys: Float[Tensor, "m d"],
-    *,
-    k: int = 1,
-    chunk: int = CHUNK,
-    exclude_self: bool = False,
+    queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"], *, k: int = 1, chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """The k keys of highest cosine for each query: (cosine, position).
 
     Args:
         queries: rows to find neighbours for.
         keys: rows to find them among.
-        k: how many.
-        chunk: rows of a block.
-        exclude_self: queries and keys are the same rows, and none is its own neighbour.
+        k: how many, at least 1.
+        chunk: rows of a block, at least 1.
 
     Raises:
-        ValueError: k or chunk below 1, or `exclude_self` for two sets of unequal size.
+        ValueError: k or chunk below 1.
     """
-    if k < 1 or chunk < 1 or (exclude_self and len(queries) != len(keys)):
-        raise ValueError(
-            f"k={k}, chunk={chunk}, {len(queries)} queries, {len(keys)} keys: k and chunk are at "
-            "least 1, and exclude_self=True needs the same rows as queries and keys."
-        )
-    unit_keys, is_key = _unit(keys)
-    found = []
-    for start in range(0, len(queries), chunk):
-        unit, is_query = _unit(queries[start : start + chunk])
-        best = unit.new_full((len(unit), k), -torch.inf)
-        where = torch.full_like(best, -1, dtype=torch.long)
-        for first in range(0, len(keys), chunk):
-            cosine = unit @ unit_keys[first : first + chunk].T
-            cosine[:, ~is_key[first : first + chunk]] = -torch.inf
-            if exclude_self and first == start:
-                cosine.fill_diagonal_(-torch.inf)
-            new = cosine.topk(min(k, cosine.shape[1]))
-            best, order = torch.cat([best, new.values], dim=1).topk(k)
-            where = torch.cat([where, new.indices + first], dim=1).gather(1, order)
-        is_none = best.isinf() | ~is_query[:, None]
-        found.append((best.clamp(-1, 1).masked_fill(is_none, torch.nan),
-                      where.masked_fill(is_none, -1)))  # fmt: skip
-    if not found:
-        return keys.new_zeros((0, k), dtype=torch.float32), torch.zeros((0, k), dtype=torch.long)
-    cosines, positions = zip(*found, strict=True)
-    return torch.cat(cosines), torch.cat(positions)
+    if k < 1 or chunk < 1:
+        raise ValueError(f"k={k} and chunk={chunk} must be 1 or more.")
+    best = torch.full((len(queries), k), -torch.inf, device=queries.device)
+    where = torch.full_like(best, -1, dtype=torch.long)
+    for start, first, cosine in _blocks(queries, keys, chunk):
+        rows = slice(start, start + len(cosine))
+        new = cosine.topk(min(k, cosine.shape[1]))
+        best[rows], order = torch.cat([best[rows], new.values], dim=1).topk(k)
+        where[rows] = torch.cat([where[rows], new.indices + first], dim=1).gather(1, order)
+    is_none = best.isinf()
+    return best.clamp(-1, 1).masked_fill(is_none, torch.nan), where.masked_fill(is_none, -1)
 
 
 @torch.no_grad()
@@ -90,18 +63,24 @@ def pairs_above(
     chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, " pairs"], Int[Tensor, "pairs 2"]]:
     """All pairs (query, key) whose cosine is above a threshold, highest first."""
+    cosines, pairs = [torch.zeros(0)], [torch.zeros((0, 2), dtype=torch.long)]
+    for start, first, cosine in _blocks(queries, keys, chunk):
+        places = (cosine > threshold).nonzero()
+        cosines.append(cosine[places[:, 0], places[:, 1]].clamp(-1, 1).cpu())
+        pairs.append(places.cpu() + torch.tensor([start, first]))
+    found, order = torch.cat(cosines).sort(descending=True, stable=True)
+    return found, torch.cat(pairs)[order]
+
+
+def _blocks(queries: Tensor, keys: Tensor, chunk: int) -> Iterator[tuple[int, int, Tensor]]:
+    """First query, first key and cosines of each block; -inf where a row has no direction."""
     unit_keys, is_key = _unit(keys)
-    cosines, pairs = [unit_keys.new_zeros(0)], [torch.zeros((0, 2), dtype=torch.long)]
     for start in range(0, len(queries), chunk):
         unit, is_query = _unit(queries[start : start + chunk])
         for first in range(0, len(keys), chunk):
             cosine = unit @ unit_keys[first : first + chunk].T
             is_pair = is_query[:, None] & is_key[first : first + chunk]
-            row, column = ((cosine > threshold) & is_pair).nonzero(as_tuple=True)
-            cosines.append(cosine[row, column].clamp(-1, 1))
-            pairs.append(torch.stack([row + start, column + first], dim=1).cpu())
-    cosine, order = torch.cat(cosines).cpu().sort(descending=True, stable=True)
-    return cosine, torch.cat(pairs)[order]
+            yield start, first, cosine.masked_fill_(~is_pair, -torch.inf)
 
 
 @torch.no_grad()
@@ -111,8 +90,13 @@ def row_cosine(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor
     return (a * b).sum(dim=-1).clamp(-1, 1).masked_fill(~(is_a & is_b), torch.nan)
 
 
+def _unit(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Bool[Tensor, " n"]]:
+    rows = rows.detach().float()
+    return normalize(rows, dim=-1, eps=1e-30), rows.abs().amax(dim=-1) > 0
+
+
 def latent_rows(
-    crosscoder: Crosscoder, *, by: Side = "decoder", sites: Sequence[str] | None = None
+    crosscoder: Crosscoder, *, by: Rows = "decoder", sites: Sequence[str] | None = None
 ) -> Float[Tensor, "d_sae d"]:
     """What each latent writes or reads, in the normalised space, sites side by side.
 
@@ -122,36 +106,16 @@ def latent_rows(
         sites: names of sites; None is all.
 
     Raises:
-        ValueError: an unknown site or side.
+        ValueError: an unknown site, or another `by`.
     """
-    if by not in get_args(Side):
-        raise ValueError(f"by={by!r} is not one of {get_args(Side)}.")
+    if by not in get_args(Rows):
+        raise ValueError(f"by={by!r} is not one of {get_args(Rows)}.")
     chosen = [crosscoder.site_index(name) for name in sites or [s.name for s in crosscoder.sites]]
-    parts = split_sites(crosscoder.W_dec if by == "decoder" else crosscoder.W_enc.T,
-                        crosscoder.sites)  # fmt: skip
+    W = crosscoder.W_dec if by == "decoder" else crosscoder.W_enc.T
+    parts = split_sites(W, crosscoder.sites)
     # The saved dictionary reads x where training read scale * x: rows shrank as columns grew.
     scales = [s.scale if by == "decoder" else 1 / s.scale for s in crosscoder.sites]
     return torch.cat([parts[i].detach().float() * scales[i] for i in chosen], dim=-1)
-
-
-def compared_positions(
-    sites: Sequence[Site], compared: tuple[str, str] | None = None
-) -> tuple[int, int]:
-    """Positions of two sites, base first; None is `compared_sites`.
-
-    Raises ValueError where there are no two of one width, whose rows would make no angle.
-    """
-    if compared is None:
-        pair = compared_sites(sites)
-    else:
-        pair = site_index(sites, compared[0]), site_index(sites, compared[1])
-    widths = set() if pair is None else {sites[i].d_model for i in pair}
-    if pair is None or pair[0] == pair[1] or len(widths) > 1:
-        raise ValueError(
-            f"{compared or 'the default'} does not name two sites of one width among "
-            f"{[(s.name, s.d_model) for s in sites]}; name them with compared=(base, finetuned)."
-        )
-    return pair
 
 
 def checked_latents(
@@ -169,11 +133,6 @@ def checked_latents(
     return ids
 
 
-def _unit(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Bool[Tensor, " n"]]:
-    rows = rows.detach().float()
-    return normalize(rows, dim=-1, eps=1e-30), rows.abs().amax(dim=-1) > 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class DecoupledPair:
     """A finetuned-only and a base-only latent that write the same direction."""
@@ -183,13 +142,13 @@ class DecoupledPair:
     base_only: int
     """Latent."""
     cosine: float
-    """Of d_i^1 and d_j^0, i the first latent and j the second."""
+    """Between d_i^1 and d_j^0, i the first latent and j the second."""
     encoder_cosine: float
-    """Of the columns that read the same two sites."""
+    """Between the encoder columns that read the same two sites."""
     finetuned_delta_norm: float
-    """Of the finetuned-only latent, at least 0.9."""
+    """Delta-norm of the finetuned-only latent, at least 0.9."""
     base_delta_norm: float
-    """Of the base-only latent, at most 0.1."""
+    """Delta-norm of the base-only latent, at most 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,78 +165,58 @@ class DecoupledPairs(TableOfRows):
 
 
 def decoupled_pairs(
-    crosscoder: Crosscoder, *, threshold: float = 0.9, compared: tuple[str, str] | None = None
+    crosscoder: Crosscoder, *, threshold: float = 0.9, sites: tuple[str, str] | None = None
 ) -> DecoupledPairs:
     """Pairs of a finetuned-only and a base-only latent with a decoder cosine above the threshold.
 
-    Such a pair says one thing twice: it is the signature of Latent Decoupling, and its first latent
-    is no news of the fine-tune. Source: Minder et al. 2025 (109 pairs in their L1 crosscoder, none
-    in their BatchTopK one).
+    Such a pair explains one thing twice: it is the signature of Latent Decoupling, and its first
+    latent is no news of the fine-tune. Source: Minder et al. 2025 (109 pairs in their L1
+    crosscoder, none in their BatchTopK one).
+
+    Args:
+        crosscoder: the dictionary.
+        threshold: cosines are above this.
+        sites: names of two sites, base first; None is the two that are compared by default.
 
     Raises:
-        ValueError: the dictionary has no two such sites.
+        ValueError: the dictionary has no two such sites of one width.
     """
-    pair = compared_positions(crosscoder.sites, compared)
-    names = [crosscoder.sites[i].name for i in pair]
+    names = _two_sites(crosscoder, sites)
     base, finetuned = (latent_rows(crosscoder, sites=[name]) for name in names)
     deltas = delta_norm(base.norm(dim=-1), finetuned.norm(dim=-1))
     ours, theirs = _of_class(deltas, "finetuned-only"), _of_class(deltas, "base-only")
     cosine, found = pairs_above(finetuned[ours], base[theirs], threshold=threshold)
     i, j = ours[found[:, 0].to(ours.device)], theirs[found[:, 1].to(theirs.device)]
     base, finetuned = (latent_rows(crosscoder, by="encoder", sites=[name]) for name in names)
-    columns = {
-        "finetuned_only": i,
-        "base_only": j,
-        "cosine": cosine,
-        "encoder_cosine": row_cosine(finetuned[i], base[j]),
-        "finetuned_delta_norm": deltas[i],
-        "base_delta_norm": deltas[j],
-    }
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    columns = (i, j, cosine, row_cosine(finetuned[i], base[j]), deltas[i], deltas[j])
+    fields = DecoupledPair.__dataclass_fields__
     return DecoupledPairs(
-        rows=tuple(DecoupledPair(**dict(zip(columns, row, strict=True))) for row in rows),
+        rows=tuple(
+            DecoupledPair(**dict(zip(fields, row, strict=True)))
+            for row in zip(*(column.tolist() for column in columns), strict=True)
+        ),
         threshold=threshold,
         n_finetuned_only=len(ours),
         n_base_only=len(theirs),
     )
 
 
+def _two_sites(crosscoder: Crosscoder, names: tuple[str, str] | None) -> tuple[str, str]:
+    """Names of two sites, whose rows make an angle."""
+    sites = crosscoder.sites
+    pair = compared_sites(sites)
+    if names is not None:
+        pair = crosscoder.site_index(names[0]), crosscoder.site_index(names[1])
+    if pair is None or pair[0] == pair[1] or sites[pair[0]].d_model != sites[pair[1]].d_model:
+        raise ValueError(
+            f"sites={names} are not two sites of one width; this dictionary has "
+            f"{[(s.name, s.d_model) for s in sites]} (name, width): name two of them, base first."
+        )
+    return sites[pair[0]].name, sites[pair[1]].name
+
+
 def _of_class(deltas: Float[Tensor, " d_sae"], name: LatentClass) -> Int[Tensor, " n"]:
     return (latent_class_ids(deltas) == LATENT_CLASSES.index(name)).nonzero().squeeze(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderCounterparts(TableOfColumns):
-    """Whether each latent reads the same direction in both models."""
-
-    cosine: Float[Tensor, " d_sae"]
-    """Of its two encoder columns; NaN where one of them is zero."""
-    base_norm: Float[Tensor, " d_sae"]
-    """||W_enc^0[:, j]|| in the normalised space."""
-    finetuned_norm: Float[Tensor, " d_sae"]
-    """||W_enc^1[:, j]|| in the normalised space."""
-    sites: tuple[str, str]
-    """Base first."""
-
-
-@torch.no_grad()
-def encoder_counterparts(
-    crosscoder: Crosscoder, *, compared: tuple[str, str] | None = None
-) -> EncoderCounterparts:
-    """Cosine and norms of each latent's two encoder columns.
-
-    Near 1, the latent reads one direction in both models, whichever of them it writes to (methods,
-    section 3). Raises ValueError where the dictionary has no two such sites.
-    """
-    i, j = compared_positions(crosscoder.sites, compared)
-    names = crosscoder.sites[i].name, crosscoder.sites[j].name
-    base, finetuned = (latent_rows(crosscoder, by="encoder", sites=[n]) for n in names)
-    return EncoderCounterparts(
-        cosine=row_cosine(base, finetuned),
-        base_norm=base.norm(dim=-1),
-        finetuned_norm=finetuned.norm(dim=-1),
-        sites=names,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +238,7 @@ class SimilarLatents(TableOfRows):
     by: str
     """`decoder` or `encoder`."""
     sites: tuple[str, ...]
-    """Whose rows were compared, side by side."""
+    """Sites whose rows were compared, side by side."""
 
 
 def similar_latents(
@@ -307,7 +246,7 @@ def similar_latents(
     latents: Sequence[int] | Int[Tensor, " n"],
     *,
     k: int = 10,
-    by: Side = "decoder",
+    by: Rows = "decoder",
     site: str | None = None,
 ) -> SimilarLatents:
     """The k latents nearest to each one, itself excepted.
@@ -320,12 +259,12 @@ def similar_latents(
         site: at this site alone; None is all sites side by side, in the normalised space.
 
     Raises:
-        ValueError: a latent out of range, an unknown site or side.
+        ValueError: a latent out of range, or an unknown site.
     """
     ids = checked_latents(latents, crosscoder)
     sites = [s.name for s in crosscoder.sites] if site is None else [site]
     rows = latent_rows(crosscoder, by=by, sites=sites)
-    # One more than asked for: a latent is the nearest to itself, or as near as its copies.
+    # One more than requested: a latent is the nearest to itself, or as near as its copies.
     cosine, where = nearest(rows[ids], rows, k=k + 1)
     found: list[SimilarLatent] = []
     for latent, *best in zip(ids.tolist(), cosine.tolist(), where.tolist(), strict=True):

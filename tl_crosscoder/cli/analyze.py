@@ -132,8 +132,8 @@ class Analyze:
             return decoupled_pairs(run.crosscoder)
         if self.seeds:
             runs = [run, *(Run(path=Path(o), device=self.device) for o in self.seeds)]
-            alive = [each.measurement().latents.n_active > 0 for each in runs]
-            return agreement_over_seeds([each.crosscoder for each in runs], alive=alive)
+            active = [each.measurement().latents.n_active > 0 for each in runs]
+            return agreement_over_seeds([each.crosscoder for each in runs], active=active)
         from tl_crosscoder.analysis.saelens_evals import site_evals
         from tl_crosscoder.interventions.context import InterventionContext
 

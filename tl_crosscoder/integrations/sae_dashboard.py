@@ -148,7 +148,7 @@ def dashboard_batches(
                 "feature_index": j,
                 **_logits(own, shown),
                 **_activity(active, j, examples.latent(j)),
-                "n_prompts_total": len(active.counted),
+                "n_prompts_total": len(active.mask),
                 "n_tokens_in_prompt": active.context_size,
                 "dataset": dataset,
                 "vector": _rounded(shown.decoder[j]),
@@ -190,7 +190,7 @@ def _logits(logits: Float[Tensor, " d_vocab"], shown: ShownSite) -> Feature:
 def _activity(active: ActiveTokens, latent: int, examples: Sequence[StoredExample]) -> Feature:
     """How often and how strongly a latent is active, and the tokens in context."""
     _, values = active.of(latent)
-    n_counted, top = int(active.counted.sum()), values.max().item() if len(values) else 0.0
+    n_counted, top = int(active.mask.sum()), values.max().item() if len(values) else 0.0
     # The largest codes are one group; the rest is grouped by equal parts of the range.
     edges = torch.linspace(0, top, N_INTERVALS + 1).tolist()
     shares = [n / n_counted for n in values.histc(N_INTERVALS, 0, top).tolist()]

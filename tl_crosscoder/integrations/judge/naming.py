@@ -69,7 +69,7 @@ class WindowSampler:
         self.active, self.text, self.config = active, text, config
         self._tokenizer = tokenizer
         scored = torch.tensor([is_for_scoring(i) for i in range(len(text))], dtype=torch.bool)
-        self._counted = (active.counted & scored[:, None]).flatten()
+        self._counted = (active.mask & scored[:, None]).flatten()
 
     def draw(
         self, latent: int, *, others: Sequence[int] = (), seen: Collection[str] = ()
