@@ -93,7 +93,7 @@ def test_refusals_name_what_is_valid(dictionary):
         similar_latents(dictionary, [5, -1, 0])
     with pytest.raises(ValueError, match=r"site 'chat'.*'base', 'finetuned'"):
         similar_latents(dictionary, [0], site="chat")
-    with pytest.raises(ValueError, match=r"two sites of one width; this.*base first"):
+    with pytest.raises(ValueError, match=r"two sites of one width among.*base first"):
         decoupled_pairs(dictionary, sites=("base", "base"))
 
 

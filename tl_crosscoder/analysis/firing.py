@@ -103,18 +103,20 @@ class FiringSums:
 
     def result(self, sources: Sequence[str]) -> Firing:
         """The counts as a table."""
-        counts: dict[str, Tensor] = {
-            f"n_active_by_{name}": counts.double() for name, counts in self._n_active.items()
-        }
-        tokens = {f"tokens_by_{name}": tuple(n.tolist()) for name, n in self._n_tokens.items()}
+        n_active = {name: counts.double() for name, counts in self._n_active.items()}
+        n_tokens = {name: tuple(n.tolist()) for name, n in self._n_tokens.items()}
         return Firing(
-            n_tokens=int(self._n_tokens["role"].sum()),
+            n_tokens=sum(n_tokens["role"]),
             sources=tuple(sources),
-            n_active=counts["n_active_by_role"].sum(dim=0),
+            tokens_by_source=n_tokens["source"],
+            tokens_by_role=n_tokens["role"],
+            tokens_by_position=n_tokens["position"],
+            n_active=n_active["role"].sum(dim=0),
+            n_active_by_source=n_active["source"],
+            n_active_by_role=n_active["role"],
+            n_active_by_position=n_active["position"],
             sum_of_codes=self._sum_of_codes,
             max_code=self._max_code,
-            **counts,
-            **tokens,
         )
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from tl_crosscoder.analysis.norms import LATENT_CLASSES, LatentClass, delta_norm, latent_class_ids
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.site_views import split_sites
-from tl_crosscoder.models.site import compared_sites
+from tl_crosscoder.models.site import Site, compared_sites, site_index
 from tl_crosscoder.results.tables import TableOfRows
 
 Rows = Literal["decoder", "encoder"]
@@ -181,7 +181,7 @@ def decoupled_pairs(
     Raises:
         ValueError: the dictionary has no two such sites of one width.
     """
-    names = _two_sites(crosscoder, sites)
+    names = [crosscoder.sites[i].name for i in compared_positions(crosscoder.sites, sites)]
     base, finetuned = (latent_rows(crosscoder, sites=[name]) for name in names)
     deltas = delta_norm(base.norm(dim=-1), finetuned.norm(dim=-1))
     ours, theirs = _of_class(deltas, "finetuned-only"), _of_class(deltas, "base-only")
@@ -201,18 +201,19 @@ def decoupled_pairs(
     )
 
 
-def _two_sites(crosscoder: Crosscoder, names: tuple[str, str] | None) -> tuple[str, str]:
-    """Names of two sites, whose rows make an angle."""
-    sites = crosscoder.sites
+def compared_positions(
+    sites: Sequence[Site], names: tuple[str, str] | None = None
+) -> tuple[int, int]:
+    """Positions of two sites of one width, base first; None is `compared_sites`."""
     pair = compared_sites(sites)
     if names is not None:
-        pair = crosscoder.site_index(names[0]), crosscoder.site_index(names[1])
+        pair = site_index(sites, names[0]), site_index(sites, names[1])
     if pair is None or pair[0] == pair[1] or sites[pair[0]].d_model != sites[pair[1]].d_model:
         raise ValueError(
-            f"sites={names} are not two sites of one width; this dictionary has "
+            f"{names} are not two sites of one width among "
             f"{[(s.name, s.d_model) for s in sites]} (name, width): name two of them, base first."
         )
-    return sites[pair[0]].name, sites[pair[1]].name
+    return pair
 
 
 def _of_class(deltas: Float[Tensor, " d_sae"], name: LatentClass) -> Int[Tensor, " n"]:
