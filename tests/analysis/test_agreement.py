@@ -3,8 +3,6 @@ import torch
 from hand_made import crosscoder
 
 from tl_crosscoder.analysis.agreement import (
-    Agreement,
-    SeedAgreements,
     agreement,
     agreement_over_seeds,
 )
@@ -85,7 +83,7 @@ def test_one_site_alone_and_active_latents_alone():
     assert found.cosine[0].item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_over_seeds(tmp_path):
+def test_over_seeds():
     dictionaries = [random_dictionary(20, seed=s) for s in (0, 1, 1)]
     table = agreement_over_seeds(dictionaries)
     assert [(r.first, r.second) for r in table.rows] == [
@@ -96,21 +94,10 @@ def test_over_seeds(tmp_path):
     one = agreement(dictionaries[0], dictionaries[1])
     assert table.rows[0].mean_max_cosine == one.mean_max_cosine()
     assert table.rows[0].mutual_share_above_0_7 == one.mutual_share(0.7)
-    assert SeedAgreements.load(table.save(tmp_path / "seeds.parquet")) == table
     best = [one.cosine.topk(4).indices, [0, 1], [2]]
     few = agreement_over_seeds(dictionaries, subsets=best)
     assert few.rows[0].mean_max_cosine == pytest.approx(one.cosine.topk(4).values.mean().item())
     assert [r.n_latents for r in few.rows] == [4, 4, 2, 2, 1, 1]
-
-
-@pytest.mark.parametrize("ending", ["json", "parquet"])
-def test_loads_what_was_saved(tmp_path, ending):
-    found = agreement(made(0, 20, 90, None), made(10, 180, 92))
-    loaded = Agreement.load(found.save(tmp_path / f"agreement.{ending}"))
-    for name in ("match", "is_mutual"):
-        assert torch.equal(getattr(loaded, name), getattr(found, name))
-    torch.testing.assert_close(loaded.cosine, found.cosine, rtol=0, atol=0, equal_nan=True)
-    assert (loaded.by, loaded.sites) == ("decoder", ("base", "finetuned"))
 
 
 def test_refusals_name_what_is_valid():

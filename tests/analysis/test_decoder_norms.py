@@ -16,18 +16,18 @@ def classes(delta_norms: torch.Tensor) -> list[str]:
     return [LATENT_CLASSES[i] for i in latent_class_ids(delta_norms).tolist()]
 
 
-def test_relative_decoder_norm_by_hand():
-    base, finetuned = torch.tensor([3.0, 0.0, 2.0, 1.0, 5.0]), torch.tensor([1.0, 2.0, 2.0, 4.0, 0])
-    # 1/(3+1), 2/(0+2), 2/(2+2), 4/(1+4), 0/(5+0)
-    expected = torch.tensor([0.25, 1.0, 0.5, 0.8, 0.0])
-    torch.testing.assert_close(relative_decoder_norm(base, finetuned), expected)
-
-
-def test_delta_norm_by_hand():
-    base, finetuned = torch.tensor([3.0, 0.0, 2.0, 1.0, 5.0]), torch.tensor([1.0, 2.0, 2.0, 4.0, 0])
+def test_norms_by_hand():
+    base = torch.tensor([3.0, 0.0, 2.0, 1.0, 5.0, 0.0])
+    finetuned = torch.tensor([1.0, 2.0, 2.0, 4.0, 0.0, 0.0])
+    # 1/(3+1), 2/(0+2), 2/(2+2), 4/(1+4), 0/(5+0), and no norm at all.
+    relative = torch.tensor([0.25, 1.0, 0.5, 0.8, 0.0, torch.nan])
     # 1/2 (1 - 2/3), 1/2 (1 + 2/2), 1/2 (1 + 0), 1/2 (1 + 3/4), 1/2 (1 - 5/5)
-    expected = torch.tensor([1 / 6, 1.0, 0.5, 0.875, 0.0])
-    torch.testing.assert_close(delta_norm(base, finetuned), expected)
+    delta = torch.tensor([1 / 6, 1.0, 0.5, 0.875, 0.0, torch.nan])
+    torch.testing.assert_close(relative_decoder_norm(base, finetuned), relative, equal_nan=True)
+    torch.testing.assert_close(delta_norm(base, finetuned), delta, equal_nan=True)
+    assert classes(delta) == [
+        "other", "finetuned-only", "shared", "other", "base-only", "other"
+    ]  # fmt: skip
 
 
 def test_decoder_cosine_by_hand():
@@ -82,20 +82,3 @@ def test_a_border_belongs_to_the_named_class(border, at, below, above, dtype):
     border = torch.tensor(border, dtype=dtype)
     neighbours = [torch.nextafter(border, border.new_tensor(to)) for to in (0.0, 1.0)]
     assert classes(torch.stack([border, *neighbours])) == [at, below, above]
-
-
-def test_the_ends_and_the_middle_have_their_classes():
-    assert classes(torch.tensor([0.0, 0.5, 1.0])) == ["base-only", "shared", "finetuned-only"]
-
-
-def test_a_latent_without_norm_has_none_and_is_other():
-    zero = torch.zeros(1)
-    assert relative_decoder_norm(zero, zero).isnan().all()
-    assert delta_norm(zero, zero).isnan().all()
-    assert classes(delta_norm(zero, zero)) == ["other"]
-
-
-def test_one_latent_without_norm_does_not_touch_the_others():
-    base, finetuned = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])
-    assert delta_norm(base, finetuned)[1] == 0.5
-    assert relative_decoder_norm(base, finetuned)[1] == 0.5

@@ -1,10 +1,9 @@
 import math
-from dataclasses import fields
 
 import pytest
 import torch
 
-from tl_crosscoder.analysis.firing import POSITIONS, Firing, FiringSums, names_of_tokens
+from tl_crosscoder.analysis.firing import POSITIONS, Firing, FiringSums
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.tokens import TokenizedText
@@ -50,11 +49,6 @@ def of_batches(text, dense, size: int) -> Firing:
     return sums.result(text.sources)
 
 
-@pytest.fixture(scope="module")
-def firing(text, dense) -> Firing:
-    return of_batches(text, dense, size=5)
-
-
 def bin_of(position: int) -> str:
     """The name of the bin that a position is in."""
     for name in POSITIONS:
@@ -64,7 +58,9 @@ def bin_of(position: int) -> str:
     raise AssertionError(position)
 
 
-def test_counts_are_those_of_a_loop_over_tokens(text, dense, firing):
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_counts_are_those_of_a_loop_over_tokens(text, dense, batch_size):
+    firing = of_batches(text, dense, batch_size)
     by = {
         "source": torch.zeros(3, D_SAE),
         "role": torch.zeros(len(ROLES), D_SAE),
@@ -100,22 +96,6 @@ def test_counts_are_those_of_a_loop_over_tokens(text, dense, firing):
     assert min(seen["position"]) > 0
 
 
-def test_batches_add_up(text, dense, firing):
-    for size in (1, len(text)):
-        assert repr(of_batches(text, dense, size).columns()) == repr(firing.columns())
-
-
-def test_every_position_is_in_its_bin():
-    shape = (1, 5000)
-    zeros = torch.zeros(shape, dtype=torch.uint8)
-    text = TokenizedText(
-        tokens=zeros.int(), dropped=zeros, source_ids=zeros, role_ids=zeros, sources=("x",),
-        context_ids=torch.zeros(1, dtype=torch.long),
-    )  # fmt: skip
-    bins = names_of_tokens(text)["position"].tolist()
-    assert [POSITIONS[i] for i in bins] == [bin_of(p) for p in range(5000)]
-
-
 def test_shares_by_hand():
     """Four tokens: template, user, template, user, with codes 1, 0, 3, 2 of latent 0.
 
@@ -142,15 +122,3 @@ def test_shares_by_hand():
         assert math.isnan(undefined)
     with pytest.raises(ValueError, match=r"role 'robot' is not known; they are \['text'"):
         found.rate_by_role("robot")
-
-
-@pytest.mark.parametrize("ending", ["json", "parquet"])
-def test_saved_firing_is_loaded_equal(firing, tmp_path, ending):
-    loaded = Firing.load(firing.save(tmp_path / f"firing.{ending}"))
-    for field in fields(Firing):
-        one, other = getattr(firing, field.name), getattr(loaded, field.name)
-        if isinstance(one, torch.Tensor):
-            assert torch.equal(one, other)
-            assert one.dtype == other.dtype
-        else:
-            assert one == other

@@ -9,7 +9,7 @@ from analysis.hand_made import by_nu, sites
 from safetensors.torch import load_file
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig
-from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent, LatentScaling, ScalingSums
+from tl_crosscoder.analysis.latent_scaling import LatentScaling, ScalingSums
 from tl_crosscoder.crosscoder.crosscoder import sparse_codes
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.models.site import site_parts
@@ -182,20 +182,6 @@ def test_what_a_latent_explains_of_the_difference_is_the_change_of_the_error(cas
         lost = ((error + own).square().sum() - error.square().sum()) / variance
         torch.testing.assert_close(found.explained_difference[j], alone)
         torch.testing.assert_close(found.explained_difference_drop[j], lost)
-
-
-def test_a_saved_scaling_is_loaded_equal(case, tmp_path):
-    table = scaled(*case)["finetuned"]
-    for ending in ("json", "parquet"):
-        loaded = LatentScaling.load(table.save(tmp_path / f"scaling.{ending}"))
-        for name, tensor in table.tensors().items():
-            assert torch.equal(loaded.tensors()[name].nan_to_num(7.5), tensor.nan_to_num(7.5))
-        assert loaded.direction == "finetuned"
-    frame = table.to_frame()
-    assert len(frame) == 10
-    assert np.isnan(frame["beta_error.0"][3])
-    with pytest.raises(ValueError, match="holds a LatentScaling, not a DifferenceByLatent"):
-        DifferenceByLatent.load(tmp_path / "scaling.json")
 
 
 @pytest.mark.parametrize("name", ["batchtopk", "l1"])

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from analysis.hand_made import RECONSTRUCTION, crosscoder, latent_measures, measurement
+from safetensors.torch import load_file, save_file
 
 from tl_crosscoder import Crosscoder, Measurement, TrainConfig, Trainer, measure
 from tl_crosscoder.analysis.norms import LATENT_CLASSES
@@ -88,7 +89,13 @@ def test_a_folder_without_measures_is_refused(measured, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no measures .*analyze --fresh"):
         Measurement.load(tmp_path)
     measured.save(tmp_path)
-    (tmp_path / "analysis.safetensors").unlink()
+    path = tmp_path / "analysis.safetensors"
+    tensors = load_file(path)
+    tensors["difference.alone"] = tensors.pop("difference.explained_difference")
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"of an earlier version .*analyze --fresh"):
+        Measurement.load(tmp_path)
+    path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no measures"):
         Measurement.load(tmp_path)
 
@@ -144,9 +151,9 @@ def test_the_size_of_the_batches_does_not_matter(measured, taboo_pair, taboo_cro
     torch.testing.assert_close(again.top_tokens.values, measured.top_tokens.values)
 
 
-def test_class_counts_are_those_of_living_latents(measured):
+def test_class_counts_are_those_of_active_latents(measured):
     # Delta-norms: 0 (base-only), 0.5 (shared) twice, 0.75 (other), 1 twice, NaN (other);
-    # one of the shared and one of the fine-tuned only never fire.
+    # one of the shared and one of the fine-tuned only are never active.
     latents = latent_measures(
         [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0],
         [0.0, 1.0, 1.0, 2.0, 1.0, 1.0, 0.0],
@@ -154,8 +161,8 @@ def test_class_counts_are_those_of_living_latents(measured):
     )
     counts = measurement(latents, examples={}).class_counts
     assert counts == {"base-only": 1, "shared": 1, "other": 2, "finetuned-only": 1}
-    n_living = int((measured.latents.n_active > 0).sum())
-    assert sum(measured.class_counts.values()) == n_living
+    n_active = int((measured.latents.n_active > 0).sum())
+    assert sum(measured.class_counts.values()) == n_active
 
 
 def test_a_latent_that_writes_nothing_is_other_and_not_ranked(
@@ -208,11 +215,11 @@ def test_between_a_model_and_itself_there_is_no_difference(null):
     assert reconstruction.fve["base"] == reconstruction.fve["finetuned"] > 0.3
 
 
-def test_of_a_model_and_itself_every_living_latent_is_shared(null):
+def test_of_a_model_and_itself_every_active_latent_is_shared(null):
     latents, counts = null[1].latents, null[1].class_counts
-    n_living = int((latents.n_active > 0).sum())
-    assert counts == {"base-only": 0, "shared": n_living, "other": 0, "finetuned-only": 0}
-    assert n_living > 40
+    n_active = int((latents.n_active > 0).sum())
+    assert counts == {"base-only": 0, "shared": n_active, "other": 0, "finetuned-only": 0}
+    assert n_active > 40
     assert (latents.relative_decoder_norm == 0.5).all()
     assert (latents.delta_norm == 0.5).all()
     torch.testing.assert_close(latents.decoder_cosine, torch.ones(48))

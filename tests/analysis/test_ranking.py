@@ -5,13 +5,7 @@ import torch
 from analysis.hand_made import by_nu, latent_measures
 
 from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent, LatentScaling
-from tl_crosscoder.analysis.latents import (
-    MIN_ACTIVE_TOKENS,
-    Ranking,
-    default_order,
-    in_order,
-    rank_latents,
-)
+from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, default_order, rank_latents
 
 
 def measures(explained: list[float], **scalings: LatentScaling):
@@ -64,11 +58,3 @@ def test_equal_keys_come_by_activity_and_then_in_order():
     made = latent_measures([1.0] * 4, [1.0] * 4, [50, 60, 50, 9])
     assert rank_latents(made).latents == [1, 0, 2]
     assert MIN_ACTIVE_TOKENS == 10
-
-
-def test_a_saved_ranking_is_loaded_equal(tmp_path):
-    made = in_order(measures([0.1, 0.3, 0.4, 0.9]), [3, 1], order="mine")
-    for ending in ("json", "parquet"):
-        loaded = Ranking.load(made.save(tmp_path / f"ranking.{ending}"))
-        assert repr(loaded) == repr(made)
-    assert list(made.to_frame()["latent"]) == [3, 1]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, tokenize
 from tl_crosscoder.analysis.measurement import measure
-from tl_crosscoder.analysis.saelens_evals import SiteEvals, SiteSAE, site_evals
+from tl_crosscoder.analysis.saelens_evals import SiteSAE, site_evals
 from tl_crosscoder.models.saelens import SiteView
 from tl_crosscoder.models.site import Site
 
@@ -151,14 +151,6 @@ def test_any_list_of_sites_has_sides(pairs, text):
         assert row.explained_variance == pytest.approx(ours.fve[row.site], rel=1e-4)
 
 
-@pytest.mark.parametrize("ending", ["json", "parquet"])
-def test_what_was_saved_is_loaded(pairs, text, tmp_path, ending):
-    pair = pairs["hooked"]
-    found = site_evals(pair, random_dictionary(pair), text[:4], exclude_special_tokens=False)
-    assert found.n_tokens == text[:4].tokens.numel()
-    assert SiteEvals.load(found.save(tmp_path / f"evals.{ending}")) == found
-
-
 @pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples")
 @pytest.mark.filterwarnings("ignore:Dataset is not tokenized")
 def test_a_store_of_sae_lens_feeds_a_side(pairs):
@@ -177,7 +169,7 @@ def test_a_store_of_sae_lens_feeds_a_side(pairs):
     loss = metrics["model_performance_preservation"]
     assert loss["ce_loss_with_sae"] > loss["ce_loss_without_sae"]
     assert metrics["reconstruction_quality"]["mse"] > 0
-    norms = sae.side.crosscoder.encoder("finetuned").norm(dim=0)
+    norms = sae.encoder.crosscoder.encoder("finetuned").norm(dim=0)
     torch.testing.assert_close(torch.tensor(by_latent["encoder_norm"]), norms)
 
 
@@ -202,7 +194,7 @@ def test_what_is_not_the_stream_is_refused(pairs, text, tmp_path):
 
 def test_what_has_no_side_or_no_full_contexts_is_refused(pairs, text):
     pair = pairs["hooked"]
-    with pytest.raises(ValueError, match="a diff-SAE has no side"):
+    with pytest.raises(ValueError, match="a diff-SAE has no site of one model"):
         site_evals(pair, random_dictionary(pair.difference()), text)
     padded = tokenize([{"text": "A dog"}], pair.tokenizer, context_size=12, pack=False)
     with pytest.raises(ValueError, match="some padded"):

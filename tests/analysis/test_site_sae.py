@@ -117,7 +117,7 @@ def test_models_in_bfloat16_take_a_site_sae_in_bfloat16(models):
     tokens = pair.to_tokens(TEXTS)
     site_sae = SiteSAE(dictionary(pair), HookedSite(pair, "finetuned")).to(torch.bfloat16)
     logits, cache = pair.models[1].run_with_cache_with_saes(tokens, saes=[site_sae])
-    exact = site_sae.side.crosscoder.encode(pair.activations(tokens))
+    exact = site_sae.encoder.crosscoder.encode(pair.activations(tokens))
     assert torch.equal(cache[f"{HOOK}.hook_sae_acts_post"], exact.to(torch.bfloat16))
     assert logits.dtype == torch.bfloat16
 
@@ -158,7 +158,7 @@ def test_generation_without_cache_runs_the_others_on_the_whole_text(pair, kind):
         assert torch.equal(found, plain)
         with pytest.raises(ValueError, match=r"key-value cache of \d+ positions"):
             model.generate(tokens, use_past_kv_cache=True, **how)
-    expected = site_sae.side.crosscoder.encode(pair.activations(plain[:, :-1]))
+    expected = site_sae.encoder.crosscoder.encode(pair.activations(plain[:, :-1]))
     torch.testing.assert_close(seen[-1], expected)
 
 

@@ -200,7 +200,7 @@ def test_lenses_read_every_direction(pairs, unpacked):
     assert {row.latent for row in effects.rows} == {0, 1, 2}
     assert {row.direction for row in effects.rows} == {"finetuned"}
     scope = found.patchscope(pair, site="base", scales=(1.0,), n=2, prompts=["A dog", "The cat"])
-    assert scope.stream_norm == found.activation_norms[0]
+    assert scope.activation_norm == found.activation_norms[0]
     assert {row.direction for row in scope.rows} == {0, 1, 2}
 
 

@@ -155,12 +155,12 @@ def test_patchscope_is_the_mean_of_runs_with_a_patch(pair, tmp_path):
     found = patchscope(pair, directions, scales=scales, prompts=TEXTS, n=3, batch_size=3)
     x = pair.activations(pair.to_tokens(TEXTS[1]))[0, :, 1]
     norms = [pair.activations(pair.to_tokens(t))[0, 1:, 1].norm(dim=-1) for t in TEXTS]
-    assert found.stream_norm == pytest.approx(torch.cat(norms).mean().item(), rel=1e-4)
-    assert found.stream_norm != pytest.approx(x.norm(dim=-1).mean().item(), rel=1e-3)
+    assert found.activation_norm == pytest.approx(torch.cat(norms).mean().item(), rel=1e-4)
+    assert found.activation_norm != pytest.approx(x.norm(dim=-1).mean().item(), rel=1e-3)
     before = mean_probability(pair, None)
     for i, d in enumerate(directions):
         for scale in scales:
-            put = scale * found.stream_norm * d / d.norm()
+            put = scale * found.activation_norm * d / d.norm()
             p = mean_probability(pair, put)
             gain = (p - before)[: n_tokens(pair)]
             rows = [r for r in found.rows if (r.direction, r.scale) == (i, scale)]

@@ -1,10 +1,10 @@
-"""What a latent says to the next token: its decoder through a model's final norm and unembedding.
+"""Logit lens: the direct effect of a direction on the next token, by final norm and unembedding.
 
 Contract: directions `[n, d_model]` become logits `[n, d_vocab]`, linear in the direction and
-centred over the vocabulary: the final norm's learned scale is applied and its division by the
-stream's RMS is not, nor a soft cap. A unit of code at a token whose last stream has RMS r adds
-these logits / r. Source: nostalgebraist 2020 (logit lens), Elhage et al. 2021 (direct effect).
-Limit: what later layers do with the direction is not seen, see `patchscope` for that.
+centred over the vocabulary: the final norm's learned scale is applied; its division by the RMS of
+the residual stream is not, nor a soft cap. A unit of code at a token whose last residual stream has
+RMS r adds these logits / r. Source: nostalgebraist 2020 (logit lens), Elhage et al. 2021 (direct
+effect). Limit: later layers are left out, see `patchscope` for them.
 """
 
 from collections.abc import Sequence
@@ -40,11 +40,11 @@ class Readout:
     @classmethod
     @torch.no_grad()
     def of(cls, model: HookedModel, *, d_vocab: int | None = None) -> "Readout":
-        """Read it off a model of either kind.
+        """Read norm and unembedding off a model of either kind.
 
         Args:
-            model: any whose last stream goes through `ln_final`, or no norm, and `W_U`.
-            d_vocab: the number of tokens to read; some models have more rows than tokens.
+            model: any whose last residual stream goes through `ln_final`, or no norm, and `W_U`.
+            d_vocab: tokens to read; some models have more columns of `W_U` than tokens.
 
         Raises:
             ValueError: the model has no such end, or its final norm is of an unknown form.
@@ -112,11 +112,11 @@ class LogitEffect:
     """One token among those that a direction promotes or suppresses most."""
 
     latent: int
-    """Of given directions, their position."""
+    """Latent, or the position of a given direction."""
     direction: str
     """The site that the decoder row writes to, or `difference`."""
     is_promoted: bool
-    """Else suppressed."""
+    """False is suppressed."""
     rank: int
     """1 is the most promoted, or the most suppressed."""
     token: str
@@ -141,7 +141,7 @@ def logit_effect(
     *,
     n: int = 10,
 ) -> LogitEffects:
-    """The tokens that latents promote and suppress most, directly.
+    """Tokens that latents promote and suppress most, directly.
 
     Each latent in three directions: d^0 read by the base model, d^1 by the fine-tuned one, and
     `difference`, d^1 - d^0 read by the fine-tuned one. A diff-SAE has the last alone.
@@ -181,7 +181,7 @@ def direction_logits(
     site: str = "finetuned",
     n: int = 10,
 ) -> LogitEffects:
-    """The same for any directions, such as a mean difference of activations, read by one model.
+    """Tokens that any directions, such as a mean difference, promote and suppress in one model.
 
     Raises ValueError for an unknown site or another width.
     """
@@ -192,7 +192,7 @@ def direction_logits(
 
 
 def n_tokens(models: ModelPair) -> int:
-    """Ids that are tokens: models may have more logits than the tokenizer has tokens."""
+    """Number of ids that are tokens: models may have more logits than the tokenizer has tokens."""
     return min(models.d_vocab, len(models.tokenizer))
 
 
@@ -205,19 +205,18 @@ def _effects(
     latents: list[int],
     n: int,
 ) -> list[LogitEffect]:
-    """Rows of one reader, direction by direction."""
+    """Rows of the directions that one model reads."""
     d_vocab = n_tokens(models)
     if not 1 <= n <= d_vocab:
-        raise ValueError(f"n={n} tokens of each kind: there are 1 to {d_vocab} to be had.")
-    readout, rows = Readout.of(models.models[at], d_vocab=d_vocab), []
-    for start in range(0, len(latents), _CHUNK):
-        logits = readout.logits(directions[start : start + _CHUNK])
+        raise ValueError(f"n={n} tokens of each kind must be in [1, {d_vocab}].")
+    readout = Readout.of(models.models[at], d_vocab=d_vocab)
+    rows = []
+    for part, d in zip(torch.tensor(latents).split(_CHUNK), directions.split(_CHUNK), strict=True):
+        logits = readout.logits(d)
         for is_promoted in (True, False):
             top = logits.topk(n, dim=-1, largest=is_promoted)
-            for latent, values, tokens in zip(
-                latents[start : start + _CHUNK], top.values.tolist(), top.indices.tolist(),
-                strict=True,
-            ):  # fmt: skip
+            columns = (part.tolist(), top.values.tolist(), top.indices.tolist())
+            for latent, values, tokens in zip(*columns, strict=True):
                 rows += [
                     LogitEffect(
                         latent=latent,

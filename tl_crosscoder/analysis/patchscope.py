@@ -1,18 +1,19 @@
-"""Patchscope: put a direction in a model's stream and let the layers above say what it is.
+"""Patchscope: put a direction in place of an activation, and read what the layers above name.
 
-Contract: directions `[n, d_model]`, each set to a multiple of the stream's norm, take the place of
-the activation at the last token of prompts that repeat words; the next token is read, its
-probability averaged over the prompts. Sources: Ghandeharioun et al. 2024 (arXiv 2401.06102, the
-token identity prompt), Minder et al. 2025 (arXiv 2510.13900, on differences of models). Limit: a
-fluent answer is no evidence alone; look at the unpatched run beside it, and at random directions.
+Contract: directions `[n, d_model]`, each set to a multiple of the activation's norm, replace the
+activation at the last token of prompts that repeat words; the next token is read, its probability
+averaged over the prompts. Sources: Ghandeharioun et al. 2024 (arXiv 2401.06102, the token identity
+prompt), Minder et al. 2025 (arXiv 2510.13900, on differences of models). Limit: a fluent answer is
+no evidence alone; look at the unpatched run beside it, and at random directions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from einops import einsum, repeat
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.analysis.lens import n_tokens
@@ -26,7 +27,7 @@ IDENTITY_PROMPTS = (
     "bear -> bear\n42 -> 42\nblue -> blue\n?",
     "921 -> 921\ntarget -> target\nanna -> anna\n?",
 )
-"""Those of Minder et al. 2025 (arXiv 2510.13900)."""
+"""From Minder et al. 2025 (arXiv 2510.13900)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class PatchscopeToken:
     direction: int
     """Position among the directions."""
     scale: float
-    """Multiple of the stream's norm."""
+    """Multiple of the activation's norm."""
     rank: int
     """1 is the token whose probability grew most."""
     token: str
@@ -55,10 +56,10 @@ class Patchscope(TableOfRows):
 
     ROW: ClassVar[type] = PatchscopeToken
     site: str
-    """Whose model was run."""
+    """Site whose model was run."""
     hook_name: str
-    """Where the directions were put."""
-    stream_norm: float
+    """Hook point at which the directions were put."""
+    activation_norm: float
     """Scale 1 is this norm."""
     prompts: tuple[str, ...]
     """The direction replaced the activation at their last token."""
@@ -71,20 +72,20 @@ def patchscope(
     *,
     site: str = "finetuned",
     scales: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
-    stream_norm: float | None = None,
+    activation_norm: float | None = None,
     prompts: Sequence[str] = IDENTITY_PROMPTS,
     n: int = 10,
     batch_size: int = 16,
 ) -> Patchscope:
-    """The tokens that a model names when a direction stands in place of its activation.
+    """Tokens that a model names when a direction stands in place of its activation.
 
     Args:
-        models: whose hook the directions are put at.
+        models: models at sites.
         directions: of any length but zero; decoder rows, or a mean difference of activations.
         site: name of the site.
-        scales: multiples of the stream's norm; a negative one asks for the opposite direction.
-        stream_norm: mean norm of the activation at the hook; None measures it on the prompts,
-            first tokens left out, whose norm is often a hundred times the others'.
+        scales: multiples of the activation's norm; a negative one asks for the opposite direction.
+        activation_norm: mean norm at the hook; None measures it on the prompts without their first
+            tokens, whose norm is often a hundred times the others'.
         prompts: that end where the direction is put.
         n: tokens for each direction and scale.
         batch_size: directions times scales in one forward pass; logits of `[batch_size, prompts,
@@ -98,84 +99,68 @@ def patchscope(
     d_vocab = n_tokens(models)
     _check(directions, scales, prompts, d_model=models.model_sites[at].d_model)
     if not 1 <= n <= d_vocab or batch_size < 1:
-        raise ValueError(f"n={n} is not 1 to {d_vocab}, or batch_size={batch_size} is below 1.")
+        raise ValueError(f"n={n} must be in [1, {d_vocab}], batch_size={batch_size} 1 or more.")
     tokens, mask = models.to_tokens_and_mask(list(prompts))
     if mask.sum(dim=1).min() < 2:
         raise ValueError(f"prompts {list(prompts)}: each needs at least two tokens, BOS included.")
-    x = models.site_activations(tokens, [at])[0]
-    if stream_norm is None:
-        stream_norm = x.norm(dim=-1)[:, 1:][mask[:, 1:]].mean().item()
+    (x,) = models.site_activations(tokens, [at])
+    if activation_norm is None:
+        activation_norm = x.norm(dim=-1)[:, 1:][mask[:, 1:]].mean().item()
     unit = torch.nn.functional.normalize(directions.detach().to(x), dim=-1)
-    sizes = stream_norm * torch.tensor(scales).to(x)
-    put = (sizes[None, :, None] * unit[:, None]).flatten(0, 1)
-    hook = _Prompts(models=models, at=at, tokens=tokens, last=mask.sum(dim=1) - 1, x=x)
-    before = hook.probabilities(None)[:, :d_vocab]
+    sizes = activation_norm * torch.tensor(scales).to(x)
+    patches = einsum(unit, sizes, "n d_model, scales -> n scales d_model").flatten(0, 1)
+    model, hook_name, last = models.models[at], models.model_sites[at].hook_name, mask.sum(1) - 1
+
+    def next_token(variants: Float[Tensor, "variants prompts pos d_model"]) -> Tensor:
+        """Probabilities `[variants, d_vocab]`, mean over the prompts."""
+        logits = continued(model, hook_name, tokens, variants=variants)
+        at_last = logits[:, torch.arange(len(last)), last.to(logits.device)]
+        return at_last.float().softmax(dim=-1).mean(dim=1)[:, :d_vocab]
+
+    (before,) = next_token(x[None])
     rows: list[PatchscopeToken] = []
-    for start in range(0, len(put), batch_size):
-        after = hook.probabilities(put[start : start + batch_size])[:, :d_vocab]
-        for i, p in enumerate(after, start):
-            rows += _tokens(models, p, before[0], where=divmod(i, len(scales)), scales=scales, n=n)
+    for start in range(0, len(patches), batch_size):
+        part = patches[start : start + batch_size]
+        variants = repeat(x, "prompts pos d -> variants prompts pos d", variants=len(part)).clone()
+        variants[:, torch.arange(len(last)), last] = part[:, None]
+        for i, after in enumerate(next_token(variants), start):
+            direction, scale = divmod(i, len(scales))
+            where = {"direction": direction, "scale": float(scales[scale])}
+            rows += _tokens(models, before, after, n=n, where=where)
     return Patchscope(
         rows=tuple(rows),
         site=site,
-        hook_name=models.model_sites[at].hook_name,
-        stream_norm=stream_norm,
+        hook_name=hook_name,
+        activation_norm=activation_norm,
         prompts=tuple(prompts),
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Prompts:
-    """Prompts with their activations, ready to be run on from others."""
-
-    models: ModelPair
-    at: int
-    tokens: Int[Tensor, "prompts pos"]
-    last: Int[Tensor, " prompts"]
-    x: Float[Tensor, "prompts pos d_model"]
-
-    def probabilities(
-        self, put: Float[Tensor, "variants d_model"] | None
-    ) -> Float[Tensor, "variants d_vocab"]:
-        """Of the next token, mean over the prompts; None is the model as it is."""
-        row = torch.arange(len(self.last), device=self.last.device)
-        if put is None:
-            variants = self.x[None]
-        else:
-            variants = self.x.repeat(len(put), 1, 1, 1)
-            variants[:, row, self.last] = put[:, None]
-        model, hook_name = self.models.models[self.at], self.models.model_sites[self.at].hook_name
-        logits = continued(model, hook_name, self.tokens, variants=variants)
-        last = logits[:, row.to(logits.device), self.last.to(logits.device)]
-        return last.float().softmax(dim=-1).mean(dim=1)
-
-
 def _tokens(
     models: ModelPair,
-    p: Float[Tensor, " d_vocab"],
     before: Float[Tensor, " d_vocab"],
+    after: Float[Tensor, " d_vocab"],
     *,
-    where: tuple[int, int],
-    scales: Sequence[float],
     n: int,
+    where: Mapping[str, Any],
 ) -> list[PatchscopeToken]:
-    top = (p - before).topk(n).indices
+    """Rows of the n tokens that gain most probability."""
+    top = (after - before).topk(n).indices
     # Far below one token in all text; keeps the ratio finite where a probability underflows.
     tiny = 1e-30
-    ratio = (p[top].clamp_min(tiny) / before[top].clamp_min(tiny)).log()
-    columns = top.tolist(), p[top].tolist(), before[top].tolist(), ratio.tolist()
+    ratio = (after[top].clamp_min(tiny) / before[top].clamp_min(tiny)).log()
+    columns = top.tolist(), after[top].tolist(), before[top].tolist(), ratio.tolist()
     return [
         PatchscopeToken(
-            direction=where[0],
-            scale=float(scales[where[1]]),
             rank=rank,
             token=token_text(models.tokenizer, token),
             token_id=token,
-            probability=after,
+            probability=patched,
             unpatched_probability=unpatched,
             log_ratio=log_ratio,
+            **where,
         )
-        for rank, (token, after, unpatched, log_ratio) in enumerate(zip(*columns, strict=True), 1)
+        for rank, (token, patched, unpatched, log_ratio) in enumerate(zip(*columns, strict=True), 1)
     ]
 
 

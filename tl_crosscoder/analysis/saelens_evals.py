@@ -1,19 +1,10 @@
-"""SAELens's `run_evals` on each side of a crosscoder: the numbers that SAEs are reported with.
+"""A site of a crosscoder as an SAE of SAELens, attached to its model or run by the evaluator.
 
-Contract: `site_evals` splices the reconstruction of one site into that site's model and gives
-SAELens's metrics, a row a site, saved as a table. Codes are of all sites, as in training. SAELens
-leaves out tokens by their ids (BOS, EOS, padding), not by our masks, and a prediction belongs to
-the token it is made from; all tokens left out keep their activation. Limit: SAELens holds codes
+Contract: `SiteSAE` encodes with all sites, as in training, and decodes one. `site_evals` runs
+SAELens's `run_evals` with it, a row a site: the numbers that SAEs are reported with. SAELens leaves
+out tokens by their ids (BOS, EOS, padding), not by our masks; a prediction belongs to the token it
+is made from, and tokens left out keep their activation. Limit: SAELens holds codes
 `[batch, pos, d_sae]` densely, and knows no padding.
-
-A loaded bridge to which SAELens attaches SAEs, without a second copy of its weights.
-
-    model = sae_bridge(pair.model("finetuned"))
-    model.run_with_cache_with_saes(tokens, saes=[sae])
-
-Contract: weights and hook points are shared, and the bridge that was given keeps all its hook
-names; of a `SAETransformerBridge` only canonical ones are known, and not the `hook_resid_post` of
-most dictionaries. Limit: while an SAE is attached, the bridge that was given has it too.
 """
 
 import importlib.metadata
@@ -64,14 +55,14 @@ class SiteEval:
     ce_loss_score: float
     """1 where the loss with x̂ is that with x, 0 where it is that with zeros."""
     ce_loss_without_sae: float
-    """Nats a predicted token, of the site's model as it is."""
+    """Nats a predicted token, the site's model unchanged."""
     ce_loss_with_sae: float
     ce_loss_with_ablation: float
     """With zeros at the hook."""
     kl_div_score: float
     """1 - KL with x̂ / KL with zeros."""
     kl_div_with_sae: float
-    """KL(as it is || with x̂), nats a token."""
+    """KL(unchanged || with x̂), nats a token."""
     kl_div_with_ablation: float
 
 
@@ -82,39 +73,39 @@ class SiteEvals(TableOfRows):
     ROW: ClassVar[type] = SiteEval
     rows: tuple[SiteEval, ...]
     n_tokens: int
-    """Tokens that were not left out."""
+    """Kept tokens."""
     n_contexts: int
     left_out_ids: tuple[int, ...]
-    """Ids of tokens that were left out."""
+    """Ids of the tokens that SAELens left out."""
     sae_lens_version: str
 
     def row(self, site: str) -> SiteEval:
-        """One site. Raises ValueError for an unknown one."""
-        for row in self.rows:
-            if row.site == site:
-                return row
-        raise ValueError(f"site {site!r} was not evaluated; {[r.site for r in self.rows]} were.")
+        """Row of one site. Raises ValueError for an unknown one."""
+        rows = {row.site: row for row in self.rows}
+        if site not in rows:
+            raise ValueError(f"site {site!r} was not evaluated; {[*rows]} were.")
+        return rows[site]
 
 
-class _Side(NamedTuple):
-    """What a `SiteSAE` encodes with; no module of it, so that its weights are its own."""
+class _Encoder(NamedTuple):
+    """What a `SiteSAE` encodes with; a tuple, so that its weights are not those of the SAE."""
 
     crosscoder: Crosscoder
     view: SiteView | HookedSite
 
 
 class SiteSAE(JumpReLUSAE):
-    """A crosscoder seen from one site: an SAE of SAELens over the stream of that site.
+    """A crosscoder seen from one site: an SAE of SAELens over the activation of that site.
 
-    It decodes the site, and encodes all. Of a `HookedSite` it is attached to the site's own model:
+    It decodes the site, and encodes all. With a `HookedSite` it is attached to the site's model:
 
-        side = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
+        sae = SiteSAE(crosscoder, HookedSite(pair, "finetuned"))
         model = sae_bridge(pair.model("finetuned"))  # or the HookedSAETransformer of the pair
-        model.run_with_cache_with_saes(tokens, saes=[side], use_error_term=True)
+        model.run_with_cache_with_saes(tokens, saes=[sae], use_error_term=True)
 
-    `...hook_sae_acts_post` then holds the crosscoder's codes (`model.get_sae_hook_name(side)` in a
-    bridge); `hook_sae_acts_pre` is silent; models in bfloat16 take `side.to(torch.bfloat16)`. Of a
-    `SiteView` it goes wherever SAELens runs that model and then encodes, `run_evals` with an
+    `...hook_sae_acts_post` then holds the crosscoder's codes (`model.get_sae_hook_name(sae)` in a
+    bridge); `hook_sae_acts_pre` is silent; models in bfloat16 take `sae.to(torch.bfloat16)`. With a
+    `SiteView` it serves wherever SAELens runs that model and then encodes, `run_evals` with an
     `ActivationsStore.from_sae(view, sae, dataset)` included, and not where activations are
     shuffled.
 
@@ -142,7 +133,7 @@ class SiteSAE(JumpReLUSAE):
                 ),
             )
         )
-        self.side = _Side(crosscoder, view)
+        self.encoder = _Encoder(crosscoder, view)
         at = view.position
         weights = {
             "W_enc": crosscoder.encoder(at),
@@ -156,10 +147,10 @@ class SiteSAE(JumpReLUSAE):
     def encode(self, x: Float[Tensor, "batch pos *d_model"]) -> Float[Tensor, "batch pos d_sae"]:
         """Codes of all sites.
 
-        Raises ValueError where the other sites' streams are not known; see `activations_with`.
+        Raises ValueError where the other sites' activations are not known; see `activations_with`.
         """
-        crosscoder, view = self.side
-        acts = [stream.to(crosscoder.W_enc) for stream in view.activations_with(x)]
+        crosscoder, view = self.encoder
+        acts = [part.to(crosscoder.W_enc) for part in view.activations_with(x)]
         self.reshape_fn_in(x)  # notes the heads, which decode gives back
         acts[view.position] = self.hook_sae_input(acts[view.position])
         codes = crosscoder.encode(torch.cat(acts, dim=-1))
@@ -168,8 +159,8 @@ class SiteSAE(JumpReLUSAE):
     def save_model(self, path: Any) -> Any:
         """Refused: without the other sites the file would be another dictionary."""
         raise ValueError(
-            f"a side is not saved (to {path}): its encoder needs the other sites. Save the "
-            "crosscoder, and take its side again."
+            f"one site is not saved (to {path}): its encoder needs the other sites. Save the "
+            "crosscoder, and make its SiteSAE again."
         )
 
 
@@ -191,7 +182,7 @@ def site_evals(
         text: packed.
         sites: names; None is all.
         exclude_special_tokens: leave out BOS, EOS and padding tokens, SAELens's default. A model
-            without BOS has its attention sink at an ordinary first token, which counts.
+            without BOS has its attention sink at an ordinary first token, which is kept.
         batch_size: contexts a forward pass.
         show_progress: with progress bars.
 
@@ -201,6 +192,17 @@ def site_evals(
     """
     _check(models, crosscoder, text)
     left_out = sorted(get_special_token_ids(models.tokenizer)) if exclude_special_tokens else []
+    n_batches = math.ceil(len(text) / batch_size)
+    config = EvalConfig(
+        batch_size_prompts=batch_size,
+        n_eval_reconstruction_batches=n_batches,
+        n_eval_sparsity_variance_batches=n_batches,
+        compute_kl=True,
+        compute_ce_loss=True,
+        compute_l2_norms=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+    )
     rows = []
     for name in sites or [site.name for site in models.model_sites]:
         view = SiteView(models, name)
@@ -209,7 +211,7 @@ def site_evals(
             cast(ActivationsStore, _Contexts(text, models.device, batch_size)),
             view,
             ActivationScaler(),
-            eval_config=_config(math.ceil(len(text) / batch_size), batch_size),
+            eval_config=config,
             exclude_special_tokens=left_out or False,
             verbose=show_progress,
         )
@@ -229,8 +231,8 @@ def site_evals(
 def _check(models: ModelPair, crosscoder: Crosscoder, text: TokenizedText) -> None:
     if any(site.minus for site in crosscoder.sites):
         raise ValueError(
-            "a diff-SAE has no side: it reconstructs the difference of two streams and neither of "
-            "them. Evaluate it with score_edits, or a crosscoder here."
+            "a diff-SAE has no site of one model: it reconstructs the difference of two "
+            "activations and neither of them. Evaluate it with score_edits, or a crosscoder here."
         )
     if not len(text) or int(text.lengths.min()) < text.context_size:
         raise ValueError(
@@ -240,21 +242,8 @@ def _check(models: ModelPair, crosscoder: Crosscoder, text: TokenizedText) -> No
     check_source(models, crosscoder)
 
 
-def _config(n_batches: int, batch_size: int) -> EvalConfig:
-    return EvalConfig(
-        batch_size_prompts=batch_size,
-        n_eval_reconstruction_batches=n_batches,
-        n_eval_sparsity_variance_batches=n_batches,
-        compute_kl=True,
-        compute_ce_loss=True,
-        compute_l2_norms=True,
-        compute_sparsity_metrics=True,
-        compute_variance_metrics=True,
-    )
-
-
 class _Contexts:
-    """What `run_evals` asks of its store, of contexts that are there: each batch once, in order."""
+    """The store that `run_evals` reads from: each batch of given contexts once, in order."""
 
     def __init__(self, text: TokenizedText, device: torch.device, batch_size: int):
         self.batches = [part.to(device).long() for part in text.tokens.split(batch_size)]
@@ -285,13 +274,20 @@ class SAEBridge(SAETransformerBridge):
 
 
 def sae_bridge(model: HookedModel) -> SAEBridge:
-    """The same bridge for SAELens, made as `SAETransformerBridge.boot_transformers` makes one.
+    """A loaded bridge to which SAELens attaches SAEs, without a second copy of its weights.
 
-    Raises ValueError for a model that is no bridge.
+        model = sae_bridge(pair.model("finetuned"))
+        model.run_with_cache_with_saes(tokens, saes=[sae])
+
+    Weights and hook points are shared, so while an SAE is attached, the given bridge has it too. It
+    keeps all its hook names; a `SAETransformerBridge` knows canonical ones alone, and not the
+    `hook_resid_post` of most dictionaries.
+
+    Raises ValueError for a model that is not a bridge.
     """
     if not hasattr(model, "_hook_registry"):
         raise ValueError(
-            f"{type(model).__name__} is no TransformerBridge. Load a HookedTransformer as "
+            f"{type(model).__name__} is not a TransformerBridge. Load a HookedTransformer as "
             "sae_lens.HookedSAETransformer: it keeps its hook names."
         )
     # Not copy.copy, by which the config would be bound to the copy.

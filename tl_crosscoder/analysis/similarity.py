@@ -1,7 +1,7 @@
 """Nearest rows by cosine, and the latents of one dictionary that write or read the same direction.
 
 Contract: queries `[n, d]` and keys `[m, d]` give cosines and positions, best first; no more than
-`[chunk, chunk]` cosines are held at a time. Rows are decoder rows, or encoder columns, in the
+`[CHUNK, m]` cosines are held at a time. Rows are decoder rows, or encoder columns, in the
 normalised space. A row of zeros has no direction: its cosine is NaN, its position -1, and it is
 nobody's neighbour. Limits: which of several equally near keys is named is left to chance; latents
 alike in direction may be active on different tokens.
@@ -19,68 +19,51 @@ from torch.nn.functional import normalize
 from tl_crosscoder.analysis.norms import LATENT_CLASSES, LatentClass, delta_norm, latent_class_ids
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.site_views import split_sites
-from tl_crosscoder.models.site import Site, compared_sites, site_index
+from tl_crosscoder.models.site import compared_sites
 from tl_crosscoder.results.tables import TableOfRows
 
 Rows = Literal["decoder", "encoder"]
-CHUNK = 4096
+CHUNK = 512
 
 
 @torch.no_grad()
 def nearest(
-    queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"], *, k: int = 1, chunk: int = CHUNK
+    queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"], *, k: int = 1
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The k keys of highest cosine for each query: (cosine, position).
+    """The k keys of highest cosine for each query, or all where they are fewer: (cosine, position).
 
-    Args:
-        queries: rows to find neighbours for.
-        keys: rows to find them among.
-        k: how many, at least 1.
-        chunk: rows of a block, at least 1.
-
-    Raises:
-        ValueError: k or chunk below 1.
+    Raises ValueError for a k below 1.
     """
-    if k < 1 or chunk < 1:
-        raise ValueError(f"k={k} and chunk={chunk} must be 1 or more.")
-    best = torch.full((len(queries), k), -torch.inf, device=queries.device)
-    where = torch.full_like(best, -1, dtype=torch.long)
-    for start, first, cosine in _blocks(queries, keys, chunk):
-        rows = slice(start, start + len(cosine))
-        new = cosine.topk(min(k, cosine.shape[1]))
-        best[rows], order = torch.cat([best[rows], new.values], dim=1).topk(k)
-        where[rows] = torch.cat([where[rows], new.indices + first], dim=1).gather(1, order)
-    is_none = best.isinf()
-    return best.clamp(-1, 1).masked_fill(is_none, torch.nan), where.masked_fill(is_none, -1)
+    if k < 1:
+        raise ValueError(f"k={k} must be 1 or more.")
+    found = [cosine.topk(min(k, len(keys))) for _, cosine in _blocks(queries, keys)]
+    cosine, position = (torch.cat(parts) for parts in zip(*found, strict=True))
+    is_none = cosine.isinf()
+    return cosine.clamp(-1, 1).masked_fill(is_none, torch.nan), position.masked_fill(is_none, -1)
 
 
 @torch.no_grad()
 def pairs_above(
-    queries: Float[Tensor, "n d"],
-    keys: Float[Tensor, "m d"],
-    *,
-    threshold: float,
-    chunk: int = CHUNK,
+    queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"], *, threshold: float
 ) -> tuple[Float[Tensor, " pairs"], Int[Tensor, "pairs 2"]]:
     """All pairs (query, key) whose cosine is above a threshold, highest first."""
-    cosines, pairs = [torch.zeros(0)], [torch.zeros((0, 2), dtype=torch.long)]
-    for start, first, cosine in _blocks(queries, keys, chunk):
+    cosines, pairs = [], []
+    for start, cosine in _blocks(queries, keys):
         places = (cosine > threshold).nonzero()
         cosines.append(cosine[places[:, 0], places[:, 1]].clamp(-1, 1).cpu())
-        pairs.append(places.cpu() + torch.tensor([start, first]))
+        pairs.append(places.cpu() + torch.tensor([start, 0]))
     found, order = torch.cat(cosines).sort(descending=True, stable=True)
     return found, torch.cat(pairs)[order]
 
 
-def _blocks(queries: Tensor, keys: Tensor, chunk: int) -> Iterator[tuple[int, int, Tensor]]:
-    """First query, first key and cosines of each block; -inf where a row has no direction."""
+def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """First query and cosines `[CHUNK, m]` of each block; -inf where a row has no direction."""
     unit_keys, is_key = _unit(keys)
-    for start in range(0, len(queries), chunk):
-        unit, is_query = _unit(queries[start : start + chunk])
-        for first in range(0, len(keys), chunk):
-            cosine = unit @ unit_keys[first : first + chunk].T
-            is_pair = is_query[:, None] & is_key[first : first + chunk]
-            yield start, first, cosine.masked_fill_(~is_pair, -torch.inf)
+    # At least one block, so that results have a shape where there are no queries.
+    for start in range(0, max(1, len(queries)), CHUNK):
+        unit, is_query = _unit(queries[start : start + CHUNK])
+        cosine = unit @ unit_keys.T
+        yield start, cosine.masked_fill_(~(is_query[:, None] & is_key), -torch.inf)
 
 
 @torch.no_grad()
@@ -181,7 +164,7 @@ def decoupled_pairs(
     Raises:
         ValueError: the dictionary has no two such sites of one width.
     """
-    names = [crosscoder.sites[i].name for i in compared_positions(crosscoder.sites, sites)]
+    names = _two_sites(crosscoder, sites)
     base, finetuned = (latent_rows(crosscoder, sites=[name]) for name in names)
     deltas = delta_norm(base.norm(dim=-1), finetuned.norm(dim=-1))
     ours, theirs = _of_class(deltas, "finetuned-only"), _of_class(deltas, "base-only")
@@ -201,19 +184,19 @@ def decoupled_pairs(
     )
 
 
-def compared_positions(
-    sites: Sequence[Site], names: tuple[str, str] | None = None
-) -> tuple[int, int]:
-    """Positions of two sites of one width, base first; None is `compared_sites`."""
-    pair = compared_sites(sites)
+def _two_sites(crosscoder: Crosscoder, names: tuple[str, str] | None) -> list[str]:
+    """Names of two sites, whose rows make an angle."""
+    pair = compared_sites(crosscoder.sites)
     if names is not None:
-        pair = site_index(sites, names[0]), site_index(sites, names[1])
-    if pair is None or pair[0] == pair[1] or sites[pair[0]].d_model != sites[pair[1]].d_model:
+        pair = crosscoder.site_index(names[0]), crosscoder.site_index(names[1])
+    chosen = [crosscoder.sites[i] for i in pair or ()]
+    if len({s.name for s in chosen}) < 2 or len({s.d_model for s in chosen}) > 1:
         raise ValueError(
             f"{names} are not two sites of one width among "
-            f"{[(s.name, s.d_model) for s in sites]} (name, width): name two of them, base first."
+            f"{[(s.name, s.d_model) for s in crosscoder.sites]} (name, width): name two of them, "
+            "base first."
         )
-    return pair
+    return [s.name for s in chosen]
 
 
 def _of_class(deltas: Float[Tensor, " d_sae"], name: LatentClass) -> Int[Tensor, " n"]:

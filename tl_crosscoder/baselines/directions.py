@@ -144,7 +144,7 @@ class Directions(TableOfColumns):
         """
         site = site or self.compared[1]
         if site in self.compared:
-            options.setdefault("stream_norm", self.activation_norms[self.compared.index(site)])
+            options.setdefault("activation_norm", self.activation_norms[self.compared.index(site)])
         return patchscope(models, self.stacked(), site=site, **options)
 
     def _steering(
