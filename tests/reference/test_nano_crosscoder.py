@@ -13,7 +13,7 @@ def test_betas_are_those_of_the_reference():  # spec: A2
     training = randomised(new_training())
     training.calibrate_threshold_([planted(500)])
     made, x = training.to_inference(), planted(80, seed=3)
-    codes, sums = sparse_codes(made, x), ScalingSums.begin(made, controls=())
+    codes, sums = sparse_codes(made, x), ScalingSums(made, pair=(0, 1), controls=())
     sums.add(site_parts(x, made.sites), codes)
     decoders = [made.decoder(m).detach().double() for m in (0, 1)]
     biases = [made.decoder_bias(m).detach().double() for m in (0, 1)]
