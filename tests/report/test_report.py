@@ -144,7 +144,7 @@ def test_a_diff_sae_has_all_but_norms(tmp_path_factory):
     assert data.compared is None
     assert data.samples is not None
     assert data.texts
-    assert [site.name for site in run.models.source.sites] == ["base", "finetuned"]
+    assert [site.name for site in run.models.model_sites] == ["base", "finetuned"]
     assert [e["direction"] for e in data.latents[0]["logits"]] == ["difference"]
     assert data.latents[0]["ranked"]["relative_decoder_norm"] is None
     words = shown(page(data, {}))

@@ -241,7 +241,9 @@ class ModelPair(ActivationSource):
             f"ModelPair: {self.weight_processing} weights, {self.d_vocab:,} tokens, "
             f"context {self.n_ctx:,}"
         )
-        columns = site_columns(self.model_sites) | {"device": [str(d) for d in self.devices]}
+        columns = site_columns(self.sites)
+        if not self.is_difference:
+            columns["device"] = [str(d) for d in self.devices]
         return as_html([Section(title=title, columns=columns)])
 
     # --- text to activations ---------------------------------------------------------------------
