@@ -96,7 +96,7 @@ def test_a_cache_gives_what_its_models_give(pairs, unpacked, tmp_path):
     torch.testing.assert_close(
         components, difference_pca(pair, unpacked[:5], n_components=2).components
     )
-    with pytest.raises(ValueError, match="were left out"):
+    with pytest.raises(ValueError, match="were dropped when"):
         activation_difference(cache, cache.training, with_start=True)
 
 

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Measures that need no edit of a model: reconstruction, norms, Latent Scaling, firing, examples."""

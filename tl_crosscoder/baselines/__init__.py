@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Methods that need no dictionary."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""The command line: verbs only, one file a group."""

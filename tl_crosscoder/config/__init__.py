@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Settings: torch-free dataclasses, read from YAML and the command line."""

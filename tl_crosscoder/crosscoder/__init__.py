@@ -1,1 +1,1 @@
-"""ROOM."""
+"""The dictionary: inference, sparsity, partitions, loss and the training step."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Publishing: registry, cards, exports and conversion."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Hand-off to other tools, and names from a language model."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Edits of activations: patching, ablation, steering, and causal tests with controls."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""What a Jupyter user holds: `ModelDiff` and its views."""

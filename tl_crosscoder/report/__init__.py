@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Figures, token panels and the HTML report."""

@@ -239,7 +239,7 @@ def _cells(column: _Column) -> tuple[list[str], list[str]]:
     """
     texts = ["-" if text == NONE else cut(text, _LONGEST) for text in column.texts]
     words = (min(n_columns(word), _LONGEST) for word in column.label.split())
-    width = max([*map(n_columns, texts), *words], default=0)
+    width = max([1, *map(n_columns, texts), *words])
     head = textwrap.wrap(column.label, width, break_on_hyphens=False) if column.label else [""]
 
     def padded(text: str) -> str:

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Runs: one folder with its settings, models, text, dictionary and results."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Training: presets, trainer, checkpoints and metrics."""

@@ -1,1 +1,1 @@
-"""ROOM."""
+"""Sparse codes: their selection, products and kernels."""
