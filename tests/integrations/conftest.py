@@ -14,8 +14,9 @@ from tl_crosscoder.run.training import train
 
 CONFIG = {
     "base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/taboo",
-    "hook_name": "blocks.1.hook_resid_post", "d_sae": 40, "preset": preset("batchtopk", k=4), "n_tokens": 2048,
-    "batch_size": 128, "context_size": 32, "lr": 0.003, "lr_warmup_steps": 5,
+    "hook_name": "blocks.1.hook_resid_post", "d_sae": 40, "n_tokens": 2048,
+    "preset": preset("batchtopk", k=4), "batch_size": 128,
+    "context_size": 32, "lr": 0.003, "lr_warmup_steps": 5,
     "buffer_contexts": 30,
 }  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""Measures that need no edit of a model: reconstruction, norms, Latent Scaling, firing, examples."""
+"""Measures that need no edit of a model: reconstruction, norms, Latent Scaling, examples."""
