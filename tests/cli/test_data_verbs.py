@@ -37,8 +37,8 @@ def test_inspect_prints_what_a_cache_holds(cache, capsys):
     out = capsys.readouterr().out
     assert re.search("finetuned .*tl_crosscoder/taboo .*blocks.1.hook_resid_post", out)
     n_tokens = int(re.search(r"tokens +([\d,]+) in", out)[1].replace(",", ""))
-    assert 9000 <= n_tokens < 9100
-    for expected in ("bfloat16", "bytes a token", "masked", "assistant", "by position", "RMS"):
+    assert 8900 <= n_tokens < 9100
+    for expected in ("bfloat16", "bytes a token", "masked", "assistant", "at the first positions", "RMS"):
         assert expected in out
 
 
@@ -101,7 +101,7 @@ def test_a_cache_must_be_of_what_the_run_asks_for(cache, tmp_path, capsys):
     template = error_of(capsys, *run, *TEXT, "--drop-template")
     assert "drop_template (False there, True asked for)" in template
     missing = ["train", "--cache", tmp_path / "no", *SMALL, "--output", tmp_path / "run"]
-    assert "is no activation cache" in error_of(capsys, *missing)
+    assert "is not an activation cache" in error_of(capsys, *missing)
     path = cache / "shards/00001.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
