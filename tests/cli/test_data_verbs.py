@@ -38,7 +38,7 @@ def test_inspect_prints_what_a_cache_holds(cache, capsys):
     assert re.search("finetuned .*tl_crosscoder/taboo .*blocks.1.hook_resid_post", out)
     n_tokens = int(re.search(r"tokens +([\d,]+) in", out)[1].replace(",", ""))
     assert 8900 <= n_tokens < 9100
-    for expected in ("bfloat16", "bytes a token", "masked", "assistant", "at the first positions", "RMS"):
+    for expected in ("bfloat16", "bytes a token", "masked", "assistant", "first positions", "RMS"):
         assert expected in out
 
 
