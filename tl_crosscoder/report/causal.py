@@ -1,4 +1,4 @@
-"""What `patch`, `ablate`, `steer` and `baselines` found, as sections for terminal and report.
+"""Results of `patch`, `ablate`, `steer` and `baselines` as sections for terminal and report.
 
 Contract: results of interventions in, one `Section` a kind of predicted token or a test out, with
 its controls and intervals. Limit: nothing is tested here; what is not in a run's folder is named
@@ -125,7 +125,7 @@ class Causes:
     """The largest set of latents in the tests of necessity and of insertion."""
     sections: list[Section]
     missing: list[str]
-    """What was not tested, with its command."""
+    """Tests that were not run, with their commands."""
 
 
 def causes_of(folder: Path) -> Causes:
@@ -146,7 +146,7 @@ def causes_of(folder: Path) -> Causes:
         recovered=None if result is None else _recovered(result),
         tested=[found for test in ("necessity", "insert") if (found := _largest(tests, test))],
         sections=sections,
-        missing=[said for pattern, said in _COMMANDS.items()
+        missing=[how for pattern, how in _COMMANDS.items()
                  if not any(folder.glob(f"{pattern}.json"))],
     )  # fmt: skip
 

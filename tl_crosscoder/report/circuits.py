@@ -116,7 +116,7 @@ class TokenPanel:
 
 @dataclass(frozen=True, kw_only=True)
 class TokensHtml:
-    """Panels one below the other, or side by side where there is room."""
+    """Panels one below the other, or side by side where there is space."""
 
     panels: tuple[TokenPanel, ...]
     is_side_by_side: bool = False

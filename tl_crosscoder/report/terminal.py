@@ -16,7 +16,7 @@ def render(measurement: Measurement, sites: Sequence[Site], *, n_examples: int =
 
 
 def question(sites: Sequence[Site]) -> str:
-    """What is compared: models at hook points, hook points of one model, or a difference."""
+    """Title of a comparison: models at hook points, hook points of a model, or a difference."""
     sites = [*(s.minus for s in sites if s.minus), *sites]
     hooks = list(dict.fromkeys(s.hook_name for s in sites))
     # A model against itself, at one hook, is named twice.
@@ -30,7 +30,7 @@ def question(sites: Sequence[Site]) -> str:
 
 
 def samples_text(samples: Sequence[tuple[str, Mapping[str, str]]]) -> str:
-    """What models write after each prompt, by the name of the model."""
+    """Texts of models after each prompt, by the name of the model."""
     blocks = []
     for prompt, texts in samples:
         width = max(map(len, texts))

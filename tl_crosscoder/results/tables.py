@@ -39,7 +39,7 @@ class Tabular(ABC):
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What holds for all rows, as plain values."""
+        """Facts that hold for all rows, as plain values."""
 
     @classmethod
     @abstractmethod
@@ -153,7 +153,7 @@ class TableOfColumns(Tabular):
         return found
 
     def about(self) -> dict[str, Any]:
-        """Fields that are no tensors, and what the tensors were."""
+        """Fields that are not tensors, and dtype and rank of the tensors."""
         kinds = {
             n: [str(t.dtype).removeprefix("torch."), t.ndim] for n, t in self.tensors().items()
         }

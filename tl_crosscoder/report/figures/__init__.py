@@ -18,7 +18,6 @@ from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.report.figures.causal import causal_curve, recovery_bars
 from tl_crosscoder.report.figures.latents import (
-    agreement_histogram,
     delta_norm_map,
     latent_scaling_map,
     relative_norm_histogram,
@@ -27,6 +26,7 @@ from tl_crosscoder.report.figures.latents import (
 from tl_crosscoder.report.figures.style import NothingToDraw
 from tl_crosscoder.report.figures.training import (
     METRICS_NAME,
+    agreement_histogram,
     agreement_matrix,
     read_metrics,
     training_curves,

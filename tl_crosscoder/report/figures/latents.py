@@ -16,7 +16,6 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from tl_crosscoder.analysis.agreement import Agreement
 from tl_crosscoder.analysis.latent_scaling import NU_ERROR, NU_RECONSTRUCTION, LatentScaling
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.analysis.norms import LATENT_CLASSES
@@ -51,7 +50,7 @@ def relative_norm_histogram(measurement: Measurement) -> go.Figure:
     base, finetuned = _compared(measurement)
     norms = measurement.latents.relative_decoder_norm[measurement.latents.n_active > 0]
     norms = norms[norms.isfinite()]
-    figure = _histogram({"": norms}, over=(0.0, 1.0), what="relative norm")
+    figure = histogram({"": norms}, over=(0.0, 1.0), what="relative norm")
     for x, name in ((0.0, f"{base} only"), (0.5, "shared"), (1.0, f"{finetuned} only")):
         figure.add_vline(x=x, line={"color": TEXT, "dash": "dot", "width": 1})
         figure.add_annotation(
@@ -88,7 +87,7 @@ def shared_cosine_histogram(measurement: Measurement) -> go.Figure:
             "no latent has a decoder cosine: the sites differ in width, or no row has a length."
         )
     cosines = cosines[is_shared & cosines.isfinite()]
-    figure = _histogram({"": cosines}, over=_cosine_range(cosines), what="cosine")
+    figure = histogram({"": cosines}, over=cosine_range(cosines), what="cosine")
     figure.update_xaxes(title_text=one_line(f"cosine of {base} and {finetuned} row"))
     return dressed(
         figure,
@@ -97,29 +96,7 @@ def shared_cosine_histogram(measurement: Measurement) -> go.Figure:
     )
 
 
-def agreement_histogram(result: Agreement) -> go.Figure:
-    """Number of latents by the cosine to the nearest latent of the other dictionary.
-
-    Raises ValueError where no latent has a nearest one.
-    """
-    known = ~result.cosine.isnan()
-    cosine, is_mutual = result.cosine[known], result.is_mutual[known]
-    if not len(cosine):
-        raise NothingToDraw("no latent has a nearest one in the other dictionary: all are dead.")
-    kinds = {"mutual match": cosine[is_mutual], "nearest, but not mutual": cosine[~is_mutual]}
-    figure = _histogram(kinds, over=_cosine_range(cosine), what="cosine")
-    figure.update_xaxes(title_text="cosine to the nearest latent")
-    return dressed(
-        figure,
-        title=f"Nearest latents of {len(cosine):,} latents in the other dictionary",
-        notes=[
-            f"By {result.by} rows, sites {', '.join(result.sites)}. Mutual matches above cosine "
-            f"0.7: {result.mutual_share(0.7):.1%}; mean cosine {result.mean_max_cosine():.2f}."
-        ],
-    )
-
-
-def _histogram(kinds: Mapping[str, Float[Tensor, " n"]], *, over: Range, what: str) -> go.Figure:
+def histogram(kinds: Mapping[str, Float[Tensor, " n"]], *, over: Range, what: str) -> go.Figure:
     """Stacked bars, a kind each; a single kind has a logarithmic axis."""
     width = (over[1] - over[0]) / N_BINS
     figure = go.Figure()
@@ -135,15 +112,16 @@ def _histogram(kinds: Mapping[str, Float[Tensor, " n"]], *, over: Range, what: s
         )
     figure.update_layout(barmode="stack", bargap=0, yaxis={"title": {"text": "number of latents"}})
     if len(kinds) == 1:
-        heights: Any = figure.data[0].y
-        most = max((n for n in heights if n), default=1)
+        traces: Any = figure.data
+        most = max((n for n in traces[0].y if n), default=1)
         # From 0.5, so that a bar of one latent has a height.
         ends = [math.log10(0.5), math.log10(most) + 0.2]
         figure.update_yaxes(type="log", dtick=1, range=ends)
     return figure
 
 
-def _cosine_range(cosines: Float[Tensor, " n"]) -> Range:
+def cosine_range(cosines: Float[Tensor, " n"]) -> Range:
+    """[0, 1], or [-1, 1] where a cosine is below 0."""
     return (-1.0 if bool((cosines < 0).any()) else 0.0), 1.0
 
 

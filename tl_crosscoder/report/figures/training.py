@@ -14,7 +14,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tl_crosscoder.analysis.agreement import SeedAgreements
+from tl_crosscoder.analysis.agreement import Agreement, SeedAgreements
+from tl_crosscoder.report.figures.latents import cosine_range, histogram
 from tl_crosscoder.report.figures.style import (
     SCALE,
     NothingToDraw,
@@ -143,17 +144,18 @@ def agreement_matrix(result: SeedAgreements, *, names: Sequence[str] | None = No
     n = 1 + max((max(r.first, r.second) for r in result.rows), default=-1)
     if not n:
         raise NothingToDraw("there are no pairs of dictionaries: compare two or more.")
-    names = [f"{i}" for i in range(n)] if names is None else names
-    labels = ["<br>".join(lines(name, 14)) for name in names]
+    called = [f"{i}" for i in range(n)] if names is None else [*names]
+    labels = ["<br>".join(lines(name, 14)) for name in called]
     if len(labels) != n or len(set(labels)) != n:
-        raise ValueError(f"names {names} for {n} dictionaries: give each dictionary its own name.")
+        raise ValueError(f"names {called} for {n} dictionaries: give each dictionary its own name.")
     shares: list[list[float | None]] = [[None] * n for _ in range(n)]
     texts = [[""] * n for _ in range(n)]
     for row in result.rows:
         shares[row.first][row.second] = row.mutual_share_above_0_7
         texts[row.first][row.second] = (
-            f"{row.n_latents:,} latents of {one_line(names[row.first])} in "
-            f"{one_line(names[row.second])}<br>mutual above 0.7: {row.mutual_share_above_0_7:.1%}, "
+            f"{row.n_latents:,} latents of {one_line(called[row.first])} in "
+            f"{one_line(called[row.second])}<br>"
+            f"mutual above 0.7: {row.mutual_share_above_0_7:.1%}, "
             f"above 0.9: {row.mutual_share_above_0_9:.1%}<br>mean cosine to the nearest "
             f"{row.mean_max_cosine:.3f}"
         )
@@ -177,4 +179,26 @@ def agreement_matrix(result: SeedAgreements, *, names: Sequence[str] | None = No
         figure,
         title="Latents found again: mutual matches above cosine 0.7",
         notes=[f"By {result.by} rows, sites {', '.join(result.sites)}."],
+    )
+
+
+def agreement_histogram(result: Agreement) -> go.Figure:
+    """Number of latents by the cosine to the nearest latent of the other dictionary.
+
+    Raises ValueError where no latent has a nearest one.
+    """
+    known = ~result.cosine.isnan()
+    cosine, is_mutual = result.cosine[known], result.is_mutual[known]
+    if not len(cosine):
+        raise NothingToDraw("no latent has a nearest one in the other dictionary: all are dead.")
+    kinds = {"mutual match": cosine[is_mutual], "nearest, but not mutual": cosine[~is_mutual]}
+    figure = histogram(kinds, over=cosine_range(cosine), what="cosine")
+    figure.update_xaxes(title_text="cosine to the nearest latent")
+    return dressed(
+        figure,
+        title=f"Nearest latents of {len(cosine):,} latents in the other dictionary",
+        notes=[
+            f"By {result.by} rows, sites {', '.join(result.sites)}. Mutual matches above cosine "
+            f"0.7: {result.mutual_share(0.7):.1%}; mean cosine {result.mean_max_cosine():.2f}."
+        ],
     )

@@ -44,12 +44,12 @@ Facts = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """What goes into a report."""
+    """Contents of a report."""
 
     n_latents: int = 200
     """The first of the ranking."""
     samples: SampleSettings | None = field(default_factory=SampleSettings)
-    """What the models are made to write; None runs them on no text."""
+    """Texts that the models are made to write; None runs them on no text."""
     models: bool = True
     """False does not load the models: no effect on the logits, no samples, no texts."""
     text: str | None = None
@@ -67,7 +67,7 @@ class ReportData:
     title: str
     compared: tuple[str, str] | None
     order: str
-    """What the latents are ranked by."""
+    """Order of the latents, see `rank_latents`."""
     n_ranked: int
     """Latents that could be ranked."""
     dictionary: Record
@@ -82,12 +82,12 @@ class ReportData:
     origin: list[tuple[str, Facts]]
     """How the dictionary was made: titles with (name, value)."""
     planted: Record | None
-    """What was planted in an embedded fine-tune, and whether its words were found."""
+    """Difference planted in an embedded fine-tune, and whether its words were found."""
     missing: dict[str, str]
-    """What the report does not have, with the reason or what makes it."""
+    """Parts that the report does not have, with the reason or the command that makes them."""
 
     def page_data(self) -> Record:
-        """What the page's script reads."""
+        """Values that the page's script reads."""
         samples = None if self.samples is None else asdict(self.samples)
         return {"latents": self.latents, "samples": samples, "texts": self.texts}
 
@@ -99,7 +99,7 @@ def collect(
 
     Args:
         run: a run's folder.
-        settings: what goes in.
+        settings: contents of the report.
         show_progress: with progress bars.
 
     Raises:
@@ -231,7 +231,7 @@ def _no_samples(run: Run, latents: list[int], settings: ReportSettings) -> str:
 
 
 def _texts(run: Run, latents: list[int], text: str | None) -> list[dict[str, Any]]:
-    """Of the first contexts those with the largest activations, most first."""
+    """Contexts with the largest activations among the first ones, most first."""
     contexts = run.prompts(run.documents(text))[:N_CANDIDATES]
     panels = latent_tokens(run.models, run.crosscoder, contexts, latents).panels
 

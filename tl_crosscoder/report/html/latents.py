@@ -1,4 +1,4 @@
-"""What the report shows of each latent, and what latents of a run do to the next token's logits.
+"""Records of latents for the report, and effects of a run's latents on the next token's logits.
 
 Contract: plain values, which are JSON as they are: NaN is None, numbers have few digits, tokens are
 as `shown` makes them. Limit: the strongest examples, and a few from each fifth of the weaker ones;

@@ -149,7 +149,7 @@ def _command(text: str) -> Markup:
 
 
 def _limits(data: ReportData) -> dict[str, str]:
-    """What the numbers do not show, and why."""
+    """Limits of the numbers: what they do not show, and why."""
     shown = f"{len(data.latents):,} of {data.dictionary['d_sae']:,} latents"
     limits = {
         f"Only {shown} are here": f"The first by {ORDERS.get(data.order, data.order)}; latents "

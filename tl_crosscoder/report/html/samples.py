@@ -1,4 +1,4 @@
-"""What the models write after held-out prompts, steered by each latent and with each ablated.
+"""Texts of the models after held-out prompts, steered by each latent and with each ablated.
 
 Contract: after each prompt, greedily: the base model, the base model steered by each latent, the
 fine-tuned model, and the fine-tuned model without each latent (`ablation`, mode `delta`); many
@@ -95,7 +95,7 @@ N_TOGETHER = 30
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What the models are made to write."""
+    """Prompts, strengths and lengths of the texts that models write."""
 
     prompts: tuple[str, ...] = ()
     """User turns where the tokenizer has a chat template, else texts to go on from; none are the
@@ -146,7 +146,7 @@ class Samples:
     n_tried: int
     """Prompts that were tried."""
     n_different: int
-    """Those of them after which base and fine-tuned model write different texts."""
+    """Prompts after which base and fine-tuned model write different texts."""
     prompts: list[PromptSamples]
 
 
