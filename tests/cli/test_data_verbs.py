@@ -193,7 +193,7 @@ def test_a_mixture_with_contrastive_text_from_one_file(tmp_path, capsys):
 def test_dry_runs_say_what_it_takes_and_do_nothing(tmp_path, capsys):
     assert main(["train", *DATA, *SMALL, "--output", str(tmp_path / "o"), "--dry-run"]) == 0
     out = capsys.readouterr().out
-    for expected in ("memory:", "disk:", "time on cpu", "48 latents"):
+    for expected in ("memory:", "disk:", "FLOP", "48 latents"):
         assert expected in out
     assert main(["harvest", *DATA, "--output", str(tmp_path / "o"), "--dry-run"]) == 0
     assert "cache" in capsys.readouterr().out
