@@ -23,7 +23,12 @@ def document_tokens(
 ) -> list[list[int]]:
     """Token ids of each document, with its BOS and its end token."""
     texts = [
-        tokenizer.apply_chat_template(list(document["messages"]), tokenize=False)
+        cast(
+            str,
+            tokenizer.apply_chat_template(
+                cast(list[dict[str, str]], document["messages"]), tokenize=False
+            ),
+        )
         if "messages" in document
         else f"{tokenizer.bos_token}{document['text']}{tokenizer.eos_token}"
         for document in documents
