@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tl_crosscoder.baselines.activation_difference import activation_difference
     from tl_crosscoder.baselines.logit_amplification import amplified_text
     from tl_crosscoder.baselines.pca import difference_pca
+    from tl_crosscoder.config.inputs import ContrastiveConfig, Masks, TextSource
     from tl_crosscoder.config.presets import preset
-    from tl_crosscoder.config.text import ContrastiveConfig, Masks, TextSource
     from tl_crosscoder.config.training import HarvestConfig, RunConfig, TrainConfig
     from tl_crosscoder.crosscoder.config import (
         AuxK,
@@ -204,7 +204,7 @@ _MODULES = {
     "baselines.logit_amplification": ("amplified_text",),
     "baselines.pca": ("difference_pca",),
     "config.presets": ("preset",),
-    "config.text": (
+    "config.inputs": (
         "Masks",
         "TextSource",
         "ContrastiveConfig",

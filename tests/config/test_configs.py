@@ -78,7 +78,7 @@ def test_a_base_is_compared_with_one_other_model_in_the_middle(name):
 def test_a_run_has_the_file_s_name_and_a_mixture(name):
     config = config_of(name)
     assert config.output == f"runs/{name}"
-    assert config.text is None
+    assert config.inputs is None
     assert sum(source.weight for source in config.mixture) == pytest.approx(1)
     assert len({source.name for source in config.mixture}) == len(config.mixture)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tl_crosscoder.config.text import ContrastiveConfig
+from tl_crosscoder.config.inputs import ContrastiveConfig
 
 
 @pytest.mark.parametrize(

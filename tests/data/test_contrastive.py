@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tl_crosscoder import ContrastiveSampler, tokenize
-from tl_crosscoder.config.text import N_BUILT_IN
+from tl_crosscoder.config.inputs import N_BUILT_IN
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.contrastive import _seed_of, default_prompts
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tl_crosscoder.config.text import ContrastiveConfig
+from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.data.contrastive import ContrastiveSampler
 from tl_crosscoder.run.contrastive import write_contrastive
 
@@ -25,7 +25,7 @@ import os, signal, sys
 from functools import partial
 import torch
 from tl_crosscoder import ModelPair, split_documents, tokenize, write_cache
-from tl_crosscoder.config.text import ContrastiveConfig
+from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.data.contrastive import ContrastiveSampler
 from tl_crosscoder import load_documents
 from tl_crosscoder.run.contrastive import write_contrastive

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tl_crosscoder import ContrastiveSampler, TextSource, load_documents, tokenize
-from tl_crosscoder.config.text import ContrastiveConfig
+from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.contrastive import default_prompts
 from tl_crosscoder.data.documents import stream_documents

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from tl_crosscoder.config.text import ContrastiveConfig
+from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.training import HarvestConfig
 
 

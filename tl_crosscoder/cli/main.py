@@ -23,7 +23,7 @@ from tl_crosscoder.cli.hub import List, Publish
 from tl_crosscoder.cli.judge import Handoff, Judge
 from tl_crosscoder.cli.organisms import OrganismName, Organisms
 from tl_crosscoder.cli.report import Report
-from tl_crosscoder.config.text import ContrastiveConfig
+from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 
 

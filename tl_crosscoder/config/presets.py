@@ -7,12 +7,16 @@ torch here: the command line reads these classes to print its help.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Union, get_args
+from typing import Annotated, Any, Literal, Union, get_args
 
 from tyro.conf import subcommand
 
-from tl_crosscoder.config.models import DeltaScale
 from tl_crosscoder.config.yaml import from_mapping
+
+Reconstruction = Literal["sum", "mean", "norm"]
+DeltaScale = Literal["absolute", "relative"]
+Kernels = Literal["auto", "dense"]
+ComputeDtype = Literal["bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +45,22 @@ class TopK(_Selecting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1:
-    """ReLU codes and an L1 penalty (Lindsey et al. 2024); its L0 follows from the coefficient."""
-
+class _Penalised:
     coefficient: float = 1.0
-    """Weight of the L1 penalty; larger is sparser."""
+    """Weight of the penalty for active latents; larger is sparser."""
     warm_up_share: float = 0.05
     """Share of the steps over which the weight rises linearly from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class JumpReLU:
+class L1(_Penalised):
+    """ReLU codes and an L1 penalty (Lindsey et al. 2024); its L0 follows from the coefficient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLU(_Penalised):
     """Learned thresholds and a tanh penalty (Anthropic, January 2025 update)."""
 
-    coefficient: float = 1.0
-    """Weight of the tanh penalty; larger is sparser."""
     warm_up_share: float = 1.0
     """Share of the steps over which the weight rises linearly from 0."""
     bandwidth: float = 0.05
@@ -120,13 +125,9 @@ class Delta(DeltaCompeting, DualK):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DSF(_Shared):
+class DSF(_Penalised, _Shared):
     """Designated shared features: tied, with a smaller penalty (Anthropic, February 2025)."""
 
-    coefficient: float = 1.0
-    """Weight of the L1 penalty; larger is sparser."""
-    warm_up_share: float = 0.05
-    """Share of the steps over which the weight rises linearly from 0."""
     shared_penalty_scale: float = 0.15
     """Penalty of the shared latents as a share of the others' (0.1 to 0.2 there)."""
 

@@ -6,25 +6,22 @@ No torch here: the command line reads these classes to print its help.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
-from tl_crosscoder.config.models import (
-    ComputeDtype,
-    Kernels,
-    ModelsConfig,
-    Reconstruction,
-    StoreDtype,
-)
+from tl_crosscoder.config.inputs import ModelsConfig, TextConfig
 from tl_crosscoder.config.presets import (
     BatchTopK,
+    ComputeDtype,
     DiffSAE,
+    Kernels,
     Preset,
+    Reconstruction,
     preset_from,
     preset_to_dict,
 )
-from tl_crosscoder.config.text import TextConfig
-from tl_crosscoder.config.yaml import YamlConfig, read_mapping
+from tl_crosscoder.config.yaml import YamlConfig, check_choices, check_positive, read_mapping
 
+StoreDtype = Literal["float32", "bfloat16", "float16", "int8"]
 MOST_TOKENS, MOST_PASSES = 2_000_000, 10
 MOST_BATCH, LEAST_BATCH, LEAST_STEPS = 1024, 64, 500
 MOST_EXPANSION, TOKENS_PER_LATENT = 16, 100
@@ -88,7 +85,7 @@ class TrainConfig:
     reconstruction: Reconstruction = "sum"
     """Reduction of a token's error; see `crosscoder.losses.reconstruction_loss`."""
     kernels: Kernels = "auto"
-    """`auto` takes the sparse training step where codes are sparse; `dense` its slow twin."""
+    """`auto` takes the sparse training step where codes are sparse; `dense` never does."""
     compute_dtype: ComputeDtype | None = None
     """bfloat16 rounds activations and weights before they are multiplied, with float32 master
     weights, gradients and moments: faster on a GPU. None rounds nothing."""
@@ -117,21 +114,13 @@ class TrainConfig:
     """Also log to this Weights & Biases project."""
 
     def __post_init__(self) -> None:
-        positive = ("n_tokens", "batch_size", "lr", "max_grad_norm", "log_every", "expansion",
-                    "checkpoint_every", "buffer_contexts", "harvest_batch_size",
-                    "n_calibration_tokens", "n_accumulated", "d_sae")  # fmt: skip
-        for name in positive:
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0.")
-        if self.reconstruction not in get_args(Reconstruction):
-            raise ValueError(
-                f"reconstruction is {self.reconstruction!r}; it is one of "
-                f"{', '.join(get_args(Reconstruction))}."
-            )
-        if self.kernels not in get_args(Kernels):
-            raise ValueError(f"kernels is {self.kernels!r}; it is 'auto' or 'dense'.")
-        if self.compute_dtype not in (None, *get_args(ComputeDtype)):
-            raise ValueError(f"compute_dtype is {self.compute_dtype!r}; it is bfloat16 or None.")
+        check_positive(
+            self, "n_tokens", "batch_size", "lr", "max_grad_norm", "log_every", "expansion",
+            "checkpoint_every", "buffer_contexts", "harvest_batch_size", "n_calibration_tokens",
+            "n_accumulated", "d_sae",
+        )  # fmt: skip
+        choices = {"kernels": Kernels, "compute_dtype": ComputeDtype}
+        check_choices(self, reconstruction=Reconstruction, **choices)
         if self.batch_size is not None and self.batch_size % self.n_accumulated:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into {self.n_accumulated} equal "
@@ -199,8 +188,7 @@ class RunConfig(YamlConfig, TrainConfig, TextConfig, ModelsConfig):
         self._check_text()
         if isinstance(preset_from(self.preset), DiffSAE):
             object.__setattr__(self, "difference", True)
-        if self.n_measured_tokens <= 0:
-            raise ValueError(f"n_measured_tokens is {self.n_measured_tokens}; it must be above 0.")
+        check_positive(self, "n_measured_tokens")
 
     @classmethod
     def from_mapping(
@@ -250,6 +238,5 @@ class HarvestConfig(YamlConfig, TextConfig, ModelsConfig):
 
     def __post_init__(self) -> None:
         self._check_text()
-        for name in ("n_tokens", "shard_tokens", "harvest_batch_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        check_positive(self, "n_tokens", "shard_tokens", "harvest_batch_size")
+        check_choices(self, store=StoreDtype)

@@ -67,6 +67,20 @@ def from_mapping(
     return cls(**values)
 
 
+def check_positive(settings: Any, *names: str) -> None:
+    """Raise ValueError for a field that is 0 or below; None is no value."""
+    for name in names:
+        if (value := getattr(settings, name)) is not None and value <= 0:
+            raise ValueError(f"{name} is {value}; it must be above 0.")
+
+
+def check_choices(settings: Any, **choices: Any) -> None:
+    """Raise ValueError for a field that is not one of the values of its `Literal`, or None."""
+    for name, kind in choices.items():
+        if _read(value := getattr(settings, name), kind | None, name) is _INVALID:
+            raise ValueError(f"{name} is {value!r}; it must be {_kinds(kind)}.")
+
+
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The fields of a YAML file. Raises ValueError for one that is not a mapping."""
     given = read_yaml(path)

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
 
-from tl_crosscoder.config.models import ComputeDtype, DeltaScale, Kernels, Reconstruction
+from tl_crosscoder.config.presets import ComputeDtype, DeltaScale, Kernels, Reconstruction
 from tl_crosscoder.crosscoder.partition import Partition, check_sites, placed, with_renamed_keys
 from tl_crosscoder.crosscoder.sparsity import Groups, Sparsity
 from tl_crosscoder.crosscoder.topk import BatchTopK

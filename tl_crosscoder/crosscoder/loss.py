@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.config.models import Reconstruction
+from tl_crosscoder.config.presets import Reconstruction
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
 from tl_crosscoder.crosscoder.site_views import split_sites
 from tl_crosscoder.crosscoder.sparse.codes import Codes

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder import files
-from tl_crosscoder.config.models import StoreDtype
+from tl_crosscoder.config.training import StoreDtype
 from tl_crosscoder.data import storage
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.data.chat import ROLES

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tl_crosscoder.config.text import TextSource
+from tl_crosscoder.config.inputs import TextSource
 from tl_crosscoder.models.pretrained import PREFIX, embedded_text
 
 Document = Mapping[str, Any]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from tl_crosscoder.config.text import Masks, TextSource
+from tl_crosscoder.config.inputs import Masks, TextSource
 from tl_crosscoder.data.chat import EncodedDocument, encode_documents
 from tl_crosscoder.data.documents import Document, is_held_out, stream_documents
 from tl_crosscoder.data.tokens import Packer, TokenizedText

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder import files
-from tl_crosscoder.config.models import StoreDtype
+from tl_crosscoder.config.training import StoreDtype
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.site import Site, row_shape, site_parts
 

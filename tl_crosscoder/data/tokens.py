@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_crosscoder.config.text import Masks
+from tl_crosscoder.config.inputs import Masks
 from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_documents
 from tl_crosscoder.data.documents import Document, source_of
 from tl_crosscoder.models.tokenizer import own_bos_id, pad_id

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tl_crosscoder.config.models import ModelsConfig
+from tl_crosscoder.config.inputs import ModelsConfig
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
 from tl_crosscoder.hub.layouts import LAYOUTS, Foreign, ForeignFiles

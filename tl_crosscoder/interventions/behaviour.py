@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.config.text import Masks
+from tl_crosscoder.config.inputs import Masks
 from tl_crosscoder.data.chat import ROLES, encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText, tokenize

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.config.text import Masks
+from tl_crosscoder.config.inputs import Masks
 from tl_crosscoder.interventions.behaviour import (
     Behaviour,
     Question,

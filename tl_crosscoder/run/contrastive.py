@@ -14,7 +14,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from tl_crosscoder import files
-from tl_crosscoder.config.text import ContrastiveConfig, TextSource
+from tl_crosscoder.config.inputs import ContrastiveConfig, TextSource
 from tl_crosscoder.data.contrastive import ContrastiveSampler, default_prompts
 from tl_crosscoder.data.documents import Document, stream_documents
 from tl_crosscoder.models.pair import ModelPair

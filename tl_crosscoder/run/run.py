@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement, measure
-from tl_crosscoder.config.text import Masks
+from tl_crosscoder.config.inputs import Masks
 from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
 from tl_crosscoder.data.cache import ActivationCache

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from tl_crosscoder.config.models import ModelsConfig
-from tl_crosscoder.config.text import TextConfig
+from tl_crosscoder.config.inputs import ModelsConfig, TextConfig
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.models.devices import first_device

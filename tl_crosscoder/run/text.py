@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tl_crosscoder import files
-from tl_crosscoder.config.text import TextConfig
+from tl_crosscoder.config.inputs import TextConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 from tl_crosscoder.data.documents import (
     Document,
@@ -79,7 +79,7 @@ def text_of_harvest(config: HarvestConfig, source: ActivationSource) -> RunText:
 def _read(
     config: RunConfig | HarvestConfig, source: ActivationSource, *, n_tokens: int, n_held_out: int
 ) -> RunText:
-    if config.mixture or is_dataset_name(config.text or ""):
+    if config.mixture or is_dataset_name(config.inputs or ""):
         text = _streamed(config, source.tokenizer, n_tokens=n_tokens, n_held_out=n_held_out)
     else:
         text = _in_memory(config, source.tokenizer, n_held_out=n_held_out)

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement, measure, measure_all
+from tl_crosscoder.config.inputs import CONTEXT_SIZE
 from tl_crosscoder.config.presets import preset_name
-from tl_crosscoder.config.text import CONTEXT_SIZE
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.data.documents import Document

@@ -1,10 +1,6 @@
-"""Which text, and which of its tokens count, as flat fields.
+"""What a run reads: models at hook points, and text with the tokens of it that count.
 
 No torch here: the command line reads these classes to print its help.
-
-What to sample contrastive texts from, as flat fields.
-
-No torch here: the command line reads this class to print its help.
 """
 
 import math
@@ -15,10 +11,40 @@ from typing import Annotated, Any
 
 import tyro
 
-from tl_crosscoder.config.models import ModelsConfig
-from tl_crosscoder.config.yaml import YamlConfig, read_yaml
+from tl_crosscoder.config.yaml import YamlConfig, check_positive, read_mapping
 
 CONTEXT_SIZE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """The models that are compared, and where."""
+
+    base: str | None = None
+    """Base model: a Hugging Face name or a local folder."""
+    finetuned: str | None = None
+    """Fine-tuned model: a name or a folder; or give `adapter`. Several, such as SFT and RL, with
+    commas between them."""
+    adapter: str | None = None
+    """LoRA adapter (PEFT) on the base model: a name or a folder; several with commas between."""
+    merge_adapter: bool | None = None
+    """Merge the adapter into the weights, or run it beside them; None merges unless the base is
+    4-bit."""
+    hook_name: str | None = None
+    """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post.
+    Several, with commas between them, are read in every model; then the base alone is enough."""
+    difference: bool = False
+    """Train on the difference of the two sites alone; the preset diff-sae implies it."""
+    revision: str | None = None
+    """Revision of the base model on the hub."""
+    finetuned_revision: str | None = None
+    """Revision of the fine-tuned model or adapter on the hub; of several, as many with commas."""
+    device: str = "cpu"
+    """Device of the models and the crosscoder; or one for each model with commas between, the
+    crosscoder on the first."""
+    dtype: str = "float32"
+    """Number format of the models: float32, bfloat16, float16, or nf4 (4-bit, with bitsandbytes).
+    The crosscoder trains in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +184,7 @@ class ContrastiveConfig(YamlConfig, ModelsConfig):
     """Without effect here."""
 
     def __post_init__(self) -> None:
-        for name in ("n_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        check_positive(self, "n_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; it is 0 (greedy) or above.")
         if self.prompts is None and self.temperature == 0 and self.n_prompts > N_BUILT_IN:
@@ -182,9 +206,8 @@ class ContrastiveConfig(YamlConfig, ModelsConfig):
             FileNotFoundError: no such file.
             ValueError: as any config does; of a run also where `default` has no output.
         """
-        given = read_yaml(path)
-        if not isinstance(given, dict) or not {"text", "mixture"} & given.keys():
-            return super().from_yaml(path, default=default)
-        names = {field.name for field in fields(ModelsConfig)} - {"hook_name", "difference"}
-        models = {name: value for name, value in given.items() if name in names}
-        return cls.from_mapping(models, name=str(path), default=default)
+        given = read_mapping(path)
+        if {"text", "mixture"} & given.keys():
+            names = {field.name for field in fields(ModelsConfig)} - {"hook_name", "difference"}
+            given = {name: value for name, value in given.items() if name in names}
+        return cls.from_mapping(given, name=str(path), default=default)
