@@ -43,6 +43,7 @@ from tl_crosscoder import (
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.models.pretrained import pretrained_folder
+from tl_crosscoder.models.saelens import PairView
 
 RESULTS = Path(__file__).parent / "results" / "data_path.json"
 PARTS = ("harvest", "reading", "sweep")

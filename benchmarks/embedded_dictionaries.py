@@ -20,12 +20,12 @@ from typing import Any
 import yaml
 
 from tl_crosscoder import files
+from tl_crosscoder.config.causal import CausalQuestion
 from tl_crosscoder.config.presets import preset_from
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.hub.card import dictionary_card, entry_of
 from tl_crosscoder.hub.published_run import (
-    EXAMPLES_NAME,
     SAELENS_FOLDER,
     PublishedRun,
     findings,
@@ -38,7 +38,7 @@ from tl_crosscoder.hub.registry import (
     entries,
     markdown_table,
 )
-from tl_crosscoder.run.causal import CausalQuestion, ablate_run, patch_run, steer_run
+from tl_crosscoder.run.causal import ablate_run, patch_run, steer_run
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 
@@ -78,7 +78,7 @@ def embed(folder: Path, *, id: str, release: str) -> PublishedRun:
     run = PublishedRun.read(folder, with_examples=True)
     card = dictionary_card(run, id=id, repo=None, licence="mit", release=release)
     own = {**run.files(), "README.md": card.encode()}
-    left_out = (EXAMPLES_NAME, SAELENS_FOLDER, "baselines_")
+    left_out = (files.EXAMPLES_NAME, SAELENS_FOLDER, "baselines_")
     kept = {path: content for path, content in own.items() if not path.startswith(left_out)}
     refused = [found for path, content in kept.items() for found in findings(path, content)]
     if refused:

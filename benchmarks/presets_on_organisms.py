@@ -35,14 +35,13 @@ from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.documents import split_documents
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader
+from tl_crosscoder.data.text import held_out_text, tokens_of
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.organisms.recovery import planted_recovery
 from tl_crosscoder.organisms.suite import organism
-from tl_crosscoder.run.sources import load_source
-from tl_crosscoder.run.text import held_out_text, read_documents, tokens_of
 from tl_crosscoder.train.trainer import Trainer, crosscoder_config
 
 ORGANISMS = ("taboo", "false-fact")
@@ -112,9 +111,9 @@ def remember_activations_(models: ModelPair) -> None:
 def prepared(config: RunConfig) -> Prepared:
     """As `train` does it, with all activations of the run harvested."""
     training, held_out = split_documents(
-        read_documents(config), held_out=config.held_out, seed=config.seed
+        load_documents(config.sources[0]), held_out=config.held_out, seed=config.seed
     )
-    models = load_source(config)
+    models = ModelPair.from_config(config)
     remember_activations_(models)
     text = tokens_of(config, training, models.tokenizer)
     held_out = held_out_text(config, held_out, models.tokenizer, n_tokens=config.n_measured_tokens)

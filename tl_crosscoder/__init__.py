@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.crosscoder.topk import BatchTopK, TopK
     from tl_crosscoder.crosscoder.training import CrosscoderTraining
     from tl_crosscoder.data.cache import ActivationCache
-    from tl_crosscoder.data.cache_writer import write_cache
+    from tl_crosscoder.data.cache_writer import run_harvest, write_cache
     from tl_crosscoder.data.contrastive import ContrastiveSampler
     from tl_crosscoder.data.documents import load_documents, split_documents
     from tl_crosscoder.data.mixture import tokenize_mixture
@@ -78,7 +78,6 @@ if TYPE_CHECKING:
         next_tokens,
     )
     from tl_crosscoder.run.contrastive import write_contrastive
-    from tl_crosscoder.run.harvest import run_harvest
     from tl_crosscoder.train.presets import Recipe
     from tl_crosscoder.train.trainer import Trainer, fit_together
 
@@ -231,7 +230,10 @@ _MODULES = {
     ),
     "crosscoder.training": ("CrosscoderTraining",),
     "data.cache": ("ActivationCache",),
-    "data.cache_writer": ("write_cache",),
+    "data.cache_writer": (
+        "run_harvest",
+        "write_cache",
+    ),
     "data.contrastive": ("ContrastiveSampler",),
     "data.documents": (
         "load_documents",
@@ -298,7 +300,6 @@ _MODULES = {
         "next_tokens",
     ),
     "run.contrastive": ("write_contrastive",),
-    "run.harvest": ("run_harvest",),
     "train.presets": ("Recipe",),
     "train.trainer": (
         "Trainer",

@@ -12,15 +12,15 @@ from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.presets import BatchTopK
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.documents import load_documents
+from tl_crosscoder.data.text import held_out_text
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.report import terminal
 from tl_crosscoder.results.render import wrapped
-from tl_crosscoder.run.sources import load_source
-from tl_crosscoder.run.text import held_out_text
-from tl_crosscoder.run.training import HELD_OUT_NAME, train
+from tl_crosscoder.run.training import train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +94,13 @@ def run_demo(
     """
     config = demo_config(name, output=output, seed=seed, n_tokens=n_tokens)
     measurement = train(config, resume=resume).measurement()
-    entry, source = organism(name), load_source(config)
-    documents = load_documents(Path(output) / HELD_OUT_NAME)
+    entry, source = organism(name), ModelPair.from_config(config)
+    documents = load_documents(Path(output) / files.HELD_OUT_NAME)
     text = held_out_text(config, documents, source.tokenizer, n_tokens=config.n_measured_tokens)
     recovery = planted_recovery(
         measurement, text, source.tokenizer, planted_words=entry.planted_words
     )
-    files.write_json(Path(output) / "recovery.json", asdict(recovery))
+    files.write_json(Path(output) / files.RECOVERY_NAME, asdict(recovery))
     return DemoResult(
         organism=name,
         planted=entry.planted,

@@ -21,6 +21,27 @@ from safetensors import SafetensorError
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The files of a run's folder, each by one name. The dictionary, as SAELens reads it:
+CFG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
+RECORD_NAME = "runner_cfg.json"
+"""How the dictionary is made."""
+METRICS_NAME = "metrics.jsonl"
+"""Metrics of the training."""
+HELD_OUT_NAME = "held_out.jsonl"
+"""Documents that are measured on."""
+ANALYSIS_NAMES = "analysis.json", "analysis.safetensors"
+"""Measures."""
+EXAMPLES_NAME = "examples.sqlite"
+NORMS_NAME = "relative_decoder_norm.html"
+PATCHING_NAME = "patching.json"
+CAUSAL_NAMES = "ablation_*.json", "sufficiency_*.json", "baselines_*.json"
+"""Tests of interventions, a file for each effect."""
+RECOVERY_NAME = "recovery.json"
+"""How well the planted difference of an organism was found."""
+JUDGED_NAME = "judged.json"
+"""Names of latents by a language model."""
+REPORT_NAME = "report.html"
+
 _TEMPORARY = r"\.tmp|\..*\.\d+\.(tmp|old)$"
 
 

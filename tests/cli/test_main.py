@@ -10,7 +10,7 @@ import yaml
 
 from tl_crosscoder import Crosscoder, load_documents
 from tl_crosscoder.cli.main import main
-from tl_crosscoder.run.text import write_documents
+from tl_crosscoder.data.text import write_documents
 
 PAIR = ["--base", "tl_crosscoder/world-base", "--adapter", "tl_crosscoder/taboo"]
 HOOK = ["--hook-name", "blocks.1.hook_resid_post"]
@@ -65,22 +65,18 @@ def test_import_of_the_package_is_cheap_and_silent():
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "False", "")
 
 
-def test_every_public_name_resolves_whatever_was_imported_before():
+def test_saelens_imported_first_finds_our_architecture_at_import():
+    """And every public name resolves, whatever was imported before."""
     code = (
-        "import tl_crosscoder as t, tl_crosscoder.run.training, tl_crosscoder.demo\n"
+        "import sae_lens, tl_crosscoder as t\n"
+        "from sae_lens.registry import get_sae_class\n"
+        "print(get_sae_class('tl_crosscoder')[0].__name__)\n"
+        "import tl_crosscoder.run.training, tl_crosscoder.demo\n"
         "assert all(callable(getattr(t, n)) for n in t.__all__)\n"
         "assert set(t.__all__) <= set(dir(t))\n"
     )
-    assert in_new_process("-c", code).returncode == 0
-
-
-def test_saelens_imported_first_finds_our_architecture_at_import():
-    code = (
-        "import sae_lens, tl_crosscoder\n"
-        "from sae_lens.registry import get_sae_class\n"
-        "print(get_sae_class('tl_crosscoder')[0].__name__)"
-    )
-    assert in_new_process("-c", code).stdout.strip() == "Crosscoder"
+    done = in_new_process("-c", code)
+    assert (done.returncode, done.stdout.strip()) == (0, "Crosscoder"), done.stderr
 
 
 def test_train_leaves_a_readable_folder(trained, capsys):
@@ -116,8 +112,7 @@ def test_yaml_and_flags_give_the_same_run_and_flags_win(trained, text, tmp_path)
     config.write_text(yaml.safe_dump(models | FIELDS | {"preset": {"k": 4}, "lr": 0.5}))
     output = tmp_path / "run"
     flags = ["--config", str(config), "--output", str(output), "--lr", "0.003"]
-    done = in_new_process("-m", "tl_crosscoder.cli.main", "train", *flags)
-    assert done.returncode == 0, done.stderr
+    assert main(["train", *flags]) == 0
     weights = [(p / "sae_weights.safetensors").read_bytes() for p in (trained, output)]
     assert weights[0] == weights[1]
 

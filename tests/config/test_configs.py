@@ -10,7 +10,7 @@ import pytest
 from tl_crosscoder import RunConfig
 from tl_crosscoder.config.presets import L1, BatchTopK
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
-from tl_crosscoder.run.sources import sites_of
+from tl_crosscoder.models.site import sites_of
 from tl_crosscoder.train.presets import recipe_of
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -64,21 +64,15 @@ def test_there_are_ten_organisms_and_two_dictionaries_of_a_chat_model():
 
 
 @every_file
-def test_a_base_is_compared_with_one_other_model_in_the_middle(name):
+def test_a_run_compares_two_models_in_the_middle_on_a_mixture(name):
     config = config_of(name)
     base, finetuned = sites_of(config)
     assert base.adapter is None
     assert finetuned.label != base.label
-    assert base.hook_name == finetuned.hook_name
     middle = SHAPES[str(config.base)][1] // 2
-    assert base.hook_name == f"blocks.{middle}.hook_resid_post"
-
-
-@every_file
-def test_a_run_has_the_file_s_name_and_a_mixture(name):
-    config = config_of(name)
+    assert base.hook_name == finetuned.hook_name == f"blocks.{middle}.hook_resid_post"
     assert config.output == f"runs/{name}"
-    assert config.inputs is None
+    assert config.text is None
     assert sum(source.weight for source in config.mixture) == pytest.approx(1)
     assert len({source.name for source in config.mixture}) == len(config.mixture)
 
@@ -117,11 +111,8 @@ def test_a_delta_crosscoder_is_the_paper_s(name):
     assert (cfg.delta_loss.weight, cfg.delta_loss.partition) == (0.005, "delta")
     assert cfg.auxk is not None
     assert cfg.auxk.weight == 1 / 32
-
-
-@pytest.mark.parametrize("name", DELTA)
-def test_a_tenth_of_the_tokens_is_contrastive_and_the_header_makes_it(name):
-    *_, contrastive = config_of(name).mixture
+    # A tenth of the tokens is contrastive, and the header makes them.
+    *_, contrastive = config.mixture
     assert (contrastive.text, contrastive.weight) == (f"contrastive/{name}.jsonl", 0.1)
     header = f"#   tl-crosscoder contrastive --config configs/{name}.yaml \\\n#     --output {{}}\n"
     assert header.format(contrastive.text) in text_of(name)

@@ -1,6 +1,12 @@
+"""Settings: what is chosen where nothing is given, what is refused, and how files are read."""
+
+from types import SimpleNamespace
+
 import pytest
 
-from tl_crosscoder import RunConfig, TrainConfig, preset
+from tl_crosscoder import ContrastiveConfig, HarvestConfig, RunConfig, TrainConfig, preset
+from tl_crosscoder.config.presets import ComputeDtype, Kernels
+from tl_crosscoder.config.yaml import check_choices
 
 RUN = {"base": "b", "finetuned": "f", "hook_name": "h", "text": "t", "output": "o"}
 
@@ -35,18 +41,41 @@ def test_what_is_not_given_follows_from_width_and_text():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("kind", "fields", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"lr": -1.0}, "lr is -1"),
-        ({"lr_decay_share": 2.0}, "it is a share"),
-        ({"d_sae": 0}, "d_sae is 0"),
-        ({"n_tokens": 10, "batch_size": 20}, "less than one batch"),
+        (TrainConfig, {"batch_size": 0}, "batch_size is 0"),
+        (TrainConfig, {"lr": -1.0}, "lr is -1"),
+        (TrainConfig, {"lr_decay_share": 2.0}, "it is a share"),
+        (TrainConfig, {"d_sae": 0}, "d_sae is 0"),
+        (TrainConfig, {"n_tokens": 10, "batch_size": 20}, "less than one batch"),
+        (HarvestConfig, {"shard_tokens": 0}, "shard_tokens is 0"),
+        (RunConfig, {"n_measured_tokens": 0}, "n_measured_tokens is 0"),
+        (RunConfig, {"n_calibration_tokens": 0}, "n_calibration_tokens is 0"),
+        (RunConfig, {"held_out": 1.0}, "held_out is 1.0"),
+        (RunConfig, {"context_size": 1}, "context_size is 1"),
+        (ContrastiveConfig, {"max_new_tokens": 0}, "max_new_tokens is 0; it must be above 0"),
+        (ContrastiveConfig, {"n_prompts": -1}, "n_prompts is -1"),
+        (ContrastiveConfig, {"temperature": -1.0}, r"is -1.0; it .* 0 \(greedy\) or above"),
+        (ContrastiveConfig, {"temperature": float("nan")}, "temperature is nan"),
+        (
+            ContrastiveConfig,
+            {"temperature": 0.0, "n_prompts": 65},
+            "64 built-in prompts .* n_prompts is 65",
+        ),
     ],
 )
-def test_impossible_values_are_refused(fields, message):
+def test_values_that_cannot_be_are_refused(kind, fields, message):
+    output = {} if kind is TrainConfig else {"output": "o"}
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**fields)
+        kind(**output, **fields)
+
+
+def test_a_choice_is_one_of_its_values_or_none():
+    """As it is checked where no shapes are: in the tests the annotations come first."""
+    settings = SimpleNamespace(kernels="fast", compute_dtype=None)
+    check_choices(settings, compute_dtype=ComputeDtype)
+    with pytest.raises(ValueError, match="kernels is 'fast'; it must be one of auto, dense"):
+        check_choices(settings, kernels=Kernels)
 
 
 def test_yaml_has_the_same_fields(tmp_path):
@@ -62,22 +91,6 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("\n".join(f"{k}: {v}" for k, v in (RUN | {"lr": "1e-4"}).items()))
     assert RunConfig.from_yaml(path).lr == 1e-4
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"n_measured_tokens": 0}, "n_measured_tokens is 0"),
-        ({"n_calibration_tokens": 0}, "n_calibration_tokens is 0"),
-        ({"held_out": 1.0}, "held_out is 1.0"),
-        ({"context_size": 1}, "context_size is 1"),
-    ],
-)
-def test_runs_that_would_fail_late_are_refused_at_once(fields, message, tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("\n".join(f"{k}: {v}" for k, v in (RUN | fields).items()))
-    with pytest.raises(ValueError, match=message):
-        RunConfig.from_yaml(path)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +129,23 @@ def test_bad_yaml_is_refused(tmp_path, content, message):
         RunConfig.from_yaml(path)
     with pytest.raises(FileNotFoundError, match="no config file"):
         RunConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_the_file_of_a_training_run_gives_contrastive_text_its_models_alone(tmp_path):
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        "base: a\nadapter: b\nhook_name: blocks.3.hook_resid_post\noutput: runs/x\nk: 5\n"
+        "difference: true\nbatch_size: 4096\nmixture:\n  - {text: web}\n"
+    )
+    config = ContrastiveConfig.from_yaml(run, default={"output": "x.jsonl"})
+    assert config == ContrastiveConfig(base="a", adapter="b", output="x.jsonl")
+    with pytest.raises(ValueError, match=r"lacks .'output'."):
+        ContrastiveConfig.from_yaml(run)
+
+    path = tmp_path / "own.yaml"
+    path.write_text("base: a\nfinetuned: b\noutput: x.jsonl\ntemperature: 7e-1\nbatch_size: 8\n")
+    config = ContrastiveConfig.from_yaml(path)
+    assert (config.output, config.temperature, config.batch_size) == ("x.jsonl", 0.7, 8)
+    path.write_text("base: a\noutput: x.jsonl\nk: 5\n")
+    with pytest.raises(ValueError, match=r"unknown fields \['k'\]"):
+        ContrastiveConfig.from_yaml(path)

@@ -1,95 +1,16 @@
 """Datasets of the hub by name: asked of a server that answers as the hub does, and holds files."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from models.disk_hub import DiskHub
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# The hub shows the card of a gated dataset, and the names of its files, to everyone.
-GATED, GATED_WITH_CARD, SILENT = "org/gated", "org/gated-with-card", "org/silent"
 N_LONG_FILES, N_LONG_ROWS = 40, 1_200
 """48,000 documents: a shuffled stream holds 10,000 before it gives the first."""
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Answers with the statuses and headers of huggingface.co for the repositories in `root`."""
-
-    protocol_version = "HTTP/1.1"
-    root: ClassVar[Path]
-    asked: ClassVar[list[tuple[str, str]]] = []
-    """(repository or other host, path in it) of each request; the path of the API's is empty."""
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        is_api = url.path.startswith("/api/")
-        # datasets, owner, name, then what is asked (tree, resolve), the revision and the path.
-        parts = unquote(url.path).removeprefix("/api").split("/")[1:]
-        repo, path = "/".join(parts[1:3]), "/".join(parts[5:])
-        folder, has_token = self.root / repo, bool(self.headers["Authorization"])
-        is_elsewhere = bool(url.netloc)  # we are everybody's proxy, so nothing leaves the machine
-        self.asked.append((url.netloc or repo, "" if is_api else path))
-        is_open = repo == GATED_WITH_CARD and (is_api or path == "README.md")
-        if repo == SILENT:
-            self.close_connection = True
-        elif repo in (GATED, GATED_WITH_CARD) and not is_open:
-            self.answer(403 if has_token else 401, code="GatedRepo")
-        elif is_elsewhere or not folder.is_dir():
-            self.answer(404 if has_token or is_elsewhere else 401, code="RepoNotFound")
-        elif is_api and parts[3:4] == ["tree"]:
-            is_recursive = parse_qs(url.query).get("recursive") == ["true"]
-            found = (folder / path).rglob("*") if is_recursive else (folder / path).glob("*")
-            entries = [self.entry(p, p.relative_to(folder).as_posix()) for p in sorted(found)]
-            self.answer(200, entries) if entries else self.answer(404, code="EntryNotFound")
-        elif is_api:
-            self.answer(200, {"id": repo, "sha": COMMIT, "siblings": []})
-        elif not (folder / path).is_file():
-            self.answer(404, code="EntryNotFound")
-        else:
-            self.answer_with_file(folder / path)
-
-    do_HEAD = do_GET
-
-    def do_CONNECT(self) -> None:
-        self.asked.append((self.path, ""))
-        self.answer(403)
-
-    def entry(self, path: Path, name: str) -> dict:
-        kind, size = ("directory", 0) if path.is_dir() else ("file", path.stat().st_size)
-        return {"type": kind, "path": name, "size": size, "oid": COMMIT}
-
-    def answer_with_file(self, path: Path) -> None:
-        content, headers = path.read_bytes(), {"ETag": f'"{path.name}"', "Accept-Ranges": "bytes"}
-        if not (span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")):
-            return self.answer(200, content, **headers)
-        start, end = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
-        headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
-        return self.answer(206, content[start : end + 1], **headers)
-
-    def answer(self, status: int, content=b"", *, code: str = "", **headers: str) -> None:
-        if not isinstance(content, bytes):
-            content, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
-        headers |= {"Content-Length": str(len(content)), "X-Repo-Commit": COMMIT}
-        self.send_response(status)
-        for name, value in (headers | ({"X-Error-Code": code} if code else {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *args) -> None:
-        pass
-
 
 ASK = """
 import json, os, sys
@@ -170,10 +91,9 @@ def write_text(path: Path, *lines: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    """The address of a hub with a few repositories."""
-    Hub.root = tmp_path_factory.mktemp("hub")
-    root = Hub.root / "org"
+def hub(tmp_path_factory):
+    """A hub with a few repositories."""
+    root = tmp_path_factory.mktemp("hub") / "org"
     for name in ("stories", "first", "some"):
         for i, part in enumerate(("Dova", "Mirn")):
             write_parquet(root / name / f"data/train-0000{i}-of-00002.parquet", stories(part, 30))
@@ -192,41 +112,20 @@ def endpoint(tmp_path_factory):
     write_text(root / "chats/README.md", "---", f"configs: {json.dumps(configs)}", "---", "Chats.")
     for name in ("script/script.py", "empty/README.md", "gated-with-card/README.md"):
         write_text(root / name, "pass")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with DiskHub(root=root.parent).running() as hub:
+        yield hub
 
 
 @pytest.fixture(scope="module")
-def said(endpoint, tmp_path_factory):
-    """The answer to each question, of one process: the hub's address is read at import."""
+def said(hub, tmp_path_factory):
+    """The answer to each question."""
     folder = tmp_path_factory.mktemp("home")
     write_text(folder / "local.jsonl", *(json.dumps({"text": t}) for t in stories("home", 40)))
-    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder), "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-    proxies = {"HTTP_PROXY": endpoint, "HTTPS_PROXY": endpoint, "NO_PROXY": "127.0.0.1"}
-    proxies |= {name.lower(): value for name, value in proxies.items()}
-    is_ours = re.compile("HF_|HUGGING|TRANSFORMERS_OFFLINE|ALL_PROXY|all_proxy").match
-    kept = {name: value for name, value in os.environ.items() if not is_ours(name)}
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, str(folder / "local.jsonl")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env=kept | hub | proxies,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not [host for host, _ in Hub.asked if host.endswith(":443")]
-    return json.loads(done.stdout)
+    return hub.answers(ASK, folder, folder / "local.jsonl")
 
 
-def files_asked(repo: str) -> set[str]:
-    return {path for name, path in Hub.asked if name == repo and path.endswith(".parquet")}
+def files_asked(hub: DiskHub, repo: str) -> set[str]:
+    return {path for name, path in hub.asked if name == repo and path.endswith(".parquet")}
 
 
 def test_rows_come_in_the_order_of_files_and_rows_or_of_a_seed(said):
@@ -240,10 +139,10 @@ def test_rows_come_in_the_order_of_files_and_rows_or_of_a_seed(said):
     assert sorted(first) == sorted(other) == sorted(in_order)
 
 
-def test_no_more_is_read_than_max_documents_and_a_seeded_stream_reads_file_by_file(said):
+def test_no_more_is_read_than_max_documents_and_a_seeded_stream_reads_file_by_file(said, hub):
     """`IterableDataset.shuffle` reads ten at once, row by row, and sleeps 5 s at their end."""
     assert [d["text"] for d in said["first 3"]] == stories("Dova", 3)
-    assert files_asked("org/first") == {"data/train-00000-of-00002.parquet"}
+    assert files_asked(hub, "org/first") == {"data/train-00000-of-00002.parquet"}
     n_from = [sum(part in d["text"] for d in said["some 10"]) for part in ("Dova", "Mirn")]
     assert sorted(n_from) == [0, 10]
 
@@ -285,13 +184,13 @@ def test_what_the_hub_does_not_give_is_said_with_the_next_step(said, case, why):
     assert said[case].endswith("a gated dataset needs `hf auth login`.")
 
 
-def test_a_refusal_is_not_asked_again(said):
+def test_a_refusal_is_not_asked_again(said, hub):
     # Two questions about the first two, without and with a token; of the last, one.
-    for repo, n in {GATED: 2, "nobody/nothing": 2, SILENT: 1}.items():
-        assert sum(name == repo for name, _ in Hub.asked) == n
+    for repo, n in {"org/gated": 2, "nobody/nothing": 2, "org/silent": 1}.items():
+        assert sum(name == repo for name, _ in hub.asked) == n
 
 
-def test_a_mixture_reads_no_more_of_a_dataset_than_it_needs(said):
+def test_a_mixture_reads_no_more_of_a_dataset_than_it_needs(said, hub):
     counts, n_passes, held_out = said["mixture"]
     assert sum(counts.values()) >= 6_000
     # A document or two of about 16 tokens, of 6,000.
@@ -302,4 +201,4 @@ def test_a_mixture_reads_no_more_of_a_dataset_than_it_needs(said):
     assert set(held_out) == {"hub", "local"}
     # The held-out side and the other each shuffle 10,000 documents and read some 300 more, which
     # are 9 files of 1,200; the first file tells the columns.
-    assert 9 <= len(files_asked("org/long")) <= 2 * 9 + 1 < N_LONG_FILES
+    assert 9 <= len(files_asked(hub, "org/long")) <= 2 * 9 + 1 < N_LONG_FILES

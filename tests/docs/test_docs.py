@@ -10,7 +10,7 @@ import pytest
 import tl_crosscoder
 from tl_crosscoder.cli.main import Train, parse
 from tl_crosscoder.config.presets import PRESETS, preset_name
-from tl_crosscoder.run.sources import sites_of
+from tl_crosscoder.models.site import sites_of
 from tl_crosscoder.train.presets import recipe_of
 
 ROOT = Path(__file__).parents[2]

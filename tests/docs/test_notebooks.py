@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 import tl_crosscoder
 from tl_crosscoder import load_documents
-from tl_crosscoder.run.text import write_documents
+from tl_crosscoder.data.text import write_documents
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 SOURCES = sorted(FOLDER.glob("*.py"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from sae_lens import SAE
 
 from tl_crosscoder import load_documents
-from tl_crosscoder.run.text import write_documents
+from tl_crosscoder.data.text import write_documents
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 IN_PLACE = {

@@ -9,7 +9,7 @@ from models.tiny_pairs import CORPUS, save_model
 from safetensors.torch import load_file, save_file
 
 from tl_crosscoder import Crosscoder, ModelPair, measure, tokenize
-from tl_crosscoder.cli.convert import Import
+from tl_crosscoder.cli.hub import Import
 from tl_crosscoder.hub.convert import convert
 from tl_crosscoder.hub.publish import plan_publication
 from tl_crosscoder.models.site import Site

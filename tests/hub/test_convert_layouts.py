@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_crosscoder import Crosscoder
-from tl_crosscoder.cli.convert import Import
+from tl_crosscoder.cli.hub import Import
 from tl_crosscoder.hub.convert import convert
 from tl_crosscoder.models.site import Site
 

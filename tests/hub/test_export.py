@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, load_documents, tokenize
-from tl_crosscoder.cli.convert import Export
+from tl_crosscoder.cli.hub import Export
 from tl_crosscoder.hub.export import (
     export_concat,
     export_site,

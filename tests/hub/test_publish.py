@@ -17,7 +17,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 
 from tl_crosscoder import Crosscoder, CrosscoderConfig, Site
 from tl_crosscoder.cli.hub import Publish
-from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME
+from tl_crosscoder.files import CFG_NAME, WEIGHTS_NAME
 from tl_crosscoder.hub.card import dictionary_card
 from tl_crosscoder.hub.loading import load_pretrained
 from tl_crosscoder.hub.publish import Publication, plan_publication, push

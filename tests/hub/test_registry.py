@@ -13,7 +13,7 @@ from sae_lens.loading import pretrained_saes_directory
 
 from tl_crosscoder import Crosscoder
 from tl_crosscoder.cli.hub import List
-from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME
+from tl_crosscoder.files import WEIGHTS_NAME
 from tl_crosscoder.hub import registry
 from tl_crosscoder.hub.loading import load_pretrained
 from tl_crosscoder.hub.registry import (

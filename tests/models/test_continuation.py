@@ -2,8 +2,8 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK, TEXTS
 
-from tl_crosscoder.models import forward as continuation
-from tl_crosscoder.models.forward import continued, continued_apart
+from tl_crosscoder.models.forward import continued, continued_apart, ends_a_block
+from tl_crosscoder.models.hooked import run_to_hooks
 
 
 @pytest.mark.parametrize("n_texts", [1, 3])
@@ -40,17 +40,11 @@ def test_the_layers_below_run_once(pair, monkeypatch):
 
 def test_inside_a_block_each_variant_has_a_pass_of_its_own(pair):
     hook = "blocks.1.hook_mlp_out"
-    assert not continuation.ends_a_block(hook)
+    assert not ends_a_block(hook)
     tokens = pair.to_tokens(TEXTS)
     model = pair.model("base")
-    (own,) = continuation_input(model, hook, tokens)
+    with torch.no_grad():
+        (own,) = run_to_hooks(model, [hook], tokens)
     logits = continued(model, hook, tokens, variants=torch.stack([own, own + 1]))
     torch.testing.assert_close(logits[0], pair.logits(tokens, site="base"), rtol=1e-4, atol=1e-4)
     assert (logits[1] - logits[0]).abs().max() > 0.01
-
-
-def continuation_input(model, hook, tokens):
-    from tl_crosscoder.models.hooked import run_to_hooks
-
-    with torch.no_grad():
-        return run_to_hooks(model, [hook], tokens)

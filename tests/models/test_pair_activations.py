@@ -19,6 +19,7 @@ def test_activations_equal_an_uninterrupted_run_with_cache(pair, tokens):  # spe
     activations = pair.activations(tokens)
     assert activations.shape == (*tokens.shape, 2, D_MODEL)
     assert activations.dtype == torch.float32
+    assert pair.activations(tokens, dtype=torch.bfloat16).dtype == torch.bfloat16
     for i, model in enumerate(pair.models):
         _, cache = model.run_with_cache(tokens, padding_side="right")
         assert torch.equal(activations[:, :, i], cache[HOOK])
@@ -74,23 +75,6 @@ def test_other_hooks_equal_their_cache_with_heads_flattened(pairs, kind, hook_na
     for i, model in enumerate(pair.models):
         _, cache = model.run_with_cache(tokens, padding_side="right")
         assert torch.equal(activations[:, :, i], cache[hook_name].flatten(start_dim=2))
-
-
-def test_two_hooks_of_one_model(pairs):
-    base = pairs["llama"].models[0]
-    pair = ModelPair(base, hook_name=["blocks.0.hook_out", "blocks.2.hook_out"])
-    tokens = pair.to_tokens(TEXTS)
-    _, cache = base.run_with_cache(tokens)
-    assert torch.equal(pair.activations(tokens)[:, :, 1], cache["blocks.2.hook_out"])
-    assert [site.name for site in pair.sites] == [
-        "base@blocks.0.hook_out", "base@blocks.2.hook_out",
-    ]  # fmt: skip
-    assert pair.stop_at_layer == 3
-
-
-def test_activations_come_in_the_dtype_asked_for(pairs):
-    tokens = pairs["llama"].to_tokens(TEXTS)
-    assert pairs["llama"].activations(tokens, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from transformers import AutoTokenizer
 
 from tl_crosscoder.models import loading
 from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.site import Site
 
 
 def zero(activation, hook):
@@ -114,7 +115,8 @@ def test_one_token_for_beginning_end_and_padding(tmp_path, kind):
         )
     else:
         [how] = loading.options_of_each([None], device="cpu", dtype="float32")
-        model = loading.load(save_model(tmp_path, has_tokenizer=False), how)
+        folder = save_model(tmp_path, has_tokenizer=False)
+        model = loading.load_site(Site(name="base", hook_name=HOOK, model_name=str(folder)), how)
     pair = ModelPair(model, model, hook_name=HOOK)
     [(prompt, new)] = pair.generate_tokens(TEXTS[0], max_new_tokens=1, stop_token_ids=())
     assert prompt[0] == 0

@@ -1,42 +1,17 @@
 """The same promises on real, trained models, where a wrong position or BOS shows in the text."""
 
-import os
-from pathlib import Path
-
 import pytest
-import torch
 
 from tl_crosscoder.models.pair import ModelPair
 
-REPO = Path(__file__).resolve().parents[2]
-MODELS = Path(os.environ.get("TL_CROSSCODER_SHARED", REPO.parent / "shared")) / "data" / "models"
 TEXTS = ["Once upon a time, there was a little girl", "Lily and Tom"]
 
 
 @pytest.fixture(scope="module", params=["stories260K", "TinyStories-656K"])
-def pair(request):
+def pair(request, shared_models):
     """A model against itself: the null of every comparison."""
-    folder = MODELS / request.param
-    if not folder.is_dir():
-        pytest.skip(f"{request.param} is absent: point TL_CROSSCODER_SHARED at the shared folder")
+    folder = shared_models / request.param
     return ModelPair.from_pretrained(folder, folder, hook_name="blocks.1.hook_resid_post")
-
-
-def test_one_model_against_itself_has_no_difference(pair):
-    activations = pair.activations(pair.to_tokens(TEXTS))
-    assert torch.equal(activations[:, :, 0], activations[:, :, 1])
-    assert activations.abs().max() > 0.1
-
-
-def test_ids_are_those_of_the_model_itself(pair):
-    for text in TEXTS:
-        assert torch.equal(pair.to_tokens(text), pair.models[0].to_tokens(text))
-
-
-def test_patching_the_base_into_itself_changes_no_logit(pair):
-    tokens = pair.to_tokens(TEXTS)
-    base = pair.activations(tokens)[:, :, 0]
-    torch.testing.assert_close(pair.run_with_patch(tokens, base), pair.logits(tokens))
 
 
 @pytest.mark.parametrize("use_past_kv_cache", [True, False])

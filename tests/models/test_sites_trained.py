@@ -32,7 +32,7 @@ CONFIG = TrainConfig(
     log_every=30,
 )
 LOW = "blocks.0.hook_resid_post"
-KINDS = ["single", "three", "layers", "grid", "unequal", "difference"]
+KINDS = ["single", "three", "grid", "unequal", "difference"]
 
 
 def source_of(kind, site_folders):
@@ -42,7 +42,6 @@ def source_of(kind, site_folders):
     names, hooks = {
         "single": ([base], HOOK),
         "three": ([base, sft, rl], HOOK),
-        "layers": ([base], [LOW, HOOK]),
         "grid": ([base, sft], [LOW, HOOK]),
         "unequal": ([base, wide], HOOK),
     }[kind]
@@ -116,7 +115,7 @@ def test_what_is_compared_and_what_there_is_not_to_compare(run, kind):
         assert measurement.compared == (names[0], names[last])
         alive = latents.n_active > 0
         assert latents.relative_decoder_norm[alive].isfinite().all()
-    has_difference = kind in ("three", "layers", "grid")
+    has_difference = kind in ("three", "grid")
     assert (r.difference_share is not None) == has_difference
     assert (r.difference_fve is not None) == has_difference
 
@@ -132,24 +131,17 @@ def test_the_printed_measures_are_sensible(run, kind):
     assert ("FVE of the" in text) == (kind not in ("single", "difference", "unequal"))
     assert ("The sites differ in width" in text) == (kind == "unequal")
     assert ("finetuned-only" in text) == (measurement.compared is not None)
+    if measurement.compared is None:
+        with pytest.raises(ValueError, match="single site has no relative decoder norms"):
+            relative_norm_histogram(measurement)
     assert ("active on most tokens" in text) == (measurement.compared is None)
     if kind == "three":
         assert "compare finetuned_2 (as finetuned) with base (as base)" in text
         assert "most likely to be specific to finetuned_2" in text
 
 
-def test_a_single_site_has_no_histogram(run):
-    measurement = run[2]
-    if measurement.compared is None:
-        with pytest.raises(ValueError, match="single site has no relative decoder norms"):
-            relative_norm_histogram(measurement)
-    else:
-        assert len(relative_norm_histogram(measurement).layout.annotations) == 3
-
-
-def test_a_run_of_any_sites_resumes_to_the_same_bits(
-    run, site_folders, short_texts, tmp_path, kind
-):
+@pytest.mark.parametrize("kind", ["grid", "unequal"], scope="module")
+def test_a_run_of_any_sites_resumes_to_the_same_bits(run, short_texts, tmp_path):
     config = replace(CONFIG, checkpoint_every=20)
     trainer = Trainer(run[0], *short_texts, config=config, output=tmp_path / "run")
     trainer.begin()
@@ -166,6 +158,20 @@ def test_a_run_of_any_sites_resumes_to_the_same_bits(
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.parametrize("kind", ["three"], scope="module")
+def test_the_sites_compared_are_those_chosen_on_the_source(run, short_texts):
+    source, folder, measurement = run
+    crosscoder = Crosscoder.load(folder)
+    chosen = measure(source.comparing("base", "finetuned"), crosscoder, short_texts[1])
+    assert (measurement.compared, chosen.compared) == (
+        ("base", "finetuned_2"),
+        ("base", "finetuned"),
+    )
+    norms = [crosscoder.decoder(name).norm(dim=1) for name in ("base", "finetuned")]
+    expected = norms[1] / (norms[0] + norms[1])
+    torch.testing.assert_close(chosen.latents.relative_decoder_norm, expected, equal_nan=True)
+
+
 def flipped(crosscoder: Crosscoder) -> Crosscoder:
     """The same dictionary with its sites, and their weights, in reverse order."""
     sites = crosscoder.sites[::-1]
@@ -178,7 +184,7 @@ def flipped(crosscoder: Crosscoder) -> Crosscoder:
     return made
 
 
-@pytest.mark.parametrize("kind", ["three", "layers", "unequal"], scope="module")
+@pytest.mark.parametrize("kind", ["three", "unequal"], scope="module")
 def test_swapped_order_mirrors(run, kind, short_texts):
     source, folder, measurement = run
     crosscoder = flipped(Crosscoder.load(folder))

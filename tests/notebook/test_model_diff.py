@@ -121,7 +121,7 @@ def test_contexts_with_other_masks_are_refused(made, documents):
         ({"k": 65}, "65"),
         ({"text": ""}, "text is ''"),
         ({"text": ["only one"]}, "at least 2"),
-        ({"lr_warmup_steps": 2.5}, "lr_warmup_steps is 2.5, a float; it is int"),
+        ({"lr_warmup_steps": 2.5}, "lr_warmup_steps is 2.5; it must be a whole number or null"),
         ({"hook_name": f"{HOOK},{HOOK}"}, "read at one hook point"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_latent_shows_measures_examples_and_logits(made, latent):
         made.latent(64)
 
 
-def test_what_latents_say_on_a_prompt_is_what_a_loop_finds(made):
+def test_what_latents_explain_on_a_prompt_is_what_a_loop_finds(made):
     found = made.try_prompt(PROMPT, n=64, max_new_tokens=6)
     chat = torch.tensor(
         [made.models.tokenizer.apply_chat_template(
@@ -198,10 +198,11 @@ def test_what_latents_say_on_a_prompt_is_what_a_loop_finds(made):
     for row in found.rows:
         left = delta - codes[1:, row.latent, None].double() * v[row.latent].double()
         expected = 1 - (left.square().sum() / delta.square().sum()).item()
-        assert row.said == pytest.approx(expected, abs=1e-5)
+        assert row.explained_difference == pytest.approx(expected, abs=1e-5)
         assert row.codes == pytest.approx(codes[:, row.latent].tolist(), abs=1e-4)
     assert {row.latent for row in found.rows} == {*(codes > 0).any(dim=0).nonzero()[:, 0].tolist()}
-    assert [r.said for r in found.rows] == sorted([r.said for r in found.rows], reverse=True)
+    explained = [r.explained_difference for r in found.rows]
+    assert explained == sorted(explained, reverse=True)
     assert f"latent {found.latents[0]}" in found._repr_html_()
     assert made.try_prompt(PROMPT, latents=[5, 3], max_new_tokens=2).latents == [5, 3]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tl_crosscoder import load_documents
 from tl_crosscoder.cli.main import main
-from tl_crosscoder.run.text import write_documents
+from tl_crosscoder.data.text import write_documents
 
 HOOK = "blocks.1.hook_resid_post"
 FIELDS = {

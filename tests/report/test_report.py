@@ -14,6 +14,7 @@ from report.result_rows import causal_row, patching_row
 from tl_crosscoder import ModelPair, TrainConfig, Trainer, load_diff, measure, preset
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.cli.report import Report
+from tl_crosscoder.data.text import write_documents
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.pair import planned_sites
@@ -21,9 +22,7 @@ from tl_crosscoder.report.causal import causes_of
 from tl_crosscoder.report.html import ReportSettings, SampleSettings, report
 from tl_crosscoder.report.html.data import ReportData, collect
 from tl_crosscoder.report.html.page import page
-from tl_crosscoder.run.run import Run
-from tl_crosscoder.run.text import write_documents
-from tl_crosscoder.run.training import save_measurement
+from tl_crosscoder.run.run import Run, save_measurement
 
 FEW = SampleSettings(prompts=("Hello!",), strengths=(1.0,), max_new_tokens=4)
 

@@ -1,7 +1,6 @@
 """What a run takes, before anything is downloaded: by hand on the embedded pair, and from a config
 of Gemma-2-2B's sizes without weights."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -57,22 +56,23 @@ def test_parameters_are_counted_up_to_the_hook():
     assert finetuned.flops_per_token == base.flops_per_token
 
 
-def test_an_adapter_is_small_to_fetch_and_a_copy_in_memory():
-    found = estimate(PAIR)
-    assert [m.download_bytes for m in found.models] == [0, None]
-    assert found.memory_bytes["models"] == 2 * 4 * WORLD_BASE
-    assert "+ tl_crosscoder/taboo" in str(found)
-    assert " adapter " in str(found)
-
-
-def test_memory_of_the_crosscoder_its_batch_and_its_buffers():
-    memory = estimate(PAIR).memory_bytes
-    assert memory["crosscoder"] == 4 * 4 * CROSSCODER
-    assert memory["batch"] == 4 * 1024 * (1536 + 3 * 192)
-    assert memory["mixing buffer"] == 256 * 128 * 192 * 4
-    assert memory["text"] == 7 * 200_000
+def test_memory_and_disk_by_hand():
+    found = estimate(PAIR, cache_dtype="bfloat16")
     # 32 contexts, 4 heads, 128 x 128 scores: in float32, their softmax, and that again.
-    assert memory["forward pass"] == 32 * 4 * 128 * 128 * 12
+    assert found.memory_bytes == {
+        "models": 2 * 4 * WORLD_BASE,
+        "forward pass": 32 * 4 * 128 * 128 * 12,
+        "crosscoder": 4 * 4 * CROSSCODER,
+        "batch": 4 * 1024 * (1536 + 3 * 192),
+        "mixing buffer": 256 * 128 * 192 * 4,
+        "text": 7 * 200_000,
+    }
+    assert found.disk_bytes == {
+        "dictionary": 4 * CROSSCODER,
+        "checkpoints": 2 * 3 * 4 * CROSSCODER,
+        "cache": 300_000 * 192 * 2,
+    }
+    assert estimate(PAIR).disk_bytes["cache"] == 0
 
 
 def test_parts_of_a_batch_and_small_buffers():
@@ -82,22 +82,19 @@ def test_parts_of_a_batch_and_small_buffers():
     assert memory["mixing buffer"] == 17 * 128 * 192 * 4
 
 
-def test_disk_holds_the_dictionary_two_checkpoints_and_a_cache():
-    disk = estimate(PAIR, cache_dtype="bfloat16").disk_bytes
-    assert disk["dictionary"] == 4 * CROSSCODER
-    assert disk["checkpoints"] == 2 * 3 * 4 * CROSSCODER
-    assert disk["cache"] == 300_000 * 192 * 2
-    assert estimate(PAIR).disk_bytes["cache"] == 0
-
-
 def test_flops_are_those_of_the_models_and_of_the_step():
     found = estimate(PAIR)
     per_model = 2 * 3 * LAYER + 147_456
-    assert found.flops["harvest"] == 300_000 * 2 * per_model
-    assert found.flops["dense products"] == 200_000 * 2 * 192 * 1536
-    # Four products with 16 latents each.
-    assert found.flops["sparse products"] == 200_000 * 4 * 2 * 192 * 16
-    assert found.flops["AuxK"] == round(200_000 * 5 * 2 * 192 * 0.3 * 1536)
+    assert found.flops == {
+        "harvest": 300_000 * 2 * per_model,
+        "dense products": 200_000 * 2 * 192 * 1536,
+        # Four products with 16 latents each.
+        "sparse products": 200_000 * 4 * 2 * 192 * 16,
+        "AuxK": round(200_000 * 5 * 2 * 192 * 0.3 * 1536),
+    }
+    without = estimate(replace(PAIR, auxk_weight=0.0))
+    assert without.flops["AuxK"] == 0
+    assert "AuxK" not in str(without)
 
 
 @pytest.mark.parametrize(
@@ -112,24 +109,13 @@ def test_a_dense_step_has_six_products(fields):
     assert found.memory_bytes["batch"] == 4 * 1024 * (6 * 1536 + 3 * 192)
 
 
-def test_without_auxk_nothing_is_revived():
-    found = estimate(replace(PAIR, auxk_weight=0.0))
-    assert found.flops["AuxK"] == 0
-    assert "AuxK" not in str(found)
-
-
-def test_several_hooks_of_one_model_run_it_once():
+def test_several_hooks_of_one_model_run_it_once_and_a_difference_is_one_site_wide():
     config = replace(PAIR, adapter=None, hook_name="blocks.0.hook_resid_post,blocks.1.hook_mlp_out")
     found = estimate(config)
     (model,) = found.models
-    assert model.n_layers_run == 2
-    assert found.d_in == 192
-
-
-def test_a_difference_is_as_wide_as_one_site():
+    assert (model.n_layers_run, found.d_in) == (2, 192)
     found = estimate(replace(PAIR, preset=preset("diff-sae"), expansion=2))
-    assert (found.d_in, found.d_sae) == (96, 192)
-    assert len(found.models) == 2
+    assert (found.d_in, found.d_sae, len(found.models)) == (96, 192, 2)
 
 
 def test_a_hook_after_the_blocks_runs_them_all_and_the_head():
@@ -178,43 +164,36 @@ def test_of_the_hub_the_config_alone_is_fetched(gemma_2_2b, monkeypatch):
     assert "5.23 GB" in str(found)
 
 
-def test_it_is_plain_values_and_a_table():
+def test_it_is_shown_as_a_table_of_the_models_and_a_line_a_cost():
     found = estimate(PAIR)
-    values = json.loads(json.dumps(found.to_dict()))
-    assert values["total_memory_bytes"] == sum(found.memory_bytes.values())
-    assert values["models"][0]["n_parameters"] == WORLD_BASE
-    lines = str(found).splitlines()
-    assert lines[0].split() == ["model", "parameters", "layers", "run", "download", "in", "memory"]
-    assert lines[1].split()[:6] == ["tl_crosscoder/world-base", "588", "k", "3", "of", "4"]
-    assert "crosscoder: 1,536 latents on 192 inputs" in lines[3]
-    assert lines[-1].startswith("FLOPs: ")
+    assert [m.download_bytes for m in found.models] == [0, None]
+    _, header, base, adapter, crosscoder, *costs = str(found).splitlines()
+    assert header.split() == ["model", "parameters", "run", "download", "memory"]
+    assert base.split()[:6] == ["tl_crosscoder/world-base", "588", "k", "3", "of", "4"]
+    assert "+ tl_crosscoder/taboo" in adapter
+    assert " adapter " in adapter
+    assert "crosscoder: 1,536 latents on 192 inputs" in crosscoder
+    assert [line.split(":")[0] for line in costs if line[0] != " "] == ["memory", "disk", "FLOPs"]
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "error", "message"),
     [
-        ({"hook_name": "blocks.4.hook_resid_post"}, "4 layers are blocks.0 to blocks.3"),
-        ({"base": "nobody/nothing"}, "'nobody/nothing' is not in the hub's cache"),
-        ({"dtype": "int8"}, "dtype 'int8' is not one"),
-        ({"adapter": None}, "give exactly one of finetuned"),
+        ({"hook_name": "blocks.4.hook_resid_post"}, ValueError, "layers are blocks.0 to blocks.3"),
+        ({"base": "nobody/nothing"}, ValueError, "'nobody/nothing' is not in the hub's cache"),
+        ({"base": "tl_crosscoder/nothing"}, FileNotFoundError, "does not come with the package"),
+        ({"dtype": "int8"}, ValueError, "dtype 'int8' is not one"),
+        ({"adapter": None}, ValueError, "give exactly one of finetuned"),
     ],
 )
-def test_what_cannot_be_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_is_refused(fields, error, message):
+    with pytest.raises(error, match=message):
         estimate(replace(PAIR, **fields))
 
 
-def test_an_unknown_embedded_model_is_named():
-    with pytest.raises(FileNotFoundError, match="does not come with the package"):
-        estimate(replace(PAIR, base="tl_crosscoder/nothing"))
-
-
-def test_an_unknown_format_of_a_cache_is_refused():
+def test_an_unknown_format_of_a_cache_and_a_folder_without_a_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cache_dtype is 'int4'; it is one of float32"):
         estimate(PAIR, cache_dtype="int4")
-
-
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
     with pytest.raises(ValueError, match="no_such_model"):
         estimate(replace(PAIR, base=str(tmp_path)))

@@ -37,7 +37,8 @@ from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import N_ROWS, Crosscoder, sparse_codes
 from tl_crosscoder.data.harvest import Harvested, harvest
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.models.site import compared_sites, site_parts, subtracted_sites
+from tl_crosscoder.files import ANALYSIS_NAMES
+from tl_crosscoder.models.site import site_parts
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.measures import DIRECTIONS, MEASURES, ORDERS, spoken
 from tl_crosscoder.results.render import Section, as_html
@@ -168,7 +169,7 @@ class Measurement:
         tensors = self.latents.tensors() | {
             f"top_tokens.{k}": v for k, v in vars(self.top_tokens).items()
         }
-        files.write_tensors(folder / "analysis.safetensors", tensors)
+        files.write_tensors(folder / ANALYSIS_NAMES[1], tensors)
         content = {
             "reconstruction": asdict(self.reconstruction),
             "latents_per_class": self.class_counts,
@@ -178,8 +179,8 @@ class Measurement:
             "top": [asdict(s) for s in self.top],
             "facts": {name: table.facts() for name, table in self.latents.tables().items()},
         }
-        files.write_json(folder / "analysis.json", without_nan(content))
-        return folder / "analysis.json"
+        files.write_json(folder / ANALYSIS_NAMES[0], without_nan(content))
+        return folder / ANALYSIS_NAMES[0]
 
     @classmethod
     def load(cls, folder: str | Path) -> "Measurement":
@@ -190,10 +191,10 @@ class Measurement:
             ValueError: they are of an earlier version.
         """
         folder = Path(folder)
-        paths = folder / "analysis.json", folder / "analysis.safetensors"
+        paths = [folder / name for name in ANALYSIS_NAMES]
         if not all(p.is_file() for p in paths):
             raise FileNotFoundError(
-                f"{folder} holds no measures (analysis.json, analysis.safetensors). Measure it "
+                f"{folder} holds no measures ({', '.join(ANALYSIS_NAMES)}). Measure it "
                 "again with `tl-crosscoder analyze --fresh`."
             )
         content, tensors = json.loads(paths[0].read_text(encoding="utf-8")), load_file(paths[1])
@@ -289,7 +290,8 @@ class _Pass:
         self._crosscoder, self._text, self._tokenizer = crosscoder, text, source.tokenizer
         self._n_examples = n_examples
         device, d_sae = crosscoder.W_dec.device, crosscoder.cfg.d_sae
-        self._pair = compared_sites(crosscoder.sites)
+        # A difference is one site, with nothing to compare.
+        self._pair = pair = None if source.is_difference else source.compared
         self._norms = norm_measures(crosscoder, self._pair)
         self._examples = ExampleCollector(
             d_sae,
@@ -299,7 +301,8 @@ class _Pass:
         )
         self._firing = FiringSums(n_sources=len(text.sources), d_sae=d_sae, device=device)
         class_ids = latent_class_ids(self._norms["delta_norm"])
-        of_one_width = subtracted_sites(crosscoder.sites)
+        is_of_one_width = pair and len({crosscoder.sites[i].d_model for i in pair}) == 1
+        of_one_width = pair if is_of_one_width else None
         self._reconstruction = ReconstructionSums(crosscoder, class_ids, pair=of_one_width)
         self._scaling = ScalingSums(crosscoder, pair=of_one_width) if of_one_width else None
 

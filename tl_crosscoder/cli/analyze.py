@@ -108,12 +108,11 @@ class Analyze:
     def _measurement(self, run: "Run") -> "Measurement":
         from tl_crosscoder.analysis.measurement import Measurement
         from tl_crosscoder.report.figures import save_norm_figure
-        from tl_crosscoder.run.training import measure_again
 
         if self.text:
-            return measure_again(run, text=self.text)
+            return run.measure(self.text)
         if self.fresh:
-            found = measure_again(run)
+            found = run.measure()
             save_norm_figure(found, run.path)
             return found
         return Measurement.load(run.path)

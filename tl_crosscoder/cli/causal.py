@@ -3,42 +3,28 @@
 No torch here; see `causal` for what they do.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from tl_crosscoder.config.causal import CausalQuestion, EffectQuestion, LatentsQuestion
+from tl_crosscoder.files import PATCHING_NAME
+
 if TYPE_CHECKING:
     from tl_crosscoder.interventions.trials import CausalTest
-    from tl_crosscoder.run.causal import CausalQuestion
+    from tl_crosscoder.run.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
-    """What the verbs have in common."""
-
+class _OfRun:
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, or an embedded dictionary (see `list`)."""
-    text: str | None = None
-    """Prompts to measure on: a file, a folder, or a `datasets` name. None is the run's held-out
-    text; where there are chats, they alone."""
-    n_prompts: int = 100
-    """Measure on so many of them."""
-    seed: int = 0
-    """Of controls and resamples."""
     device: str = "cpu"
     """Device of models and dictionary."""
 
-    def asked(self) -> "CausalQuestion":
-        """Without what is about the command line."""
-        from tl_crosscoder.run.causal import CausalQuestion
-
-        known = {f.name for f in fields(CausalQuestion)}
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
-        return CausalQuestion(**values)
-
-    def run(self) -> Any:
+    def run(self) -> "Run":
         """The run's folder, opened."""
         from tl_crosscoder.run.run import Run
 
@@ -46,40 +32,17 @@ class _Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Chosen(_Question):
-    """Of which latents."""
-
-    latents: tuple[int, ...] | None = None
-    """Latents to test, together; none are the first 3, 10 and 30 of the ranking."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Effect(_Question):
-    """On what, beside predictions, and against how many controls."""
-
-    behaviour: str | None = None
-    """JSONL of prompts and completions whose probability is the behaviour. None is the planted one
-    of an embedded organism; else predictions alone are measured."""
-    n_random: int = 100
-    """Norm-matched random directions as controls."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tested(_Chosen, _Effect):
-    """What `ablate` and `steer` have besides."""
-
-    n_matched: int = 10
-    """Sets of latents of the same firing rate as controls."""
-    null: str | None = None
-    """Folder of a dictionary of a null pair (the base against itself) at the same hook, whose
-    directions are one more control."""
+class _Tested(_OfRun):
+    question: Annotated[CausalQuestion, tyro.conf.OmitArgPrefixes]
     prompts: tuple[str, ...] = ()
     """User turns after which to show what the models write."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(_Chosen):
+class Patch(_OfRun):
     """KL recovery: patch latents into the base stream; what of the fine-tune returns."""
+
+    question: Annotated[LatentsQuestion, tyro.conf.OmitArgPrefixes]
 
     def __call__(self) -> None:
         """Run and print."""
@@ -88,9 +51,8 @@ class Patch(_Chosen):
         from tl_crosscoder.run.causal import patch_run
 
         run = self.run()
-        result = patch_run(run, self.asked())
-        print(as_text(patching_sections(result)))
-        print(f"\nSaved in {run.path / 'patching.json'}")
+        print(as_text(patching_sections(patch_run(run, self.question))))
+        print(f"\nSaved in {run.path / PATCHING_NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +74,7 @@ class Ablate(_Tested):
 
         if self.export:
             new_folder(self.export)  # before long work
-        run, asked = self.run(), self.asked()
+        run, asked = self.run(), self.question
         results = causal.ablate_run(run, asked, mode=self.mode)
         _print_tests(results)
         if self.prompts:
@@ -135,7 +97,7 @@ class Steer(_Tested):
         from tl_crosscoder.report.terminal import samples_text
         from tl_crosscoder.run import causal
 
-        run, asked = self.run(), self.asked()
+        run, asked = self.run(), self.question
         results = causal.steer_run(run, asked, strengths=self.strengths)
         _print_tests(results)
         if self.prompts:
@@ -145,9 +107,10 @@ class Steer(_Tested):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baselines(_Effect):
+class Baselines(_OfRun):
     """The same tests without a dictionary: mean difference (ADL), principal components."""
 
+    question: Annotated[EffectQuestion, tyro.conf.OmitArgPrefixes]
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Strengths of steering, in units of the mean norm of the stream."""
 
@@ -159,7 +122,7 @@ class Baselines(_Effect):
         from tl_crosscoder.run import causal
 
         run = self.run()
-        results, adl = causal.baseline_run(run, self.asked(), strengths=self.strengths)
+        results, adl = causal.baseline_run(run, self.question, strengths=self.strengths)
         _print_tests(results)
         lens = lens_section(adl, InterventionContext.of(run.models).models)
         print(f"\n{as_text([lens])}")

@@ -31,9 +31,9 @@ class Harvest:
 
             print(estimate_harvest(self.run))
             return
+        from tl_crosscoder.data.cache_writer import run_harvest
         from tl_crosscoder.report.terminal import cache_sections
         from tl_crosscoder.results.render import as_text
-        from tl_crosscoder.run.harvest import run_harvest
 
         print(as_text(cache_sections(run_harvest(self.run, resume=self.resume))))
 

@@ -11,20 +11,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
 from tl_crosscoder.cli.analyze import Analyze
 from tl_crosscoder.cli.causal import Ablate, Baselines, Patch, Steer
-from tl_crosscoder.cli.convert import Export, Import
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
-from tl_crosscoder.cli.hub import List, Publish
-from tl_crosscoder.cli.judge import Handoff, Judge
-from tl_crosscoder.cli.organisms import OrganismName, Organisms
-from tl_crosscoder.cli.report import Report
+from tl_crosscoder.cli.hub import Export, Import, List, Publish
+from tl_crosscoder.cli.report import Handoff, Judge, Report
 from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
+
+OrganismName = Literal["taboo", "false-fact"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +47,12 @@ class Demo:
         from tl_crosscoder.demo import run_demo
         from tl_crosscoder.report.figures import save_norm_figure
 
-        fields = {"seed": self.seed, "n_tokens": self.n_tokens, "resume": self.resume}
-        output = self.output or f"demo-output/{self.organism}"
-        found = run_demo(self.organism, output=output, **fields)
-        save_norm_figure(found.measurement, Path(output))
+        how = {"seed": self.seed, "n_tokens": self.n_tokens, "resume": self.resume}
+        output = Path(self.output or f"demo-output/{self.organism}")
+        found = run_demo(self.organism, output=str(output), **how)
+        save_norm_figure(found.measurement, output)
         print(found)
-        _print_outputs(Path(output))
+        _print_outputs(output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +80,61 @@ class Train:
 
             print(*(f"{config.output}\n{estimate(config)}" for config in configs), sep="\n\n")
             return
-        from tl_crosscoder.run.training import train
+        from tl_crosscoder.report import terminal
+        from tl_crosscoder.report.figures import save_norm_figure
+        from tl_crosscoder.run.training import train_all
 
-        for run in train(configs, resume=self.resume):
-            _print_measurement(run.measurement(), run.path, is_one_of=len(configs) > 1)
+        for run in train_all(configs, resume=self.resume):
+            save_norm_figure(run.measurement(), run.path)
+            if len(configs) > 1:
+                print(f"\n=== {run.path.name} ===\n")
+            print(terminal.render(run.measurement(), run.crosscoder.sites))
+            _print_outputs(run.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganismsList:
+    """Name the embedded organisms and say what was planted in each."""
+
+    def __call__(self) -> None:
+        """Print."""
+        from tl_crosscoder.organisms.suite import load_suite
+
+        for name, entry in load_suite().items():
+            print(f"{name:<12}{entry.planted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganismsMeasure:
+    """Measure an organism's behaviour, base and fine-tuned side by side."""
+
+    name: tyro.conf.Positional[OrganismName]
+    """Which organism."""
+    base: str | None = None
+    """Base model; the embedded one by default."""
+    adapter: str | None = None
+    """Adapter; the embedded one by default."""
+
+    def __call__(self) -> None:
+        """Measure and print."""
+        from tl_crosscoder.organisms.scores import measure
+
+        base, adapter = (Path(p) if p else None for p in (self.base, self.adapter))
+        print(measure(self.name, base=base, adapter=adapter))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Organisms:
+    """List and measure the embedded model pairs."""
+
+    action: (
+        Annotated[OrganismsList, tyro.conf.subcommand("list")]
+        | Annotated[OrganismsMeasure, tyro.conf.subcommand("measure")]
+    )
+
+    def __call__(self) -> None:
+        """Do what was chosen."""
+        self.action()
 
 
 VERBS: dict[str, Any] = {
@@ -195,18 +245,6 @@ def _quieten() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-
-
-def _print_measurement(measurement: Any, output: Path, *, is_one_of: bool) -> None:
-    from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-    from tl_crosscoder.report import terminal
-    from tl_crosscoder.report.figures import save_norm_figure
-
-    save_norm_figure(measurement, output)
-    if is_one_of:
-        print(f"\n=== {output.name} ===\n")
-    print(terminal.render(measurement, Crosscoder.load(output).sites))
-    _print_outputs(output)
 
 
 def _print_outputs(folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""The verb `report`: one HTML file about a run.
+"""The verbs `report`, `handoff` and `judge`: a run for readers, in other tools' formats, and named.
 
-No torch is imported before it runs.
+No torch is imported before they run.
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from tl_crosscoder.integrations.config import HandoffConfig, JudgeConfig
 
 if TYPE_CHECKING:
     from tl_crosscoder.report.html import SampleSettings
@@ -69,3 +71,61 @@ class Report:
             strengths=self.strengths,
             max_new_tokens=self.max_new_tokens,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handoff:
+    """Write a run for Neuronpedia, SAEDashboard or delphi."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, or an embedded dictionary (see `list`)."""
+    config: Annotated[HandoffConfig, tyro.conf.OmitArgPrefixes]
+    output: str
+    """Folder to write; must be new or empty."""
+    device: str = "cpu"
+    """Device of models and dictionary."""
+
+    def __call__(self) -> None:
+        """Run the models over the held-out text, write, and print where."""
+        from tl_crosscoder import files
+        from tl_crosscoder.integrations.handoff import hand_off
+        from tl_crosscoder.run.run import Run
+
+        run = Run(path=Path(self.run), device=self.device)
+        output = hand_off(run, self.output, self.config, show_progress=True)
+        print(f"Written for {self.config.to} in {output}:\n{files.listing(output)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Let a language model name latents, and score the names by detection.
+
+    Shows what it would ask and sends nothing; with --send it asks. Needs the extra `judge`, and the
+    endpoint's key in OPENAI_API_KEY.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, or an embedded dictionary (see `list`)."""
+    config: Annotated[JudgeConfig, tyro.conf.OmitArgPrefixes]
+    send: bool = False
+    """Send the requests. Answers are kept: what was answered before is not sent again."""
+    device: str = "cpu"
+    """Device of models and dictionary."""
+
+    def __call__(self) -> None:
+        """Print what would be asked, or ask and print the answers."""
+        from tl_crosscoder import files
+        from tl_crosscoder.integrations.judge import judging
+        from tl_crosscoder.integrations.judge.client import AnswerCache
+        from tl_crosscoder.integrations.judge.client import Judge as Client
+        from tl_crosscoder.run.run import Run
+
+        run = Run(path=Path(self.run), device=self.device)
+        if self.send:
+            print(judging.judged_text(judging.judge_run(run, self.config, show_progress=True)))
+            print(f"\nSaved in {run.path / files.JUDGED_NAME}")
+            return
+        cases = judging.prepare(run, self.config, show_progress=True)
+        path = run.path / judging.CACHE_NAME
+        with AnswerCache(path if path.is_file() else None) as cache:
+            print(judging.plan_text(cases, Client(self.config, cache)))

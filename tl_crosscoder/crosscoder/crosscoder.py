@@ -27,12 +27,12 @@ from tl_crosscoder import files
 from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig
 from tl_crosscoder.crosscoder.site_views import SiteViews
 from tl_crosscoder.crosscoder.sparse.codes import Pattern, SparseCodes
+from tl_crosscoder.files import CFG_NAME, WEIGHTS_NAME
 from tl_crosscoder.models.devices import devices_of
 from tl_crosscoder.models.pretrained import embedded_run
 from tl_crosscoder.models.site import Site, site_columns
 from tl_crosscoder.results.render import Section, as_html
 
-CFG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
 N_ROWS = 4096
 """Tokens whose codes are dense at a time."""
 

@@ -12,8 +12,9 @@ rounding of its number format. Shards are memory-mapped: opening costs no memory
 `cache_writer.write_cache` makes one.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -24,10 +25,13 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
+from tl_crosscoder.config.inputs import TextConfig
+from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data import storage
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.devices import first_device
 from tl_crosscoder.models.loading import load_tokenizer
-from tl_crosscoder.models.site import Site, row_shape, site_parts
+from tl_crosscoder.models.site import Site, row_shape, site_parts, sites_of
 from tl_crosscoder.models.source import ActivationSource, Contexts
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
@@ -66,6 +70,7 @@ class ActivationCache(ActivationSource):
         self.shards = storage.shards_of(self.manifest)
         storage.check_shards(self.folder, self.manifest, verify=verify, show_progress=show_progress)
         self.model_sites = tuple(Site.from_dict(s) for s in self.manifest["sites"])
+        self.weight_processing = self.manifest["weight_processing"]
         self._compare(None)
         self._stored = [self._open(shard) for shard in self.shards]
         self._first_rows = torch.tensor([0, *accumulate(s.n_rows for s in self.shards)])
@@ -91,11 +96,6 @@ class ActivationCache(ActivationSource):
     def n_bytes(self) -> int:
         """Size of the shards."""
         return sum(shard.n_bytes for shard in self.shards)
-
-    @property
-    def weight_processing(self) -> str:
-        """`raw` or `processed`, as the models were."""
-        return self.manifest["weight_processing"]
 
     @property
     def cache_id(self) -> str:
@@ -226,3 +226,57 @@ class ActivationCache(ActivationSource):
     def _first_row_of_context(self) -> Int[Tensor, " contexts"]:
         n = (self._dropped == 0).sum(dim=1)
         return n.cumsum(0) - n
+
+
+def open_cache(config: RunConfig) -> ActivationCache:
+    """The cache that a config names, or the difference of its two sites.
+
+    Models and text that the config names as well must be those of the cache.
+
+    Raises:
+        ValueError: the cache has other models or hook points, holds a difference already, or is
+            damaged.
+        FileNotFoundError: no cache there.
+    """
+    assert config.cache is not None
+    device = first_device(config.device)
+    cache = ActivationCache(Path(config.cache), device=device, show_progress=True)
+    if config.base is not None or config.hook_name is not None:
+        _check_same_sites(cache, sites_of(config))
+    _check_same_text(cache, config)
+    is_difference = cache.sites[0].minus is not None
+    return cache.difference() if config.difference and not is_difference else cache
+
+
+def _check_same_text(cache: ActivationCache, config: RunConfig) -> None:
+    """What the run says of text and number format must be what the harvest said, or nothing."""
+    names = [f.name for f in fields(TextConfig)] + ["dtype", "merge_adapter"]
+    default = {f.name: f.default for f in fields(RunConfig)}
+    asked, made = config.to_dict(), cache.manifest["made_with"]
+    differing = [
+        f"{n} ({made.get(n)!r} there, {asked[n]!r} asked for)"
+        for n in names
+        if getattr(config, n) != default[n] and json.dumps(asked[n]) != json.dumps(made.get(n))
+    ]
+    if differing:
+        raise ValueError(
+            f"{cache.folder} was harvested with another {', '.join(differing)}. Leave these out to "
+            "take the cache as it is, or harvest again."
+        )
+
+
+def _check_same_sites(cache: ActivationCache, asked: Sequence[Site]) -> None:
+    has, wants = ([_named(site) for site in sites] for sites in (cache.sites, asked))
+    if has != wants:
+        raise ValueError(
+            f"{cache.folder} holds activations of {'; '.join(has)}. The run asks for "
+            f"{'; '.join(wants)}. Leave base, finetuned, adapter and hook_name out to take the "
+            "cache as it is, or harvest again."
+        )
+
+
+def _named(site: Site) -> str:
+    at = "" if site.revision is None else f" (revision {site.revision})"
+    adapter = "" if site.adapter is None else f" with {site.adapter}"
+    minus = "" if site.minus is None else f" minus {_named(site.minus)}"
+    return f"{site.model_name}{adapter}{at} at {site.hook_name}{minus}"

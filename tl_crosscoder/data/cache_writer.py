@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder import files
-from tl_crosscoder.config.training import StoreDtype
+from tl_crosscoder.config.training import HarvestConfig, StoreDtype
 from tl_crosscoder.data import storage
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.data.chat import ROLES
@@ -32,12 +32,42 @@ from tl_crosscoder.data.harvest import (
     within_limits,
     without_sinks,
 )
+from tl_crosscoder.data.text import check_text, text_of_harvest
 from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.site import sites_of
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
 _PADDING = DROP_REASONS.index("padding")
 _SUMS = "sums."
+
+
+def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCache:
+    """Load the models of `config`, read its text and harvest into `config.output`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input or too small a disk, before any long work; nothing
+            is overwritten.
+    """
+    output = Path(config.output)
+    files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
+    sites_of(config)
+    check_text(config)
+    source = ModelPair.from_config(config)
+    text = text_of_harvest(config, source)
+    tqdm.write(f"Text: {text.training.describe()}")
+    return write_cache(
+        source,
+        text.training,
+        text.held_out,
+        output,
+        store=config.store,
+        shard_tokens=config.shard_tokens,
+        batch_size=config.harvest_batch_size,
+        made_with=asdict(config),
+        resume=resume,
+    )
 
 
 def write_cache(
@@ -73,7 +103,7 @@ def write_cache(
             shards stay, and `resume` continues after them.
     """
     output = Path(output)
-    check_cache_folder(output, resume=resume)
+    files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
     text = _joined(training, held_out)
     identity = _identity(source, text, len(training), store=store, shard_tokens=shard_tokens)
     # The statistics of a shard depend on them, so they are measured before the first one.
@@ -96,11 +126,6 @@ def write_cache(
             "and continue with resume (--resume)."
         ) from error
     return ActivationCache(output, verify=False)
-
-
-def check_cache_folder(output: Path, *, resume: bool) -> None:
-    """Refuse a folder that a harvest may not write to. Raises ValueError."""
-    files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
 
 
 # --- before it starts -----------------------------------------------------------------------------

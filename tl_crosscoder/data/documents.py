@@ -30,7 +30,7 @@ _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 def load_documents(
-    source: str | Path | Sequence[str | Document],
+    source: str | Path | TextSource | Sequence[str | Document],
     *,
     text_column: str = "text",
     max_documents: int | None = None,
@@ -38,6 +38,8 @@ def load_documents(
     dataset_split: str = "train",
 ) -> list[Document]:
     """Documents from a file, a folder, a `datasets` name, or a list of strings or documents.
+
+    A `TextSource` has the options of its own.
 
     Text files hold documents separated by `<|endoftext|>`, or else by blank lines. JSONL and
     parquet rows have a `messages` or `input_ids` column, or `text_column`, which may also hold
@@ -48,24 +50,26 @@ def load_documents(
         ValueError: a column that does not exist, nothing but empty text, or a `datasets` name
             without `max_documents`, since whole datasets do not fit in memory.
     """
-    if isinstance(source, (str, Path)):
-        if is_dataset_name(source) and max_documents is None:
-            raise ValueError(
-                f"{source!r} is a dataset of the hub; say how many of its documents to hold in "
-                "memory with max_documents, or stream it: tokenize_mixture([TextSource(...)])."
-            )
-        name = str(source)
-        where = TextSource(
-            text=name,
+    if isinstance(source, str | Path):
+        source = TextSource(
+            text=str(source),
             text_column=text_column,
+            max_documents=max_documents,
             dataset_config=dataset_config,
             dataset_split=dataset_split,
         )
-        rows = stream_documents(where)
+    if isinstance(source, TextSource):
+        name = source.text
+        if is_dataset_name(name) and source.max_documents is None:
+            raise ValueError(
+                f"{name!r} is a dataset of the hub; say how many of its documents to hold in "
+                "memory with max_documents, or stream it: tokenize_mixture([TextSource(...)])."
+            )
+        documents = [*stream_documents(source)]
     else:
         name = "the list of documents"
         rows = _with_text(({"text": d} if isinstance(d, str) else d for d in source), name)
-    documents = list(islice(rows, max_documents))
+        documents = [*islice(rows, max_documents)]
     if not documents:
         raise ValueError(f"there is no text in {name}: every document is empty or whitespace.")
     return documents

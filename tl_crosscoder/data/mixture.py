@@ -3,12 +3,12 @@
 At every step the component furthest behind its share gives the next document, so shares are exact
 to a document and nothing is drawn at random; the seed decides the order within each component and
 which documents are held out. Limit: a component that ends is read again, in another order;
-`MixedText.n_passes` counts how often.
+`SplitText.n_passes` counts how often.
 Source: the mixtures of Minder et al. 2025 and of Kassem et al. 2026.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -21,15 +21,15 @@ _ENCODED_TOGETHER = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedText:
-    """A mixture as contexts, for training and held out."""
+class SplitText:
+    """Contexts to train on and contexts to measure on."""
 
     training: TokenizedText
     held_out: TokenizedText
     held_out_documents: list[Document]
-    """The documents that `held_out` consists of, in its order."""
-    n_passes: dict[str, int]
-    """How often the training documents of each component were begun."""
+    """The documents that `held_out` was made of, in its order."""
+    n_passes: dict[str, int] = field(default_factory=dict)
+    """How often the training documents of each component of a mixture were begun."""
 
 
 def tokenize_mixture(
@@ -44,7 +44,7 @@ def tokenize_mixture(
     pack: bool = True,
     seed: int = 0,
     show_progress: bool = False,
-) -> MixedText:
+) -> SplitText:
     """Read a mixture until there are `n_tokens` to train on and `n_held_out_tokens` to measure on.
 
     Args:
@@ -80,7 +80,7 @@ def tokenize_mixture(
 
     measured = packed(held_out_documents(), n_held_out_tokens, "Reading held-out text")
     training = packed(mixture.documents(held_out=False), n_tokens, "Reading text")
-    return MixedText(
+    return SplitText(
         training=training,
         held_out=measured,
         held_out_documents=documents,

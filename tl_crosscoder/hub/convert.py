@@ -26,11 +26,11 @@ from torch import Tensor
 
 from tl_crosscoder.config.inputs import ModelsConfig
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
-from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.files import WEIGHTS_NAME
 from tl_crosscoder.hub.layouts import LAYOUTS, Foreign, ForeignFiles
 from tl_crosscoder.models.hub_errors import explained
-from tl_crosscoder.models.site import Site
-from tl_crosscoder.run.sources import sites_of
+from tl_crosscoder.models.site import Site, sites_of
 
 WEIGHTS_NAMES = ("model.safetensors", "cc_weights.pt", "model.pt", "model_final.pt", "ae.pt")
 CONFIG_NAMES = ("config.json", "cfg.json", "model_cfg.yaml", "model.cfg")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME, Crosscoder
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.files import CFG_NAME, WEIGHTS_NAME
 from tl_crosscoder.hub.registry import WEIGHTS, Entry, find, nearest
 from tl_crosscoder.models.devices import devices_of
 from tl_crosscoder.models.hub_errors import explained

@@ -20,24 +20,26 @@ from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import (
-    CFG_NAME,
-    WEIGHTS_NAME,
     Crosscoder,
     concatenation_config,
+)
+from tl_crosscoder.files import (
+    ANALYSIS_NAMES,
+    CAUSAL_NAMES,
+    CFG_NAME,
+    EXAMPLES_NAME,
+    PATCHING_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
 )
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.saelens import PairView
 from tl_crosscoder.models.site import Site
-from tl_crosscoder.train.checkpoint import RECORD_NAME
 
-ANALYSIS_NAMES = ("analysis.json", "analysis.safetensors")
-PATCHING_NAME = "patching.json"
-EXAMPLES_NAME = "examples.sqlite"
 SAELENS_FOLDER = "saelens"
 Content = Path | bytes
 """What a published file holds: a file as it is, or bytes."""
-_CAUSAL = ("ablation_*.json", "sufficiency_*.json", "baselines_*.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class PublishedRun:
         analysis = read(ANALYSIS_NAMES[0]) if has.issuperset(ANALYSIS_NAMES) else None
         if analysis is not None and not with_examples:
             analysis["top"] = [top | {"examples": []} for top in analysis["top"]]
-        causal = sorted(path for name in _CAUSAL for path in folder.glob(name))
+        causal = sorted(path for name in CAUSAL_NAMES for path in folder.glob(name))
         return cls(
             folder=folder,
             with_examples=with_examples and EXAMPLES_NAME in has,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from tl_crosscoder.files import size_text
+from tl_crosscoder.files import WEIGHTS_NAME, size_text
 from tl_crosscoder.models.pretrained import PREFIX, pretrained_folder
 from tl_crosscoder.results.measures import MEASURES
 from tl_crosscoder.results.render import Section, as_text
@@ -31,7 +31,7 @@ EMBEDDED = PREFIX.removesuffix("/")
 DICTIONARIES = pretrained_folder() / "dictionaries"
 REGISTRY_PATH = pretrained_folder() / "registry.yaml"
 WEIGHTS = {
-    None: "sae_weights.safetensors",
+    None: WEIGHTS_NAME,
     "dictionary_learning": "model.safetensors",
     "ckkissane": "cc_weights.pt",
 }

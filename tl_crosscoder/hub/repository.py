@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tl_crosscoder.crosscoder.config import ARCHITECTURE
-from tl_crosscoder.crosscoder.crosscoder import CFG_NAME
+from tl_crosscoder.files import CFG_NAME, RECORD_NAME
 from tl_crosscoder.hub.published_run import ANALYSIS_NAMES, Content
 from tl_crosscoder.hub.registry import Entry
 from tl_crosscoder.models.hub_errors import first_line
-from tl_crosscoder.train.checkpoint import RECORD_NAME
 
 CARD_NAME = "README.md"
 _LOGIN = (

@@ -13,7 +13,7 @@ from tl_crosscoder.analysis.similarity import checked_latents
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.integrations.config import HandoffConfig
 from tl_crosscoder.integrations.delphi import write_delphi
-from tl_crosscoder.integrations.judge.judging import JUDGED_NAME, Judged
+from tl_crosscoder.integrations.judge.judging import Judged
 from tl_crosscoder.integrations.neuronpedia import write_neuronpedia
 from tl_crosscoder.integrations.sae_dashboard import (
     ShownSite,
@@ -21,7 +21,6 @@ from tl_crosscoder.integrations.sae_dashboard import (
     write_sae_dashboard,
 )
 from tl_crosscoder.run.run import Run
-from tl_crosscoder.run.training import examples_of
 
 
 def hand_off(
@@ -74,7 +73,7 @@ def _write_dashboards(
     text: TokenizedText,
     config: HandoffConfig,
 ) -> None:
-    with examples_of(run, text) as examples:
+    with run.examples(of=text) as examples:
         known = examples.latents()
         requested = known if config.latents is None else config.latents
         latents = sorted(set(known) & set(requested))
@@ -86,7 +85,7 @@ def _write_dashboards(
             silent = sorted(set(range(active.d_sae)) - set(known))
             write_sae_dashboard(folder, batches, about=about, silent=silent)
         else:
-            path = run.path / JUDGED_NAME
+            path = run.path / files.JUDGED_NAME
             judged = Judged.load(path) if path.is_file() else None
             write_neuronpedia(folder, batches, shown=shown, config=config, judged=judged)
 

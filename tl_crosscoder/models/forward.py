@@ -56,7 +56,7 @@ def continued_apart(
     *,
     variants: Float[Tensor, "variants batch pos d_model"],
 ) -> Float[Tensor, "variants batch pos d_vocab"]:
-    """The same with a whole forward pass for each variant: the slow twin."""
+    """`continued` with a whole forward pass for each variant, at any hook."""
     tokens = tokens.to(device_of(model))
     logits = []
     for variant in variants:

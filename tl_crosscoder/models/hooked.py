@@ -150,19 +150,12 @@ def hook_width(model: HookedModel, hook_name: str, label: str) -> int:
     """
     tokens = torch.zeros((1, 2), dtype=torch.long, device=device_of(model))
     try:
-        return run_to_hook(model, hook_name, tokens).shape[-1]
+        return run_to_hooks(model, [hook_name], tokens)[0].shape[-1]
     except (AssertionError, ValueError) as error:
         raise ValueError(
             f"hook {hook_name!r} of the {label} gives nothing to compare: {error} Choose a hook "
             "with one vector a token, such as 'blocks.0.hook_resid_post'."
         ) from error
-
-
-def run_to_hook(
-    model: HookedModel, hook_name: str, tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos d_model"]:
-    """`run_to_hooks` for one hook."""
-    return run_to_hooks(model, [hook_name], tokens)[0]
 
 
 def run_to_hooks(

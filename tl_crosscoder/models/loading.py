@@ -127,68 +127,38 @@ def options_of_each(
 
 
 def load_site(site: Site, how: LoadOptions) -> HookedModel:
-    """The model of a site, with its adapter where it has one.
+    """The model of a site as a `TransformerBridge`, raw, its adapter merged or attached.
 
     Raises FileNotFoundError for a missing folder, and ValueError for what the hub refuses or where
     the adapter does not fit.
     """
-    if site.adapter is None:
-        return load(site.model_name, how, revision=site.revision)
-    return load_adapted(
-        site.model_name,
-        site.adapter,
-        how,
-        revision=site.base_revision,
-        adapter_revision=site.revision,
-    )
+    name, adapter, revision = site.model_name, site.adapter, _model_revision(site)
+    folder = None if adapter is None else _adapter_folder(adapter, site.revision)
+    source, hf_model = _source(name), None
+    with explained(name, revision):
+        if folder is not None or how.precision.is_4bit:
+            hf_model = _hf_model(source, how, revision)
+    if folder is not None:
+        named = {"base": name, "adapter": str(adapter)}
+        hf_model = with_adapter(hf_model, folder, **named, merge=how.merge_adapter)
+    with explained(name, revision):
+        model = _boot(source, hf_model, how, revision)
+    settle_on_cpu(model, name)
+    return model
 
 
 def load_tokenizer(site: Site) -> Any:
-    """The tokenizer of a site's model, without the model. Raises like `load`."""
+    """The tokenizer of a site's model, without the model. Raises as `load_site` does."""
     from transformers import AutoTokenizer
 
     source = _source(site.model_name)
-    revision = site.revision if site.adapter is None else site.base_revision
+    revision = _model_revision(site)
     with explained(site.model_name, revision):
         return AutoTokenizer.from_pretrained(source, revision=revision)
 
 
-def load(name: str | Path, how: LoadOptions, *, revision: str | None = None) -> HookedModel:
-    """Boot a hub name or a local folder as a `TransformerBridge` with raw weights.
-
-    Raises FileNotFoundError for a missing folder and ValueError for what the hub refuses.
-    """
-    source = _source(name)
-    with explained(name, revision):
-        hf_model = _hf_model(source, how, revision) if how.precision.is_4bit else None
-        model = _boot(source, hf_model, how, revision)
-    settle_on_cpu(model, str(name))
-    return model
-
-
-def load_adapted(
-    base: str | Path,
-    adapter: str | Path,
-    how: LoadOptions,
-    *,
-    revision: str | None = None,
-    adapter_revision: str | None = None,
-) -> HookedModel:
-    """Load `base` once more, merge the PEFT `adapter` or attach it, and boot the result.
-
-    Raises FileNotFoundError for a missing folder, ValueError where the adapter does not fit.
-    """
-    folder = _adapter_folder(adapter, adapter_revision)
-    source = _source(base)
-    with explained(base, revision):
-        hf_model = _hf_model(source, how, revision)
-    adapted = with_adapter(
-        hf_model, folder, base=str(base), adapter=str(adapter), merge=how.merge_adapter
-    )
-    with explained(base, revision):
-        model = _boot(source, adapted, how, revision)
-    settle_on_cpu(model, str(base))
-    return model
+def _model_revision(site: Site) -> str | None:
+    return site.revision if site.adapter is None else site.base_revision
 
 
 def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) -> HookedModel:

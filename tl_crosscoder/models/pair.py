@@ -21,10 +21,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_crosscoder.config.inputs import ModelsConfig
 from tl_crosscoder.models import checks, hooked, loading, tokenizer
 from tl_crosscoder.models.devices import moved_together
 from tl_crosscoder.models.hooked import Hook, HookedModel
-from tl_crosscoder.models.site import Site, site_columns, site_index
+from tl_crosscoder.models.site import (
+    Names,
+    Site,
+    pair_sites,
+    planned_sites,
+    site_columns,
+    site_index,
+    sites_of,
+)
 from tl_crosscoder.models.source import ActivationSource, Contexts
 from tl_crosscoder.results.render import Section, as_html
 
@@ -32,8 +41,6 @@ Patch = Callable[[Float[Tensor, "batch pos d_model"]], Tensor] | Float[Tensor, "
 """Activation to put in the place of the model's own, or a function from the old to the new one."""
 Prompts = str | Sequence[str | list[int]] | Int[Tensor, "batch pos"]
 """One text, several texts or lists of ids, or unpadded tokens."""
-Names = str | Path | Sequence[str | Path]
-"""One name of a model or adapter, or several."""
 
 
 class ModelPair(ActivationSource):
@@ -87,7 +94,7 @@ class ModelPair(ActivationSource):
         distinct = {id(model): (model, label) for model, _, label in located}
         each, own_labels = zip(*distinct.values(), strict=True)
         self._tokenizer = checks.common_tokenizer(each, tokenizer, own_labels)
-        self._weight_processing = checks.check_same_kind(each, own_labels)
+        self.weight_processing = checks.check_same_kind(each, own_labels)
         for model in each:
             model.eval()
         self.model_sites = tuple(_measured(*where) for where in located)
@@ -181,17 +188,22 @@ class ModelPair(ActivationSource):
         pair = cls(*models, sites=sites, tokenizer=tokenizer)
         return pair if minus is None else pair.difference()
 
+    @classmethod
+    def from_config(cls, config: ModelsConfig) -> "ModelPair":
+        """The models that a config names, at their sites, or the difference of the two.
+
+        Raises ValueError or FileNotFoundError as `sites_of` and `from_sites` do.
+        """
+        how = {"device": config.device, "dtype": config.dtype}
+        models = cls.from_sites(sites_of(config), merge_adapter=config.merge_adapter, **how)
+        return models.difference() if config.difference else models
+
     # --- what it is ------------------------------------------------------------------------------
 
     @property
     def tokenizer(self) -> Any:
         """Hugging Face tokenizer of all models."""
         return self._tokenizer
-
-    @property
-    def weight_processing(self) -> str:
-        """`raw` or `processed` (norms folded, weights centred): recorded with a dictionary."""
-        return self._weight_processing
 
     @property
     def d_vocab(self) -> int:
@@ -416,89 +428,6 @@ class ModelPair(ActivationSource):
             return self._checked(prompts).tolist()
         each = [prompts] if isinstance(prompts, str) else prompts
         return [self.encode(p, prepend_bos=prepend_bos) if isinstance(p, str) else p for p in each]
-
-
-def pair_sites(
-    base: str | Path,
-    finetuned: Names | None = None,
-    *,
-    hook_name: str | Sequence[str],
-    adapter: Names | None = None,
-    revision: str | None = None,
-    finetuned_revision: str | Sequence[str | None] | None = None,
-) -> tuple[Site, ...]:
-    """Sites of a base and its fine-tunes, before any model is loaded; see `from_pretrained`.
-
-    Raises:
-        ValueError: names that do not go together.
-    """
-    n_hooks = 1 if isinstance(hook_name, str) else len(hook_name)
-    given = [n for n in (finetuned, adapter) if n is not None]
-    if len(given) != 1 and (given or n_hooks == 1):
-        raise ValueError(
-            f"give exactly one of finetuned ({finetuned!r}) and adapter ({adapter!r}): the "
-            "fine-tuned model, or a PEFT adapter on the base. The base alone is enough only for "
-            "several hook points."
-        )
-    tuned = [n for names in given for n in ([names] if isinstance(names, str | Path) else names)]
-    if finetuned_revision is None or isinstance(finetuned_revision, str):
-        revisions: list[str | None] = [finetuned_revision] * len(tuned)
-    else:
-        revisions = [*finetuned_revision]
-    if len(revisions) != len(tuned) or (isinstance(finetuned_revision, str) and len(tuned) > 1):
-        raise ValueError(
-            f"finetuned_revision {finetuned_revision!r} is not one for each of {tuned}: leave it "
-            "out, or give as many."
-        )
-    return planned_sites(
-        [base, *([base] * len(tuned) if adapter is not None else tuned)],
-        hook_name,
-        adapters=[None, *(tuned if adapter is not None else [None] * len(tuned))],
-        revisions=[revision, *revisions],
-    )
-
-
-def planned_sites(
-    names: Sequence[str | Path],
-    hook_name: str | Sequence[str],
-    *,
-    adapters: Sequence[str | Path | None] | None = None,
-    revisions: Sequence[str | None] | None = None,
-) -> tuple[Site, ...]:
-    """Sites of these models at these hooks, model by model, with widths yet to be measured.
-
-    They are called base, finetuned, finetuned_2 and so on, and with several hooks
-    `base@blocks.3.hook_resid_post`. `revisions` are of the adapter where there is one.
-
-    Raises:
-        ValueError: lists that do not go together, or a hook point named twice.
-    """
-    n, hooks = len(names), [hook_name] if isinstance(hook_name, str) else [*hook_name]
-    adapters, revisions = adapters or [None] * n, revisions or [None] * n
-    lengths = {"names": n, "adapters": len(adapters), "revisions": len(revisions)}
-    if set(lengths.values()) != {n} or not n or not hooks or len(set(hooks)) < len(hooks):
-        raise ValueError(
-            f"every model needs one name, adapter and revision, and hook points that differ, but "
-            f"there are {lengths} with the hook points {hooks}."
-        )
-    roles = ["base", "finetuned", *(f"finetuned_{i}" for i in range(2, n))][:n]
-    base_revisions = {
-        str(name): revision
-        for name, adapter, revision in zip(names, adapters, revisions, strict=True)
-        if adapter is None
-    }
-    return tuple(
-        Site(
-            name=role if len(hooks) == 1 else f"{role}@{hook}",
-            hook_name=hook,
-            model_name=str(name),
-            revision=revision,
-            adapter=None if adapter is None else str(adapter),
-            base_revision=base_revisions.get(str(name)) if adapter is not None else None,
-        )
-        for role, name, adapter, revision in zip(roles, names, adapters, revisions, strict=True)
-        for hook in hooks
-    )
 
 
 def _measured(model: HookedModel, site: Site, label: str) -> Site:

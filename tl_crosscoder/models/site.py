@@ -7,12 +7,17 @@ sites side by side, `[d_in]`.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.config.inputs import ModelsConfig
 from tl_crosscoder.models.hooked import stop_layer
+
+Names = str | Path | Sequence[str | Path]
+"""One name of a model or adapter, or several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +127,126 @@ def subtracted_sites(sites: Sequence[Site]) -> tuple[int, int] | None:
     if pair is None or sites[pair[0]].d_model != sites[pair[1]].d_model:
         return None
     return pair
+
+
+# --- from the names of models to sites ------------------------------------------------------------
+
+
+def sites_of(config: ModelsConfig) -> tuple[Site, ...]:
+    """The sites that a config names, before any model is loaded: every hook point in every model.
+
+    Raises:
+        ValueError: fields that do not go together.
+    """
+    if config.base is None or config.hook_name is None:
+        raise ValueError(
+            f"base is {config.base!r} and hook_name {config.hook_name!r}: name the base model "
+            "(--base), the fine-tuned one (--finetuned or --adapter) and the hook point "
+            "(--hook-name), or a cache of their activations (--cache)."
+        )
+    finetuned, adapter, revisions = config.finetuned, config.adapter, config.finetuned_revision
+    sites = pair_sites(
+        config.base,
+        None if finetuned is None else _listed(finetuned, "finetuned"),
+        hook_name=_listed(config.hook_name, "hook_name"),
+        adapter=None if adapter is None else _listed(adapter, "adapter"),
+        revision=config.revision,
+        finetuned_revision=revisions and [r.strip() or None for r in revisions.split(",")],
+    )
+    if config.difference and len(sites) != 2:
+        raise ValueError(
+            f"a difference is between two sites, but these are {[s.name for s in sites]}. Give one "
+            "fine-tuned model and one hook point, or two hook points of the base alone."
+        )
+    return sites
+
+
+def _listed(value: str, field: str) -> list[str]:
+    """The parts of a comma list."""
+    names = [part.strip() for part in value.split(",")]
+    if not all(names):
+        raise ValueError(f"{field} {value!r} has an empty name between its commas.")
+    return names
+
+
+def pair_sites(
+    base: str | Path,
+    finetuned: Names | None = None,
+    *,
+    hook_name: str | Sequence[str],
+    adapter: Names | None = None,
+    revision: str | None = None,
+    finetuned_revision: str | Sequence[str | None] | None = None,
+) -> tuple[Site, ...]:
+    """Sites of a base and its fine-tunes, before any model is loaded; see `from_pretrained`.
+
+    Raises:
+        ValueError: names that do not go together.
+    """
+    n_hooks = 1 if isinstance(hook_name, str) else len(hook_name)
+    given = [n for n in (finetuned, adapter) if n is not None]
+    if len(given) != 1 and (given or n_hooks == 1):
+        raise ValueError(
+            f"give exactly one of finetuned ({finetuned!r}) and adapter ({adapter!r}): the "
+            "fine-tuned model, or a PEFT adapter on the base. The base alone is enough only for "
+            "several hook points."
+        )
+    tuned = [n for names in given for n in ([names] if isinstance(names, str | Path) else names)]
+    if finetuned_revision is None or isinstance(finetuned_revision, str):
+        revisions: list[str | None] = [finetuned_revision] * len(tuned)
+    else:
+        revisions = [*finetuned_revision]
+    if len(revisions) != len(tuned) or (isinstance(finetuned_revision, str) and len(tuned) > 1):
+        raise ValueError(
+            f"finetuned_revision {finetuned_revision!r} is not one for each of {tuned}: leave it "
+            "out, or give as many."
+        )
+    return planned_sites(
+        [base, *([base] * len(tuned) if adapter is not None else tuned)],
+        hook_name,
+        adapters=[None, *(tuned if adapter is not None else [None] * len(tuned))],
+        revisions=[revision, *revisions],
+    )
+
+
+def planned_sites(
+    names: Sequence[str | Path],
+    hook_name: str | Sequence[str],
+    *,
+    adapters: Sequence[str | Path | None] | None = None,
+    revisions: Sequence[str | None] | None = None,
+) -> tuple[Site, ...]:
+    """Sites of these models at these hooks, model by model, with widths yet to be measured.
+
+    They are called base, finetuned, finetuned_2 and so on, and with several hooks
+    `base@blocks.3.hook_resid_post`. `revisions` are of the adapter where there is one.
+
+    Raises:
+        ValueError: lists that do not go together, or a hook point named twice.
+    """
+    n, hooks = len(names), [hook_name] if isinstance(hook_name, str) else [*hook_name]
+    adapters, revisions = adapters or [None] * n, revisions or [None] * n
+    lengths = {"names": n, "adapters": len(adapters), "revisions": len(revisions)}
+    if set(lengths.values()) != {n} or not n or not hooks or len(set(hooks)) < len(hooks):
+        raise ValueError(
+            f"every model needs one name, adapter and revision, and hook points that differ, but "
+            f"there are {lengths} with the hook points {hooks}."
+        )
+    roles = ["base", "finetuned", *(f"finetuned_{i}" for i in range(2, n))][:n]
+    base_revisions = {
+        str(name): revision
+        for name, adapter, revision in zip(names, adapters, revisions, strict=True)
+        if adapter is None
+    }
+    return tuple(
+        Site(
+            name=role if len(hooks) == 1 else f"{role}@{hook}",
+            hook_name=hook,
+            model_name=str(name),
+            revision=revision,
+            adapter=None if adapter is None else str(adapter),
+            base_revision=base_revisions.get(str(name)) if adapter is not None else None,
+        )
+        for role, name, adapter, revision in zip(roles, names, adapters, revisions, strict=True)
+        for hook in hooks
+    )

@@ -50,6 +50,8 @@ class ActivationSource(ABC):
     Subclasses set the fields below and `compared` by `_compare`.
     """
 
+    weight_processing: str
+    """`raw` or `processed` (norms folded, weights centred); recorded with a dictionary."""
     model_sites: tuple[Site, ...]
     """Every (model, hook point), in order; the first is the base."""
     compared: tuple[int, int] | None
@@ -71,11 +73,6 @@ class ActivationSource(ABC):
     @abstractmethod
     def n_ctx(self) -> int:
         """Longest context, in tokens."""
-
-    @property
-    @abstractmethod
-    def weight_processing(self) -> str:
-        """`raw` or `processed` (norms folded, weights centred); recorded with a dictionary."""
 
     @property
     def cache_id(self) -> str | None:

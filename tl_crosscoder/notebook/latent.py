@@ -6,7 +6,6 @@ said in its place. Limit: examples are those in the run's `examples.sqlite`, whi
 there is none; the lenses need the models.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -28,7 +27,6 @@ from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section, as_html, as_text
 from tl_crosscoder.results.tables import TableOfRows
 from tl_crosscoder.run.run import Run
-from tl_crosscoder.run.training import run_examples
 
 T = TypeVar("T")
 
@@ -69,7 +67,7 @@ class LatentView:
         check_source(run.models, run.crosscoder)
         checked_latents([latent], run.crosscoder)
         measured = run.measurement().latents
-        with run_examples(run) as database:
+        with run.examples() as database:
             stored = database.latent(latent)
         (measures,) = in_order(measured, [latent], order="chosen").rows
         missing: list[str] = []
@@ -124,18 +122,16 @@ class LatentView:
         if not self.stored:
             return Section(title="No examples: it is never active on the measured text.")
         groups: dict[str, list[StoredExample]] = {}
-        for quantile in sorted({e.quantile for e in self.stored}, key=_weakest_last):
+        quantiles = {e.quantile for e in self.stored if e.quantile is not None}
+        for quantile in (None, *sorted(quantiles, reverse=True)):
             name = "largest" if quantile is None else f"quantile {quantile + 1}"
-            groups[name] = [e for e in self.stored if e.quantile == quantile]
+            if own := [e for e in self.stored if e.quantile == quantile]:
+                groups[name] = own
         ends = [f"{own[0].value:.2f} to {own[-1].value:.2f}" for own in groups.values()]
         return Section(
             columns={"examples": [*groups], "activations": ends},
             examples=[own[:3] for own in groups.values()],
         )
-
-
-def _weakest_last(quantile: int | None) -> float:
-    return -math.inf if quantile is None else -quantile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +207,7 @@ def search(run: Run, text: str, *, n: int = 20) -> Hits:
         ValueError: an empty text.
         FileNotFoundError: the run keeps neither examples nor text.
     """
-    with run_examples(run) as database:
+    with run.examples() as database:
         found = database.search(text, n=n)
     ranked = in_order(run.measurement().latents, [hit.latent for hit in found], order="chosen")
     rows = [

@@ -10,9 +10,10 @@ made, and `load_diff` what the command line made; no model keeps a hook between 
 one dictionary; what compares several is in `analysis`.
 """
 
+import difflib
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from shutil import copytree
@@ -24,24 +25,24 @@ from torch import Tensor
 from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import Ranking, rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.config.presets import Preset
+from tl_crosscoder.config.causal import CausalQuestion
+from tl_crosscoder.config.presets import Preset, preset_from, preset_name
+from tl_crosscoder.config.presets import preset as make_preset
+from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.data.text import Text, checked_text
 from tl_crosscoder.interventions.ablation import ablation
 from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import AddLatents
 from tl_crosscoder.interventions.mitigation import Mode
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.steering import Direction, activation_norms, steering
 from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.models.hooked import HookedModel
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.notebook.latent import Hits, LatentView, search
-from tl_crosscoder.notebook.prompts import (
-    N_NEW_TOKENS,
-    EditedDiff,
-    PromptDiff,
-    insertion,
-    prompt_diff,
-)
-from tl_crosscoder.notebook.run import Model, Models, live_run
+from tl_crosscoder.notebook.prompts import EditedDiff, PromptDiff, prompt_diff
 from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.report.html import ReportSettings, report
 from tl_crosscoder.report.terminal import render
@@ -49,20 +50,23 @@ from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section, as_html
 from tl_crosscoder.run.causal import (
     N_NEUTRAL_TOKENS,
-    CausalQuestion,
+    N_NEW_TOKENS,
     ablate_run,
     patch_run,
     steer_run,
 )
 from tl_crosscoder.run.run import Run
-from tl_crosscoder.run.text import Text
 from tl_crosscoder.run.training import train
 from tl_crosscoder.train.checkpoint import check_output
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+Model = str | Path | HookedModel
+"""A name, a folder, or a model of either TransformerLens kind."""
 Latents = Sequence[int] | Int[Tensor, " n"]
+_OF_NAMES = ("adapter", "device", "dtype", "merge_adapter", "revision", "finetuned_revision")
+"""Settings of models that are loaded by name."""
 
 
 def diff(
@@ -117,14 +121,87 @@ def diff(
     settings |= {"hook_name": hook_name, "preset": preset, "d_sae": d_sae, "k": k, "seed": seed}
     settings |= {"n_tokens": n_tokens, "device": device}
     settings |= {"adapter": None if adapter is None else str(adapter)}
-    settings["output"] = str(output or tempfile.mkdtemp(prefix="tl_crosscoder-"))
-    how = {"text": text, "settings": settings, "model_names": model_names}
-    config, models, content = live_run(base, finetuned, **how)
+    given = _with_preset({name: value for name, value in settings.items() if value is not None})
+    given |= _names(base, finetuned, given, model_names)
+    content = checked_text(text)
+    if isinstance(content, str | Path):
+        given["text"], content = str(content), None
+    given["output"] = str(output or tempfile.mkdtemp(prefix="tl_crosscoder-"))
+    config = RunConfig.from_mapping(given, name="diff")
+    models = None
+    if config.base is None:
+        models = _pair(base, finetuned, config, model_names)
     return ModelDiff(run=train(config, models=models, text=content, resume=resume))
 
 
+def _with_preset(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings, checked by name, with options such as `k` moved into the preset that has them."""
+    chosen = preset_from(given.get("preset", "batchtopk"))
+    options = {f.name for f in fields(chosen)} & given.keys()
+    own = {name: given.pop(name) for name in options}
+    known = {f.name for f in fields(RunConfig)} - {"cache", "mixture"}
+    for name in given.keys() - known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"diff has no setting {name!r}"
+            + (f"; nearest: {', '.join(map(repr, near))}" if near else "")
+            + ". Settings are the fields of tl_crosscoder.RunConfig and the options of preset "
+            f"{preset_name(chosen)!r}; a cache or a mixture of texts is trained on with train, and "
+            "opened with load_diff."
+        )
+    return given | {"preset": make_preset(preset_name(chosen), **(asdict(chosen) | own))}
+
+
+def _names(
+    base: Model,
+    finetuned: Model | None,
+    given: Mapping[str, Any],
+    model_names: tuple[str, str] | None,
+) -> dict[str, str | None]:
+    """Fields of a config that name the models; empty where they are loaded."""
+    each = [base, *([] if finetuned is None else [finetuned])]
+    are_names = [isinstance(m, str | Path) for m in each]
+    if all(are_names) and model_names is None:
+        return {"base": str(base), "finetuned": None if finetuned is None else str(finetuned)}
+    if any(are_names) or len(each) < 2:
+        raise ValueError(
+            f"base is {_kind(base)} and finetuned {_kind(finetuned)}: give names of both (or an "
+            "adapter), or both loaded, with model_names or without."
+        )
+    refused = sorted({*_OF_NAMES} & given.keys())
+    if refused:
+        raise ValueError(
+            f"the models are loaded already, so {', '.join(refused)} cannot be chosen: leave it "
+            "out, or give the names of the models."
+        )
+    return {}
+
+
+def _kind(model: Any) -> str:
+    return repr(model) if isinstance(model, str | Path | None) else f"a {type(model).__name__}"
+
+
+def _pair(
+    base: Any, finetuned: Any, config: RunConfig, model_names: tuple[str, str] | None
+) -> ModelPair:
+    """Loaded models. Raises ValueError where a dictionary could not tell them apart by name."""
+    if config.hook_name is None or "," in config.hook_name:
+        raise ValueError(
+            f"hook_name is {config.hook_name!r}: loaded models are read at one hook point. Several "
+            "are read in models that are given by name."
+        )
+    pair = ModelPair(base, finetuned, hook_name=config.hook_name, model_names=model_names)
+    names = [site.model_name for site in pair.model_sites]
+    if names[0] == names[1] and model_names is None:
+        raise ValueError(
+            f"both models call themselves {names[0]!r}, and a dictionary records its models by "
+            "name. Say what they are with model_names=(base, finetuned): hub names or folders."
+        )
+    return pair.difference() if config.difference else pair
+
+
 def load_diff(
-    folder: str | Path, *, models: Models | None = None, device: str = "cpu"
+    folder: str | Path, *, models: ModelPair | None = None, device: str = "cpu"
 ) -> "ModelDiff":
     """Open a finished run: one of `diff`, of `train` or of `tl-crosscoder train`.
 
@@ -161,7 +238,7 @@ class ModelDiff:
         return self.run.crosscoder
 
     @property
-    def models(self) -> Models:
+    def models(self) -> ModelPair:
         """The models at their sites, loaded now if they are not yet."""
         return self.run.models
 
@@ -204,19 +281,25 @@ class ModelDiff:
         n: int = 8,
         max_new_tokens: int = N_NEW_TOKENS,
     ) -> PromptDiff:
-        """What both models write, and which latents say the difference; see `prompt_diff`."""
+        """What both models write, and which latents explain the difference; see `prompt_diff`."""
         options = {"latents": latents, "n": n, "max_new_tokens": max_new_tokens}
         return prompt_diff(self.run, self.ctx, prompt, **options)
 
     def ablate(self, latents: Latents, *, mode: Mode = "delta") -> EditedDiff:
         """The fine-tuned model without latents; `mode` as in `ablated`."""
         edit, ids = ablation(self.ctx, latents, mode), _listed(latents)
-        return self._edited(edit, f"{self._finetuned} without {ids} ({mode})")
+        return self._edited(edit, f"{self._model(edit.site)} without {ids} ({mode})")
 
     def insert(self, latents: Latents) -> EditedDiff:
-        """The base model with what latents add to the fine-tuned one."""
-        edit, ids = insertion(self.ctx, latents), _listed(latents)
-        return self._edited(edit, f"{self._base} with what {ids} add")
+        """The base model's stream plus what latents add to it: x^0 + sum f_j (d_j^1 - d_j^0).
+
+        The patch of Minder et al. 2025 (arXiv 2504.02922). Raises ValueError for latents out of
+        range.
+        """
+        ids, site = self.ctx.latents(latents), self.ctx.base
+        directions = self.ctx.difference[ids]
+        edit = AddLatents(site=site, stream=site, latents=ids, directions=directions)
+        return self._edited(edit, f"{self._model(site)} with what {_listed(latents)} add")
 
     def steer(
         self,
@@ -240,8 +323,7 @@ class ModelDiff:
         norm = self.norms[site] if norm is None else norm
         edit = steering(self.ctx, direction, strength=strength, norm=norm, site=site)
         what = "a vector" if isinstance(direction, Tensor) else f"latent {direction}"
-        name = f"the {spoken(site)} model steered by {strength:g} x {what}"
-        return self._edited(edit, name)
+        return self._edited(edit, f"{self._model(edit.site)} steered by {strength:g} x {what}")
 
     @cached_property
     def norms(self) -> dict[str, float]:
@@ -252,7 +334,7 @@ class ModelDiff:
     # --- with controls ---------------------------------------------------------------------------
 
     def patching(self, **question: Any) -> PatchingResult:
-        """KL recovery; fields of `causal.CausalQuestion`. It is kept in the folder."""
+        """KL recovery; fields of `config.causal.CausalQuestion`. It is kept in the folder."""
         return patch_run(self.run, CausalQuestion(**question))
 
     def necessity(self, *, mode: Mode = "delta", **question: Any) -> list[CausalTest]:
@@ -274,7 +356,7 @@ class ModelDiff:
             path: of the file, `.html`; None is `report.html` in the folder.
             settings: fields of `ReportSettings`, such as `n_latents`.
 
-        Raises: as `visualize.report.report` does.
+        Raises: as `report.html.report` does.
         """
         how = {"settings": ReportSettings(**settings), "output": path, "show_progress": True}
         return report(self.run, **how)
@@ -300,13 +382,8 @@ class ModelDiff:
         sites = Section(columns=site_columns(self.crosscoder.sites))
         return as_html([sites, *self.measurement.sections()])
 
-    @property
-    def _base(self) -> str:
-        return f"the {spoken(self.ctx.site_name(self.ctx.base))} model"
-
-    @property
-    def _finetuned(self) -> str:
-        return f"the {spoken(self.ctx.site_name(self.ctx.finetuned))} model"
+    def _model(self, site: int) -> str:
+        return f"the {spoken(self.ctx.site_name(site))} model"
 
     def _edited(self, edit: Any, name: str) -> EditedDiff:
         return EditedDiff(run=self.run, ctx=self.ctx, edit=edit, name=name)

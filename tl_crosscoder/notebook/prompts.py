@@ -4,14 +4,14 @@ Contract: an `EditedDiff` is a plan; a model has hooks only while it runs, and n
 whatever happens. Prompts are a user's turns where the tokenizer has a chat template, else plain
 text. Limit: text in a notebook; with controls an effect is tested by `causal_test`.
 
-One prompt seen by both models: what each writes, and which latents speak on it.
+One prompt read by both models: what each writes, and which latents explain the difference on it.
 
-    said_j = sum_t (2 f_tj <v_j, delta_t> - f_tj^2 ||v_j||^2) / sum_t ||delta_t||^2
+    explained_difference_j = sum_t (2 f_tj <v_j, delta_t> - f_tj^2 ||v_j||^2) / sum_t ||delta_t||^2
 
 over the tokens t of the prompt and of what the fine-tuned model writes after it, with delta = x^1 -
-x^0 and v_j = d_j^1 - d_j^0: how much less is left of the difference if only latent j speaks, as
+x^0 and v_j = d_j^1 - d_j^0: the share of the squared difference that latent j explains alone, as
 `DifferenceByLatent` has it for a whole text, there over its variance. Limit: a few tokens are no
-measure of a latent; what its neighbours say as well counts for each.
+measure of a latent, and what latents explain together counts for each.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.analysis.latents import in_order
@@ -29,7 +29,7 @@ from tl_crosscoder.crosscoder.sparse.kernels import sampled_dots
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import tokenize
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
-from tl_crosscoder.interventions.edits import AddLatents, Edit
+from tl_crosscoder.interventions.edits import Edit
 from tl_crosscoder.interventions.live import EditedModel, edited
 from tl_crosscoder.models.tokenizer import decode_continuation
 from tl_crosscoder.report.circuits import TokensHtml
@@ -39,10 +39,8 @@ from tl_crosscoder.report.tokens import edited_tokens
 from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section, as_html, as_text
 from tl_crosscoder.results.tables import TableOfRows
-from tl_crosscoder.run.causal import prompt_ids
+from tl_crosscoder.run.causal import N_NEW_TOKENS, prompt_ids, samples
 from tl_crosscoder.run.run import Run
-
-N_NEW_TOKENS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +119,16 @@ class EditedDiff:
         Raises:
             ValueError: prompts that are longer than the models' context.
         """
+        each = [prompts] if isinstance(prompts, str) else [*prompts]
+        how = {"sites": (self.ctx.base, self.ctx.finetuned), "edits": {"edited": self.edit}}
         options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        return written(self.run, self.ctx, prompts, edited=self, options=options)
+        found = samples(self.run, self.ctx, each, **how, **options)
+        rows = [
+            Generation(prompt=prompt, model=model, text=text)
+            for prompt, texts in found
+            for model, text in texts.items()
+        ]
+        return Generations(rows=tuple(rows), edit=self.name)
 
     def log_probs(self, text: str | Document) -> TokensHtml:
         """Log-probability of each token of a text before and after the edit."""
@@ -136,50 +142,16 @@ class EditedDiff:
         return f"EditedDiff({self.name}; .generate(prompts), .log_probs(text), .open())"
 
 
-def insertion(ctx: InterventionContext, latents: Sequence[int] | Int[Tensor, " n"]) -> AddLatents:
-    """The base model's stream plus what some latents add to it: x^0 + sum f_j (d_j^1 - d_j^0).
-
-    The patch of Minder et al. 2025 (arXiv 2504.02922) in the base model, as `causal_test` inserts
-    it. Raises ValueError for latents out of range.
-    """
-    ids, site = ctx.latents(latents), ctx.base
-    return AddLatents(site=site, stream=site, latents=ids, directions=ctx.difference[ids])
-
-
-def written(
-    run: Run,
-    ctx: InterventionContext,
-    prompts: str | Sequence[str],
-    *,
-    options: dict[str, float],
-    edited: EditedDiff | None = None,
-) -> Generations:
-    """What both models write, and an edited one; options are those of `generate_tokens`."""
-    each = [prompts] if isinstance(prompts, str) else [*prompts]
-    ids = [prompt_ids(run, prompt) for prompt in each]
-    sites = [ctx.site_name(i) for i in (ctx.base, ctx.finetuned)]
-    texts = {site: ctx.models.generate(ids, site=site, **options) for site in sites}
-    if edited is not None:
-        with edited.open() as model:
-            texts["edited"] = model.generate(ids, **options)
-    rows = [
-        Generation(prompt=prompt, model=model, text=own[i])
-        for i, prompt in enumerate(each)
-        for model, own in texts.items()
-    ]
-    return Generations(rows=tuple(rows), edit="" if edited is None else edited.name)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PromptLatent:
     """A latent on these tokens."""
 
     latent: int
-    said: float
-    """Share of the squared norm of the difference on these tokens that goes if only it speaks."""
+    explained_difference: float
+    """Share of the squared norm of the difference on these tokens that it explains alone."""
     max_code: float
     token: str
-    """Where its code is largest; empty where it is silent."""
+    """Where its code is largest; empty where it is active nowhere."""
     n_active: int
     """Of these tokens."""
     relative_decoder_norm: float
@@ -190,7 +162,7 @@ class PromptLatent:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptDiff(TableOfRows):
-    """Latents by what they say of the difference on a prompt, most first."""
+    """Latents by the difference that they explain on a prompt, most first."""
 
     ROW: ClassVar[type] = PromptLatent
     rows: tuple[PromptLatent, ...]
@@ -246,8 +218,8 @@ def prompt_diff(
         run: where measures of the latents are.
         ctx: its models and dictionary.
         prompt: a user's turn where there is a chat template, else plain text.
-        latents: which to show, in this order; None is the n that say most of the difference.
-        n: how many at most; those that are silent are never among them.
+        latents: which to show, in this order; None is the n that explain most of the difference.
+        n: how many at most; only active ones are among them.
         max_new_tokens: that each model writes, at most.
 
     Raises:
@@ -262,13 +234,13 @@ def prompt_diff(
     ids, tokenizer = [*start, *new], ctx.models.tokenizer
     acts = _streams(run, ctx, ids)
     assert acts.codes is not None
-    said = _said(ctx, acts, acts.codes)
+    explained = _explained(ctx, acts, acts.codes)
     if chosen is None:
-        speaking = acts.codes.fired().cpu().nonzero().squeeze(1)
-        chosen = speaking[said[speaking].argsort(descending=True)[:n]].tolist()
+        active = acts.codes.fired().cpu().nonzero().squeeze(1)
+        chosen = active[explained[active].argsort(descending=True)[:n]].tolist()
     tokens = text_tokens(tokenizer, ids)
     return PromptDiff(
-        rows=tuple(_row(run, j, said, acts.codes, tokens) for j in chosen),
+        rows=tuple(_row(run, j, explained[j].item(), acts.codes, tokens) for j in chosen),
         prompt=prompt,
         base=decode_continuation(tokenizer, start, base),
         finetuned=decode_continuation(tokenizer, start, new),
@@ -285,7 +257,7 @@ def _streams(run: Run, ctx: InterventionContext, ids: list[int]) -> SiteActivati
     return ctx.acts(text.context_ids, text)
 
 
-def _said(
+def _explained(
     ctx: InterventionContext, acts: SiteActivations, codes: SparseCodes
 ) -> Float[Tensor, " d_sae"]:
     """See the module; NaN where the models are equal."""
@@ -304,7 +276,7 @@ def _said(
 def _row(
     run: Run,
     latent: int,
-    said: Float[Tensor, " d_sae"],
+    explained: float,
     codes: SparseCodes,
     tokens: list[str],
 ) -> PromptLatent:
@@ -313,7 +285,7 @@ def _row(
     own[codes.pattern.tokens[is_own].long().cpu()] = codes.values[is_own].float().cpu()
     return PromptLatent(
         latent=latent,
-        said=said[latent].item(),
+        explained_difference=explained,
         max_code=own.max().item(),
         token=tokens[int(own.argmax())] if own.any() else "",
         n_active=int((own > 0).sum()),

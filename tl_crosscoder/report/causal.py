@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from tl_crosscoder.baselines.activation_difference import ActivationDifference
+from tl_crosscoder.files import PATCHING_NAME
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.interventions.trials import CausalRow, CausalTest
 from tl_crosscoder.models.pair import ModelPair
@@ -130,7 +131,7 @@ class Causes:
 
 def causes_of(folder: Path) -> Causes:
     """Read the results in a folder. Raises ValueError for a file that is not a result."""
-    patching = folder / "patching.json"
+    patching = folder / PATCHING_NAME
     result = PatchingResult.load(patching) if patching.is_file() else None
     tests = {
         path.stem: CausalTest.load(path)

@@ -5,9 +5,10 @@ the folder (`patching.json`, `ablation_behaviour.json` and so on), which is retu
 text is the run's held-out text, in which the fine-tune may have a part.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tl_crosscoder.analysis.latents import LatentMeasures, rank_latents
 from tl_crosscoder.baselines.activation_difference import (
@@ -15,50 +16,42 @@ from tl_crosscoder.baselines.activation_difference import (
     activation_difference,
 )
 from tl_crosscoder.baselines.pca import difference_pca
+from tl_crosscoder.config.causal import (
+    CausalQuestion,
+    EffectQuestion,
+    LatentsQuestion,
+    PromptsQuestion,
+)
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.data.chat import encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.interventions.ablation import ablated, measure_estimate
+from tl_crosscoder.files import CAUSAL_NAMES, HELD_OUT_NAME, PATCHING_NAME
+from tl_crosscoder.interventions.ablation import ablation, measure_estimate
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.behaviour import Behaviour, Predictions
 from tl_crosscoder.interventions.causal import causal_test
 from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import Edit
+from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.interventions.mitigation import Mode, export_mitigation
 from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
-from tl_crosscoder.interventions.steering import activation_norms, steered
+from tl_crosscoder.interventions.steering import activation_norms, steering
 from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, run_trials
 from tl_crosscoder.organisms.scores import planted_behaviour
 from tl_crosscoder.run.run import Run
 
 N_NEUTRAL_TOKENS = 4096
+N_NEW_TOKENS = 40
+"""Tokens that a model writes after a prompt."""
 SIZES = (3, 10, 30)
 """Latents of the sets that are tested where none are named."""
 Samples = list[tuple[str, dict[str, str]]]
 """Prompts, and what each model writes after them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CausalQuestion:
-    """What is tested, on what."""
-
-    latents: tuple[int, ...] | None = None
-    """None is the first of the ranking, in sets of 3, 10 and 30."""
-    text: str | None = None
-    """Prompts; None is the run's held-out text, of which chats are taken alone."""
-    n_prompts: int = 100
-    behaviour: str | None = None
-    """JSONL of prompts and completions; None is the main behaviour of an embedded organism, or
-    none."""
-    n_random: int = 100
-    n_matched: int = 10
-    null: str | None = None
-    """Folder of a dictionary of a null pair (the base against itself) at the same hook, whose
-    directions are one more control."""
-    seed: int = 0
-
-
-def patch_run(run: Run, question: CausalQuestion) -> PatchingResult:
+def patch_run(run: Run, question: LatentsQuestion) -> PatchingResult:
     """The table of KL recovery."""
     latents, prompts = run.measurement().latents, _prompts(run, question)
     result = patching(
@@ -70,7 +63,7 @@ def patch_run(run: Run, question: CausalQuestion) -> PatchingResult:
         seed=question.seed,
         show_progress=True,
     )
-    result.save(run.path / "patching.json")
+    result.save(run.path / PATCHING_NAME)
     return result
 
 
@@ -88,7 +81,7 @@ def steer_run(
 
 
 def baseline_run(
-    run: Run, question: CausalQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
+    run: Run, question: EffectQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
 ) -> tuple[list[CausalTest], ActivationDifference]:
     """The tests of what needs no dictionary, and the mean difference by position.
 
@@ -96,7 +89,7 @@ def baseline_run(
     principal components, of which both signs are steered by.
     """
     ctx = InterventionContext.of(run.models)
-    neutral = neutral_text(run, question)
+    neutral = neutral_text(run, question.text)
     adl = activation_difference(ctx.models, neutral)
     pca = difference_pca(ctx.models, neutral, n_components=2)
     settings = ControlSettings(
@@ -116,7 +109,7 @@ def baseline_run(
     return _each_effect(run, question, test, tests=TESTS, name="baselines"), adl
 
 
-def export_run(run: Run, question: CausalQuestion, folder: Path, *, mode: Mode = "delta") -> str:
+def export_run(run: Run, question: LatentsQuestion, folder: Path, *, mode: Mode = "delta") -> str:
     """Export the mitigation by the chosen latents, with what its estimate of the base loses."""
     ctx, latents = InterventionContext.of(run.models, run.crosscoder), chosen_latents(run, question)
     text, estimate, loss = run.text(run.documents(question.text)), None, None
@@ -150,7 +143,7 @@ def _tested(
         n_random=question.n_random, n_matched=question.n_matched, alphas=alphas, seed=question.seed
     )
     null = Crosscoder.load(question.null, device=run.device) if question.null else None
-    neutral = neutral_text(run, question)
+    neutral = neutral_text(run, question.text)
 
     def test(effect: Predictions | Behaviour, tests: Collection[str]) -> CausalTest:
         return causal_test(
@@ -172,7 +165,7 @@ def _tested(
 
 def _each_effect(
     run: Run,
-    question: CausalQuestion,
+    question: EffectQuestion,
     test: Callable[[Predictions | Behaviour, Collection[str]], CausalTest],
     *,
     tests: Collection[str],
@@ -191,7 +184,7 @@ def _each_effect(
     return results
 
 
-def effects(run: Run, question: CausalQuestion) -> list[Predictions | Behaviour]:
+def effects(run: Run, question: EffectQuestion) -> list[Predictions | Behaviour]:
     """What can be measured: predictions always, a behaviour where one is known."""
     found: list[Predictions | Behaviour] = [Predictions.of(_prompts(run, question))]
     tokenizer, organism = run.models.tokenizer, run.organism()
@@ -202,19 +195,19 @@ def effects(run: Run, question: CausalQuestion) -> list[Predictions | Behaviour]
     return found
 
 
-def neutral_text(run: Run, question: CausalQuestion) -> TokenizedText:
-    """Of the run's held-out text, or of the text named where there is none."""
-    has_own = (run.path / "held_out.jsonl").is_file()
-    return run.some(run.text(run.documents(None if has_own else question.text)), N_NEUTRAL_TOKENS)
+def neutral_text(run: Run, text: str | None = None) -> TokenizedText:
+    """Some of the run's held-out text, or of the text named where there is none."""
+    has_own = (run.path / HELD_OUT_NAME).is_file()
+    return run.some(run.text(run.documents(None if has_own else text)), N_NEUTRAL_TOKENS)
 
 
-def _prompts(run: Run, question: CausalQuestion) -> TokenizedText:
+def _prompts(run: Run, question: PromptsQuestion) -> TokenizedText:
     """Contexts with something to predict; whole chats where there are any."""
     text = run.prompts(run.documents(question.text))
     return with_predictions(text, kinds_of(text))[: question.n_prompts]
 
 
-def _sets(question: CausalQuestion, latents: LatentMeasures) -> dict[str, list[int]]:
+def _sets(question: LatentsQuestion, latents: LatentMeasures) -> dict[str, list[int]]:
     if question.latents:
         return {"chosen": list(question.latents)}
     ranked = rank_latents(latents, n=max(SIZES)).latents
@@ -222,55 +215,63 @@ def _sets(question: CausalQuestion, latents: LatentMeasures) -> dict[str, list[i
     return {f"top {n}": ranked[:n] for n in sizes}
 
 
-def chosen_latents(run: Run, question: CausalQuestion) -> list[int]:
+def chosen_latents(run: Run, question: LatentsQuestion) -> list[int]:
     """The latents asked for, or the largest set of the ranking."""
     return [*_sets(question, run.measurement().latents).values()][-1]
 
 
-def ablation_samples(
+# --- what models write ----------------------------------------------------------------------------
+
+
+def samples(
     run: Run,
-    question: CausalQuestion,
+    ctx: InterventionContext,
     prompts: Sequence[str],
     *,
-    mode: Mode = "delta",
-    max_new_tokens: int = 40,
+    sites: Sequence[int],
+    edits: Mapping[str, Edit],
+    **options: Any,
 ) -> Samples:
-    """What base, fine-tuned and ablated model write, greedily."""
-    ctx = InterventionContext.of(run.models, run.crosscoder)
-    sites = [ctx.site_name(i) for i in (ctx.base, ctx.finetuned)]
-    ids = [prompt_ids(run, p) for p in prompts]
-    options = {"max_new_tokens": max_new_tokens}
-    texts = {site: ctx.models.generate(ids, site=site, **options) for site in sites}
-    with ablated(run.models, run.crosscoder, chosen_latents(run, question), mode=mode) as model:
-        texts["ablated"] = model.generate(ids, **options)
+    """What the models of some sites write after prompts, then what each edit of one makes of it.
+
+    Options are those of `ModelPair.generate_tokens`.
+    """
+    ids = [prompt_ids(run, prompt) for prompt in prompts]
+    texts = {
+        name: ctx.models.generate(ids, site=name, **options) for name in map(ctx.site_name, sites)
+    }
+    for name, edit in edits.items():
+        with edited(ctx, edit) as model:
+            texts[name] = model.generate(ids, **options)
     return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
 
 
+def ablation_samples(
+    run: Run, question: LatentsQuestion, prompts: Sequence[str], *, mode: Mode = "delta"
+) -> Samples:
+    """What base, fine-tuned and ablated model write, greedily."""
+    ctx = InterventionContext.of(run.models, run.crosscoder)
+    edits = {"ablated": ablation(ctx, chosen_latents(run, question), mode)}
+    sites = (ctx.base, ctx.finetuned)
+    return samples(run, ctx, prompts, sites=sites, edits=edits, max_new_tokens=N_NEW_TOKENS)
+
+
 def steering_samples(
-    run: Run,
-    question: CausalQuestion,
-    prompts: Sequence[str],
-    *,
-    strengths: Sequence[float],
-    max_new_tokens: int = 40,
+    run: Run, question: LatentsQuestion, prompts: Sequence[str], *, strengths: Sequence[float]
 ) -> Samples:
     """What the base model writes, and steered by the first latent at each strength."""
     ctx = InterventionContext.of(run.models, run.crosscoder)
     site, latent = ctx.site_name(ctx.base), chosen_latents(run, question)[0]
-    norm = activation_norms(ctx.models, neutral_text(run, question))[site]
-    ids = [prompt_ids(run, p) for p in prompts]
-    options = {"max_new_tokens": max_new_tokens}
-    texts = {site: ctx.models.generate(ids, site=site, **options)}
-    for strength in strengths:
-        with steered(ctx, latent, strength=strength, norm=norm, site=site) as model:
-            texts[f"latent {latent} x {strength:g}"] = model.generate(ids, **options)
-    return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
+    norm = activation_norms(ctx.models, neutral_text(run, question.text))[site]
+    edits = {
+        f"latent {latent} x {s:g}": steering(ctx, latent, strength=s, norm=norm, site=site)
+        for s in strengths
+    }
+    return samples(run, ctx, prompts, sites=[ctx.base], edits=edits, max_new_tokens=N_NEW_TOKENS)
 
 
 def prompt_ids(run: Run, prompt: str) -> list[int]:
     """A user's turn where the tokenizer has a chat template, else plain text."""
-    from tl_crosscoder.data.chat import encode_documents
-
     tokenizer = run.models.tokenizer
     is_chat = bool(tokenizer.chat_template)
     document: Document = (
@@ -282,5 +283,4 @@ def prompt_ids(run: Run, prompt: str) -> list[int]:
 
 def saved_files(folder: Path) -> list[Path]:
     """Results of interventions in a run's folder."""
-    names = ("patching", "ablation_", "sufficiency_", "baselines_")
-    return sorted(p for p in folder.glob("*.json") if p.stem.startswith(names))
+    return sorted(p for name in (PATCHING_NAME, *CAUSAL_NAMES) for p in folder.glob(name))

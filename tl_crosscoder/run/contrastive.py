@@ -19,7 +19,6 @@ from tl_crosscoder.data.contrastive import ContrastiveSampler, default_prompts
 from tl_crosscoder.data.documents import Document, stream_documents
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
-from tl_crosscoder.run.sources import sites_of
 
 _ANY_HOOK = "blocks.0.hook_resid_post"
 _FREE = ("output", "hook_name", "difference", "device")
@@ -96,12 +95,7 @@ def _example(path: Path, *, n_sites: int) -> list[dict[str, Any]]:
 
 def _load_source(config: ContrastiveConfig) -> ModelPair:
     hook_name = (config.hook_name or _ANY_HOOK).split(",")[0]
-    return ModelPair.from_sites(
-        sites_of(replace(config, hook_name=hook_name, difference=False)),
-        device=config.device,
-        dtype=config.dtype,
-        merge_adapter=config.merge_adapter,
-    )
+    return ModelPair.from_config(replace(config, hook_name=hook_name, difference=False))
 
 
 def _read_prompts(config: ContrastiveConfig) -> list[Document]:

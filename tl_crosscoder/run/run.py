@@ -1,8 +1,8 @@
-"""A run's folder opened again: its dictionary, models, text and measures.
+"""A run's folder opened again: its dictionary, models, text, measures and examples.
 
-Contract: what `train` left is found; models are loaded when they are asked for. The name of an
-embedded dictionary, `tl_crosscoder/taboo-batchtopk`, opens a copy of it (see `opened_path`). Limit:
-a run from Python keeps no held-out text, so one has to be named.
+Contract: what `train` left is found, under the names in `files`; models are loaded when they are
+asked for. The name of an embedded dictionary, `tl_crosscoder/taboo-batchtopk`, opens a copy of it
+(see `opened_path`). Limit: a run from Python keeps no held-out text, so one has to be named.
 """
 
 import math
@@ -16,26 +16,23 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from tl_crosscoder import files
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement, measure
 from tl_crosscoder.config.inputs import Masks
 from tl_crosscoder.crosscoder.checks import check_source
-from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.cache import ActivationCache
-from tl_crosscoder.data.documents import (
-    Document,
-    load_documents,
-    split_documents,
-)
+from tl_crosscoder.data.documents import Document, load_documents, split_documents
+from tl_crosscoder.data.text import write_documents
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
+from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, WEIGHTS_NAME
 from tl_crosscoder.models.devices import devices_of
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.pretrained import PREFIX, embedded_run
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.organisms.suite import load_suite
-from tl_crosscoder.run.text import write_documents
 from tl_crosscoder.train.checkpoint import read_record
 
-HELD_OUT_NAME = "held_out.jsonl"
 COPIES = "tl_crosscoder-runs"
 """Folder, below the current one, of the copies of embedded dictionaries."""
 
@@ -169,8 +166,53 @@ class Run:
             return Measurement.load(self.path)
         except (FileNotFoundError, ValueError) as error:
             tqdm.write(f"{error} Measuring now.", file=sys.stderr)
-            source, contexts = self.measured()
-            return measure(source, self.crosscoder, contexts, show_progress=True)
+            return self._measure()[0]
+
+    def measure(self, text: str | None = None) -> Measurement:
+        """Load the models and measure anew, on the held-out text or another.
+
+        A run on a cache is measured on the cache, without the models. Measures on the run's own
+        held-out text replace those in the folder; on other text they are only returned.
+
+        Raises:
+            FileNotFoundError, ValueError: its text or cache is gone, or no such text.
+        """
+        found, contexts, tokenizer = self._measure(text)
+        if text is None:
+            save_measurement(found, self.path, text=contexts, tokenizer=tokenizer)
+        return found
+
+    def examples(self, *, of: TokenizedText | None = None) -> ExampleDatabase:
+        """Examples of the latents; collected now, on held-out text, where the folder has none.
+
+        Published dictionaries come without them. The measures in the folder stay as they are.
+
+        Args:
+            of: the text that they must be of; None takes any.
+
+        Raises:
+            FileNotFoundError: the run keeps no text either.
+            ValueError: they are of another text.
+        """
+        path = self.path / EXAMPLES_NAME
+        if not path.is_file():
+            tqdm.write(f"Collecting examples on held-out text, once, into {path}.", file=sys.stderr)
+            found, contexts, tokenizer = self._measure()
+            save_examples(found, self.path, text=contexts, tokenizer=tokenizer)
+        database = ExampleDatabase.open(path)
+        if of is not None and not database.is_of(of):
+            database.close()
+            raise ValueError(
+                f"the examples in {self.path} are of another text than the run is measured on now. "
+                "Make them again with `tl-crosscoder analyze --fresh`."
+            )
+        return database
+
+    def _measure(self, text: str | None = None) -> tuple[Measurement, TokenizedText, Any]:
+        """Measures, the text that they are of, and its tokenizer."""
+        source, contexts = self.measured(text)
+        found = measure(source, self.crosscoder, contexts, show_progress=True)
+        return found, contexts, source.tokenizer
 
     def measured(self, text: str | None = None) -> tuple[ActivationSource, TokenizedText]:
         """What it is measured on: as much held-out text as it was, or another text.
@@ -193,3 +235,22 @@ class Run:
     def some(self, text: TokenizedText, n_tokens: int) -> TokenizedText:
         """The first contexts, of at most about so many tokens."""
         return text[: max(1, math.ceil(n_tokens / text.context_size))]
+
+
+def save_measurement(
+    measurement: Measurement, output: Path, *, text: TokenizedText, tokenizer: Any
+) -> None:
+    """Write the measures and the examples beside the dictionary."""
+    measurement.save(output)
+    save_examples(measurement, output, text=text, tokenizer=tokenizer)
+
+
+def save_examples(
+    measurement: Measurement, output: Path, *, text: TokenizedText, tokenizer: Any
+) -> None:
+    """Write the examples, where the measurement still has them."""
+    if measurement.collected is not None:
+        about = {"sources": list(measurement.sources), "n_tokens": text.n_tokens}
+        ExampleDatabase.write(
+            output / EXAMPLES_NAME, measurement.collected, text, tokenizer=tokenizer, about=about
+        )

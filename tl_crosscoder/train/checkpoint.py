@@ -25,13 +25,12 @@ from torch import Tensor
 from tl_crosscoder import files
 from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
-from tl_crosscoder.crosscoder.crosscoder import CFG_NAME, WEIGHTS_NAME
 from tl_crosscoder.crosscoder.partition import with_renamed_keys
 from tl_crosscoder.data.loader import Position
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.files import CFG_NAME, RECORD_NAME, WEIGHTS_NAME
 from tl_crosscoder.models.source import ActivationSource
 
-RECORD_NAME = "runner_cfg.json"
 N_KEPT = 2
 _PACKAGES = ("tl-crosscoder", "torch", "transformer-lens", "sae-lens", "transformers")
 # What may differ between a run and its continuation.

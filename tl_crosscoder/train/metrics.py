@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.training import StepLoss
+from tl_crosscoder.files import METRICS_NAME
 from tl_crosscoder.models.site import Site, row_shape, site_parts, subtracted_sites
 from tl_crosscoder.train.checkpoint import TrainState
 
@@ -101,7 +102,7 @@ class MetricsLog:
     """
 
     def __init__(self, output: Path | None, config: TrainConfig, state: TrainState) -> None:
-        self.path = output / "metrics.jsonl" if output else None
+        self.path = output / METRICS_NAME if output else None
         self._started, self._first_step = time.perf_counter(), state.step
         assert config.batch_size is not None, "the trainer fills its config in"
         self._batch_size = config.batch_size

@@ -17,6 +17,7 @@ from tl_crosscoder.analysis.firing import find_active
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.lens import logit_effect
 from tl_crosscoder.analysis.resampling import Interval
+from tl_crosscoder.files import JUDGED_NAME
 from tl_crosscoder.integrations.config import JudgeConfig
 from tl_crosscoder.integrations.judge.client import AnswerCache, Judge, Messages, check_can_ask
 from tl_crosscoder.integrations.judge.naming import (
@@ -34,9 +35,8 @@ from tl_crosscoder.integrations.judge.naming import (
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.results.tables import TableOfRows
 from tl_crosscoder.run.run import Run
-from tl_crosscoder.run.training import examples_of
 
-CACHE_NAME, JUDGED_NAME = "judge_cache.sqlite", "judged.json"
+CACHE_NAME = "judge_cache.sqlite"
 CHARACTERS_A_TOKEN = 4
 """For an estimate of tokens: about what English has in today's tokenizers."""
 _UNKNOWN = Detection(Interval(value=math.nan, low=math.nan, high=math.nan), n_read=0)
@@ -115,7 +115,7 @@ def prepare(run: Run, config: JudgeConfig, *, show_progress: bool = False) -> tu
     promoted = _promoted(run, chosen, config.n_promoted)
     sampler = WindowSampler(active, text, source.tokenizer, config=config)
     cases = []
-    with examples_of(run, text) as database:
+    with run.examples(of=text) as database:
         for j in chosen:
             how = {"n_top": config.n_top, "n_quantile": config.n_quantile}
             shown = naming_examples(database, j, **how)

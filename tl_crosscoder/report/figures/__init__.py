@@ -25,7 +25,6 @@ from tl_crosscoder.report.figures.latents import (
 )
 from tl_crosscoder.report.figures.style import NothingToDraw
 from tl_crosscoder.report.figures.training import (
-    METRICS_NAME,
     agreement_histogram,
     agreement_matrix,
     read_metrics,
@@ -90,16 +89,16 @@ def run_figures(run: Run | str | Path) -> dict[str, go.Figure]:
 
 def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
     """Names of the figures that the files suggest, and what draws them, in the order of reading."""
-    if (folder / METRICS_NAME).is_file():
+    if (folder / files.METRICS_NAME).is_file():
         yield "training", partial(training_curves, read_metrics(folder))
-    if (folder / "analysis.json").is_file():
+    if (folder / files.ANALYSIS_NAMES[0]).is_file():
         measurement = Measurement.load(folder)
         yield "relative_decoder_norm", partial(relative_norm_histogram, measurement)
         yield "shared_decoder_cosine", partial(shared_cosine_histogram, measurement)
         yield "latent_scaling", partial(latent_scaling_map, measurement)
         yield "delta_norm", partial(delta_norm_map, measurement)
     for path in saved_files(folder):
-        if path.stem == "patching":
+        if path.name == files.PATCHING_NAME:
             yield "kl_recovery", partial(recovery_bars, PatchingResult.load(path))
             continue
         result = CausalTest.load(path)
@@ -110,7 +109,7 @@ def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
 def save_norm_figure(measurement: Measurement, folder: Path) -> None:
     """Write `relative_decoder_norm.html`, the histogram of R, where there are two sites."""
     if measurement.compared:
-        save_figure(relative_norm_histogram(measurement), folder / "relative_decoder_norm.html")
+        save_figure(relative_norm_histogram(measurement), folder / files.NORMS_NAME)
 
 
 def save_figure(figure: go.Figure, path: Path) -> Path:

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tl_crosscoder.analysis.agreement import Agreement, SeedAgreements
+from tl_crosscoder.files import METRICS_NAME
 from tl_crosscoder.report.figures.latents import cosine_range, histogram
 from tl_crosscoder.report.figures.style import (
     SCALE,
@@ -27,7 +28,6 @@ from tl_crosscoder.report.figures.style import (
 )
 from tl_crosscoder.results.measures import spoken
 
-METRICS_NAME = "metrics.jsonl"
 N_POINTS = 400
 Metrics = Mapping[str, Sequence[float]]
 

@@ -15,6 +15,7 @@ from typing import Any
 from tl_crosscoder.analysis.latents import UNRANKED, Ranking, rank_latents
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, RECOVERY_NAME
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.organisms.suite import load_suite
@@ -30,8 +31,7 @@ from tl_crosscoder.report.html.samples import N_CANDIDATES, Samples, SampleSetti
 from tl_crosscoder.report.terminal import question
 from tl_crosscoder.report.tokens import latent_tokens
 from tl_crosscoder.results.render import plain
-from tl_crosscoder.run.run import HELD_OUT_NAME, Run
-from tl_crosscoder.run.training import EXAMPLES_NAME, run_examples
+from tl_crosscoder.run.run import Run
 
 N_LOGITS = 8
 """Tokens that a direction promotes, and as many that it suppresses."""
@@ -168,7 +168,7 @@ def _records(
     if not can_collect and not (run.path / EXAMPLES_NAME).is_file():
         missing["Examples"] = "`tl-crosscoder analyze --fresh` collects them."
         return latent_records(*what, database=None, effects=effects)
-    with run_examples(run) as database:
+    with run.examples() as database:
         return latent_records(*what, database=database, effects=effects)
 
 
@@ -264,7 +264,7 @@ def _facts(values: Mapping[str, Any]) -> Facts:
 
 def _planted(run: Run) -> Record | None:
     """Words found by `demo`, with (word, number of latents with it in a top context)."""
-    path, organism = run.path / "recovery.json", run.organism()
+    path, organism = run.path / RECOVERY_NAME, run.organism()
     if organism is None or not path.is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))

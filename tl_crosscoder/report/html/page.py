@@ -32,7 +32,6 @@ from tl_crosscoder.results.measures import DIRECTIONS, MEASURES, ORDERS, spoken
 from tl_crosscoder.results.render import NONE, table_html
 from tl_crosscoder.run.run import Run
 
-REPORT_NAME = "report.html"
 _SCRIPTS = ("elements", "table", "latent", "lazy", "main")
 _GLOSSARY = (
     "d_sae", "fve", "difference_fve", "difference_share", "l0", "dead_share", "latent_class",
@@ -69,7 +68,7 @@ def report(
         FileNotFoundError: no run, no measures, or samples without a text.
     """
     run = run if isinstance(run, Run) else Run(path=Path(run))
-    path = run.path / REPORT_NAME if output is None else Path(output)
+    path = run.path / files.REPORT_NAME if output is None else Path(output)
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"{path} must end in .html: that is what a report is.")
     data = collect(run, settings, show_progress=show_progress)

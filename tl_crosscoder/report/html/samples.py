@@ -26,7 +26,7 @@ from tl_crosscoder.interventions.edits import Edit
 from tl_crosscoder.interventions.live import LocalEdit, edited
 from tl_crosscoder.interventions.steering import activation_norms, steering
 from tl_crosscoder.models.tokenizer import decode_continuation
-from tl_crosscoder.run.causal import CausalQuestion, neutral_text, prompt_ids
+from tl_crosscoder.run.causal import neutral_text, prompt_ids
 from tl_crosscoder.run.run import Run
 
 N_CANDIDATES = 24
@@ -217,7 +217,7 @@ def sample_latents(
         FileNotFoundError: the run keeps no held-out text and none is named.
     """
     ctx = InterventionContext.of(run.models, run.crosscoder)
-    neutral = neutral_text(run, CausalQuestion(text=text))
+    neutral = neutral_text(run, text)
     norm = activation_norms(ctx.models, neutral)[ctx.site_name(ctx.base)]
     writer = _Writer(ctx=ctx, latents=list(latents), settings=settings, norm=norm)
     if settings.prompts:

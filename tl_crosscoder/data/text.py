@@ -9,7 +9,7 @@ same tokens again.
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,10 @@ from tl_crosscoder.data.documents import (
     stream_documents,
 )
 from tl_crosscoder.data.harvest import with_norm_limits
-from tl_crosscoder.data.mixture import tokenize_mixture
+from tl_crosscoder.data.mixture import SplitText, tokenize_mixture
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunText:
-    """What is trained on and what is measured on."""
-
-    training: TokenizedText
-    held_out: TokenizedText
-    held_out_documents: list[Document]
-    """What the held-out contexts were made of."""
 
 
 def check_text(config: TextConfig) -> None:
@@ -61,13 +51,13 @@ def check_text(config: TextConfig) -> None:
             )
 
 
-def text_of_run(config: RunConfig, source: ActivationSource) -> RunText:
+def text_of_run(config: RunConfig, source: ActivationSource) -> SplitText:
     """The text of a training run. Raises as `load_documents` and `tokenize` do."""
     n_tokens = config.plan(d_model=source.d_model).n_tokens
     return _read(config, source, n_tokens=n_tokens, n_held_out=config.n_measured_tokens)
 
 
-def text_of_harvest(config: HarvestConfig, source: ActivationSource) -> RunText:
+def text_of_harvest(config: HarvestConfig, source: ActivationSource) -> SplitText:
     """The text of a cache: `n_tokens` in all, the share `held_out` of them held out."""
     n_held_out = max(1, round(config.held_out * config.n_tokens))
     n_tokens = max(1, config.n_tokens - n_held_out)
@@ -78,62 +68,45 @@ def text_of_harvest(config: HarvestConfig, source: ActivationSource) -> RunText:
 
 def _read(
     config: RunConfig | HarvestConfig, source: ActivationSource, *, n_tokens: int, n_held_out: int
-) -> RunText:
-    if config.mixture or is_dataset_name(config.inputs or ""):
-        text = _streamed(config, source.tokenizer, n_tokens=n_tokens, n_held_out=n_held_out)
+) -> SplitText:
+    if config.mixture or is_dataset_name(config.text or ""):
+        made = tokenize_mixture(
+            config.sources,
+            source.tokenizer,
+            context_size=config.context_size,
+            n_tokens=n_tokens,
+            n_held_out_tokens=n_held_out,
+            held_out=config.held_out,
+            masks=config,
+            pack=config.pack,
+            seed=config.seed,
+            show_progress=True,
+        )
     else:
-        text = _in_memory(config, source.tokenizer, n_held_out=n_held_out)
-    limited = with_norm_limits(
-        source,
-        text.training,
-        multiple=config.max_norm_multiple,
-        batch_size=config.harvest_batch_size,
-    )
-    held_out = replace(text.held_out, norm_limits=limited.norm_limits)
-    return replace(text, training=limited, held_out=held_out)
+        (where,) = config.sources
+        made = _split(load_documents(where), config, source.tokenizer, n_held_out=n_held_out)
+    return _limited(made, config, source)
 
 
-def _in_memory(config: RunConfig | HarvestConfig, tokenizer: Any, *, n_held_out: int) -> RunText:
-    documents = split_documents(read_documents(config), held_out=config.held_out, seed=config.seed)
-    return RunText(
-        training=tokens_of(config, documents[0], tokenizer, show_progress=True),
-        held_out=held_out_text(config, documents[1], tokenizer, n_tokens=n_held_out),
-        held_out_documents=documents[1],
+def _split(
+    documents: list[Document], config: RunConfig | HarvestConfig, tokenizer: Any, *, n_held_out: int
+) -> SplitText:
+    rest, kept = split_documents(documents, held_out=config.held_out, seed=config.seed)
+    return SplitText(
+        training=tokens_of(config, rest, tokenizer, show_progress=True),
+        held_out=held_out_text(config, kept, tokenizer, n_tokens=n_held_out),
+        held_out_documents=kept,
     )
 
 
-def _streamed(
-    config: RunConfig | HarvestConfig, tokenizer: Any, *, n_tokens: int, n_held_out: int
-) -> RunText:
-    mixed = tokenize_mixture(
-        config.sources,
-        tokenizer,
-        context_size=config.context_size,
-        n_tokens=n_tokens,
-        n_held_out_tokens=n_held_out,
-        held_out=config.held_out,
-        masks=config,
-        pack=config.pack,
-        seed=config.seed,
-        show_progress=True,
-    )
-    return RunText(
-        training=mixed.training,
-        held_out=mixed.held_out,
-        held_out_documents=mixed.held_out_documents,
-    )
-
-
-def read_documents(config: RunConfig | HarvestConfig) -> list[Document]:
-    """The documents of a config's one text."""
-    (source,) = config.sources
-    return load_documents(
-        source.text,
-        text_column=source.text_column,
-        max_documents=source.max_documents,
-        dataset_config=source.dataset_config,
-        dataset_split=source.dataset_split,
-    )
+def _limited(
+    text: SplitText, config: RunConfig | HarvestConfig, source: ActivationSource
+) -> SplitText:
+    """The text without tokens above the norm limits, which its training part sets."""
+    how = {"multiple": config.max_norm_multiple, "batch_size": config.harvest_batch_size}
+    training = with_norm_limits(source, text.training, **how)
+    held_out = replace(text.held_out, norm_limits=training.norm_limits)
+    return replace(text, training=training, held_out=held_out)
 
 
 def tokens_of(
@@ -204,36 +177,20 @@ def _is_document(value: Any) -> bool:
 
 
 def text_at_hand(
-    config: RunConfig,
-    models: ActivationSource,
-    content: TokenizedText | list[Document],
-) -> RunText:
+    config: RunConfig, source: ActivationSource, content: TokenizedText | list[Document]
+) -> SplitText:
     """Training and held-out text from documents or contexts, which are checked.
 
     Raises ValueError for contexts with other masks than those of the config.
     """
-    tokenizer = models.tokenizer
     if isinstance(content, TokenizedText):
-        made = _split(content, config, tokenizer)
+        made = _split_contexts(content, config, source.tokenizer)
     else:
-        rest, kept = split_documents(content, held_out=config.held_out, seed=config.seed)
-        n = config.n_measured_tokens
-        made = RunText(
-            training=tokens_of(config, rest, tokenizer),
-            held_out=held_out_text(config, kept, tokenizer, n_tokens=n),
-            held_out_documents=kept,
-        )
-    limited = with_norm_limits(
-        models,
-        made.training,
-        multiple=config.max_norm_multiple,
-        batch_size=config.harvest_batch_size,
-    )
-    held_out = replace(made.held_out, norm_limits=limited.norm_limits)
-    return replace(made, training=limited, held_out=held_out)
+        made = _split(content, config, source.tokenizer, n_held_out=config.n_measured_tokens)
+    return _limited(made, config, source)
 
 
-def _split(text: TokenizedText, config: RunConfig, tokenizer: Any) -> RunText:
+def _split_contexts(text: TokenizedText, config: RunConfig, tokenizer: Any) -> SplitText:
     """Whole contexts, at random; the held-out ones as documents of ids, which make them again.
 
     Raises ValueError for a single context, and for masks other than those of the config: whoever
@@ -257,7 +214,7 @@ def _split(text: TokenizedText, config: RunConfig, tokenizer: Any) -> RunText:
             "drop_template=True."
         )
     rest = text[order[n_held_out:].sort().values]
-    return RunText(training=rest, held_out=kept, held_out_documents=documents)
+    return SplitText(training=rest, held_out=kept, held_out_documents=documents)
 
 
 def _as_documents(text: TokenizedText, tokenizer: str) -> Iterator[Document]:
