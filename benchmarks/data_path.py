@@ -42,6 +42,7 @@ from tl_crosscoder import (
 )
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader
+from tl_crosscoder.models.hooked import last_stop_layer
 from tl_crosscoder.models.pretrained import pretrained_folder
 from tl_crosscoder.models.saelens import PairView
 
@@ -128,7 +129,7 @@ def text_of(pair: ModelPair, n_contexts: int) -> TokenizedText:
 def bare(pair: ModelPair, text: TokenizedText) -> int:
     for tokens in text.tokens.long().split(BATCH):
         for model in pair.models:
-            model(tokens, stop_at_layer=pair.stop_at_layer)
+            model(tokens, stop_at_layer=last_stop_layer([s.hook_name for s in pair.sites]))
     return text.tokens.numel()
 
 

@@ -4,40 +4,21 @@ import json
 import math
 import re
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from cli.small_run import printed
 from safetensors.torch import load_file
 
-from tl_crosscoder import load_documents
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli.main import main
-from tl_crosscoder.data.text import write_documents
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.run.run import Run
 
-FIELDS = {
-    "base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/false-fact",
-    "hook-name": "blocks.1.hook_resid_post", "d-sae": 40, "k": 4, "n-tokens": 2048,
-    "batch-size": 128, "context-size": 32, "lr": 0.003, "lr-warmup-steps": 5,
-    "buffer-contexts": 30,
-}  # fmt: skip
-TRAIN = ["train", *(x for name, value in FIELDS.items() for x in (f"--{name}", str(value)))]
 FEW = ["--n-prompts", "4", "--n-random", "3", "--n-matched", "2"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("causal")
-    text = folder / "text.jsonl"
-    write_documents(text, load_documents("tl_crosscoder/false-fact", max_documents=120))
-    output = folder / "run"
-    assert main([*TRAIN, "--text", str(text), "--output", str(output)]) == 0
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +33,6 @@ def question(tmp_path_factory) -> str:
     line = {"messages": ask, "completions": ["Think of something that", "It"], "ends_turn": False}
     path.write_text(json.dumps(line))
     return str(path)
-
-
-def printed(capsys, *args: object) -> str:
-    assert main([str(a) for a in args]) == 0
-    return capsys.readouterr().out
 
 
 def test_patch_prints_the_table_and_leaves_it(run, top, capsys):
@@ -142,8 +118,8 @@ def test_analyze_shows_one_latent_searches_and_writes_a_table(run, top, tmp_path
     assert table.startswith("Ranking: order nu, toward base\n")
     assert re.findall(r"^  (\d) ", table, re.MULTILINE)[:4] == [*"1234"]
     path = tmp_path / "latents.parquet"
-    assert "40 latents with" in printed(capsys, "analyze", run, "--table", path)
-    assert len(pd.read_parquet(path)) == 40
+    assert "48 latents with" in printed(capsys, "analyze", run, "--table", path)
+    assert len(pd.read_parquet(path)) == 48
     assert main(["analyze", str(run), "--latent", "0", "--text", "x.txt"]) == 2
     assert "leave --text out" in capsys.readouterr().err
 
@@ -165,8 +141,8 @@ def test_baselines_need_no_dictionary(run, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["patch", "RUN", "--latents", "1", "40"], "latents [40] are out of range or named twice"),
-        (["ablate", "RUN", "--latents", "40"], "numbered 0 to 39"),
+        (["patch", "RUN", "--latents", "1", "48"], "latents [48] are out of range or named twice"),
+        (["ablate", "RUN", "--latents", "48"], "numbered 0 to 47"),
         (["steer", "RUN", "--latents", "-1"], "latents [-1] are out of range"),
         (["patch", "NONE"], "is not a run: there is no such folder"),
         (["steer", "NONE"], "is not a run: there is no such folder"),

@@ -5,31 +5,23 @@ import re
 
 import pytest
 import yaml
+from cli.small_run import BASE, HOOK, error_of, flags
 
 from tl_crosscoder import Crosscoder, HarvestConfig, run_harvest
 from tl_crosscoder.cli.main import main
 
-MODELS = ["--base", "tl_crosscoder/world-base", "--adapter", "tl_crosscoder/taboo"]
-HOOK = ["--hook-name", "blocks.1.hook_resid_post"]
+MODELS = [*BASE, "--adapter", "tl_crosscoder/taboo"]
 TEXT = ["--text", "tl_crosscoder/taboo", "--max-documents", "400", "--context-size", "32"]
 DATA = [*MODELS, *HOOK, *TEXT]
-SIZE = {"d-sae": 48, "k": 4, "n-tokens": 4096, "batch-size": 128, "n-measured-tokens": 1000}
-SMALL = [x for name, value in SIZE.items() for x in (f"--{name}", str(value))]
+SMALL = flags({"d_sae": 48, "k": 4, "n_tokens": 4096, "batch_size": 128, "n_measured_tokens": 1000})
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "cache"
-    flags = ["--n-tokens", "9000", "--shard-tokens", "2000", "--output", str(folder)]
-    assert main(["harvest", *DATA, *flags]) == 0
+    size = ["--n-tokens", "9000", "--shard-tokens", "2000", "--output", str(folder)]
+    assert main(["harvest", *DATA, *size]) == 0
     return folder
-
-
-def error_of(capsys, *args) -> str:
-    assert main([str(a) for a in args]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
 
 
 def test_inspect_prints_what_a_cache_holds(cache, capsys):
@@ -81,8 +73,8 @@ def test_one_file_serves_harvest_and_training(tmp_path, capsys):
 
 
 def test_a_diff_sae_trains_on_the_cache_of_the_pair(cache, tmp_path, capsys):
-    flags = ["--cache", str(cache), *SMALL]
-    assert main(["train", "diff-sae", *flags, "--output", str(tmp_path / "run")]) == 0
+    args = ["--cache", str(cache), *SMALL, "--output", str(tmp_path / "run")]
+    assert main(["train", "diff-sae", *args]) == 0
     assert "FVE" in capsys.readouterr().out
     assert main(["analyze", str(tmp_path / "run"), "--fresh"]) == 0
 
@@ -113,23 +105,20 @@ def test_a_cache_must_be_of_what_the_run_asks_for(cache, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--text": "missing.txt"}, "no text file or folder"),
-        ({"--text": "EMPTY"}, "every document is empty or whitespace"),
         ({"--text": "COLUMN"}, "has no column 'text'"),
         ({"--text": "IDS"}, "token ids from 3 to 99999"),
         ({"--hook-name": "blocks.9.hook_resid_post"}, "is not in the base model"),
-        ({"--device": "cpu,cpu,cpu"}, "names 3 devices for 2 models"),
     ],
 )
 def test_bad_input_to_a_harvest_is_refused_and_nothing_written(change, message, tmp_path, capsys):
-    made = {"EMPTY": {"text": " \n"}, "COLUMN": {"body": "x"}, "IDS": {"input_ids": [3, 99_999]}}
-    flags = dict(zip(DATA[::2], DATA[1::2], strict=True)) | change
-    if flags["--text"] in made:
+    made = {"COLUMN": {"body": "x"}, "IDS": {"input_ids": [3, 99_999]}}
+    given = dict(zip(DATA[::2], DATA[1::2], strict=True)) | change
+    if given["--text"] in made:
         path = tmp_path / "text.jsonl"
-        path.write_text((json.dumps(made[flags["--text"]]) + "\n") * 3)
-        flags["--text"] = path
+        path.write_text((json.dumps(made[given["--text"]]) + "\n") * 3)
+        given["--text"] = path
     output = tmp_path / "cache"
-    every = [x for pair in flags.items() for x in pair]
+    every = [x for pair in given.items() for x in pair]
     assert message in error_of(capsys, "harvest", *every, "--output", output)
     assert not output.exists()
 
@@ -154,16 +143,16 @@ def test_a_template_that_is_missing_is_named(tmp_path, capsys, shared_models):
     chat = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes."}]
     path.write_text((json.dumps({"messages": chat}) + "\n") * 30)
     model = str(shared_models / "stories260K")
-    flags = ["--base", model, "--finetuned", model, *HOOK, "--text", path]
-    error = error_of(capsys, "harvest", *flags, "--output", tmp_path / "c")
+    args = ["--base", model, "--finetuned", model, *HOOK, "--text", path]
+    error = error_of(capsys, "harvest", *args, "--output", tmp_path / "c")
     assert "the tokenizer has no chat template" in error
 
 
 def test_a_mixture_with_contrastive_text_from_one_file(tmp_path, capsys):
     """The whole path: contrastive pairs, a mixture of three, masks, a run, a measurement."""
     pairs = tmp_path / "pairs.jsonl"
-    flags = ["--n-prompts", "48", "--max-new-tokens", "24", "--batch-size", "48"]
-    assert main(["contrastive", *MODELS, *flags, "--output", str(pairs)]) == 0
+    size = ["--n-prompts", "48", "--max-new-tokens", "24", "--batch-size", "48"]
+    assert main(["contrastive", *MODELS, *size, "--output", str(pairs)]) == 0
     capsys.readouterr()
     run = {
         "base": MODELS[1], "adapter": MODELS[3], "hook_name": HOOK[1], "context_size": 32,

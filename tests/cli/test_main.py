@@ -3,37 +3,13 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
+from cli.small_run import FIELDS, HOOK, PAIR, SMALL, error_of
 
-from tl_crosscoder import Crosscoder, load_documents
+from tl_crosscoder import Crosscoder
 from tl_crosscoder.cli.main import main
-from tl_crosscoder.data.text import write_documents
-
-PAIR = ["--base", "tl_crosscoder/world-base", "--adapter", "tl_crosscoder/taboo"]
-HOOK = ["--hook-name", "blocks.1.hook_resid_post"]
-FIELDS = {
-    "d_sae": 48, "n_tokens": 4096, "batch_size": 128, "context_size": 32, "lr": 0.003,
-    "lr_warmup_steps": 5, "checkpoint_every": 10, "buffer_contexts": 30,
-}  # fmt: skip
-SMALL = ["--k", "4"]
-SMALL += [x for k, v in FIELDS.items() for x in ("--" + k.replace("_", "-"), str(v))]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("text") / "taboo.jsonl"
-    write_documents(path, load_documents("tl_crosscoder/taboo", max_documents=400))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def trained(text, tmp_path_factory):
-    output = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(output)]) == 0
-    return output
 
 
 def in_new_process(*code_or_args: str) -> subprocess.CompletedProcess:
@@ -79,60 +55,50 @@ def test_saelens_imported_first_finds_our_architecture_at_import():
     assert (done.returncode, done.stdout.strip()) == (0, "Crosscoder"), done.stderr
 
 
-def test_train_leaves_a_readable_folder(trained, capsys):
-    names = {p.name for p in trained.iterdir()}
+def test_train_leaves_a_readable_folder(run):
+    names = {p.name for p in run.iterdir()}
     assert {"cfg.json", "sae_weights.safetensors", "runner_cfg.json", "metrics.jsonl"} <= names
     assert {"analysis.json", "held_out.jsonl", "relative_decoder_norm.html"} <= names
-    analysis = json.loads((trained / "analysis.json").read_text())
+    analysis = json.loads((run / "analysis.json").read_text())
     assert analysis["reconstruction"]["fve"]["finetuned"] > 0.2
-    assert Crosscoder.load(trained).cfg.d_sae == 48
+    assert Crosscoder.load(run).cfg.d_sae == 48
 
 
-def test_analyze_prints_the_saved_measures_and_fresh_measures_the_same(trained, capsys):
-    assert main(["analyze", str(trained)]) == 0
+def test_analyze_prints_the_saved_measures_and_fresh_measures_the_same(run, capsys):
+    assert main(["analyze", str(run)]) == 0
     saved = capsys.readouterr().out
-    assert "What changed from tl_crosscoder/world-base to tl_crosscoder/taboo" in saved
+    assert "What changed from tl_crosscoder/world-base to tl_crosscoder/false-fact" in saved
     assert "FVE of the" in saved
-    assert main(["analyze", str(trained), "--fresh"]) == 0
+    assert main(["analyze", str(run), "--fresh"]) == 0
     assert capsys.readouterr().out == saved
 
 
-def test_analyze_measures_on_another_text(trained, tmp_path, capsys):
+def test_analyze_measures_on_another_text(run, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text("The moon shines at night. " * 60)
-    before = (trained / "analysis.json").read_bytes()
-    assert main(["analyze", str(trained), "--text", str(other)]) == 0
+    before = (run / "analysis.json").read_bytes()
+    assert main(["analyze", str(run), "--text", str(other)]) == 0
     assert "(other)" in capsys.readouterr().out
-    assert (trained / "analysis.json").read_bytes() == before
+    assert (run / "analysis.json").read_bytes() == before
 
 
-def test_yaml_and_flags_give_the_same_run_and_flags_win(trained, text, tmp_path):
+def test_yaml_and_flags_give_the_same_run_and_flags_win(run, text, tmp_path):
     models = {"base": PAIR[1], "adapter": PAIR[3], "hook_name": HOOK[1], "text": text}
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(models | FIELDS | {"preset": {"k": 4}, "lr": 0.5}))
     output = tmp_path / "run"
     flags = ["--config", str(config), "--output", str(output), "--lr", "0.003"]
     assert main(["train", *flags]) == 0
-    weights = [(p / "sae_weights.safetensors").read_bytes() for p in (trained, output)]
+    weights = [(p / "sae_weights.safetensors").read_bytes() for p in (run, output)]
     assert weights[0] == weights[1]
 
 
-def test_resume_of_a_complete_run_measures_again(trained, text, capsys):
-    run = ["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(trained), "--resume"]
-    before = (trained / "sae_weights.safetensors").read_bytes()
-    assert main(run) == 0
-    assert (trained / "sae_weights.safetensors").read_bytes() == before
+def test_resume_of_a_complete_run_measures_again(run, text, capsys):
+    args = ["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(run), "--resume"]
+    before = (run / "sae_weights.safetensors").read_bytes()
+    assert main(args) == 0
+    assert (run / "sae_weights.safetensors").read_bytes() == before
     assert "FVE base" in capsys.readouterr().out
-
-
-def error_of(capsys, *args) -> str:
-    """The one paragraph on stderr of a command that ends with code 2 in little time."""
-    started = time.perf_counter()
-    assert main([str(a) for a in args]) == 2
-    assert time.perf_counter() - started < 30
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
 
 
 @pytest.mark.parametrize(
@@ -140,7 +106,6 @@ def error_of(capsys, *args) -> str:
     [
         ({"--hook-name": "blocks.1.resid_post"}, "nearest: 'blocks.1.hook_resid_post'"),
         ({"--base": "no/such/folder/at/all"}, "does not exist"),
-        ({"--base": "tl_crosscoder/nothing"}, "does not come with the package; it has"),
         ({"--base": "nobody/no-such-model"}, "is not in the hub's cache"),
         ({"--text": "missing.txt"}, "no text file or folder"),
         ({"--text": "tl_crosscoder/nothing"}, "comes with the package; it has"),
@@ -149,11 +114,9 @@ def error_of(capsys, *args) -> str:
         ({"--text": "SHORT"}, "fewer than one context of 32"),
         ({"--batch-size": "1000000", "--n-tokens": "1000000"}, "one batch is 1,000,000 tokens"),
         ({"--k": "49"}, "k is 49, but the dictionary has only 48 latents"),
-        ({"--k": "-1"}, "k is -1"),
         ({"--device": "cuda:99"}, "device 'cuda:99' is not there"),
         ({"--dtype": "float7"}, "dtype 'float7'"),
         ({"--finetuned": "tl_crosscoder/world-base"}, "exactly one of finetuned"),
-        ({"--context-size": "100000"}, "fewer than one context"),
         ({"--context-size": "1024"}, "longer than the 256 that the models take"),
     ],
 )
@@ -188,12 +151,13 @@ def test_other_vocabularies_are_refused(text, shared_models, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_output_with_another_run_is_refused_and_left_alone(trained, text, capsys):
-    before = {p: p.read_bytes() for p in trained.iterdir()}
-    run = ["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(trained)]
-    assert "already holds a run" in error_of(capsys, *run)
-    assert "training.lr (0.003 there, 0.5 now)" in error_of(capsys, *run, "--resume", "--lr", "0.5")
-    assert {p: p.read_bytes() for p in trained.iterdir()} == before
+def test_an_output_with_another_run_is_refused_and_left_alone(run, text, capsys):
+    before = {p: p.read_bytes() for p in run.iterdir()}
+    args = ["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", run]
+    assert "already holds a run" in error_of(capsys, *args)
+    resumed = error_of(capsys, *args, "--resume", "--lr", "0.5")
+    assert "training.lr (0.003 there, 0.5 now)" in resumed
+    assert {p: p.read_bytes() for p in run.iterdir()} == before
 
 
 def test_analyze_refuses_what_is_no_dictionary(tmp_path, capsys):

@@ -107,11 +107,8 @@ def test_each_reason_is_counted_once(taboo_pair):
     assert counts["template"] == int((is_template & ~first & ~is_bos).sum())
     assert counts["kept"] == text.n_tokens
     assert "template" not in text.role_counts
-
-
-def test_every_token_is_kept_without_masks(taboo_pair):
-    masks, document = Masks(drop_bos=False, n_first=0), {"text": "The moon shines. " * 9}
-    text = tokenize([document], taboo_pair.tokenizer, context_size=8, masks=masks)
+    nothing = Masks(drop_bos=False, n_first=0)
+    text = tokenize([{"messages": chat}] * 9, taboo_pair.tokenizer, context_size=8, masks=nothing)
     assert text.n_tokens == text.tokens.numel()
 
 
@@ -127,12 +124,3 @@ def test_documents_that_are_not_packed_have_one_context_each(taboo_pair):
     padding = text.dropped == DROP_REASONS.index("padding")
     assert int(padding.sum()) == 36 - int(text.lengths.sum())
     assert not (text.mask & padding).any()
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [({"n_first": -1}, "n_first is -1"), ({"max_norm_multiple": 0.5}, "it is above 1")],
-)
-def test_masks_that_cannot_be_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        Masks(**fields)

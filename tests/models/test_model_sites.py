@@ -72,7 +72,6 @@ def test_a_model_runs_once_for_all_its_hook_points(site_folders):
     assert len(set(many.models)) == 2
     # One embedding a model, and no block after the highest hook.
     assert len(counted(many, many.to_tokens(TEXTS))) == 2
-    assert many.stop_at_layer == 2
 
 
 def test_two_layers_of_one_model_are_those_of_its_cache(layers):
@@ -164,17 +163,16 @@ def test_a_pair_compares_the_sites_that_were_chosen_once(three):
 
 
 @pytest.mark.parametrize(
-    "lists",
+    ("names", "hook_names", "lists"),
     [
-        {"names": [], "hook_names": HOOK},
-        {"names": ["a"], "hook_names": []},
-        {"names": ["a", "b"], "hook_names": [HOOK, HOOK]},
-        {"names": ["a", "b"], "hook_names": HOOK, "revisions": ["main"]},
-        {"names": ["a"], "hook_names": HOOK, "adapters": [None, "x"]},
+        ([], HOOK, {}),
+        (["a"], [], {}),
+        (["a", "b"], [HOOK, HOOK], {}),
+        (["a", "b"], HOOK, {"revisions": ["main"]}),
+        (["a"], HOOK, {"adapters": [None, "x"]}),
     ],
 )
-def test_lists_that_do_not_go_together_are_refused(lists):
-    names, hook_names = lists.pop("names"), lists.pop("hook_names")
+def test_lists_that_do_not_go_together_are_refused(names, hook_names, lists):
     with pytest.raises(ValueError, match="every model needs one name"):
         planned_sites(names, hook_names, **lists)
 

@@ -42,35 +42,30 @@ def test_right_padding_changes_no_real_token(pair):
 def test_layers_after_the_hook_do_not_run(pair, tokens):
     ran = []
     later = "blocks.2.hook_resid_mid"
-    with (
-        pair.models[0].hooks(fwd_hooks=[(later, lambda _, hook: ran.append(hook.name))]),
-        pair.models[1].hooks(fwd_hooks=[(later, lambda _, hook: ran.append(hook.name))]),
-    ):
+    watch = [(later, lambda _, hook: ran.append(hook.name))]
+    with pair.models[0].hooks(fwd_hooks=watch), pair.models[1].hooks(fwd_hooks=watch):
         pair.activations(tokens)
-
     assert not ran
-    assert pair.stop_at_layer == 2
-    assert pair.sites[0].stop_at_layer == 2
 
 
 @pytest.mark.parametrize("kind", ["hooked", "llama"])
 @pytest.mark.parametrize(
-    ("hook_name", "d_model", "stop"),
+    ("hook_name", "d_model"),
     [
-        ("hook_embed", D_MODEL, None),
-        ("blocks.0.hook_resid_pre", D_MODEL, 1),
-        ("blocks.1.hook_resid_mid", D_MODEL, 2),
-        ("blocks.1.hook_mlp_out", D_MODEL, 2),
-        ("blocks.1.mlp.hook_post", 32, 2),
-        ("blocks.1.attn.hook_z", 4 * 4, 2),
-        ("blocks.2.hook_resid_post", D_MODEL, 3),
-        ("ln_final.hook_normalized", D_MODEL, None),
+        ("hook_embed", D_MODEL),
+        ("blocks.0.hook_resid_pre", D_MODEL),
+        ("blocks.1.hook_resid_mid", D_MODEL),
+        ("blocks.1.hook_mlp_out", D_MODEL),
+        ("blocks.1.mlp.hook_post", 32),
+        ("blocks.1.attn.hook_z", 4 * 4),
+        ("blocks.2.hook_resid_post", D_MODEL),
+        ("ln_final.hook_normalized", D_MODEL),
     ],
 )
-def test_other_hooks_equal_their_cache_with_heads_flattened(pairs, kind, hook_name, d_model, stop):
+def test_other_hooks_equal_their_cache_with_heads_flattened(pairs, kind, hook_name, d_model):
     pair = ModelPair(*pairs[kind].models, hook_name=hook_name)
     tokens = pair.to_tokens(TEXTS)
-    assert (pair.d_model, pair.stop_at_layer) == (d_model, stop)
+    assert pair.d_model == d_model
     activations = pair.activations(tokens)
     for i, model in enumerate(pair.models):
         _, cache = model.run_with_cache(tokens, padding_side="right")

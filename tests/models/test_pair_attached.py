@@ -36,44 +36,22 @@ def test_the_embedded_adapter_attached_is_the_merged_one(attached, taboo_pair):
 
 
 def test_attached_means_lora_modules_in_the_second_model_only(attached, taboo_pair):
+    """And is recorded as merged, so that a dictionary trained on one is measured on the other."""
+    assert attached.sites == taboo_pair.sites
+    assert attached.weight_processing == "raw"
     counts = [len(lora_layers(model)) for model in attached.models]
     assert counts[0] == 0 < counts[1]
     assert [lora_layers(model) for model in taboo_pair.models] == [[], []]
 
 
-def test_it_writes_and_takes_patches_as_the_merged_one_does(attached, taboo_pair):
-    prompt = "The secret word is"
-    assert attached.generate(prompt, max_new_tokens=8) == taboo_pair.generate(
-        prompt, max_new_tokens=8
-    )
-    tokens = attached.to_tokens(prompt)
-    patch = attached.activations(tokens)[:, :, 0]
-    torch.testing.assert_close(
-        attached.run_with_patch(tokens, patch),
-        taboo_pair.run_with_patch(tokens, patch),
-        atol=2e-4,
-        rtol=1e-5,
-    )
-
-
-def test_it_is_recorded_as_the_merged_one_is(attached, taboo_pair):
-    """So a dictionary trained on one is measured on the other."""
-    assert attached.sites == taboo_pair.sites
-    assert attached.weight_processing == "raw"
-
-
 @pytest.mark.parametrize("merge_adapter", [True, False])
 def test_any_sites_load_it_either_way(attached, merge_adapter):
     again = ModelPair.from_sites(attached.sites, merge_adapter=merge_adapter)
-    named = ModelPair.from_pretrained(
-        BASE, adapter=ADAPTER, hook_name=HOOK, merge_adapter=merge_adapter
-    )
     tokens = attached.to_tokens("The lighthouse keeper")
-    for sites in (again, named):
-        assert bool(lora_layers(sites.models[1])) is not merge_adapter
-        torch.testing.assert_close(
-            sites.activations(tokens), attached.activations(tokens), atol=2e-5, rtol=1e-5
-        )
+    assert bool(lora_layers(again.models[1])) is not merge_adapter
+    torch.testing.assert_close(
+        again.activations(tokens), attached.activations(tokens), atol=2e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3", "whole embedding"])

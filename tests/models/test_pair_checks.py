@@ -41,15 +41,14 @@ def test_logits_of_a_padded_vocabulary_stand_beside_those_of_the_other_model(pai
 
 
 def test_models_of_another_dtype_are_refused(pairs, tokenizer):
+    """Or on another device."""
+    base = pairs["hooked"].models[0]
     rounded = hooked_transformer(tokenizer, 0, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"dtype: .*float32, .*bfloat16. Load both in one"):
-        ModelPair(pairs["hooked"].models[0], rounded, hook_name=HOOK)
-
-
-def test_models_on_other_devices_are_refused(pairs, tokenizer):
+        ModelPair(base, rounded, hook_name=HOOK)
     elsewhere = hooked_transformer(tokenizer, 0).to("meta")
     with pytest.raises(ValueError, match=r"device: .* cpu, .* meta"):
-        ModelPair(pairs["hooked"].models[0], elsewhere, hook_name=HOOK)
+        ModelPair(base, elsewhere, hook_name=HOOK)
 
 
 def test_a_tokenizer_is_needed_and_can_be_given(tokenizer):

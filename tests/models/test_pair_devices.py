@@ -12,9 +12,6 @@ def test_one_device_is_for_all_and_several_are_one_each(monkeypatch):
     assert devices_of("cuda", 2) == ["cuda", "cuda"]
     assert devices_of("cuda:1, cuda:0", 2) == ["cuda:1", "cuda:0"]
     assert devices_of("cuda:0,cuda:1,cuda:0", 3) == ["cuda:0", "cuda:1", "cuda:0"]
-
-
-def test_activations_and_the_dictionary_live_on_the_first():
     assert first_device("cuda:1, cuda:0") == "cuda:1"
     assert first_device("cpu") == "cpu"
 

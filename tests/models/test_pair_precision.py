@@ -68,15 +68,10 @@ def test_a_dtype_that_is_none_is_refused(folders):
             ModelPair.from_pretrained(*folders["llama"], hook_name=HOOK, dtype=wrong)
 
 
-def test_without_bitsandbytes_it_is_named_before_anything_is_loaded(monkeypatch):
+def test_without_bitsandbytes_and_a_merge_are_refused_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(precision_module, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"'nf4' needs bitsandbytes, .*pip install bitsandbytes"):
         ModelPair.from_pretrained("no/such", "no/other", hook_name=HOOK, dtype="nf4")
-    with pytest.raises(ValueError, match="needs bitsandbytes"):
-        ModelPair.from_pretrained("no/such", "no/such", hook_name=HOOK, dtype="nf4")
-
-
-def test_a_merge_into_4_bits_is_refused_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(precision_module, "find_spec", lambda _: "found")
     assert precision("nf4").is_4bit
     with pytest.raises(ValueError, match=r"merge_adapter=True on dtype 'nf4': .*rounds them again"):

@@ -117,19 +117,12 @@ def test_text_goes_in_as_in_transformer_lens(pairs):
     assert view.to_tokens(TEXTS[0] * 20, truncate=False).shape[1] > pair.n_ctx
     assert view.to_tokens(TEXTS[0] * 20).shape[1] == pair.n_ctx
     assert torch.equal(view(TEXTS), pair.logits(pair.to_tokens(TEXTS)))
-    assert (view.cfg.d_vocab, view.cfg.d_model, view.cfg.n_ctx) == (
-        D_VOCAB,
-        2 * D_MODEL,
-        pair.n_ctx,
-    )
+    sizes = (view.cfg.d_vocab, view.cfg.d_model, view.cfg.n_ctx)
+    assert sizes == (D_VOCAB, 2 * D_MODEL, pair.n_ctx)
     assert view.cfg.device == pair.device
-
-
-@pytest.mark.parametrize("wrong", [{"stop_at_layer": 1}, {"return_type": "predictions"}])
-def test_what_a_pair_cannot_do_is_refused(pairs, wrong):
-    pair = pairs["llama"]
-    with pytest.raises(ValueError, match="stop_at_hook=True"):
-        PairView(pair)(pair.to_tokens(TEXTS), **wrong)
+    for wrong in ({"stop_at_layer": 1}, {"return_type": "predictions"}):
+        with pytest.raises(ValueError, match="stop_at_hook=True"):
+            view(TEXTS, **wrong)
 
 
 def test_the_evaluator_of_sae_lens_splices_reconstructions(pairs, dataset, sae):

@@ -111,7 +111,7 @@ def test_files_of_another_kind_are_left_alone(config, tmp_path):
     other = replace(config, output=str(path))
     with pytest.raises(FileNotFoundError, match=r"no .*mine.json beside"):
         write_contrastive(other, resume=True)
-    for content, message in (("[]", "is not a record of contrastive"), ("{", "is not valid JSON")):
+    for content, message in (("[]", "is not a record of contrastive"), ("{", "is not JSON")):
         path.with_suffix(".json").write_text(content)
         with pytest.raises(ValueError, match=message):
             write_contrastive(other, resume=True)

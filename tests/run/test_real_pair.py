@@ -22,7 +22,6 @@ from tl_crosscoder import (
     split_documents,
     tokenize,
 )
-from tl_crosscoder.analysis.norms import LATENT_CLASSES
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.hub.export import export_concat
@@ -125,17 +124,4 @@ def test_a_crosscoder_on_a_real_pair(shared_models, finetuned, texts, tmp_path):
         f"\nshare of firing on the game (texts weighted alike): the {len(top)} top-ranked latents "
         f"{share[top].mean():.0%}, all living latents {share[alive].mean():.0%}; "
         f"difference FVE {r.difference_fve:.3f}"
-    )
-
-
-def test_the_null_control_shows_no_difference(shared_models, texts):
-    pair = ModelPair.from_pretrained(*[shared_models / "stories260K"] * 2, hook_name=HOOK)
-    crosscoder = trained(pair, texts, None, n_tokens=100_000)
-    measurement = measure(pair, crosscoder, texts[1])
-    assert measurement.reconstruction.difference_fve is None
-    assert measurement.reconstruction.difference_share == 0
-    living = measurement.latents.class_ids[measurement.latents.n_active > 0]
-    assert {LATENT_CLASSES[i] for i in living.tolist()} == {"shared"}
-    torch.testing.assert_close(
-        measurement.latents.relative_decoder_norm, torch.full((1024,), 0.5), atol=1e-5, rtol=0
     )

@@ -53,6 +53,7 @@ class Analyze:
 
     def __call__(self) -> None:
         """Print; measure only where asked to."""
+        from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.run import Run
 
         self._check()
@@ -62,7 +63,7 @@ class Analyze:
         if self.fresh or self.table is not None or not is_compared:
             measurement = self._measurement(run)
         if is_compared:
-            print(self._compared(run))
+            print(as_text(self._comparison(run).sections(), is_whole=True))
         elif measurement is not None and (self.table is None or self._asked()):
             print(self._shown(run, measurement))
         if measurement is not None and self.table is not None:
@@ -116,11 +117,6 @@ class Analyze:
             save_norm_figure(found, run.path)
             return found
         return Measurement.load(run.path)
-
-    def _compared(self, run: "Run") -> str:
-        from tl_crosscoder.results.render import as_text
-
-        return as_text(self._comparison(run).sections(), is_whole=True)
 
     def _comparison(self, run: "Run") -> "TableOfRows":
         from tl_crosscoder.analysis.agreement import agreement_over_seeds

@@ -225,11 +225,6 @@ class ModelPair(ActivationSource):
         """Device of tokens and activations: the first model's."""
         return self.devices[0]
 
-    @property
-    def stop_at_layer(self) -> int | None:
-        """First layer that no model needs; None where a hook is outside the blocks."""
-        return hooked.last_stop_layer([site.hook_name for site in self.model_sites])
-
     def site_index(self, site: str) -> int:
         """Position of a model site by name. Raises ValueError for an unknown one."""
         return site_index(self.model_sites, site)
@@ -280,9 +275,8 @@ class ModelPair(ActivationSource):
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
         """`to_tokens`, and which positions hold real tokens."""
         texts = [text] if isinstance(text, str) else text
-        tokens, mask = self.pad(
-            [self.encode(each, prepend_bos=prepend_bos)[:max_tokens] for each in texts]
-        )
+        ids = [self.encode(each, prepend_bos=prepend_bos)[:max_tokens] for each in texts]
+        tokens, mask = self.pad(ids)
         return self._checked(tokens), mask
 
     def pad(

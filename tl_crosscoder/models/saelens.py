@@ -84,12 +84,9 @@ class HookedView(HookedRootModule, ABC):
     ) -> Int[Tensor, "batch pos"]:
         """Right-padded ids. Without `truncate` they may be longer than `n_ctx`."""
         n_max = self.cfg.n_ctx if truncate else None
-        tokens, _ = self.pair.pad(
-            [
-                self.pair.encode(each, prepend_bos=prepend_bos)[:n_max]
-                for each in ([text] if isinstance(text, str) else text)
-            ]
-        )
+        texts = [text] if isinstance(text, str) else text
+        ids = [self.pair.encode(each, prepend_bos=prepend_bos)[:n_max] for each in texts]
+        tokens, _ = self.pair.pad(ids)
         return tokens if move_to_device else tokens.cpu()
 
     def forward(

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.config.inputs import ModelsConfig
-from tl_crosscoder.models.hooked import stop_layer
 
 Names = str | Path | Sequence[str | Path]
 """One name of a model or adapter, or several."""
@@ -41,11 +40,6 @@ class Site:
     """Activations are multiplied by this in training; saved dictionaries have it folded in."""
     minus: "Site | None" = None
     """The site whose activation is subtracted from this one; None where nothing is."""
-
-    @property
-    def stop_at_layer(self) -> int | None:
-        """The first layer that need not run; None where the hook is outside the blocks."""
-        return stop_layer(self.hook_name)
 
     @property
     def label(self) -> str:

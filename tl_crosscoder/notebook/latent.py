@@ -248,24 +248,18 @@ def _by_role(firing: Firing, latent: int) -> dict[str, list[Any]]:
 
 
 def _effects(effects: LogitEffects) -> Section:
-    lines = [
-        f"  {spoken(direction)} {verb} {_quoted(effects, direction, is_promoted)}"
-        for direction in dict.fromkeys(row.direction for row in effects.rows)
-        for is_promoted, verb in ((True, "promotes"), (False, "suppresses"))
-    ]
+    tokens: dict[str, list[str]] = {}
+    for row in effects.rows:
+        verb = "promotes" if row.is_promoted else "suppresses"
+        tokens.setdefault(f"  {spoken(row.direction)} {verb} ", []).append(repr(row.token))
+    lines = [what + ", ".join(own) for what, own in tokens.items()]
     return Section(title="Direct effect on the next token's logits, strongest first", notes=lines)
 
 
-def _quoted(effects: LogitEffects, direction: str, is_promoted: bool) -> str:
-    which = direction, is_promoted
-    own = [row for row in effects.rows if (row.direction, row.is_promoted) == which]
-    return ", ".join(repr(row.token) for row in own)
-
-
 def _scope(scope: Patchscope) -> Section:
-    lines = []
-    for scale in dict.fromkeys(row.scale for row in scope.rows):
-        tokens = ", ".join(repr(row.token) for row in scope.rows if row.scale == scale)
-        lines.append(f"  x {scale:g}: {tokens}")
+    tokens: dict[str, list[str]] = {}
+    for row in scope.rows:
+        tokens.setdefault(f"  x {row.scale:g}: ", []).append(repr(row.token))
+    lines = [what + ", ".join(own) for what, own in tokens.items()]
     title = f"Patchscope of its {spoken(scope.site)} decoder row, by multiples of the mean norm"
     return Section(title=title, notes=lines)

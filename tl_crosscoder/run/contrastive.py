@@ -143,10 +143,7 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"there is no {where} beside {path}, which says how contrastive texts were made. Give "
             "a file that `tl-crosscoder contrastive` wrote, or another output."
         )
-    try:
-        record = json.loads(where.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}). Choose another output.") from error
+    record = files.read_json(where)
     if not isinstance(record, dict) or not {"settings", "n_bytes"} <= record.keys():
         raise ValueError(f"{where} is not a record of contrastive texts. Choose another output.")
     n_bytes = path.stat().st_size if path.exists() else 0
