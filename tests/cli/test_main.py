@@ -108,7 +108,7 @@ def test_resume_of_a_complete_run_measures_again(run, text, capsys):
         ({"--base": "no/such/folder/at/all"}, "does not exist"),
         ({"--base": "nobody/no-such-model"}, "is not in the hub's cache"),
         ({"--text": "missing.txt"}, "no text file or folder"),
-        ({"--text": "tl_crosscoder/nothing"}, "comes with the package; it has"),
+        ({"--text": "tl_crosscoder/nothing"}, "does not come with the package"),
         ({"--text": "EMPTY"}, "every document is empty or whitespace"),
         ({"--text": "ONE"}, "at least 2 are needed"),
         ({"--text": "SHORT"}, "fewer than one context of 32"),

@@ -7,8 +7,9 @@ gets the role of the message.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tl_crosscoder.models.tokenizer import own_bos_id, tokenizer_sha256
 ROLES = ("text", "system", "user", "assistant", "tool", "template")
 """What a token is part of; `text` is any document that is not a chat."""
 _TEXT, _TEMPLATE = 0, ROLES.index("template")
+_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,15 @@ def encode_documents(
             )
         encoded.append(EncodedDocument(ids, roles, document))
     return encoded
+
+
+def encode_stream(
+    documents: Iterable[Document], tokenizer: Any, *, add_generation_prompt: bool = False
+) -> Iterator[EncodedDocument]:
+    """`encode_documents` of any iterable, read as it is needed, some hundred at a time."""
+    stream = iter(documents)
+    while batch := list(islice(stream, _TOGETHER)):
+        yield from encode_documents(batch, tokenizer, add_generation_prompt=add_generation_prompt)
 
 
 def _tokenized(

@@ -18,14 +18,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_documents
+from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_stream
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.models.hooked import stop_ids_of
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import decode_continuation, tokenizer_sha256
 
 _PROMPTS = Path(__file__).parent / "prompts"
-_ENCODED_TOGETHER = 256
 
 
 def default_prompts(n: int, *, is_chat: bool) -> list[dict[str, Any]]:
@@ -193,11 +192,10 @@ def _encoded(
     documents: Iterable[Document], tokenizer: Any, max_prompt_tokens: int | None
 ) -> Iterator[EncodedDocument]:
     stream = map(_until_last_question, documents)
-    while batch := list(islice(stream, _ENCODED_TOGETHER)):
-        for prompt in encode_documents(batch, tokenizer, add_generation_prompt=True):
-            # Half a text goes on, but half a chat has no place for an answer.
-            n = None if "messages" in prompt.document else max_prompt_tokens
-            yield replace(prompt, ids=prompt.ids[:n], role_ids=prompt.role_ids[:n])
+    for prompt in encode_stream(stream, tokenizer, add_generation_prompt=True):
+        # Half a text goes on, but half a chat has no place for an answer.
+        n = None if "messages" in prompt.document else max_prompt_tokens
+        yield replace(prompt, ids=prompt.ids[:n], role_ids=prompt.role_ids[:n])
 
 
 def _until_last_question(document: Document) -> Document:

@@ -9,15 +9,12 @@ Source: the mixtures of Minder et al. 2025 and of Kassem et al. 2026.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from tl_crosscoder.config.inputs import Masks, TextSource
-from tl_crosscoder.data.chat import EncodedDocument, encode_documents
+from tl_crosscoder.data.chat import EncodedDocument, encode_stream
 from tl_crosscoder.data.documents import Document, is_held_out, stream_documents
 from tl_crosscoder.data.tokens import Packer, TokenizedText
-
-_ENCODED_TOGETHER = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +119,7 @@ class _Mixture:
         documents = (
             d for d in every if is_held_out(d, share=self.share, seed=self.seed) == held_out
         )
-        while batch := list(islice(documents, _ENCODED_TOGETHER)):
-            yield from encode_documents(batch, self.tokenizer)
+        yield from encode_stream(documents, self.tokenizer)
 
     def _endless(self, i: int) -> Iterator[EncodedDocument]:
         """Training documents, read again and again. Raises ValueError where there are none."""

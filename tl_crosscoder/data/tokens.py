@@ -7,9 +7,8 @@ on the right.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder.config.inputs import Masks
-from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_documents
+from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_stream
 from tl_crosscoder.data.documents import Document, source_of
 from tl_crosscoder.models.tokenizer import own_bos_id, pad_id
 
@@ -28,7 +27,6 @@ DROP_REASONS = ("kept", "bos", "first", "template", "norm", "padding")
 _MAX_SOURCES = 64
 """Sources that are told apart: firing is counted for each source and latent."""
 _MAX_SOURCE_IDS = 2**16 - 1
-_ENCODED_TOGETHER = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +138,7 @@ def tokenize(
     """
     packer = Packer(tokenizer, context_size=context_size, pack=pack, masks=masks)
     description = "Tokenizing" if show_progress else None
-    return packer.packed(_encoded(documents, tokenizer), max_tokens, description=description)
-
-
-def _encoded(documents: Iterable[Document], tokenizer: Any) -> Iterator[EncodedDocument]:
-    stream = iter(documents)
-    while batch := list(islice(stream, _ENCODED_TOGETHER)):
-        yield from encode_documents(batch, tokenizer)
+    return packer.packed(encode_stream(documents, tokenizer), max_tokens, description=description)
 
 
 class Packer:

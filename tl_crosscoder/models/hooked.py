@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -257,13 +258,8 @@ def generate_ids(
                     prepend_bos=True,
                 )
             for row, ids in zip(rows, tokens[:, length:].tolist(), strict=True):
-                out[row] = _cut(ids, stop_ids)
+                out[row] = list(takewhile(lambda token: token not in stop_ids, ids))
     return out
-
-
-def _cut(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
-    end = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    return ids[:end]
 
 
 def stop_ids_of(models: Sequence[HookedModel], tokenizer: Any) -> list[int]:

@@ -27,7 +27,7 @@ def explained(name: str | Path, revision: str | None) -> Iterator[None]:
 
 
 def _explanation(error: BaseException, name: str, revision: str | None) -> str:
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_token
 
     no_answer = errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError
     for cause in _chain(error):
@@ -40,10 +40,11 @@ def _explanation(error: BaseException, name: str, revision: str | None) -> str:
                 f"Choose one from {_page(name)}/commits/main."
             )
         if isinstance(cause, errors.RepositoryNotFoundError):
+            token = "no token is set" if get_token() is None else "the token that was sent may not"
             return (
                 f"'{name}' is not on the hub, or is private. Check the spelling (owner/name); a "
                 "private one needs `hf auth login` as an account that may read it "
-                f"({_token_state()})."
+                f"({token})."
             )
         if isinstance(cause, errors.RemoteEntryNotFoundError):
             break  # the repository is there, without a file that a model has
@@ -87,12 +88,6 @@ def _page(name: str) -> str:
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{name}"
-
-
-def _token_state() -> str:
-    from huggingface_hub import get_token
-
-    return "no token is set" if get_token() is None else "the token that was sent may not"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

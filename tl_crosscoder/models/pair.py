@@ -76,7 +76,8 @@ class ModelPair(ActivationSource):
             raise ValueError("give either hook_name, read in every model, or sites, one a model.")
         if sites is None:
             assert hook_name is not None
-            names = model_names or [_model_name(model) for model in models]
+            own = [str(getattr(m.cfg, "model_name", None) or "custom") for m in models]
+            names = model_names or own
             sites = planned_sites(names, hook_name)
             models = tuple(m for m in models for _ in range(len(sites) // max(1, len(models))))
         names = [site.name for site in sites]
@@ -447,7 +448,3 @@ def _with_base_revisions(sites: Sequence[Site]) -> list[Site]:
         replace(s, base_revision=s.base_revision or known.get(s.model_name)) if s.adapter else s
         for s in sites
     ]
-
-
-def _model_name(model: HookedModel) -> str:
-    return str(getattr(model.cfg, "model_name", None) or "custom")

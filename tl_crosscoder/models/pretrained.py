@@ -1,7 +1,8 @@
 """Names of what travels with the package: `tl_crosscoder/world-base`, `tl_crosscoder/taboo`, ...
 
-Such a name stands wherever a model, an adapter or a text is asked for, and is what dictionaries
-record, so that they are the same on every machine.
+Such a name stands wherever a model, an adapter, a text or a dictionary is asked for, and is what
+dictionaries record, so that they are the same on every machine. Each function raises
+FileNotFoundError for the prefix of the package with a name that it does not hold.
 """
 
 from pathlib import Path
@@ -16,50 +17,30 @@ def pretrained_folder() -> Path:
 
 
 def resolve_model(name: str | Path) -> str | Path:
-    """The folder behind an embedded model's name; any other name or path as it is.
-
-    Raises:
-        FileNotFoundError: the prefix of the package with a name that it does not hold.
-    """
-    if not str(name).startswith(PREFIX) or Path(name).exists():
-        return name
-    models = pretrained_folder() / "models"
-    folder = models / str(name).removeprefix(PREFIX)
-    if not folder.is_dir():
-        known = sorted(PREFIX + p.name for p in models.glob("*") if p.is_dir())
-        raise FileNotFoundError(f"{name!r} does not come with the package; it has {known}.")
-    return folder
+    """The folder behind an embedded model's name; any other name or path as it is."""
+    return _shipped("models", str(name)) if _is_embedded(name) else name
 
 
 def embedded_text(name: str) -> Path:
-    """The file (`.jsonl.xz`) behind an embedded text's name.
-
-    Raises:
-        FileNotFoundError: the package holds no such text.
-    """
-    texts = pretrained_folder() / "texts"
-    path = texts / f"{name.removeprefix(PREFIX)}.jsonl.xz"
-    if not path.is_file():
-        known = sorted(PREFIX + p.name.split(".")[0] for p in texts.glob("*.jsonl.xz"))
-        raise FileNotFoundError(f"no text {name!r} comes with the package; it has {known}.")
-    return path
+    """The file behind an embedded text's name."""
+    return _shipped("texts", name, ".jsonl.xz")
 
 
 def embedded_run(path: str | Path) -> Path | None:
-    """The folder behind an embedded dictionary's name; None for any other path.
+    """The folder behind an embedded dictionary's name; None for any other path."""
+    return _shipped("dictionaries", Path(path).as_posix()) if _is_embedded(path) else None
 
-    Raises:
-        FileNotFoundError: the prefix of the package with a name that it does not hold.
-    """
-    name = Path(path).as_posix()
-    if not name.startswith(PREFIX) or Path(path).exists():
-        return None
-    dictionaries = pretrained_folder() / "dictionaries"
-    folder = dictionaries / name.removeprefix(PREFIX)
-    if not folder.is_dir():
-        known = sorted(PREFIX + p.name for p in dictionaries.glob("*") if p.is_dir())
+
+def _is_embedded(name: str | Path) -> bool:
+    return Path(name).as_posix().startswith(PREFIX) and not Path(name).exists()
+
+
+def _shipped(kind: str, name: str, ending: str = "") -> Path:
+    folder = pretrained_folder() / kind
+    path = folder / f"{name.removeprefix(PREFIX)}{ending}"
+    if not path.exists():
+        known = sorted(PREFIX + p.name.removesuffix(ending) for p in folder.glob(f"*{ending}"))
         raise FileNotFoundError(
-            f"{name!r} is no dictionary that comes with the package, and no folder here; it has "
-            f"{known}."
+            f"{name!r} does not come with the package, and is not here; it has the {kind} {known}."
         )
-    return folder
+    return path

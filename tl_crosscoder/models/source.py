@@ -160,14 +160,8 @@ class ActivationSource(ABC):
             raise ValueError(f"{self} has one site only: there is nothing to subtract.")
         base, finetuned = self.compared_names
         view = self.comparing(minus or base, site or finetuned)
+        view.check_one_width()
         view.is_difference = True
-        x, y = (self.model_sites[i] for i in view.read_sites)
-        if x.d_model != y.d_model:
-            raise ValueError(
-                f"the difference {y.name!r} - {x.name!r} is not between two sites of one width: "
-                f"they are {y.d_model} and {x.d_model} wide. Choose from "
-                f"{[(s.name, s.d_model) for s in self.model_sites]}."
-            )
         return view
 
     def side_by_side(self: S) -> S:
