@@ -157,7 +157,7 @@ def test_an_embedded_run_opens_as_a_copy(monkeypatch, tmp_path):
     (run.path / WEIGHTS_NAME).write_bytes(b"of another version")
     with pytest.raises(ValueError, match="but not of the one in this version of the package"):
         opened_path(name)
-    with pytest.raises(FileNotFoundError, match="'tl_crosscoder/no-such' is no"):
+    with pytest.raises(FileNotFoundError, match="'tl_crosscoder/no-such' does not come"):
         opened_path(PREFIX + "no-such")
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from transformers import Gemma2Config
 
-from tl_crosscoder import RunConfig, preset
-from tl_crosscoder.run.estimate import estimate
+from tl_crosscoder import HarvestConfig, RunConfig, preset
+from tl_crosscoder.run.estimate import estimate, estimate_harvest
 
 PAIR = RunConfig(
     base="tl_crosscoder/world-base",
@@ -57,7 +57,7 @@ def test_parameters_are_counted_up_to_the_hook():
 
 
 def test_memory_and_disk_by_hand():
-    found = estimate(PAIR, cache_dtype="bfloat16")
+    found = estimate(PAIR)
     # 32 contexts, 4 heads, 128 x 128 scores: in float32, their softmax, and that again.
     assert found.memory_bytes == {
         "models": 2 * 4 * WORLD_BASE,
@@ -70,9 +70,12 @@ def test_memory_and_disk_by_hand():
     assert found.disk_bytes == {
         "dictionary": 4 * CROSSCODER,
         "checkpoints": 2 * 3 * 4 * CROSSCODER,
-        "cache": 300_000 * 192 * 2,
     }
-    assert estimate(PAIR).disk_bytes["cache"] == 0
+    where = {"base": PAIR.base, "adapter": PAIR.adapter, "hook_name": PAIR.hook_name}
+    config = HarvestConfig(**where, output="unused", n_tokens=300_000, store="bfloat16")
+    cache = estimate_harvest(config)
+    # A row in bfloat16; id, role, source and two masks.
+    assert cache.disk_bytes == {"cache": 300_000 * (192 * 2 + 8)}
 
 
 def test_parts_of_a_batch_and_small_buffers():
@@ -191,9 +194,7 @@ def test_what_cannot_be_is_refused(fields, error, message):
         estimate(replace(PAIR, **fields))
 
 
-def test_an_unknown_format_of_a_cache_and_a_folder_without_a_model_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="cache_dtype is 'int4'; it is one of float32"):
-        estimate(PAIR, cache_dtype="int4")
+def test_a_folder_without_a_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
     with pytest.raises(ValueError, match="no_such_model"):
         estimate(replace(PAIR, base=str(tmp_path)))

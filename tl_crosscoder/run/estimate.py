@@ -92,19 +92,14 @@ TEXT_BYTES = 7
 CACHE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
-def estimate(config: RunConfig, *, cache_dtype: str | None = None) -> Estimate:
-    """What `config` will take; `cache_dtype` adds a cache of its activations in that format.
+def estimate(config: RunConfig) -> Estimate:
+    """What a training run will take.
 
     Raises:
-        ValueError: a config that names no models, a model whose config.json cannot be had, a layer
-            that it does not have, or an unknown `cache_dtype`.
+        ValueError: a config that names no models, a model whose config.json cannot be had, or a
+            layer that it does not have.
         FileNotFoundError: an embedded model that there is not.
     """
-    if cache_dtype is not None and cache_dtype not in CACHE_BYTES:
-        raise ValueError(
-            f"cache_dtype is {cache_dtype!r}; it is one of {', '.join(CACHE_BYTES)}, or None for "
-            "no cache."
-        )
     if not config.base or not config.hook_name:
         raise ValueError(
             f"base is {config.base!r} and hook_name {config.hook_name!r}: an estimate needs both. "
@@ -127,7 +122,6 @@ def estimate(config: RunConfig, *, cache_dtype: str | None = None) -> Estimate:
     disk = {
         "dictionary": 4 * n_parameters,
         "checkpoints": N_KEPT * 3 * 4 * n_parameters,
-        "cache": n_tokens * d_in * CACHE_BYTES[cache_dtype] if cache_dtype else 0,
     }
     return Estimate(
         models=models,
