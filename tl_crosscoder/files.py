@@ -174,6 +174,16 @@ def check_folder(folder: Path, marker: str, *, what: str, resume: bool) -> None:
         )
 
 
+def check_same(before: Any, now: Any, *, what: str, free: Sequence[str] = ()) -> None:
+    """Raise ValueError, which begins with `what`, if two JSON records differ; see `differences`."""
+    differing = sorted(differences(before, now, free=free))
+    if differing:
+        raise ValueError(
+            f"{what}: {', '.join(differing)}. Resume with the same settings, or choose another "
+            "output."
+        )
+
+
 def differences(
     before: Any, now: Any, *, free: Sequence[str] = (), path: str = ""
 ) -> Iterator[str]:

@@ -140,12 +140,7 @@ def claim(
         return manifest
     manifest = read_manifest(folder)
     there = {name: manifest.get(name) for name in identity}
-    differing = sorted(files.differences(there, identity))
-    if differing:
-        raise ValueError(
-            f"{folder} holds another cache: {', '.join(differing)}. Resume with the same settings, "
-            "or choose another output folder."
-        )
+    files.check_same(there, identity, what=f"{folder} holds another cache")
     check_shards(folder, manifest, verify=True)
     for leftover in (folder / "shards").glob(".*"):  # of a killed process
         leftover.unlink()

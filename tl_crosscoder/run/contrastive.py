@@ -177,12 +177,7 @@ def _claimed(path: Path, config: ContrastiveConfig, sampler: ContrastiveSampler)
         files.write_json(_record_path(path), record)
         return record
     record = _read_record(path)
-    differing = sorted(files.differences(record["settings"], settings))
-    if differing:
-        raise ValueError(
-            f"{path} was begun with other settings: {', '.join(differing)}. Resume with the same, "
-            "or choose another output."
-        )
+    files.check_same(record["settings"], settings, what=f"{path} was begun with other settings")
     return record
 
 

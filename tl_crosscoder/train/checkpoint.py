@@ -96,12 +96,8 @@ def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:
     if not path.is_file():
         files.write_json(path, record)
         return False
-    differing = sorted(files.differences(read_record(output), record, free=_FREE))
-    if differing:
-        raise ValueError(
-            f"{output} holds another run: {', '.join(differing)}. Resume with the same settings, "
-            "or choose another output folder."
-        )
+    there = read_record(output)
+    files.check_same(there, record, what=f"{output} holds another run", free=_FREE)
     return (output / CFG_NAME).is_file() and (output / WEIGHTS_NAME).is_file()
 
 
