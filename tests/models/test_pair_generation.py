@@ -13,18 +13,17 @@ def zero(activation, hook):
 
 
 @pytest.mark.parametrize("use_past_kv_cache", [True, False])
-@pytest.mark.parametrize("site", ["base", "finetuned"])
-def test_greedy_text_is_the_argmax_of_the_logits(pair, site, use_past_kv_cache):
+def test_greedy_text_is_the_argmax_of_the_logits(pair, use_past_kv_cache):
     [(prompt, new)] = pair.generate_tokens(
         TEXTS[0],
-        site=site,
+        site="base",
         max_new_tokens=5,
         stop_token_ids=(),
         use_past_kv_cache=use_past_kv_cache,
     )
     ids = list(prompt)
     for _ in range(5):
-        ids.append(int(pair.logits(torch.tensor([ids]), site=site)[0, -1].argmax()))
+        ids.append(int(pair.logits(torch.tensor([ids]), site="base")[0, -1].argmax()))
     assert [*prompt, *new] == ids
 
 

@@ -35,7 +35,7 @@ class Analyze:
     by: Literal["score", "relative_decoder_norm", "difference", "nu", "activity"] | None = None
     """Print a ranking by this measure, as a table."""
     toward: Literal["finetuned", "base"] = "finetuned"
-    """Of that ranking: whose latents."""
+    """Model whose latents that ranking is of."""
     n: int = 10
     """Rows of that ranking, or hits of a search."""
     latent: int | None = None

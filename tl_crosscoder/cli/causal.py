@@ -108,7 +108,7 @@ class Steer(_Tested):
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines(_OfRun):
-    """The same tests without a dictionary: mean difference (ADL), principal components."""
+    """Tests without a dictionary, for comparison: mean difference (ADL), principal components."""
 
     question: Annotated[EffectQuestion, tyro.conf.OmitArgPrefixes]
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tl_crosscoder.hub.publish import Publication
 
 N_MEASURED_TOKENS = 65_536
-"""On which an approximate export is compared with its crosscoder."""
+"""Tokens on which an approximate export is compared with its crosscoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ class Import:
     hook_name: str | None = None
     """Hook point, where the files do not name it; several with commas between."""
     scales: tuple[float, ...] | None = None
-    """By which training multiplied the activations of each site, where the files do not have
+    """Factors by which training multiplied the activations of each site, where the files do not have
     them (ckkissane); None is 1."""
     revision: str | None = None
     """Revision of the dictionary on the hub."""

@@ -36,7 +36,7 @@ class Demo:
     """Folder for the dictionary, the measures and the figure; must be new or empty. None is
     demo-output/ORGANISM."""
     seed: int = 0
-    """Of weights and data."""
+    """Seed of weights and data."""
     n_tokens: int = 1_000_000
     """Activation pairs to train on; fewer give a quicker look and find less."""
     resume: bool = False

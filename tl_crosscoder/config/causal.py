@@ -17,7 +17,7 @@ class PromptsQuestion:
     n_prompts: int = 100
     """Measure on so many of them."""
     seed: int = 0
-    """Of controls and resamples."""
+    """Seed of controls and resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,15 +173,15 @@ class ContrastiveConfig(YamlConfig, ModelsConfig):
     max_new_tokens: int = 128
     """Tokens that each model writes after a prompt, at most."""
     temperature: float = 1.0
-    """Of sampling; 1 is the models' own distribution, 0 their likeliest tokens."""
+    """Temperature of sampling; 1 is the models' own distribution, 0 their likeliest tokens."""
     batch_size: int = 32
     """Prompts of one length that go through a model together."""
     seed: int = 0
-    """Of sampling and of the order of the prompts."""
+    """Seed of sampling and of the order of the prompts."""
     hook_name: str | None = None
     """Not needed here: no activation is read, and any hook point of the models will do."""
     difference: Annotated[bool, tyro.conf.Suppress] = False
-    """Without effect here."""
+    """No effect here."""
 
     def __post_init__(self) -> None:
         check_positive(self, "n_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size")

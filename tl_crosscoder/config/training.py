@@ -107,9 +107,9 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between two checkpoints; a kill loses at most these."""
     seed: int = 0
-    """Of the initial weights, the split and the order of the data."""
+    """Seed of the initial weights, the split and the order of the data."""
     weight_seed: int | None = None
-    """Of the initial weights alone; None is `seed`."""
+    """Seed of the initial weights alone; None is `seed`."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
 
@@ -219,7 +219,7 @@ class HarvestConfig(YamlConfig, TextConfig, ModelsConfig):
     harvest_batch_size: int = 32
     """Contexts a forward pass of the models."""
     seed: int = 0
-    """Of the split, the mixture and the order of the contexts."""
+    """Seed of the split, the mixture and the order of the contexts."""
 
     @classmethod
     def from_yaml(

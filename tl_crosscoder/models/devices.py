@@ -82,7 +82,7 @@ class Precision:
     """How a model's weights are stored and computed with."""
 
     dtype: torch.dtype
-    """Of activations, and of all weights that are not in 4 bits."""
+    """Number format of activations, and of all weights that are not in 4 bits."""
     is_4bit: bool = False
     """Linear layers of the blocks are in NF4; embeddings, norms and the head are not."""
 

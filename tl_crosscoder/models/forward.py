@@ -121,7 +121,7 @@ class RunningIds:
         self.is_paused = False
         """Passes do not count."""
         self.is_known = layer is None
-        """Within the layer that was given."""
+        """Whether the block that was given runs."""
         self._embedded: Tensor | None = None
         self._asked: Tensor | None = None
         self._before: Tensor | None = None

@@ -106,7 +106,7 @@ def stop_layer(hook_name: str) -> int | None:
 
 
 def last_stop_layer(hook_names: Sequence[str]) -> int | None:
-    """The same for several hooks; None where one of them is outside the blocks."""
+    """First layer that no hook needs; None where one of them is outside the blocks."""
     stops = [stop_layer(name) for name in hook_names]
     known = [stop for stop in stops if stop is not None]
     return max(known) if len(known) == len(stops) else None

@@ -175,7 +175,7 @@ class SiteView(HookedView):
         super().__init__(pair, model_name=own.label, d_model=own.d_model)
         self.position, self.site, self.hook_name = position, own, self.HOOK_NAME
         self.acts: tuple[Float[Tensor, "batch pos _"], ...] = ()
-        """Of all sites, in the forward pass that ran last; none before the first."""
+        """Activations of all sites in the forward pass that ran last; none before the first."""
 
     def stream(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """The site's stream; those of all sites are kept."""
@@ -191,7 +191,7 @@ class SiteView(HookedView):
     def activations_with(
         self, x: Float[Tensor, "batch pos _"]
     ) -> tuple[Float[Tensor, "batch pos _"], ...]:
-        """Those of the forward pass that ran last, before any edit.
+        """Activations of all sites in the forward pass that ran last, before any edit.
 
         Raises ValueError unless `x` is the site's stream of that pass, bit for bit.
         """

@@ -31,11 +31,11 @@ class Site:
     model_name: str
     """Hub name or folder, as the user gave it."""
     revision: str | None = None
-    """Of the model on the hub; of the adapter where there is one."""
+    """Revision of the model on the hub, or of the adapter where there is one."""
     adapter: str | None = None
     """PEFT adapter on `model_name`, as the user gave it; merged or attached alike."""
     base_revision: str | None = None
-    """Of `model_name` where there is an adapter."""
+    """Revision of `model_name` where there is an adapter."""
     scale: float = 1.0
     """Activations are multiplied by this in training; saved dictionaries have it folded in."""
     minus: "Site | None" = None
@@ -116,7 +116,7 @@ def compared_sites(sites: Sequence[Site]) -> tuple[int, int] | None:
 
 
 def subtracted_sites(sites: Sequence[Site]) -> tuple[int, int] | None:
-    """The same two where one can be subtracted from the other: None for unequal widths."""
+    """Positions of the compared sites if they have one width, so that they can be subtracted."""
     pair = compared_sites(sites)
     if pair is None or sites[pair[0]].d_model != sites[pair[1]].d_model:
         return None

@@ -139,7 +139,7 @@ class ActivationSource(ABC):
     def comparing(self: S, base: str, finetuned: str) -> S:
         """View of this source that compares two other sites, by name; models are shared.
 
-        `comparing("finetuned", "base")` swaps the direction: everything is then said of what the
+        `comparing("finetuned", "base")` swaps the direction: everything then tells what the
         base has and the fine-tuned model lost. Raises ValueError for an unknown or equal site.
         """
         view = copy.copy(self)

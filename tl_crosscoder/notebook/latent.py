@@ -46,7 +46,7 @@ class LatentView:
     measures: RankedLatent
     """Its norms, scaling and firing; `place` has no meaning here."""
     latents: LatentMeasures
-    """Those of all latents."""
+    """Measures of all latents."""
     stored: tuple[StoredExample, ...]
     """All examples: the largest codes, then those of each quantile."""
     effects: LogitEffects | None
@@ -144,7 +144,7 @@ class Hit:
     n_on_token: int
     """Examples where the text lies on the token itself."""
     n_near: int
-    """Those with the text in their window."""
+    """Examples with the text in their window."""
     n_examples: int
     before: str
     token: str
@@ -187,7 +187,7 @@ def _or_missing(made: Callable[[], T], what: str, missing: list[str]) -> T | Non
 
 
 def _patchscope(run: Run, latent: int, n: int) -> Patchscope:
-    """Of the fine-tuned row; of the base's where the latent writes to the base alone."""
+    """Patchscope of the fine-tuned row, or of the base's where the latent writes to it alone."""
     models, crosscoder = run.models, run.crosscoder
     base, finetuned = models.compared or (0, 0)
     if models.is_difference:

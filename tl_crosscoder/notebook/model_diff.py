@@ -338,13 +338,13 @@ class ModelDiff:
         return patch_run(self.run, CausalQuestion(**question))
 
     def necessity(self, *, mode: Mode = "delta", **question: Any) -> list[CausalTest]:
-        """What goes when latents are taken out, with controls; likewise."""
+        """What is lost when latents are ablated, with controls; likewise."""
         return ablate_run(self.run, CausalQuestion(**question), mode=mode)
 
     def sufficiency(
         self, *, strengths: Sequence[float] = (0.5, 1.0, 2.0), **question: Any
     ) -> list[CausalTest]:
-        """What comes when they are put into the base, and when it is steered; likewise."""
+        """What inserting latents into the base adds, and steering it; likewise."""
         return steer_run(self.run, CausalQuestion(**question), strengths=strengths)
 
     # --- to keep ---------------------------------------------------------------------------------

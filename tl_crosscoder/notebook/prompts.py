@@ -153,7 +153,7 @@ class PromptLatent:
     token: str
     """Where its code is largest; empty where it is active nowhere."""
     n_active: int
-    """Of these tokens."""
+    """Tokens here on which it is active."""
     relative_decoder_norm: float
     latent_class: str
     codes: tuple[float, ...]
@@ -172,7 +172,7 @@ class PromptDiff(TableOfRows):
     finetuned: str
     """What the fine-tuned one does."""
     tokens: tuple[str, ...]
-    """Of the prompt, template included, and of what the fine-tuned model writes."""
+    """Tokens of the prompt, template included, and of what the fine-tuned model writes."""
     n_prompt_tokens: int
 
     @property

@@ -27,7 +27,7 @@ class Estimate:
     d_in: int
     d_sae: int
     n_parameters: int
-    """Of the crosscoder."""
+    """Weights and biases of the crosscoder."""
     n_tokens: int
     """Through the models: to train on, to calibrate and to measure."""
     memory_bytes: dict[str, int]

@@ -27,9 +27,9 @@ class ModelCost:
     """Hub name or folder; of the base where there is an adapter."""
     adapter: str | None
     n_parameters: int
-    """Tied ones once, an adapter's not at all."""
+    """Parameters, tied ones once and an adapter's not at all."""
     n_parameters_run: int
-    """Of the layers up to the last hook."""
+    """Parameters of the layers up to the last hook."""
     n_layers: int
     n_layers_run: int
     """All of them where a hook is outside the blocks; then the head runs too."""
@@ -37,7 +37,7 @@ class ModelCost:
     download_bytes: int | None
     """0 where the weights are here; None for an adapter, which is small beside its base."""
     memory_bytes: int
-    """Of the weights; a base with an adapter is a second copy."""
+    """Size of the weights; a base with an adapter is a second copy."""
     score_bytes: int
     """Attention scores of one layer on one context: most of what a forward pass holds."""
     flops_per_token: int
@@ -47,7 +47,7 @@ def model_cost(sites: Sequence[Site], *, dtype: str, context_size: int) -> Model
     """The cost of the model that these sites share.
 
     Raises:
-        ValueError: no config.json to be had, or a layer that the model does not have.
+        ValueError: a config.json that cannot be read, or a layer that the model does not have.
         FileNotFoundError: an embedded model that there is not.
     """
     site = sites[0]

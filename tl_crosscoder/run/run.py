@@ -126,7 +126,7 @@ class Run:
         return Masks(**{name: value for name, value in training.items() if name in known})
 
     def documents(self, text: str | None = None) -> list[Document]:
-        """Those of a text, or the held-out ones.
+        """Documents of a text, or the held-out ones.
 
         Raises:
             FileNotFoundError, ValueError: no such text, or none was kept.
