@@ -50,7 +50,6 @@ def test_parameters_are_counted_up_to_the_hook():
     base, finetuned = estimate(PAIR).models
     assert base.n_parameters == WORLD_BASE == 587_616
     assert (base.n_layers, base.n_layers_run, base.d_model) == (4, 3, 96)
-    assert base.n_parameters_run == 3 * LAYER
     # Two FLOPs a weight; scores and their sums, each 2 x 128 x 96 in three layers.
     assert base.flops_per_token == 2 * 3 * LAYER + 2 * 2 * 128 * 96 * 3
     assert finetuned.flops_per_token == base.flops_per_token

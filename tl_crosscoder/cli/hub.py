@@ -187,8 +187,8 @@ class Import:
     hook_name: str | None = None
     """Hook point, where the files do not name it; several with commas between."""
     scales: tuple[float, ...] | None = None
-    """Factors by which training multiplied the activations of each site, where the files do not have
-    them (ckkissane); None is 1."""
+    """Factors of each site's activations in training, where the files do not have them (ckkissane);
+    None is 1."""
     revision: str | None = None
     """Revision of the dictionary on the hub."""
 

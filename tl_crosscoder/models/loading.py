@@ -132,7 +132,7 @@ def load_site(site: Site, how: LoadOptions) -> HookedModel:
     Raises FileNotFoundError for a missing folder, and ValueError for what the hub refuses or where
     the adapter does not fit.
     """
-    name, adapter, revision = site.model_name, site.adapter, _model_revision(site)
+    name, adapter, revision = site.model_name, site.adapter, site.model_revision
     folder = None if adapter is None else _adapter_folder(adapter, site.revision)
     source, hf_model = _source(name), None
     with explained(name, revision):
@@ -152,13 +152,9 @@ def load_tokenizer(site: Site) -> Any:
     from transformers import AutoTokenizer
 
     source = _source(site.model_name)
-    revision = _model_revision(site)
+    revision = site.model_revision
     with explained(site.model_name, revision):
         return AutoTokenizer.from_pretrained(source, revision=revision)
-
-
-def _model_revision(site: Site) -> str | None:
-    return site.revision if site.adapter is None else site.base_revision
 
 
 def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) -> HookedModel:

@@ -42,6 +42,11 @@ class Site:
     """The site whose activation is subtracted from this one; None where nothing is."""
 
     @property
+    def model_revision(self) -> str | None:
+        """Revision of `model_name`, with an adapter or without."""
+        return self.revision if self.adapter is None else self.base_revision
+
+    @property
     def label(self) -> str:
         """What a reader calls its model: the adapter's name, or else the model's."""
         return self.adapter or self.model_name
