@@ -151,7 +151,7 @@ def test_a_template_that_is_missing_is_named(tmp_path, capsys, shared_models):
 def test_a_mixture_with_contrastive_text_from_one_file(tmp_path, capsys):
     """The whole path: contrastive pairs, a mixture of three, masks, a run, a measurement."""
     pairs = tmp_path / "pairs.jsonl"
-    size = ["--n-prompts", "48", "--max-new-tokens", "24", "--batch-size", "48"]
+    size = ["--n-prompts", "24", "--max-new-tokens", "16", "--batch-size", "24"]
     assert main(["contrastive", *MODELS, *size, "--output", str(pairs)]) == 0
     capsys.readouterr()
     run = {
