@@ -69,11 +69,6 @@ def test_sources_without_text_are_refused(tmp_path, make, error, message):
         load_documents(source)
 
 
-def test_a_name_that_the_hub_does_not_give_is_refused_with_advice():
-    with pytest.raises(FileNotFoundError, match="neither a file nor a folder here"):
-        load_documents("nobody/no-such-dataset", max_documents=5)
-
-
 def test_the_split_is_by_document_seeded_and_complete():
     documents = [{"text": str(i)} for i in range(50)]
     training, held_out = split_documents(documents, held_out=0.2, seed=3)

@@ -84,11 +84,6 @@ def test_a_buffer_holds_two_batches_at_least(taboo_pair, texts):
     assert position == Position(n_passes=0, buffer=0, batch=2)
 
 
-def test_a_batch_larger_than_the_text_is_refused(taboo_pair, texts):
-    with pytest.raises(ValueError, match=r"one batch is 100,000 tokens, but the text has only"):
-        new_loader(taboo_pair, texts[0], batch_size=100_000)
-
-
 # --- items made ahead -----------------------------------------------------------------------------
 
 

@@ -59,14 +59,6 @@ def test_held_out_documents_make_the_held_out_text_again(mixed, taboo_pair):
     assert torch.equal(again.tokens, mixed.held_out.tokens)
 
 
-def test_the_embedded_text_is_a_component_too(taboo_pair):
-    source = TextSource(text="tl_crosscoder/taboo", max_documents=200)
-    text = tokenize_mixture(
-        [source], taboo_pair.tokenizer, context_size=32, n_tokens=2000, n_held_out_tokens=200
-    )
-    assert text.training.n_tokens >= 2000
-
-
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [

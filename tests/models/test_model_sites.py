@@ -11,7 +11,6 @@ from models.tiny_pairs import (
 from transformers import AutoTokenizer
 
 from tl_crosscoder import ModelPair, Site
-from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.models.pair import planned_sites
 from tl_crosscoder.models.saelens import PairView
 
@@ -140,11 +139,6 @@ def test_an_unknown_hook_and_equal_names_are_refused(three, layers):
         ModelPair(sites=[])
     with pytest.raises(ValueError, match=r"for 3 models: .* one model for each"):
         ModelPair(*three.models, sites=three.sites[:2])
-
-
-def test_sites_of_unequal_width_are_not_subtracted_or_edited(unequal):
-    with pytest.raises(ValueError, match=r"two sites of one width.*16.*32"):
-        InterventionContext.of(unequal)
 
 
 def test_a_pair_compares_the_sites_that_were_chosen_once(three):
