@@ -167,8 +167,9 @@ def test_the_sites_compared_are_those_chosen_on_the_source(run, short_texts):
         ("base", "finetuned_2"),
         ("base", "finetuned"),
     )
-    norms = [crosscoder.decoder(name).norm(dim=1) for name in ("base", "finetuned")]
-    expected = norms[1] / (norms[0] + norms[1])
+    scaled = [crosscoder.decoder(i) * crosscoder.sites[i].scale for i in (0, 1)]
+    base, finetuned = (rows.norm(dim=1) for rows in scaled)
+    expected = finetuned / (base + finetuned)
     torch.testing.assert_close(chosen.latents.relative_decoder_norm, expected, equal_nan=True)
 
 
