@@ -43,7 +43,8 @@ from tl_crosscoder.organisms.recovery import planted_recovery
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.sources import load_source
 from tl_crosscoder.run.text import held_out_text, read_documents, tokens_of
-from tl_crosscoder.train.trainer import Trainer, crosscoder_config
+from tl_crosscoder.train.presets import crosscoder_config
+from tl_crosscoder.train.trainer import Trainer
 
 ORGANISMS = ("taboo", "false-fact")
 K = 12

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement, measure
 from tl_crosscoder.config.text import Masks
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import WEIGHTS_NAME, Crosscoder
+from tl_crosscoder.crosscoder.site_views import check_source
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.data.documents import (
     Document,
