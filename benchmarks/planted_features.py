@@ -34,7 +34,7 @@ from variants import (
     seeds,
 )
 
-from tl_crosscoder.analysis.norms import LATENT_CLASSES
+from tl_crosscoder.analysis.geometry import LATENT_CLASSES
 from tl_crosscoder.analysis.reconstruction import Reconstruction, ReconstructionSums
 from tl_crosscoder.config.presets import preset_to_dict
 from tl_crosscoder.config.training import RunConfig

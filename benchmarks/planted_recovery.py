@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from planted_world import PlantedWorld
 from torch import Tensor
 
-from tl_crosscoder.analysis.norms import LATENT_CLASSES, latent_class_ids, norm_measures
+from tl_crosscoder.analysis.geometry import LATENT_CLASSES, latent_class_ids, norm_measures
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.models.site import compared_sites
 

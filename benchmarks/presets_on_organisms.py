@@ -42,7 +42,8 @@ from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.organisms.recovery import planted_recovery
 from tl_crosscoder.organisms.suite import organism
-from tl_crosscoder.train.trainer import Trainer, crosscoder_config
+from tl_crosscoder.train.presets import crosscoder_config
+from tl_crosscoder.train.trainer import Trainer
 
 ORGANISMS = ("taboo", "false-fact")
 K = 12

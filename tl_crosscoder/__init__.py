@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from tl_crosscoder.analysis.agreement import agreement, agreement_over_seeds
     from tl_crosscoder.analysis.example_database import ExampleDatabase
     from tl_crosscoder.analysis.examples import examples
+    from tl_crosscoder.analysis.geometry import (
+        decoupled_pairs,
+        similar_latents,
+    )
     from tl_crosscoder.analysis.latent_scaling import LatentScaling
     from tl_crosscoder.analysis.latents import rank_latents
     from tl_crosscoder.analysis.lens import direction_logits, logit_effect
     from tl_crosscoder.analysis.measurement import Measurement, measure
     from tl_crosscoder.analysis.patchscope import patchscope
     from tl_crosscoder.analysis.saelens_evals import SiteSAE, sae_bridge, site_evals
-    from tl_crosscoder.analysis.similarity import (
-        decoupled_pairs,
-        similar_latents,
-    )
     from tl_crosscoder.baselines.activation_difference import activation_difference
     from tl_crosscoder.baselines.logit_amplification import amplified_text
     from tl_crosscoder.baselines.pca import difference_pca
@@ -179,6 +179,10 @@ _MODULES = {
     ),
     "analysis.example_database": ("ExampleDatabase",),
     "analysis.examples": ("examples",),
+    "analysis.geometry": (
+        "decoupled_pairs",
+        "similar_latents",
+    ),
     "analysis.latent_scaling": ("LatentScaling",),
     "analysis.latents": ("rank_latents",),
     "analysis.lens": (
@@ -194,10 +198,6 @@ _MODULES = {
         "SiteSAE",
         "site_evals",
         "sae_bridge",
-    ),
-    "analysis.similarity": (
-        "decoupled_pairs",
-        "similar_latents",
     ),
     "baselines.activation_difference": ("activation_difference",),
     "baselines.logit_amplification": ("amplified_text",),

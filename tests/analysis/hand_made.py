@@ -14,10 +14,10 @@ from tl_crosscoder.analysis.examples import (
     TopTokens,
 )
 from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.geometry import delta_norm, relative_decoder_norm
 from tl_crosscoder.analysis.latent_scaling import LatentScaling
 from tl_crosscoder.analysis.latents import LatentMeasures, in_order
 from tl_crosscoder.analysis.measurement import LatentSummary
-from tl_crosscoder.analysis.norms import delta_norm, relative_decoder_norm
 from tl_crosscoder.analysis.reconstruction import Reconstruction
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 
@@ -38,6 +38,20 @@ def crosscoder(base: Tensor, finetuned: Tensor, *, b_dec: Tensor | None = None) 
     weights = {name: torch.zeros_like(t) for name, t in made.state_dict().items()}
     weights |= {"W_dec": W_dec} | ({} if b_dec is None else {"b_dec": b_dec})
     made.load_state_dict(weights)
+    return made
+
+
+def random_dictionary(
+    sites: Sequence[Site], d_sae: int, *, size: float = 1.0, **fields
+) -> Crosscoder:
+    """Weights of this size, and thresholds above 0."""
+    d_in = sum(site.d_model for site in sites)
+    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=d_sae, sites=tuple(sites), **fields))
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        n: size * torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()
+    }
+    made.load_state_dict(weights | {"threshold": weights["threshold"].abs()})
     return made
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
+from analysis.hand_made import random_dictionary
 from models.tiny_pairs import CORPUS, D_MODEL, HOOK, TEXTS, hooked_transformer, save_model
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
@@ -44,16 +45,8 @@ def text(pairs):
     return replace(packed, dropped=torch.isin(packed.tokens, special).byte())
 
 
-def random_dictionary(source, **changes) -> Crosscoder:
-    d_in = sum(site.d_model for site in source.sites)
-    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=20, sites=source.sites, **changes))
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()
-    }
-    weights["threshold"] = weights["threshold"].abs()
-    made.load_state_dict(weights)
-    return made
+def dictionary(source, **fields) -> Crosscoder:
+    return random_dictionary(source.sites, 20, size=0.3, **fields)
 
 
 def exact_dictionary(source) -> Crosscoder:
@@ -93,9 +86,10 @@ def test_a_view_is_the_model_of_its_side(pair, site):
         view(tokens, stop_at_layer=1)
 
 
-@pytest.mark.parametrize("apply_b_dec_to_input", [False, True])
-def test_metrics_are_those_of_our_own_measures(pair, text, apply_b_dec_to_input):
-    crosscoder = random_dictionary(pair, apply_b_dec_to_input=apply_b_dec_to_input)
+@pytest.mark.parametrize(("kind", "apply_b_dec_to_input"), [("llama", False), ("hooked", True)])
+def test_metrics_are_those_of_our_own_measures(pairs, text, kind, apply_b_dec_to_input):
+    pair = pairs[kind]
+    crosscoder = dictionary(pair, apply_b_dec_to_input=apply_b_dec_to_input)
     found = site_evals(pair, crosscoder, text, batch_size=4)
     assert found.n_tokens == text.n_tokens < text.tokens.numel()
     ours = measure(pair, crosscoder, text).reconstruction
@@ -143,7 +137,7 @@ def test_any_list_of_sites_has_sides(pairs, text):
     hooks = {"a": "blocks.0.hook_resid_post", "b": "blocks.1.mlp.hook_post", "c": HOOK}
     sites = [Site(name=name, hook_name=hook, model_name="m") for name, hook in hooks.items()]
     models = ModelPair(base, base, finetuned, sites=sites)
-    crosscoder = random_dictionary(models)
+    crosscoder = dictionary(models)
     found = site_evals(models, crosscoder, text, sites=("b", "c"))
     ours = measure(models, crosscoder, text).reconstruction
     assert [row.site for row in found.rows] == ["b", "c"]
@@ -156,7 +150,7 @@ def test_any_list_of_sites_has_sides(pairs, text):
 def test_a_store_of_sae_lens_feeds_a_side(pairs):
     pair = pairs["llama"]
     view = SiteView(pair, "finetuned")
-    sae = SiteSAE(random_dictionary(pair), view)
+    sae = SiteSAE(dictionary(pair), view)
     dataset = datasets.Dataset.from_dict({"text": CORPUS * 3})
     store = ActivationsStore.from_sae(
         view, sae, dataset, context_size=12, streaming=False, store_batch_size_prompts=3
@@ -175,7 +169,7 @@ def test_a_store_of_sae_lens_feeds_a_side(pairs):
 
 def test_what_is_not_the_stream_is_refused(pairs, text, tmp_path):
     pair = pairs["hooked"]
-    crosscoder = random_dictionary(pair)
+    crosscoder = dictionary(pair)
     view = SiteView(pair, "base")
     sae = SiteSAE(crosscoder, view)
     tokens = pair.to_tokens(TEXTS)
@@ -195,11 +189,11 @@ def test_what_is_not_the_stream_is_refused(pairs, text, tmp_path):
 def test_what_has_no_side_or_no_full_contexts_is_refused(pairs, text):
     pair = pairs["hooked"]
     with pytest.raises(ValueError, match="a diff-SAE has no site of one model"):
-        site_evals(pair, random_dictionary(pair.difference()), text)
+        site_evals(pair, dictionary(pair.difference()), text)
     padded = tokenize([{"text": "A dog"}], pair.tokenizer, context_size=12, pack=False)
     with pytest.raises(ValueError, match="some padded"):
-        site_evals(pair, random_dictionary(pair), padded)
+        site_evals(pair, dictionary(pair), padded)
     with pytest.raises(ValueError, match="trained on"):
-        site_evals(pairs["llama"], random_dictionary(pair), text)
+        site_evals(pairs["llama"], dictionary(pair), text)
     with pytest.raises(ValueError, match="site 'sft' is not in this pair"):
-        site_evals(pair, random_dictionary(pair), text, sites=("sft",))
+        site_evals(pair, dictionary(pair), text, sites=("sft",))

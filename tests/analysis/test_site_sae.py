@@ -5,13 +5,14 @@ import weakref
 
 import pytest
 import torch
+from analysis.hand_made import random_dictionary
 from models.tiny_pairs import HOOK, TEXTS, hooked_transformer, save_model
 from sae_lens import HookedSAETransformer
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair
+from tl_crosscoder import Crosscoder, ModelPair
 from tl_crosscoder.analysis.saelens_evals import SiteSAE, sae_bridge
 from tl_crosscoder.models.saelens import HookedSite
 from tl_crosscoder.models.site import Site
@@ -53,14 +54,7 @@ def attached(pair: ModelPair, kind: str):
 
 
 def dictionary(source) -> Crosscoder:
-    d_in = sum(site.d_model for site in source.sites)
-    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=24, sites=source.sites))
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()
-    }
-    made.load_state_dict(weights | {"threshold": weights["threshold"].abs()})
-    return made
+    return random_dictionary(source.sites, 24, size=0.3)
 
 
 def codes_name(model, sae, kind: str, internal: str = "hook_sae_acts_post") -> str:

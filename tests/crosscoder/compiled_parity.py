@@ -1,4 +1,4 @@
-"""The loss with and without torch.compile: run by test_training_loss.py, without shape checks."""
+"""The loss with and without torch.compile: run by test_training.py, without shape checks."""
 
 import torch
 from dictionaries import new_training, planted, randomised
@@ -16,5 +16,7 @@ for compiled in (False, True):
     losses.append(output.loss.detach())
     grads.append({n: p.grad for n, p in training.named_parameters()})
 torch.testing.assert_close(*losses)
+print("loss")
 for name, grad in grads[0].items():
     torch.testing.assert_close(grads[1][name], grad, rtol=1e-4, atol=1e-5)
+    print(name)

@@ -24,7 +24,6 @@ from tl_crosscoder.crosscoder.partition import (
     placed,
     project_decoder_,
     project_encoder_,
-    selection_groups,
 )
 
 
@@ -68,13 +67,12 @@ def test_selection_groups_by_hand():
         Partition(name="c", share=0.5),
     )
     # b and c share the k of the sparsity; without partitions all latents do.
-    assert selection_groups(placed(own, 40), 5, 40) == [(slice(0, 10), 3), (slice(10, 40), 5)]
-    assert selection_groups(placed(own[1:2] + own[:1] + own[2:], 40)[:2], 5, 40) == [
-        (slice(0, 10), 5),
-        (slice(10, 20), 3),
-    ]
-    assert selection_groups((), 5, 40) == [(slice(0, 40), 5)]
-    assert selection_groups(placed(own, 40)[:1], 5, 40) == [(slice(0, 10), 3)]
+    groups, places = BatchTopK(k=5).groups, placed(own, 40)
+    assert groups(places, 40) == [(slice(0, 10), 3), (slice(10, 40), 5)]
+    swapped = placed(own[1:2] + own[:1] + own[2:], 40)[:2]
+    assert groups(swapped, 40) == [(slice(0, 10), 5), (slice(10, 20), 3)]
+    assert groups((), 40) == [(slice(0, 40), 5)]
+    assert groups(places[:1], 40) == [(slice(0, 10), 3)]
 
 
 @pytest.mark.parametrize(
@@ -254,13 +252,6 @@ def obeying(name: str, kernels: str) -> CrosscoderTraining:
     return training
 
 
-def by_latent(name: str, values: Tensor, order: Tensor) -> Tensor:
-    """A parameter with its latents in another order."""
-    if name == "b_dec":
-        return values
-    return values[:, order] if name == "W_enc" else values[order]
-
-
 def by_site(name: str, values: Tensor) -> Tensor:
     """A parameter with its two sites swapped."""
     axis = {"W_enc": 0, "W_dec": 1, "b_dec": 0}.get(name)
@@ -270,50 +261,22 @@ def by_site(name: str, values: Tensor) -> Tensor:
     return torch.cat([finetuned, base], dim=axis)
 
 
-@torch.no_grad()
-def copied_(model: CrosscoderTraining, other: CrosscoderTraining, change) -> CrosscoderTraining:
-    for name, own in model.named_parameters():
-        own.copy_(change(name, other.get_parameter(name)))
-    return model
-
-
-def assert_same_step(
-    model: CrosscoderTraining, other: CrosscoderTraining, batches: tuple[Tensor, Tensor], change
-) -> None:
-    """The same loss, and gradients that are changed as the weights were."""
-    losses = [m.step_loss(x).loss for m, x in zip((model, other), batches, strict=True)]
-    torch.testing.assert_close(*losses)
-    sum(losses).backward()
-    for name, parameter in model.named_parameters():
-        expected = change(name, other.get_parameter(name).grad)
-        torch.testing.assert_close(parameter.grad, expected, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("kernels", ["auto", "dense"])
-@pytest.mark.parametrize("name", [n for n in MEMBERS if "matryoshka" not in n])
-def test_permuting_latents_within_their_partitions_permutes(name, kernels):
-    training = obeying(name, kernels)
-    ranges = [own for _, own in training.cfg.placed_partitions()] or [slice(0, D_SAE)]
-    generator, latents = torch.Generator().manual_seed(4), torch.arange(D_SAE)
-    order = [torch.randperm(len(latents[own]), generator=generator) for own in ranges]
-    order = torch.cat([latents[own][o] for own, o in zip(ranges, order, strict=True)])
-
-    def change(parameter: str, values: Tensor) -> Tensor:
-        return by_latent(parameter, values, order)
-
-    x, permuted = planted(16).double(), copied_(made(name, kernels), training, change)
-    codes = permuted.step_loss(x).codes.to_dense()
-    torch.testing.assert_close(codes, training.step_loss(x).codes.to_dense()[:, order])
-    assert_same_step(permuted, training, (x, x), change)
-
-
 @pytest.mark.parametrize("kernels", ["auto", "dense"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_swapping_sites_and_their_names_mirrors(name, kernels):  # spec: C13
-    """The partitions keep their places: the base's own becomes the fine-tune's own."""
-    training = obeying(name, kernels)
-    swapped = copied_(made(name, kernels, names=BOTH[::-1]), training, by_site)
+    """The same loss and codes, and gradients that are swapped as the weights were.
+
+    The partitions keep their places: the base's own becomes the fine-tune's own.
+    """
+    training, swapped = obeying(name, kernels), made(name, kernels, names=BOTH[::-1])
+    with torch.no_grad():
+        for parameter, own in swapped.named_parameters():
+            own.copy_(by_site(parameter, training.get_parameter(parameter)))
     x = planted(16).double()
-    codes = swapped.step_loss(x.flip(1)).codes.to_dense()
-    torch.testing.assert_close(codes, training.step_loss(x).codes.to_dense())
-    assert_same_step(swapped, training, (x.flip(1), x), by_site)
+    steps = [swapped.step_loss(x.flip(1)), training.step_loss(x)]
+    torch.testing.assert_close(*(step.codes.to_dense() for step in steps))
+    torch.testing.assert_close(*(step.loss for step in steps))
+    sum(step.loss for step in steps).backward()
+    for parameter, own in swapped.named_parameters():
+        expected = by_site(parameter, training.get_parameter(parameter).grad)
+        torch.testing.assert_close(own.grad, expected, msg=lambda m, n=parameter: f"{n}: {m}")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from reference import nano_crosscoder as nano
 from torch import Tensor
 
-from tl_crosscoder.crosscoder.sparse import kernels, selection
+from tl_crosscoder.crosscoder.sparse import selection
+from tl_crosscoder.crosscoder.sparse.codes import GROUP, at_least
 from tl_crosscoder.crosscoder.sparse.selection import Scores, batch_topk, token_topk
 
 few = settings(max_examples=40, deadline=None)
@@ -195,27 +196,6 @@ def test_what_reaches_a_limit_is_found_by_bounds(problem, part_of):
         assert torch.equal(found.pre, scores.pre_at(found.positions))
 
 
-@few
-@given(
-    problem=problems(EXACT + ROUNDED),
-    prefilter=st.booleans(),
-    limit=st.sampled_from([0.0, 1e-30, 0.3, 5.0, 1e30, float("inf")]),
-    per_token=st.sampled_from([0.0, 0.3, 2.0, 50.0]),
-)
-def test_a_limit_is_lowered_while_scores_are_at_hand_and_what_holds_for_all_is_told(
-    problem, prefilter, limit, per_token
-):
-    scores = scores_of(problem, torch.float32, prefilter)
-    part = slice(0, scores.d_sae)
-    with patch.object(selection, "CHUNK", 7):
-        found, holds = scores.reaching(limit, part, per_token=per_token)
-        every, _ = scores.reaching(0.0, part)
-    expected = every.positions[scores.of(every) >= holds].tolist()
-    assert set(expected) <= set(found.positions.tolist())
-    assert holds <= limit
-    assert holds == limit or per_token > 0
-
-
 def found_at(scores: Scores, positions: Tensor) -> selection.Found:
     return selection.Found(positions, scores.pre_at(positions))
 
@@ -307,7 +287,7 @@ def test_at_least_is_the_plain_comparison(dtype, data):
     rows = data.draw(st.sampled_from([1, m]))
     limits = scores[:rows, :1].abs() if data.draw(st.booleans()) else scores.new_zeros(rows, 1)
     reached = scores >= limits
-    if n % kernels.GROUP == 0:  # There bits are compared, and -0.0 counts as negative.
+    if n % GROUP == 0:  # There bits are compared, and -0.0 counts as negative.
         reached &= ~scores.signbit()
     expected = reached.flatten().nonzero().squeeze(-1)
-    assert kernels.at_least(scores, limits).tolist() == expected.tolist()
+    assert at_least(scores, limits).tolist() == expected.tolist()

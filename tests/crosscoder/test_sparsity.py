@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import nano_crosscoder as nano
 from sae_lens import SAE
-from sae_lens.saes.jumprelu_sae import JumpReLU as SAELensJumpReLU
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
@@ -55,26 +54,6 @@ def test_k_falls_linearly_and_stays():
     assert BatchTopK(k=10).k_factor(0) == 1.0
 
 
-def test_jumprelu_and_its_gradients_equal_saelens():
-    generator = torch.Generator().manual_seed(0)
-    pre = 0.2 * torch.randn(50, 8, generator=generator)
-    for ste_to_input in (False, True):
-        grads = []
-        for ours in (True, False):
-            u = pre.clone().requires_grad_()
-            theta = torch.full((8,), 0.05).requires_grad_()
-            if ours:
-                sparsity = JumpReLU(bandwidth=0.1, ste_to_input=ste_to_input)
-                codes = sparsity.activate(u, theta.expand_as(u))
-            else:
-                codes = SAELensJumpReLU.apply(u, theta, 0.1, ste_to_input)
-            (codes * torch.arange(8)).sum().backward()
-            grads.append((codes.detach(), u.grad, theta.grad))
-        for own, theirs in zip(*grads, strict=True):
-            torch.testing.assert_close(own, theirs)
-        assert grads[0][2].abs().sum() > 0
-
-
 def test_penalties_by_hand_for_dense_and_sparse_codes():
     dense = DenseCodes(values=torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
     pattern = Pattern.at(torch.tensor([0, 1, 3]), shape=(2, 2))
@@ -89,17 +68,6 @@ def test_penalties_by_hand_for_dense_and_sparse_codes():
         torch.testing.assert_close(penalty, expected.sum())
         scaled = JumpReLU(tanh_scale=0.5).penalty(codes, norms, scale)
         torch.testing.assert_close(scaled, (expected * torch.tensor([0.5, 1.0, 1.0])).sum())
-
-
-def test_smallest_code_of_a_range_by_hand():
-    codes = DenseCodes(values=torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
-    pattern = Pattern.at(torch.tensor([1, 2]), shape=(2, 2))
-    sparse = SparseCodes(pattern=pattern, values=torch.tensor([2.0, 1.0]))
-    norms = torch.tensor([3.0, 1.0])
-    for own in (codes, sparse):
-        assert own.smallest(norms, slice(0, 2)).item() == 2.0  # 1 * 3 = 3 and 2 * 1 = 2
-        assert own.smallest(norms, slice(0, 1)).item() == 3.0
-        assert own.smallest(norms * 0, slice(0, 2)).item() == torch.inf
 
 
 def test_threshold_by_hand():  # spec: C5

@@ -72,10 +72,14 @@ def test_loaded_dictionaries_give_the_same_codes(trained, tmp_path):  # spec: C1
     made = trained.made
     codes = made.encode(X)
     assert 0 < (codes > 0).sum() < codes.numel()
-    assert torch.equal(Crosscoder.load(trained.folder).encode(X), codes)
-    again = SAE.load_from_disk(trained.folder)
-    assert isinstance(again, Crosscoder)
-    assert torch.equal(again.encode(X), codes)
+    sae = SAE.load_from_disk(trained.folder)
+    sae.save_model(tmp_path / "saved by saelens")
+    for again in (sae, *map(Crosscoder.load, (trained.folder, tmp_path / "saved by saelens"))):
+        assert isinstance(again, Crosscoder)
+        assert again.cfg.sites == made.cfg.sites
+        assert torch.equal(again.encode(X), codes)
+        for name, tensor in made.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor)
     plain = SAE.load_from_disk(export_concat(tmp_path / "plain", made))
     assert type(plain) is JumpReLUSAE
     assert torch.equal(plain.encode(X.flatten(1)), codes)
@@ -257,4 +261,8 @@ def test_a_bfloat16_crosscoder_is_saved_as_float32():
 def test_compiled_terms_give_the_same_loss_and_gradients():
     """In a process of its own: the shape checks of the tests cannot be compiled."""
     script = Path(__file__).with_name("compiled_parity.py")
-    subprocess.run([sys.executable, str(script)], check=True)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["loss", "W_enc", "W_dec", "b_enc", "b_dec"]

@@ -111,7 +111,7 @@ def test_the_compiler_takes_every_launch_for_hopper(triton, dtype, m, d, monkeyp
 
 def test_without_cuda_nor_interpreter_a_call_says_where_to_turn(triton):
     with pytest.raises(
-        ValueError, match=r"on cpu; triton kernels need CUDA.*crosscoder.sparse.kernels"
+        ValueError, match=r"on cpu; triton kernels need CUDA.*crosscoder.sparse.codes"
     ):
         compact(torch.zeros(1, 1), torch.tensor(0.0), 1)
 

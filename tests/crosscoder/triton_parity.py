@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_crosscoder.config.presets import preset
-from tl_crosscoder.crosscoder.sparse import kernels
+from tl_crosscoder.crosscoder.sparse import codes as eager
 from tl_crosscoder.crosscoder.sparse import triton as kernels_triton
 from tl_crosscoder.crosscoder.sparse.codes import DenseCodes, SparseCodes
 from tl_crosscoder.crosscoder.sparse.triton import compact, sampled_dots, weighted_bag
@@ -223,10 +223,10 @@ def test_a_matrix_whose_columns_have_gaps_is_refused():
 def test_they_equal_the_eager_implementations():
     index, offsets, weights = entries([30, 0, 2, 1], 9)
     table, a = matrix(9, 33), matrix(4, 33, seed=2)
-    eager = kernels.weighted_bag(table.cpu(), index.cpu(), offsets.cpu(), weights.cpu())
-    assert_close(weighted_bag(table, index, offsets, weights).cpu(), eager, torch.float64)
-    eager = kernels.sampled_dots(a.cpu(), table.cpu(), offsets.cpu(), index.cpu())
-    assert_close(sampled_dots(a, table, offsets, index).cpu(), eager, torch.float64)
+    expected = eager.weighted_bag(table.cpu(), index.cpu(), offsets.cpu(), weights.cpu())
+    assert_close(weighted_bag(table, index, offsets, weights).cpu(), expected, torch.float64)
+    expected = eager.sampled_dots(a.cpu(), table.cpu(), offsets.cpu(), index.cpu())
+    assert_close(sampled_dots(a, table, offsets, index).cpu(), expected, torch.float64)
 
 
 STEPS = {
@@ -262,7 +262,7 @@ def gradients(name, *, kernels_name, dtype, **fields):
 )
 def test_the_whole_step_equals_the_dense_one(name, dtype, compute_dtype, tolerance):
     how = {"dtype": dtype, "compute_dtype": compute_dtype}
-    with patch.object(kernels, "BACKEND", "triton"):
+    with patch.object(eager, "BACKEND", "triton"):
         loss, grads = gradients(name, kernels_name="auto", **how)
     dense_loss, dense_grads = gradients(name, kernels_name="dense", **how)
     torch.testing.assert_close(loss, dense_loss, rtol=tolerance, atol=0)

@@ -17,7 +17,7 @@ from tl_crosscoder import (
     measure,
     relative_norm_histogram,
 )
-from tl_crosscoder.crosscoder.checks import check_sites
+from tl_crosscoder.crosscoder.site_views import check_sites
 from tl_crosscoder.models.pair import planned_sites
 from tl_crosscoder.report.terminal import render
 from tl_crosscoder.results.render import WIDTH
@@ -214,7 +214,7 @@ def test_a_wider_site_does_not_lean_by_its_width():
     """
     from analysis.hand_made import sites
 
-    from tl_crosscoder.analysis.norms import normalised_decoders, relative_decoder_norm
+    from tl_crosscoder.analysis.geometry import normalised_decoders, relative_decoder_norm
 
     base, finetuned = sites(4)
     of = (base, replace(finetuned, d_model=9, scale=2.0))

@@ -22,6 +22,7 @@ from tl_crosscoder import (
     split_documents,
     tokenize,
 )
+from tl_crosscoder.analysis.geometry import LATENT_CLASSES
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.hub.export import export_concat

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.similarity import Rows, latent_rows, nearest
+from tl_crosscoder.analysis.geometry import Rows, latent_rows, nearest
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.results.tables import TableOfColumns, TableOfRows
 

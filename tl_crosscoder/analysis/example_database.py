@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tl_crosscoder.analysis.example_file import ends_of, open_examples, unpacked, write_examples
-from tl_crosscoder.analysis.examples import CollectedExamples, ExampleSettings
+from tl_crosscoder.analysis.examples import ExampleSettings
 from tl_crosscoder.data.tokens import TokenizedText
 
 if TYPE_CHECKING:
@@ -96,30 +96,8 @@ class ExampleDatabase:
         """What the writer stored with it."""
         self._sources, self._roles = meta["sources"], meta["roles"]
 
-    @staticmethod
-    def write(
-        path: str | Path,
-        collected: CollectedExamples,
-        text: TokenizedText,
-        *,
-        tokenizer: Any,
-        about: Mapping[str, Any] | None = None,
-    ) -> Path:
-        """Write examples and the contexts they stand in, atomically; a file there is replaced.
-
-        Args:
-            path: of the file, by convention `.sqlite`.
-            collected: from `ExampleCollector.result`.
-            text: what they were collected on.
-            tokenizer: of the text; its strings are stored, it is not.
-            about: plain values to store with it, such as the names of models.
-
-        Raises:
-            ValueError: the text is not the one that the examples are of.
-            OSError: the disk is full, or another failure of the file system.
-        """
-        write_examples(Path(path), collected, text, tokenizer=tokenizer, about=about or {})
-        return Path(path)
+    write = staticmethod(write_examples)
+    """Writes a file; see `example_file.write_examples`."""
 
     @classmethod
     def open(cls, path: str | Path) -> "ExampleDatabase":
@@ -180,21 +158,6 @@ class ExampleDatabase:
                 return False
         return True
 
-    def context(self, context: int) -> tuple[str, ...]:
-        """Tokens of the whole context of an example; together they are its text.
-
-        Raises ValueError for a context without examples.
-        """
-        query = "SELECT text, piece_lengths FROM contexts WHERE id = ?"
-        row = self._connection.execute(query, (int(context),)).fetchone()
-        if row is None:
-            raise ValueError(
-                f"context {context} is not in this database: it holds those of its examples, "
-                "named by their `context`."
-            )
-        text, ends = row[0], ends_of(row[1])
-        return _pieces(text, ends, 0, len(ends) - 1)
-
     def search(self, text: str, *, n: int = 20) -> list[SearchHit]:
         """Latents whose examples contain a text, anywhere in a word and in any case.
 
@@ -215,7 +178,18 @@ class ExampleDatabase:
             for latent, own in found.items()
         }
         order = sorted(found, key=lambda j: (-counts[j][0], -counts[j][1], j))
-        return [self._hit(j, found[j], *counts[j]) for j in order[:n]]
+        of_latent = "SELECT n_tokens FROM latents WHERE id = ?"
+        best = {j: max(found[j], key=lambda m: (m.is_on_token, m.value)) for j in order[:n]}
+        return [
+            SearchHit(
+                latent=j,
+                n_matching=counts[j][1],
+                n_on_token=counts[j][0],
+                n_tokens=self._connection.execute(of_latent, (j,)).fetchone()[0],
+                example=next(self._examples("latent = ? AND quantile = ? AND rank = ?", match.key)),
+            )
+            for j, match in best.items()
+        ]
 
     def to_frame(self, latent: int) -> "pd.DataFrame":
         """Examples of a latent, one a row; what is known of all examples is in `attrs`."""
@@ -256,19 +230,6 @@ class ExampleDatabase:
                     place=(context, position),
                 )
 
-    def _hit(
-        self, latent: int, matches: list[_Match], n_on_token: int, n_matching: int
-    ) -> SearchHit:
-        query = "SELECT n_tokens FROM latents WHERE id = ?"
-        best = max(matches, key=lambda m: (m.is_on_token, m.value))
-        return SearchHit(
-            latent=latent,
-            n_matching=n_matching,
-            n_on_token=n_on_token,
-            n_tokens=self._connection.execute(query, (latent,)).fetchone()[0],
-            example=next(self._examples("latent = ? AND quantile = ? AND rank = ?", best.key)),
-        )
-
     def _examples(self, where: str, values: tuple[Any, ...]) -> Iterator[StoredExample]:
         query = (
             "SELECT latent, quantile, rank, value, context, position, source, role, activations,"
@@ -290,7 +251,7 @@ class ExampleDatabase:
                 before=text[ends[first] : ends[position]],
                 token=text[ends[position] : ends[position + 1]],
                 after=text[ends[position + 1] : ends[stop]],
-                tokens=_pieces(text, ends, first, stop),
+                tokens=tuple(text[ends[i] : ends[i + 1]] for i in range(first, stop)),
                 activations=tuple(window.tolist()),
                 at=position - first,
                 role=self._roles[role],
@@ -303,10 +264,6 @@ class ExampleDatabase:
         """First token shown, and the one after the last."""
         first = max(0, position - self.settings.n_before)
         return first, min(len(ends) - 1, position + 1 + self.settings.n_after)
-
-
-def _pieces(text: str, ends: list[int], first: int, stop: int) -> tuple[str, ...]:
-    return tuple(text[ends[i] : ends[i + 1]] for i in range(first, stop))
 
 
 def _folded(text: str) -> str:

@@ -48,21 +48,34 @@ CREATE TABLE examples (
 
 
 def write_examples(
-    path: Path,
+    path: str | Path,
     collected: CollectedExamples,
     text: TokenizedText,
     *,
     tokenizer: Any,
-    about: Mapping[str, Any],
-) -> None:
-    """Write the file, atomically; see `ExampleDatabase.write`."""
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write examples and the contexts they stand in, atomically; a file there is replaced.
+
+    Args:
+        path: of the file, by convention `.sqlite`.
+        collected: from `ExampleCollector.result`.
+        text: what they were collected on.
+        tokenizer: of the text; its strings are stored, it is not.
+        about: plain values to store with it, such as the names of models.
+
+    Raises:
+        ValueError: the text is not the one that the examples are of.
+        OSError: the disk is full, or another failure of the file system.
+    """
+    path = Path(path)
     _check_text(collected, text)
     meta = {
         "d_sae": collected.d_sae,
         "settings": asdict(collected.settings),
         "sources": text.sources,
         "roles": ROLES,
-        "about": without_nan(dict(about)),
+        "about": without_nan(dict(about or {})),
     }
     try:
         with files.replacing(path) as temporary, closing(sqlite3.connect(temporary)) as made:
@@ -83,6 +96,7 @@ def write_examples(
         # SQLite tells a full disk by these words alone: "database or disk is full".
         number = errno.ENOSPC if "full" in str(error) else errno.EIO
         raise OSError(number, f"{path} could not be written: {error}") from error
+    return path
 
 
 def open_examples(path: Path) -> tuple[sqlite3.Connection, dict[str, Any]]:

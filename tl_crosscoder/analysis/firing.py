@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.similarity import checked_latents
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
+from tl_crosscoder.crosscoder.site_views import check_source, checked_latents
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.harvest import harvest
@@ -90,10 +89,13 @@ class FiringSums:
     def add(self, codes: SparseCodes, text: TokenizedText) -> None:
         """Take the kept tokens of some contexts into account, in the order of their mask."""
         latents, tokens = codes.pattern.latents.long(), codes.pattern.tokens.long()
-        d_sae = codes.pattern.d_sae
-        for name, ids in names_of_tokens(text).items():
+        d_sae, mask = codes.pattern.d_sae, text.mask
+        positions = torch.arange(text.context_size).expand(mask.shape)[mask]
+        bins = positions.clamp(min=1).log2().floor().clamp(max=len(POSITIONS) - 1)
+        places = {"source": text.source_ids[mask], "role": text.role_ids[mask], "position": bins}
+        for name, place in places.items():
             n_active, n_tokens = self._n_active[name], self._n_tokens[name]
-            ids = ids.to(latents.device)
+            ids = place.long().to(latents.device)
             n_tokens += torch.bincount(ids, minlength=len(n_tokens))
             flat = torch.bincount(ids[tokens] * d_sae + latents, minlength=n_active.numel())
             n_active += flat.view_as(n_active)
@@ -118,18 +120,6 @@ class FiringSums:
             sum_of_codes=self._sum_of_codes,
             max_code=self._max_code,
         )
-
-
-def names_of_tokens(text: TokenizedText) -> dict[str, Int[Tensor, " tokens"]]:
-    """Source, role and position bin of the kept tokens, as indices."""
-    mask = text.mask
-    at = torch.arange(text.context_size).expand(mask.shape)[mask]
-    bins = at.clamp(min=1).log2().floor().long().clamp(max=len(POSITIONS) - 1)
-    return {
-        "source": text.source_ids[mask].long(),
-        "role": text.role_ids[mask].long(),
-        "position": bins,
-    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

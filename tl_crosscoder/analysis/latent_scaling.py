@@ -19,8 +19,7 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.reconstruction import Moments
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
-from tl_crosscoder.crosscoder.sparse.kernels import sampled_dots
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes, sampled_dots
 from tl_crosscoder.results.tables import TableOfColumns
 
 NU_ERROR, NU_RECONSTRUCTION = 0.2, 0.5

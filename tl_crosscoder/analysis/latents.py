@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.analysis.firing import Firing
+from tl_crosscoder.analysis.geometry import LATENT_CLASSES, NORMS, latent_class_ids
 from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent, LatentScaling
-from tl_crosscoder.analysis.norms import LATENT_CLASSES, NORMS, latent_class_ids
 from tl_crosscoder.results.tables import TableOfColumns, TableOfRows
 
 if TYPE_CHECKING:

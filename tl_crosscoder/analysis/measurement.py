@@ -29,12 +29,12 @@ from tl_crosscoder.analysis.examples import (
     examples,
 )
 from tl_crosscoder.analysis.firing import FiringSums
+from tl_crosscoder.analysis.geometry import LATENT_CLASSES, latent_class_ids, norm_measures
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
 from tl_crosscoder.analysis.latents import UNRANKED, LatentMeasures, RankedLatent, rank_latents
-from tl_crosscoder.analysis.norms import LATENT_CLASSES, latent_class_ids, norm_measures
 from tl_crosscoder.analysis.reconstruction import Reconstruction, ReconstructionSums
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import N_ROWS, Crosscoder, sparse_codes
+from tl_crosscoder.crosscoder.site_views import check_source
 from tl_crosscoder.data.harvest import Harvested, harvest
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import ANALYSIS_NAMES
@@ -56,14 +56,6 @@ class LatentSummary:
     def latent(self) -> int:
         """Index in the dictionary."""
         return self.ranked.latent
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "LatentSummary":
-        """From JSON, where NaN is null."""
-        return cls(
-            ranked=RankedLatent(**_with_nan(values["ranked"])),
-            examples=[Example(**e) for e in values["examples"]],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +197,13 @@ class Measurement:
                 reconstruction=Reconstruction(fve=_with_nan(fve), **content["reconstruction"]),
                 latents=LatentMeasures.from_tensors(tensors, content["facts"]),
                 order=content["order"],
-                top=[LatentSummary.from_dict(s) for s in content["top"]],
+                top=[
+                    LatentSummary(
+                        ranked=RankedLatent(**_with_nan(each["ranked"])),
+                        examples=[Example(**e) for e in each["examples"]],
+                    )
+                    for each in content["top"]
+                ],
                 top_tokens=TopTokens(**top_tokens),
                 sources=tuple(content["sources"]),
                 compared=content["compared"] and tuple(content["compared"]),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from einops import einsum, repeat
+from einops import einsum, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -108,7 +108,8 @@ def patchscope(
         activation_norm = x.norm(dim=-1)[:, 1:][mask[:, 1:]].mean().item()
     unit = torch.nn.functional.normalize(directions.detach().to(x), dim=-1)
     sizes = activation_norm * torch.tensor(scales).to(x)
-    patches = einsum(unit, sizes, "n d_model, scales -> n scales d_model").flatten(0, 1)
+    patches = einsum(unit, sizes, "n d_model, scales -> n scales d_model")
+    patches = rearrange(patches, "n scales d_model -> (n scales) d_model")
     model, hook_name, last = models.models[at], models.model_sites[at].hook_name, mask.sum(1) - 1
 
     def next_token(variants: Float[Tensor, "variants prompts pos d_model"]) -> Tensor:

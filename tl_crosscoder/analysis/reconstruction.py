@@ -8,10 +8,11 @@ entries. Limit: one difference, that of the two compared sites.
 from dataclasses import dataclass
 
 import torch
+from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.analysis.norms import LATENT_CLASSES
+from tl_crosscoder.analysis.geometry import LATENT_CLASSES
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.models.site import site_parts
@@ -29,9 +30,8 @@ class Moments:
     def of(cls, vectors: Float[Tensor, "batch ... d_model"]) -> "Moments":
         """Moments of a batch, in float64."""
         vectors = vectors.double()
-        return cls(
-            total=vectors.sum(dim=0), squares=vectors.pow(2).sum(dim=(0, -1)), n=len(vectors)
-        )
+        squares = reduce(vectors.pow(2), "batch ... d_model -> ...", "sum")
+        return cls(total=vectors.sum(dim=0), squares=squares, n=len(vectors))
 
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of both."""

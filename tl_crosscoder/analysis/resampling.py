@@ -13,12 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 N_DRAWS = 2000
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate and its percentile interval."""
+    """An estimate and its 95 % percentile interval."""
 
     value: float
     low: float
@@ -38,9 +37,9 @@ def bootstrap_weights(
     return weights.scatter_add_(1, drawn, torch.ones_like(weights))
 
 
-def interval(value: float, draws: Float[Tensor, " n_draws"], *, level: float = LEVEL) -> Interval:
+def interval(value: float, draws: Float[Tensor, " n_draws"]) -> Interval:
     """An estimate with the percentiles of its resamples; NaN where a resample has no value."""
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    ends = torch.tensor([(1 - 0.95) / 2, (1 + 0.95) / 2], dtype=torch.float64)
     low, high = draws.double().quantile(ends).tolist()
     return Interval(value=value, low=low, high=high)
 

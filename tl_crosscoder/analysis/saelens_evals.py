@@ -24,8 +24,8 @@ from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.site_views import check_source
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair

@@ -120,7 +120,7 @@ class Analyze:
 
     def _comparison(self, run: "Run") -> "TableOfRows":
         from tl_crosscoder.analysis.agreement import agreement_over_seeds
-        from tl_crosscoder.analysis.similarity import decoupled_pairs
+        from tl_crosscoder.analysis.geometry import decoupled_pairs
         from tl_crosscoder.run.run import Run
 
         if self.decoupled:

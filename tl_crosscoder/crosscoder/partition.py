@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from einops import reduce
+from einops import reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -114,25 +114,6 @@ def check_sites(partitions: Sequence[Partition], sites: Sequence[Site]) -> None:
             raise ValueError(f"partition {p.name!r} reads or writes no site at all.")
 
 
-def selection_groups(
-    partitions: Sequence[tuple[Partition, slice]], k: float, d_sae: int
-) -> list[tuple[slice, float]]:
-    """Ranges of latents that compete with one another, each with its k.
-
-    Raises:
-        ValueError: partitions without a k of their own that do not lie side by side.
-    """
-    if not partitions:
-        return [(slice(0, d_sae), k)]
-    groups = [(latents, p.k) for p, latents in partitions if p.k is not None]
-    pooled = [latents for p, latents in partitions if p.k is None]
-    if any(a.stop != b.start for a, b in pairwise(pooled)):
-        raise ValueError("partitions that share one k must lie side by side.")
-    if pooled:
-        groups.append((slice(pooled[0].start, pooled[-1].stop), k))
-    return sorted(groups, key=lambda group: group[0].start)
-
-
 @torch.no_grad()
 def project_decoder_(
     W_dec: Float[Tensor, "d_sae d_in"],
@@ -142,8 +123,8 @@ def project_decoder_(
     """Tie and silence the decoder rows of the partitions, or their gradients."""
     for p, latents in partitions:
         if p.tied:
-            own = W_dec[latents].view(-1, len(sites), sites[0].d_model)
-            own.copy_(reduce(own, "d_sae n_sites d_model -> d_sae 1 d_model", "mean"))
+            mean = reduce(W_dec[latents], "n (site d_model) -> n d_model", "mean", site=len(sites))
+            W_dec[latents] = repeat(mean, "n d_model -> n (site d_model)", site=len(sites))
         rows = W_dec[latents].split([s.d_model for s in sites], dim=-1)
         for site, own in zip(sites, rows, strict=True):
             if p.writes is not None and site.name not in p.writes:

@@ -1,19 +1,25 @@
-"""Per-site views of parameters over the concatenation of sites, for every kind of crosscoder.
+"""Sites of a dictionary: views of its parameters, and whether they are those of the models at hand.
 
 Contract: parameters are SAELens's, `W_enc [d_in, d_sae]`, `W_dec [d_sae, d_in]`, `b_dec [d_in]`,
-with the sites side by side in `d_in`; views share their memory. Limit: stacked activations need
-sites of equal width.
+with the sites side by side in `d_in`; views share their memory. `check_source` refuses models
+before any work where sites, models, weight processing or tokenizer are not those of training.
+Limits: stacked activations need sites of equal width; models are told apart by name, revision and
+adapter, and a field that an old dictionary lacks is not compared.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.models.site import Site
+from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
 
 def split_sites(flat: Tensor, sites: tuple[Site, ...], *, dim: int = -1) -> tuple[Tensor, ...]:
@@ -92,9 +98,87 @@ class SiteViews:
         if x.shape[-1] == d_in:  # also where a single site's axis could be taken for another
             return x
         if x.ndim >= 2 and x.shape[-2] == self.n_sites and x.shape[-2] * x.shape[-1] == d_in:
-            return x.flatten(-2)
+            return rearrange(x, "... site d_model -> ... (site d_model)")
         raise ValueError(
             f"activations of shape {list(x.shape)} do not fit this crosscoder: it takes "
             f"[..., {self.n_sites}, d_model] or [..., {d_in}] for the sites "
             f"{[(s.name, s.d_model) for s in self.sites]}."
         )
+
+
+def check_source(source: ActivationSource, crosscoder: SiteViews) -> None:
+    """Refuse models that are not those of the dictionary.
+
+    Raises:
+        ValueError: other hook points, widths, models, weight processing or tokenizer, or another
+            device.
+    """
+    check_sites(source, crosscoder)
+    theirs, ours = ([_model(s) for s in of.sites] for of in (crosscoder, source))
+    if theirs != ours:
+        raise ValueError(
+            f"the dictionary was trained on {_listed(theirs)}, but the models are {_listed(ours)}. "
+            "Load those that it names. If they are the same under other names, say so with "
+            "crosscoder.rename_models_(pair.sites)."
+        )
+    metadata = crosscoder.cfg.metadata
+    processing = getattr(metadata, "weight_processing", None)
+    if processing not in (None, source.weight_processing):
+        raise ValueError(
+            f"the dictionary was trained on models with {processing} weights, but these have "
+            f"{source.weight_processing} ones (norms folded or weights centred), which moves "
+            "activations to other coordinates. Load the models the other way."
+        )
+    made_with = getattr(metadata, "tokenizer_sha256", None)
+    if made_with not in (None, tokenizer_sha256(source.tokenizer)):
+        raise ValueError(
+            "the dictionary was trained with another tokenizer than that of these models. Give "
+            "them the one it was trained with (tokenizer=...)."
+        )
+    device = crosscoder.W_dec.device
+    if device != source.device:
+        raise ValueError(
+            f"the crosscoder is on {device} and the models on {source.device}: load it with "
+            f"Crosscoder.load(..., device='{source.device}')."
+        )
+
+
+def check_sites(source: ActivationSource, crosscoder: SiteViews) -> None:
+    """Refuse models whose hook points or widths are not those of the dictionary."""
+    theirs, ours = ([_where(s) for s in of.sites] for of in (crosscoder, source))
+    if theirs != ours:
+        is_difference = any(s.minus for s in crosscoder.sites)
+        raise ValueError(
+            f"the crosscoder was trained on the sites {theirs}, but the models have {ours}. Load "
+            "the models with the hook point that the dictionary's cfg.json names"
+            + (", and take their pair.difference()." if is_difference else ".")
+        )
+
+
+def _where(site: Site) -> tuple[Any, ...]:
+    minus = ("minus", _where(site.minus)) if site.minus else ()
+    return site.name, site.hook_name, site.d_model, *minus
+
+
+def _model(site: Site) -> tuple[Any, ...]:
+    minus = _model(site.minus) if site.minus else ()
+    return site.model_name, site.revision, site.adapter, *minus
+
+
+def _listed(models: list[tuple[Any, ...]]) -> str:
+    return "; ".join(" ".join(str(part) for part in m if part is not None) for m in models)
+
+
+def checked_latents(
+    latents: Sequence[int] | Int[Tensor, " n"], crosscoder: SiteViews
+) -> Int[Tensor, " n"]:
+    """Latents as a tensor. Raises ValueError where there is none, or one is out of range."""
+    d_sae = crosscoder.cfg.d_sae
+    ids = torch.as_tensor(latents, dtype=torch.long).to(crosscoder.W_dec.device)
+    bad = ids[(ids < 0) | (ids >= d_sae)].tolist()
+    if bad or not len(ids):
+        raise ValueError(
+            f"latents {bad or '[]'} are not in the dictionary: name at least one of its {d_sae:,}, "
+            f"numbered 0 to {d_sae - 1}."
+        )
+    return ids

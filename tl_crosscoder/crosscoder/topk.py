@@ -7,13 +7,14 @@ entries without them. Limit: between batches only the threshold and a guess are 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_crosscoder.crosscoder.partition import Partition, selection_groups
+from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.sparse.selection import Found, Scores, batch_topk, largest, token_topk
 from tl_crosscoder.crosscoder.sparsity import Groups, Sparsity
@@ -38,8 +39,20 @@ class Selection(Sparsity, ABC):
         """Which weighted codes of a group stay; of equal ones the first."""
 
     def groups(self, partitions: Sequence[tuple[Partition, slice]], d_sae: int) -> Groups:
-        """Each partition with a k of its own, and the rest together."""
-        groups = selection_groups(partitions, self.k, d_sae)
+        """Each partition with a k of its own, and the rest together.
+
+        Raises:
+            ValueError: a k above the number of latents, or partitions without a k that do not lie
+                side by side.
+        """
+        groups = [(latents, p.k) for p, latents in partitions if p.k is not None]
+        pooled = [latents for p, latents in partitions if p.k is None]
+        if not partitions:
+            pooled = [slice(0, d_sae)]
+        if any(a.stop != b.start for a, b in pairwise(pooled)):
+            raise ValueError("partitions that share one k must lie side by side.")
+        if pooled:
+            groups.append((slice(pooled[0].start, pooled[-1].stop), self.k))
         for latents, k in groups:
             if k > latents.stop - latents.start:
                 raise ValueError(
@@ -47,7 +60,7 @@ class Selection(Sparsity, ABC):
                     f"latents to choose from{'' if partitions else ' (d_sae)'}. Choose a smaller k "
                     "or a larger dictionary."
                 )
-        return groups
+        return sorted(groups, key=lambda group: group[0].start)
 
     def observe_(self, threshold: Tensor, codes: Codes, norms: Tensor, groups: Groups) -> None:
         """Running mean of each group's smallest kept f_j n_j, from its first observation on."""
@@ -66,7 +79,8 @@ class Selection(Sparsity, ABC):
             for (latents, k), own in zip(groups, values, strict=True):
                 # A batch can hold more than its share of the largest: three times the share is
                 # exact unless one batch of tokens is three times as active as the mean.
-                own.append(largest_values(weighted[:, latents], round(3 * k * len(weighted)) + 1))
+                flat, n = weighted[:, latents].flatten(), round(3 * k * len(weighted)) + 1
+                own.append(flat.topk(min(n, len(flat)), sorted=False).values)
         if n_tokens == 0:
             raise ValueError("there are no tokens to calibrate the threshold on.")
         for (latents, k), own in zip(groups, values, strict=True):
@@ -150,11 +164,6 @@ class BatchTopK(Selection):
     ) -> tuple[Found, float]:
         """See `batch_topk`."""
         return batch_topk(scores, round(k * len(scores.x)), latents, guess=guess)
-
-
-def largest_values(values: Float[Tensor, "*shape"], n: int) -> Float[Tensor, " n_kept"]:
-    """The `n` largest of all, in any order."""
-    return values.flatten().topk(min(n, values.numel()), sorted=False).values
 
 
 def threshold_keeping(n_kept: int, values: Float[Tensor, " n"]) -> Float[Tensor, ""]:

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.reconstruction import Moments
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.site_views import check_source
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import CFG_NAME, WEIGHTS_NAME

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.firing import ActiveTokens, find_active
-from tl_crosscoder.analysis.similarity import checked_latents
+from tl_crosscoder.crosscoder.site_views import checked_latents
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.integrations.config import HandoffConfig
 from tl_crosscoder.integrations.delphi import write_delphi

@@ -24,8 +24,8 @@ from tl_crosscoder import files
 from tl_crosscoder.analysis.example_database import ExampleDatabase, StoredExample
 from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.analysis.lens import Readout
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.site_views import check_source
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import Site, site_index

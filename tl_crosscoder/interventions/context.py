@@ -15,10 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
-from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
-from tl_crosscoder.crosscoder.sparse.kernels import offsets_of
+from tl_crosscoder.crosscoder.site_views import check_source
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes, offsets_of
 from tl_crosscoder.data.harvest import batches_of, within_limits
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.pair import ModelPair

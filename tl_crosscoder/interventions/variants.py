@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_crosscoder.analysis.geometry import LATENT_CLASSES, LatentClass
 from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, LatentMeasures, nu_keys
-from tl_crosscoder.analysis.norms import LATENT_CLASSES, LatentClass
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import (
     AddLatents,

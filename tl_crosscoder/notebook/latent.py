@@ -17,8 +17,7 @@ from tl_crosscoder.analysis.firing import Firing
 from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, in_order
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
-from tl_crosscoder.analysis.similarity import checked_latents
-from tl_crosscoder.crosscoder.checks import check_source
+from tl_crosscoder.crosscoder.site_views import check_source, checked_latents
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.report.circuits import TokensHtml
 from tl_crosscoder.report.html.latents import effects_on_logits

@@ -24,8 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.analysis.latents import in_order
-from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
-from tl_crosscoder.crosscoder.sparse.kernels import sampled_dots
+from tl_crosscoder.crosscoder.sparse.codes import SparseCodes, sampled_dots
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import tokenize
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations

@@ -14,9 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.analysis.example_database import ExampleDatabase
-from tl_crosscoder.analysis.similarity import checked_latents
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
+from tl_crosscoder.crosscoder.site_views import check_source, checked_latents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.harvest import harvest
 from tl_crosscoder.data.tokens import TokenizedText, tokenize

@@ -36,7 +36,7 @@ _SHARE, _COUNT, _NUMBER = ".2%", ",.0f", ".3f"
 _MINDER = "Minder et al. 2025, arXiv 2504.02922"
 _KASSEM = "Kassem et al. 2026, arXiv 2603.04426"
 _LENS = "nostalgebraist 2020; Elhage et al. 2021"
-_P = "Share of the controls that do as much, at least 1 / (n + 1) of n controls"
+_P = "Share of the controls that do as much, at least 1 / (n + 1) of n controls, for"
 
 # A table is read by its columns, so it is wrapped by hand.
 # fmt: off
@@ -199,16 +199,14 @@ MEASURES: dict[str, Measure] = {
     "effect_size": Measure("effect size",
         "Distance from the mean of the random directions.", "standard deviations", form=".1f"),
     "p_random": Measure("p",
-        "Share of the controls that do as much, at least 1 / (n + 1) of n controls, for random "
-        "directions.", "probability", form=".2g"),
+        f"{_P} random directions.", "probability", form=".2g"),
     "p_random_holm": Measure("p (Holm)",
-        "Share of the controls that do as much, at least 1 / (n + 1) of n controls, for random "
-        "directions, corrected for the number of sets in the test.", "probability", form=".2g"),
+        f"{_P} random directions, corrected for the number of sets in the test.",
+        "probability", form=".2g"),
     "matched_mean": Measure("same rate mean",
         "Share for random latents that are active as often.", "share", form=".0%"),
     "p_matched": Measure("p same rate",
-        "Share of the controls that do as much, at least 1 / (n + 1) of n controls, for latents "
-        "that are active as often.", "probability", form=".2g"),
+        f"{_P} latents that are active as often.", "probability", form=".2g"),
     "null_mean": Measure("null pair mean",
         "Share for directions of a dictionary of the base model against itself.",
         "share", form=".0%"),

@@ -84,11 +84,6 @@ def wrapped(text: str) -> str:
 # --- values as words ------------------------------------------------------------------------------
 
 
-def shown_value(name: str, value: Any) -> str:
-    """One value of a field, in the field's own digits."""
-    return _formatter(_measure(name).form, [value])(value) if _is_number(value) else plain(value)
-
-
 def plain(value: Any) -> str:
     """A value as words: lists are cut, NaN is a dash."""
     if _is_none(value):
@@ -220,8 +215,7 @@ def table_text(section: Section, *, n_rows: int | None = N_ROWS) -> str:
     lines: list[str] = []
     for block in _blocks(columns):
         height = max(len(head) for head, _ in block)
-        blanks = ([" " * n_columns(head[0])] * (height - len(head)) for head, _ in block)
-        heads = [blank + head for blank, (head, _) in zip(blanks, block, strict=True)]
+        heads = [[" " * n_columns(head[0])] * (height - len(head)) + head for head, _ in block]
         lines += ([""] if lines else []) + [*map(_line, zip(*heads, strict=True))]
         start = len(lines)
         lines += map(_line, zip(*(cells for _, cells in block), strict=True))

@@ -8,7 +8,7 @@ a latent. Limit: entries are numbers, words, or lists of them.
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -96,7 +96,7 @@ class Tabular(ABC):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: save a {cls.__name__} first.")
         try:
-            columns, content = _read_json(path) if _ending(path) == ".json" else _read_parquet(path)
+            columns, content = (_read_json if _ending(path) == ".json" else _read_parquet)(path)
             kind, about = content["kind"], content["about"]
         except (KeyError, TypeError, OSError, ValueError) as error:
             raise ValueError(f"{path} is not a saved {cls.__name__} ({error}).") from error
@@ -165,8 +165,9 @@ class TableOfColumns(Tabular):
         tensors = {}
         for name, (dtype, n_dim) in about["tensors"].items():
             names = [n for n in columns if n == name or n.startswith(f"{name}.")]
-            rows = [_tensor(columns[n], getattr(torch, dtype)) for n in names]
-            tensors[name] = rows[0] if n_dim == 1 else torch.stack(rows)
+            values = [[math.nan if v is None else v for v in columns[n]] for n in names]
+            rows = torch.tensor(values, dtype=torch.float64).to(getattr(torch, dtype))
+            tensors[name] = rows[0] if n_dim == 1 else rows
         return cls.from_tensors(tensors, about)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -201,12 +202,6 @@ def _ending(path: Path) -> str:
     if path.suffix not in (".json", ".parquet"):
         raise ValueError(f"{path} must end in .json or .parquet: these are the formats of results.")
     return path.suffix
-
-
-def _tensor(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64).to(
-        dtype
-    ) if dtype.is_floating_point else torch.tensor(values, dtype=dtype)  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

@@ -19,8 +19,8 @@ from tl_crosscoder import files
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement, measure
 from tl_crosscoder.config.inputs import Masks
-from tl_crosscoder.crosscoder.checks import check_source
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.site_views import check_source
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.data.documents import Document, load_documents, split_documents
 from tl_crosscoder.data.text import write_documents

@@ -38,8 +38,8 @@ from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.run import Run, save_measurement
 from tl_crosscoder.train.checkpoint import check_output
-from tl_crosscoder.train.presets import recipe_of
-from tl_crosscoder.train.trainer import Trainer, crosscoder_config, fit_together
+from tl_crosscoder.train.presets import crosscoder_config, recipe_of
+from tl_crosscoder.train.trainer import Trainer, fit_together
 
 
 def train(

@@ -4,14 +4,19 @@
 on resume, so that a run never continues with other models, text or settings. A checkpoint is a
 folder `checkpoints/step_00001500` with `weights.safetensors`, `optimizer.safetensors` and
 `state.json`: all that a run needs to continue as if it had never stopped. It appears under its name
-complete or not at all. Limits: models are told apart by name and revision; the last two checkpoints
-are kept.
+complete or not at all. Ctrl-C and SIGTERM wait for the step to be saved. Limits: models are told
+apart by name and revision; the last two checkpoints are kept; signals are caught in the main thread
+only.
 """
 
 import hashlib
 import json
 import platform
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -194,3 +199,30 @@ def load_checkpoint(
         scales=tuple(plain["scales"]),
         metrics_bytes=plain["metrics_bytes"],
     )
+
+
+class TrainingInterruptedError(KeyboardInterrupt):
+    """Training was interrupted after it had saved a checkpoint."""
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C stops at once."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        del number, frame
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(s, interrupt) for s in signals]
+    try:
+        yield interrupted
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)

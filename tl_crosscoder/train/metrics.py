@@ -39,23 +39,13 @@ def row_factors(scales: Sequence[float], sites: Sequence[Site]) -> Float[Tensor,
     return factors.repeat_interleave(torch.tensor([site.d_model for site in sites]))
 
 
-def fve(
-    x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
-) -> Float[Tensor, " n_sites"]:
-    """Fraction of variance explained of each site, 1 - sum ||x - x̂||^2 / sum ||x - mean||^2."""
-    residual = (x - x_hat).pow(2).sum(dim=(0, 2))
-    return 1 - residual / (x - x.mean(dim=0)).pow(2).sum(dim=(0, 2))
+def fve(x: Float[Tensor, "batch d_model"], x_hat: Float[Tensor, "batch d_model"]) -> Tensor:
+    """Fraction of variance explained, 1 - sum ||x - x̂||^2 / sum ||x - mean||^2, a scalar.
 
-
-def difference_fve(
-    x: Float[Tensor, "batch n_sites d_model"], x_hat: Float[Tensor, "batch n_sites d_model"]
-) -> Float[Tensor, ""]:
-    """FVE of x^1 - x^0, last site minus first; NaN where both sites are equal everywhere.
-
-    The FVE of a site hides it: x^1 - x^0 can be a percent of the variance.
+    NaN where x is the same everywhere. The FVE of a site hides that of the difference, which can be
+    a percent of the variance.
     """
-    difference, reconstructed = x[:, -1] - x[:, 0], x_hat[:, -1] - x_hat[:, 0]
-    return fve(difference[:, None], reconstructed[:, None]).squeeze()
+    return 1 - (x - x_hat).pow(2).sum() / (x - x.mean(dim=0)).pow(2).sum()
 
 
 @torch.no_grad()
@@ -77,11 +67,11 @@ def step_metrics(
     x, x_hat = (site_parts(v.view(shape) / scales, sites) for v in (output.x, output.x_hat))
     metrics = {"loss": output.loss} | {f"loss/{n}": v for n, v in output.losses.items()}
     for site, own, own_hat in zip(sites, x, x_hat, strict=True):
-        metrics[f"fve/{site.name}"] = fve(own[:, None], own_hat[:, None]).squeeze()
+        metrics[f"fve/{site.name}"] = fve(own, own_hat)
     pair = subtracted_sites(sites)
     if pair is not None:
-        both = (torch.stack([each[i] for i in pair], dim=1) for each in (x, x_hat))
-        metrics["fve/difference"] = difference_fve(*both)
+        base, finetuned = pair
+        metrics["fve/difference"] = fve(*(each[finetuned] - each[base] for each in (x, x_hat)))
     metrics["l0"] = output.codes.l0()
     metrics["dead_share"] = is_dead.float().mean()
     return {name: value.item() for name, value in metrics.items()}

@@ -1,17 +1,22 @@
 """What the presets are made of: sparsity, partitions, delta loss and nested prefixes.
 
-A `Recipe` may as well be combined by hand; `Trainer` takes either. Limit: a preset with site names
-(`DFC`, `Structured`) is for the sites it names.
+A `Recipe` may as well be combined by hand; `Trainer` takes either. `crosscoder_config` puts recipe,
+sites and settings together. Limit: a preset with site names (`DFC`, `Structured`) is for the sites
+it names.
 """
 
 from dataclasses import dataclass, replace
 
 from tl_crosscoder.config import presets
 from tl_crosscoder.config.presets import Preset
-from tl_crosscoder.crosscoder.config import DeltaLoss
+from tl_crosscoder.config.training import Plan, TrainConfig
+from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
 from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparsity import L1, JumpReLU, Sparsity
 from tl_crosscoder.crosscoder.topk import BatchTopK, TopK
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +127,43 @@ def _exclusive(preset: presets.DFC) -> tuple[Partition, ...]:
     sites, share = preset.exclusive_sites, preset.exclusive_share
     own = (Partition(name=f"{s}_only", share=share, reads=(s,), writes=(s,)) for s in sites)
     return Partition(name="shared", share=1 - len(sites) * share), *own
+
+
+def plan_of(
+    source: ActivationSource,
+    text: TokenizedText | None,
+    config: TrainConfig,
+    recipe: Recipe | Preset,
+) -> Plan:
+    """The numbers of a run on these sites and this text; None is a text of any length."""
+    k = getattr(recipe.sparsity if isinstance(recipe, Recipe) else recipe, "k", 16)
+    n_text_tokens = None if text is None else text.n_tokens
+    return config.plan(d_model=source.d_model, n_text_tokens=n_text_tokens, k=k)
+
+
+def crosscoder_config(
+    source: ActivationSource, config: TrainConfig, recipe: Recipe | Preset
+) -> CrosscoderTrainingConfig:
+    """The dictionary that these sites and settings request."""
+    plan = plan_of(source, None, config, recipe)
+    recipe = recipe_of(recipe, n_steps=plan.n_steps)
+    cfg = CrosscoderTrainingConfig(
+        d_in=sum(s.d_model for s in source.sites),
+        d_sae=plan.d_sae,
+        device=str(source.device),
+        sites=source.sites,
+        sparsity=recipe.sparsity,
+        partitions=recipe.partitions,
+        delta_loss=recipe.delta_loss,
+        matryoshka=recipe.matryoshka,
+        kernels=config.kernels,
+        compute_dtype=config.compute_dtype,
+        compile=config.compile,
+        auxk=AuxK(weight=config.auxk_weight) if config.auxk_weight else None,
+        reconstruction=config.reconstruction,
+    )
+    cfg.metadata.hook_name = source.sites[-1].hook_name
+    cfg.metadata.model_name = source.sites[-1].model_name
+    cfg.metadata.weight_processing = source.weight_processing
+    cfg.metadata.tokenizer_sha256 = tokenizer_sha256(source.tokenizer)
+    return cfg

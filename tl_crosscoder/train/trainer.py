@@ -21,25 +21,24 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder.config.presets import BatchTopK, Preset
-from tl_crosscoder.config.training import Plan, TrainConfig
-from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
+from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.training import CrosscoderTraining, StepLoss
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader, Position
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.source import ActivationSource
-from tl_crosscoder.models.tokenizer import tokenizer_sha256
 from tl_crosscoder.train.checkpoint import (
+    TrainingInterruptedError,
     TrainState,
     checkpoint_path,
+    interruptible,
     latest_checkpoint,
     load_checkpoint,
     open_run,
     run_record,
     save_checkpoint,
 )
-from tl_crosscoder.train.interrupt import TrainingInterruptedError, interruptible
 from tl_crosscoder.train.metrics import (
     MetricsLog,
     bar_text,
@@ -47,7 +46,7 @@ from tl_crosscoder.train.metrics import (
     scales_of_rows,
     step_metrics,
 )
-from tl_crosscoder.train.presets import Recipe, recipe_of
+from tl_crosscoder.train.presets import Recipe, crosscoder_config, plan_of
 
 N_INITIAL_ROWS = 8192
 """Activation pairs from which the site scales and the decoder bias are measured."""
@@ -348,43 +347,3 @@ def _check_shared(trainers: Sequence[Trainer]) -> None:
                 f"dictionaries that are trained together share their batches, but these differ in "
                 f"{', '.join(differing)}. Train them apart, or give them the same."
             )
-
-
-def plan_of(
-    source: ActivationSource,
-    text: TokenizedText | None,
-    config: TrainConfig,
-    recipe: Recipe | Preset,
-) -> Plan:
-    """The numbers of a run on these sites and this text; None is a text of any length."""
-    k = getattr(recipe.sparsity if isinstance(recipe, Recipe) else recipe, "k", 16)
-    n_text_tokens = None if text is None else text.n_tokens
-    return config.plan(d_model=source.d_model, n_text_tokens=n_text_tokens, k=k)
-
-
-def crosscoder_config(
-    source: ActivationSource, config: TrainConfig, recipe: Recipe | Preset
-) -> CrosscoderTrainingConfig:
-    """The dictionary that these sites and settings request."""
-    plan = plan_of(source, None, config, recipe)
-    recipe = recipe_of(recipe, n_steps=plan.n_steps)
-    cfg = CrosscoderTrainingConfig(
-        d_in=sum(s.d_model for s in source.sites),
-        d_sae=plan.d_sae,
-        device=str(source.device),
-        sites=source.sites,
-        sparsity=recipe.sparsity,
-        partitions=recipe.partitions,
-        delta_loss=recipe.delta_loss,
-        matryoshka=recipe.matryoshka,
-        kernels=config.kernels,
-        compute_dtype=config.compute_dtype,
-        compile=config.compile,
-        auxk=AuxK(weight=config.auxk_weight) if config.auxk_weight else None,
-        reconstruction=config.reconstruction,
-    )
-    cfg.metadata.hook_name = source.sites[-1].hook_name
-    cfg.metadata.model_name = source.sites[-1].model_name
-    cfg.metadata.weight_processing = source.weight_processing
-    cfg.metadata.tokenizer_sha256 = tokenizer_sha256(source.tokenizer)
-    return cfg

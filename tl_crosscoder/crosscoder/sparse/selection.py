@@ -25,8 +25,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_crosscoder.crosscoder.sparse import kernels
-from tl_crosscoder.crosscoder.sparse.codes import Pattern
+from tl_crosscoder.crosscoder.sparse.codes import (
+    GROUP,
+    Pattern,
+    at_least,
+    group_maxima,
+    sampled_dots,
+)
 
 TINY = torch.finfo(torch.float32).tiny
 CHUNK = 512
@@ -69,16 +74,13 @@ class Scores:
         return len(self.W)
 
     @cached_property
-    def _shift(self) -> Float[Tensor, " d_sae"]:
-        return self.bias if self.floor is None else self.bias - self.floor
-
-    @cached_property
     def _bounds(self) -> tuple[Float[Tensor, "batch d_up"], Float[Tensor, "d_sae d_up"]]:
         """bfloat16 factors of the upper bounds; the last columns carry the error."""
         d_in = self.x.shape[-1]
         ones = torch.ones_like(self.bias[:1]).expand(len(self.x))
         left, x_norm, x_error = _rounded(self.x, ones, None)
-        right, w_norm, w_error = _rounded(self.W, self._shift, self.scale)
+        shift = self.bias if self.floor is None else self.bias - self.floor
+        right, w_norm, w_error = _rounded(self.W, shift, self.scale)
         left[:, d_in + 1] = x_error * UP
         left[:, d_in + 2] = (x_norm + x_error) * UP
         right[:, d_in + 1] = w_norm * UP
@@ -113,10 +115,10 @@ class Scores:
         """
         gathered, highest = [], 0.0
         for start, scores, pre in self._chunks(part):
-            hits = kernels.at_least(scores, scores.new_full((1, 1), limit))
+            hits = at_least(scores, scores.new_full((1, 1), limit))
             if len(hits) < per_token * len(scores):
                 limit = min(limit, _quantile(scores, 1.2 * per_token))
-                hits = kernels.at_least(scores, scores.new_full((1, 1), limit))
+                hits = at_least(scores, scores.new_full((1, 1), limit))
             highest = max(highest, limit)
             gathered.append(self._found(hits, start, part, pre))
         return self._joined(gathered), highest
@@ -125,7 +127,7 @@ class Scores:
         """For each token the entries that reach a limit not above its k-th largest score."""
         gathered = []
         for start, scores, pre in self._chunks(part):
-            hits = kernels.at_least(scores, self._kth_limits(scores, start, part, k))
+            hits = at_least(scores, self._kth_limits(scores, start, part, k))
             gathered.append(self._found(hits, start, part, pre))
         return self._joined(gathered)
 
@@ -149,8 +151,8 @@ class Scores:
         k groups of latents whose maximum reaches a value hold k scores that do.
         """
         maxima = scores
-        if scores.shape[1] % kernels.GROUP == 0 and scores.shape[1] // kernels.GROUP >= k:
-            maxima = scores.view(len(scores), kernels.GROUP, -1).amax(dim=1)
+        if scores.shape[1] % GROUP == 0 and scores.shape[1] // GROUP >= k:
+            maxima = group_maxima(scores)
         kth = maxima.topk(min(k, maxima.shape[1]), dim=-1).values[:, -1:]
         if self.prefilter:  # A score is below its upper bound by at most twice the error.
             columns = slice(self.x.shape[-1] + 1, self.x.shape[-1] + 3)
@@ -162,7 +164,7 @@ class Scores:
     def pre_at(self, positions: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
         """Exact pre-activations of these entries."""
         pattern = Pattern.at(positions, shape=(len(self.x), self.d_sae))
-        dots = kernels.sampled_dots(self.x, self.W, pattern.offsets, pattern.latents)
+        dots = sampled_dots(self.x, self.W, pattern.offsets, pattern.latents)
         return dots + self.bias[pattern.latents]
 
     def of(self, found: Found) -> Float[Tensor, " nnz"]:
@@ -254,8 +256,15 @@ def _quantile(scores: Float[Tensor, "rows n"], per_token: float) -> float:
 def token_topk(scores: Scores, k: int, part: slice) -> Found:
     """For each token its k largest positive scores; of equal ones the first."""
     found = scores.reaching_kth(k, part)
+    values = scores.of(found)
     tokens = torch.div(found.positions, scores.d_sae, rounding_mode="floor")
-    kept = largest_of_each(scores.of(found), tokens, k)
+    by_value = values.argsort(descending=True, stable=True)
+    order = by_value[tokens[by_value].argsort(stable=True)]  # token by token, the largest first
+    ordered = tokens[order]
+    places = torch.arange(len(values), device=values.device) - torch.searchsorted(ordered, ordered)
+    kept = torch.zeros_like(values, dtype=torch.bool)
+    kept[order] = places < k
+    kept &= values > 0
     return Found(found.positions[kept], found.pre[kept])
 
 
@@ -268,17 +277,4 @@ def largest(values: Float[Tensor, " n"], n_kept: int) -> Bool[Tensor, " n"]:
     kept = values > kth
     ties = (values == kth).nonzero().squeeze(-1)
     kept[ties[: n_kept - int(kept.sum())]] = True
-    return kept & (values > 0)
-
-
-def largest_of_each(
-    values: Float[Tensor, " n"], tokens: Int[Tensor, " n"], k: int
-) -> Bool[Tensor, " n"]:
-    """Which are among the k largest positive values of their token; of equal ones the first."""
-    by_value = values.argsort(descending=True, stable=True)
-    order = by_value[tokens[by_value].argsort(stable=True)]
-    ordered = tokens[order]
-    first = torch.searchsorted(ordered, ordered)
-    kept = torch.zeros_like(values, dtype=torch.bool)
-    kept[order] = torch.arange(len(values), device=values.device) - first < k
     return kept & (values > 0)

@@ -1,4 +1,4 @@
-"""The functions of `sparse.kernels` in Triton, for one NVIDIA GPU.
+"""The functions of `sparse.codes` in Triton, for one NVIDIA GPU.
 
 Row r owns the entries `offsets[r] : offsets[r + 1]`, and `offsets[0]` is 0. Sums run in float32,
 in float64 where an operand is float64, and in one fixed order: equal inputs give equal bits. No
@@ -175,13 +175,13 @@ def _programs(*matrices: Float[Tensor, "_ _"]) -> ModuleType:
             raise
         raise ImportError(
             "the fast kernels need triton, which is not installed. On Linux: pip install triton; "
-            "elsewhere crosscoder.sparse.kernels has these functions in torch alone."
+            "elsewhere crosscoder.sparse.codes has these functions in torch alone."
         ) from error
     for matrix in matrices:
         if not (matrix.is_cuda or programs.IS_INTERPRETED):
             raise ValueError(
                 f"a matrix is on {matrix.device}; triton kernels need CUDA. On a CPU use "
-                "crosscoder.sparse.kernels, or set TRITON_INTERPRET=1 before importing."
+                "crosscoder.sparse.codes, or set TRITON_INTERPRET=1 before importing."
             )
         if matrix.shape[1] > 1 and matrix.stride(1) != 1:
             raise ValueError(

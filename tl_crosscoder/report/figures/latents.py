@@ -16,9 +16,9 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from tl_crosscoder.analysis.geometry import LATENT_CLASSES
 from tl_crosscoder.analysis.latent_scaling import NU_ERROR, NU_RECONSTRUCTION, LatentScaling
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.analysis.norms import LATENT_CLASSES
 from tl_crosscoder.report.figures.style import (
     COLOURS,
     SCALE,

@@ -1,15 +1,24 @@
+"""Norms and angles of decoder rows, and the search for near ones."""
+
 import pytest
 import torch
-from hand_made import crosscoder, sites
+from analysis.hand_made import crosscoder, random_dictionary, sites
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig
-from tl_crosscoder.analysis import similarity
-from tl_crosscoder.analysis.similarity import (
+from tl_crosscoder import Crosscoder
+from tl_crosscoder.analysis import geometry
+from tl_crosscoder.analysis.geometry import (
+    LATENT_CLASSES,
+    decoder_cosine,
     decoupled_pairs,
+    delta_norm,
+    latent_class_ids,
     latent_rows,
     nearest,
     pairs_above,
+    relative_decoder_norm,
     row_cosine,
     similar_latents,
 )
@@ -72,11 +81,7 @@ def test_nobody_is_its_own_neighbour_nor_lost_among_copies():
 
 def test_folded_scales_change_no_row():
     """The normalised space is where training was, whatever the saved weights look like."""
-    made = Crosscoder(CrosscoderConfig(d_in=4, d_sae=6, sites=sites()))
-    generator = torch.Generator().manual_seed(0)
-    made.load_state_dict(
-        {n: torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()}
-    )
+    made = random_dictionary(sites(), 6)
     before = [latent_rows(made, by=by) for by in ("decoder", "encoder")]
     made.fold_site_scales_([0.25, 3.0])
     for by, rows in zip(("decoder", "encoder"), before, strict=True):
@@ -111,7 +116,7 @@ def test_nearest_by_hand():
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_blocks_give_what_the_whole_matrix_gives(monkeypatch, chunk):
-    monkeypatch.setattr(similarity, "CHUNK", chunk)
+    monkeypatch.setattr(geometry, "CHUNK", chunk)
     queries, keys = random_rows(13), random_rows(9, seed=1)
     queries[4] = keys[2] = 0
     matrix = cosine_similarity(queries[:, None], keys[None], dim=-1)
@@ -140,16 +145,74 @@ def test_lengths_do_not_matter():
     assert (scaled[1] == plain[1]).all()
 
 
-def test_row_cosine_by_hand():
-    a = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
-    b = torch.tensor([[4.0, 3.0], [-2.0, 0.0], [1.0, 1.0]])
-    # (12 + 12) / 25, opposite, and no angle with nothing.
-    expected = torch.tensor([0.96, -1.0, torch.nan])
-    torch.testing.assert_close(row_cosine(a, b), expected, equal_nan=True)
-
-
 def test_no_queries_and_fewer_keys_than_requested():
     assert [t.shape for t in nearest(random_rows(0), random_rows(3), k=2)] == [(0, 2)] * 2
     assert [t.shape for t in nearest(random_rows(2), random_rows(1), k=2)] == [(2, 1)] * 2
     with pytest.raises(ValueError, match="must be 1 or more"):
         nearest(random_rows(2), random_rows(3), k=0)
+
+
+def classes(delta_norms: torch.Tensor) -> list[str]:
+    return [LATENT_CLASSES[i] for i in latent_class_ids(delta_norms).tolist()]
+
+
+def test_norms_by_hand():
+    base = torch.tensor([3.0, 0.0, 2.0, 1.0, 5.0, 0.0])
+    finetuned = torch.tensor([1.0, 2.0, 2.0, 4.0, 0.0, 0.0])
+    # 1/(3+1), 2/(0+2), 2/(2+2), 4/(1+4), 0/(5+0), and no norm at all.
+    relative = torch.tensor([0.25, 1.0, 0.5, 0.8, 0.0, torch.nan])
+    # 1/2 (1 - 2/3), 1/2 (1 + 2/2), 1/2 (1 + 0), 1/2 (1 + 3/4), 1/2 (1 - 5/5)
+    delta = torch.tensor([1 / 6, 1.0, 0.5, 0.875, 0.0, torch.nan])
+    torch.testing.assert_close(relative_decoder_norm(base, finetuned), relative, equal_nan=True)
+    torch.testing.assert_close(delta_norm(base, finetuned), delta, equal_nan=True)
+    assert classes(delta) == [
+        "other", "finetuned-only", "shared", "other", "base-only", "other"
+    ]  # fmt: skip
+
+
+def test_decoder_cosine_by_hand():
+    base = torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    finetuned = torch.tensor([[4.0, 3.0], [0.0, 5.0], [-3.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    # (12 + 12) / (5 * 5), orthogonal, opposite, and 0 where one row is zero, or NaN where it has to
+    # be told from a right angle.
+    expected = torch.tensor([0.96, 0.0, -1.0, 0.0, 0.0])
+    torch.testing.assert_close(decoder_cosine(base, finetuned), expected)
+    expected[3:] = torch.nan
+    torch.testing.assert_close(row_cosine(base, finetuned), expected, equal_nan=True)
+
+
+NORMS = st.one_of(st.just(0.0), st.floats(2**-10, 2**10, width=32))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(NORMS, NORMS), min_size=1, max_size=8))
+def test_swapping_the_models_mirrors_everything(pairs):
+    base, finetuned = torch.tensor(pairs).T
+    deltas = delta_norm(base, finetuned)
+    mirrored = delta_norm(finetuned, base)
+    torch.testing.assert_close(mirrored, 1 - deltas, equal_nan=True)
+    torch.testing.assert_close(
+        relative_decoder_norm(finetuned, base),
+        1 - relative_decoder_norm(base, finetuned),
+        equal_nan=True,
+    )
+    # A value within rounding of a border may fall on either side of it.
+    assume(all(abs(d - b) > 1e-6 for d in deltas.tolist() for b in (0.1, 0.4, 0.6, 0.9)))
+    swap = {"base-only": "finetuned-only", "finetuned-only": "base-only"}
+    assert classes(mirrored) == [swap.get(c, c) for c in classes(deltas)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("border", "at", "below", "above"),
+    [
+        (0.1, "base-only", "base-only", "other"),
+        (0.4, "shared", "other", "shared"),
+        (0.6, "shared", "shared", "other"),
+        (0.9, "finetuned-only", "other", "finetuned-only"),
+    ],
+)
+def test_a_border_belongs_to_the_named_class(border, at, below, above, dtype):
+    border = torch.tensor(border, dtype=dtype)
+    neighbours = [torch.nextafter(border, border.new_tensor(to)) for to in (0.0, 1.0)]
+    assert classes(torch.stack([border, *neighbours])) == [at, below, above]
