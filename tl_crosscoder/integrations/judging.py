@@ -18,8 +18,8 @@ from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.lens import logit_effect
 from tl_crosscoder.analysis.resampling import Interval
 from tl_crosscoder.integrations.config import JudgeConfig
-from tl_crosscoder.integrations.judge.client import AnswerCache, Judge, Messages, check_can_ask
-from tl_crosscoder.integrations.judge.naming import (
+from tl_crosscoder.integrations.judge_client import AnswerCache, Judge, Messages, check_can_ask
+from tl_crosscoder.integrations.naming import (
     Detection,
     Name,
     Window,
