@@ -15,9 +15,8 @@ from tl_crosscoder.baselines.activation_difference import (
 from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.tokens import DROP_REASONS
-from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
+from tl_crosscoder.interventions.behaviour import Behaviour, Question
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import ProjectOut
 from tl_crosscoder.interventions.running import edited_logits
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 
@@ -52,18 +51,6 @@ def test_means_by_hand():
     assert found.models == ("the base", "the finetuned")
 
 
-def test_the_start_counts_by_position_alone():
-    source, text = two_contexts()
-    usual = activation_difference(source, text, n_positions=3)
-    text = replace(text, norm_limits=(12.0, 12.0))  # the norm of BOS is 12.7 and more
-    found = activation_difference(source, text, n_positions=2, with_start=True)
-    assert found.positions == (0, 1)
-    # Position 0: ([8, 0] + [4, 0]) / 2.
-    assert torch.equal(found.by_position, torch.tensor([[6.0, 0.0], [2.0, 1.0]]))
-    assert torch.equal(found.mean, usual.mean)
-    assert found.activation_norms == usual.activation_norms
-
-
 def test_equals_a_loop_over_texts(pair, unpacked):
     text = with_norm_limits(pair, unpacked, multiple=1.3)
     found = activation_difference(pair, text, n_positions=6, batch_size=3)
@@ -96,24 +83,18 @@ def test_a_cache_gives_what_its_models_give(pairs, unpacked, tmp_path):
     torch.testing.assert_close(
         components, difference_pca(pair, unpacked[:5], n_components=2).components
     )
-    with pytest.raises(ValueError, match="were dropped when"):
-        activation_difference(cache, cache.training, with_start=True)
+    # The other way round is the opposite.
+    back = activation_difference(pair.comparing("finetuned", "base"), unpacked[:5])
+    assert torch.equal(run.stacked(), -back.stacked())
+    assert run.activation_norms == back.activation_norms[::-1]
 
 
-def test_the_other_way_round_is_the_opposite(pairs, unpacked):
-    forth = activation_difference(pairs["hooked"], unpacked)
-    back = activation_difference(pairs["hooked"].comparing("finetuned", "base"), unpacked)
-    assert torch.equal(forth.stacked(), -back.stacked())
-    assert forth.activation_norms == back.activation_norms[::-1]
-
-
-@pytest.mark.parametrize("ending", ["json", "parquet"])
-def test_what_is_loaded_is_what_was_saved(tmp_path, ending):
+def test_what_is_loaded_is_what_was_saved(tmp_path):
     source, text = two_contexts()
     text = replace(text, dropped=text.dropped.clone())
     text.dropped[:, 2] = FIRST  # position 2 has no token, so its mean is NaN
     saved = activation_difference(source, text, n_positions=3)
-    loaded = ActivationDifference.load(saved.save(tmp_path / f"means.{ending}"))
+    loaded = ActivationDifference.load(saved.save(tmp_path / "means.json"))
     assert loaded.facts() == saved.facts()
     assert torch.equal(loaded.mean, saved.mean)
     assert torch.equal(loaded.by_position.isnan(), saved.by_position.isnan())
@@ -181,16 +162,10 @@ def test_trials_stand_in_the_table_of_latents(pair, unpacked):
         assert norms == pytest.approx([alpha * found.activation_norms[0]] * 4)
     # The same three directions at each strength.
     torch.testing.assert_close(2 * half.random[2].vector, whole.random[2].vector)
-    scores = behaviour_scores(ctx, behaviour, [replaced.own, *replaced.random])
-    by_hand = behaviour_scores(
-        ctx,
-        behaviour,
-        [
-            ProjectOut(site=1, stream=1, directions=d[None], replacement=0)
-            for d in (found.mean, *found.random("mean", n=3))
-        ],
-    )
-    assert torch.equal(scores, by_hand)
+    for edit, d in zip([replaced.own, *replaced.random], [found.mean, *found.random("mean", n=3)],
+                       strict=True):  # fmt: skip
+        assert (edit.site, edit.stream, edit.replacement) == (1, 1, 0)
+        assert torch.equal(edit.directions, d[None])
 
 
 def test_lenses_read_every_direction(pairs, unpacked):

@@ -62,10 +62,9 @@ def test_the_order_of_the_sites_changes_the_mean_alone(pairs, unpacked):
     assert torch.equal(forth.mean, -back.mean)
 
 
-@pytest.mark.parametrize("ending", ["json", "parquet"])
-def test_a_saved_pca_is_the_same(pairs, unpacked, tmp_path, ending):
+def test_a_saved_pca_is_the_same(pairs, unpacked, tmp_path):
     saved = difference_pca(pairs["hooked"], unpacked, n_components=3)
-    loaded = DifferencePCA.load(saved.save(tmp_path / f"pca.{ending}"))
+    loaded = DifferencePCA.load(saved.save(tmp_path / "pca.json"))
     assert loaded.facts() == saved.facts()
     assert torch.equal(loaded.components, saved.components)
     assert torch.equal(loaded.mean, saved.mean)
@@ -81,10 +80,7 @@ def test_edits_are_those_of_other_directions(pairs, unpacked):
     assert torch.equal(replaced.directions, found.mean[None])
     settings = ControlSettings(n_random=1, alphas=(-1.0,))
     trials = [t for which in (2, "mean") for t in found.trials(ctx, which, settings=settings)]
-    assert [t.name for t in trials] == [
-        *["PC 2"] * 2,
-        *["ADL, mean"] * 2,
-    ]
+    assert [t.name for t in trials] == ["PC 2", "PC 2", "ADL, mean", "ADL, mean"]
 
 
 def test_nothing_to_decompose_is_refused(pairs, unpacked):

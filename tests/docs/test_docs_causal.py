@@ -10,7 +10,7 @@ import pytest
 import tl_crosscoder
 from tl_crosscoder.analysis.latents import Order
 from tl_crosscoder.cli.main import main, parse
-from tl_crosscoder.interventions.mitigation import Mode
+from tl_crosscoder.interventions.latent_edits import Mode
 from tl_crosscoder.interventions.trials import CausalRow
 
 FOLDER = Path(__file__).parents[2] / "docs"

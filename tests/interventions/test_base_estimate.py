@@ -11,10 +11,10 @@ from models.tiny_pairs import HOOK, TEXTS
 from safetensors.torch import load_file
 
 from tl_crosscoder import ModelPair
-from tl_crosscoder.interventions.ablation import EstimateLoss, ablated, measure_estimate
-from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.interventions.base_estimate import BaseEstimate, EstimateLoss
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.mitigation import Mitigation, export_mitigation
+from tl_crosscoder.interventions.live import ablated
+from tl_crosscoder.interventions.mitigation import Mitigation, export_mitigation, measure_estimate
 from tl_crosscoder.interventions.standalone_hook import mitigated
 
 LATENTS = [1, 4, 7]

@@ -26,7 +26,7 @@ from tl_crosscoder.analysis.norms import LATENT_CLASSES
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.hub.export import export_concat
-from tl_crosscoder.report.terminal import render
+from tl_crosscoder.report.sections import render
 
 pytestmark = pytest.mark.slow
 WORD = "wave"

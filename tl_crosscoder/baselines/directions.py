@@ -20,9 +20,8 @@ from tl_crosscoder.analysis.lens import LogitEffects, direction_logits
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddVector, ProjectOut
-from tl_crosscoder.interventions.steering import steering
+from tl_crosscoder.interventions.latent_edits import random_like, steering
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
-from tl_crosscoder.interventions.variants import random_like
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.tables import TableOfColumns

@@ -83,7 +83,7 @@ class Patch(_Chosen):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.report.causal import patching_sections
+        from tl_crosscoder.report.sections import patching_sections
         from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.causal import patch_run
 
@@ -107,7 +107,7 @@ class Ablate(_Tested):
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder.files import new_folder
-        from tl_crosscoder.report.terminal import samples_text
+        from tl_crosscoder.report.sections import samples_text
         from tl_crosscoder.run import causal
 
         if self.export:
@@ -132,7 +132,7 @@ class Steer(_Tested):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.report.terminal import samples_text
+        from tl_crosscoder.report.sections import samples_text
         from tl_crosscoder.run import causal
 
         run, asked = self.run(), self.asked()
@@ -154,7 +154,7 @@ class Baselines(_Effect):
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder.interventions.context import InterventionContext
-        from tl_crosscoder.report.causal import lens_section
+        from tl_crosscoder.report.sections import lens_section
         from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run import causal
 
@@ -167,7 +167,7 @@ class Baselines(_Effect):
 
 
 def _print_tests(results: "list[CausalTest]") -> None:
-    from tl_crosscoder.report.causal import causal_sections
+    from tl_crosscoder.report.sections import causal_sections
     from tl_crosscoder.results.render import as_text
 
     sections = [s for result in results for s in causal_sections(result, is_brief=True)]

@@ -199,13 +199,13 @@ def _quieten() -> None:
 
 def _print_measurement(measurement: Any, output: Path, *, is_one_of: bool) -> None:
     from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-    from tl_crosscoder.report import terminal
+    from tl_crosscoder.report import sections
     from tl_crosscoder.report.figures import save_norm_figure
 
     save_norm_figure(measurement, output)
     if is_one_of:
         print(f"\n=== {output.name} ===\n")
-    print(terminal.render(measurement, Crosscoder.load(output).sites))
+    print(sections.render(measurement, Crosscoder.load(output).sites))
     _print_outputs(output)
 
 

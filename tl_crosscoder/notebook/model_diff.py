@@ -26,11 +26,15 @@ from tl_crosscoder.analysis.latents import Ranking, rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.presets import Preset
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.interventions.ablation import ablation
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.mitigation import Mode
+from tl_crosscoder.interventions.latent_edits import (
+    Direction,
+    Mode,
+    ablation,
+    activation_norms,
+    steering,
+)
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.steering import Direction, activation_norms, steering
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.notebook.latent import Hits, LatentView, search
@@ -44,7 +48,7 @@ from tl_crosscoder.notebook.prompts import (
 from tl_crosscoder.notebook.run import Model, Models, live_run
 from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.report.html import ReportSettings, report
-from tl_crosscoder.report.terminal import render
+from tl_crosscoder.report.sections import render
 from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section, as_html
 from tl_crosscoder.run.causal import (
