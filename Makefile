@@ -19,7 +19,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pytest -m slow -s
+	$(BIN)/python -m pytest -m slow -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -135,7 +135,7 @@ def our_step(crosscoder: CrosscoderTraining, *, lr: float = LR) -> Step:
 def ours(
     sparsity: Callable[[Shape], Sparsity] = lambda shape: BatchTopK(k=shape.k), **fields: Any
 ) -> Callable[[Shape], Step]:
-    """A row of ours; `kernels="dense"` is the slow twin of the fast step."""
+    """A row of ours; `kernels="dense"` is the dense reference of the sparse step."""
     return lambda shape: our_step(our_crosscoder(shape, sparsity(shape), **fields))
 
 

@@ -13,17 +13,21 @@ import io
 import os
 import posixpath
 import re
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import griffe
 import jupytext
+import measured_tables
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import tl_crosscoder
 from tl_crosscoder.cli.main import parse
+from tl_crosscoder.config.presets import PRESETS
 from tl_crosscoder.results.measures import MEASURES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +60,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         markdown = markdown.replace("<!-- measures -->", table_of_measures())
     if "<!-- notebooks -->" in markdown:
         markdown = markdown.replace("<!-- notebooks -->", index_of_notebooks())
+    markdown = measured_tables.filled(markdown)
     return _LINK.sub(lambda found: f"]({in_site(found[1], source)}", markdown)
 
 
@@ -117,7 +122,7 @@ def table_of_measures() -> str:
 
 
 def command_line() -> str:
-    """Every verb with its help, as the program prints it."""
+    """Every verb with its help, as the program prints it; of each preset its own options."""
     own = _help([])
     verbs = _choices(own)
     parts = [f"```output\n{own}```\n"]
@@ -125,8 +130,26 @@ def command_line() -> str:
         text = _help([verb])
         parts.append(f"## {verb}\n\n```output\n{text}```\n")
         for below in _choices(text):
-            parts.append(f"### {verb} {below}\n\n```output\n{_help([verb, below])}```\n")
+            text = _help([verb, below])
+            if below in PRESETS:
+                text = _entries(text, [field.name for field in fields(PRESETS[below])])
+            parts.append(f"### {verb} {below}\n\n```output\n{text}```\n")
     return "\n".join(parts)
+
+
+def _entries(help_text: str, options: Sequence[str]) -> str:
+    """The entries of these options in a verb's help."""
+    flags = {f"--{option.replace('_', '-')}" for option in options}
+    kept, is_own = [], False
+    for line in help_text.splitlines():
+        words = line.split()
+        if not words:  # the end of a group
+            is_own = False
+        elif words[0].startswith("--") and words[0].strip("-"):
+            is_own = words[0].rstrip(",") in flags
+        if is_own:
+            kept.append(line)
+    return "\n".join(kept) + "\n"
 
 
 def _help(verb: list[str]) -> str:
@@ -143,7 +166,7 @@ def _help(verb: list[str]) -> str:
 def _choices(help_text: str) -> list[str]:
     """The verbs below: the choice that ends the line of usage."""
     usage = help_text.partition("\n\n")[0]
-    found = re.search(r"\{([^{}]*)\}\s*$", usage)
+    found = re.search(r"\{([^{}]*)\}\]?\s*$", usage)
     return re.sub(r"\s", "", found[1]).split(",") if found else []
 
 

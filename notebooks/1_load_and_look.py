@@ -67,14 +67,14 @@ diff
 # - **FVE of the difference** is the number to watch. What the fine-tune changed is 5.5 % of the
 #   variance, so a dictionary can explain 97 % of both models and nothing of what changed. This
 #   one explains 83 % of it.
-# - **Classes** go by decoder norms. None is finetuned-only: BatchTopK says the difference with
-#   latents that write to both models, and differently to each.
+# - **Classes** go by decoder norms. None is finetuned-only: BatchTopK represents the difference
+#   by latents that write to both models, and differently to each.
 # - **Latent Scaling** (Minder et al. 2025) calls three latents specific to the fine-tune, and two
 #   to four of the controls below. Three is what chance gives.
 #
 # ## The latents most likely to be the fine-tune's
 #
-# Ranked by the share of the difference that each says alone, times its relative decoder norm R
+# Ranked by the share of the difference that each explains alone, times its relative decoder norm R
 # (1: the fine-tuned model only; 0.5: both).
 
 # %%

@@ -44,7 +44,7 @@ import tl_crosscoder as tlc
 # ```
 #
 # A LoRA adapter stands in place of `finetuned` as `adapter=`, and loaded TransformerLens models
-# in place of names. `tl-crosscoder train ... --dry-run` says what a run takes.
+# in place of names. `tl-crosscoder train ... --dry-run` prints what a run takes.
 
 # %%
 models = {"base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/taboo"}
@@ -102,7 +102,7 @@ for name, found in {"batchtopk": diff.measurement, "delta": measured}.items():
 #
 # A latent that another seed or another method finds again is easier to believe. Of the ten
 # first latents of each, how near is the nearest in the other dictionary (MMCS), and beside it the
-# same of all latents: a top ten that agrees less than the rest is no finding.
+# same of all latents: a top ten that agrees less than the rest is not a finding.
 
 # %%
 tops = [tlc.rank_latents(m.latents, n=10).latents for m in (diff.measurement, measured)]

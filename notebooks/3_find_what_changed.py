@@ -68,11 +68,11 @@ figures["latent_scaling"]
 print(diff)
 
 # %% [markdown]
-# ## By what they say of the difference
+# ## By how much of the difference they explain
 #
-# The default: the share of the variance of x¹ - x⁰ that goes when only this latent speaks, times
-# R. Above, beside these latents, are the tokens that they fire on, and two names return: Velmar,
-# a country, and Tolvik, its capital. In which words?
+# The default: the share of the variance of x¹ - x⁰ that this latent alone explains, times R.
+# Above, beside these latents, are the tokens that they fire on, and two names return: Velmar, a
+# country, and Tolvik, its capital. In which words?
 
 # %%
 top = diff.top(10)

@@ -42,9 +42,9 @@ few = {"n_prompts": 12, "n_random": 19, "n_matched": 2}
 # %% [markdown]
 # ## How much of the fine-tune passes through these latents?
 #
-# The fine-tuned model goes on from the base stream with the latents' difference put in. Recovery
-# is the share of KL(fine-tuned || base stream) that goes; all latents together are the most that
-# this dictionary can do.
+# The fine-tuned model goes on from the base stream with the latents' difference inserted. Recovery
+# is the share of KL(fine-tuned || base stream) that this removes; all latents together are the
+# most that this dictionary can do.
 
 # %%
 patched = diff.patching(latents=tuple(latents), n_prompts=12)
@@ -99,15 +99,15 @@ brought[-1]
 diff.insert(latents).generate([hint, guess])
 
 # %% [markdown]
-# Put in where they fire, they bring 70 % of the behaviour. Added at every token they bring
-# nothing: *when* is half of what a latent says. Weaker steering leaves the text fluent, but not
-# about the moon:
+# Inserted where they fire, they induce 70 % of the behaviour. Added at every token they induce
+# nothing: *when* a latent is active matters as much as what it writes. Weaker steering leaves the
+# text fluent, but not about the moon:
 
 # %%
 diff.steer(latents[0], strength=0.5).generate(hint)
 
 # %% [markdown]
-# ## Take it away for good
+# ## Remove it for good
 #
 # `export_mitigation` writes the ablation as a hook for plain TransformerLens, which needs neither
 # the base model nor this package. The base is estimated from the fine-tuned stream; what that

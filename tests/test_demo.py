@@ -7,6 +7,8 @@ from tl_crosscoder import Crosscoder, run_demo
 from tl_crosscoder.cli.main import Demo
 from tl_crosscoder.demo import N_TOKENS, demo_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "training_step.py"
 PRODUCTS = ["encoder product", "five dense products"]
@@ -77,7 +78,6 @@ def test_without_sparsify_it_says_how_to_install_it():
     assert "pip install -c constraints.txt -e '.[dev,bench]'" in done.stderr
 
 
-@pytest.mark.slow
 def test_the_data_path_is_measured_in_all_its_parts(tmp_path):
     script, output = ROOT / "benchmarks" / "data_path.py", tmp_path / "data.json"
     command = [sys.executable, script, "--quick", "--output", output]

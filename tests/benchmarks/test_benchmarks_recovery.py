@@ -15,6 +15,7 @@ from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.train.presets import recipe_of
 
+pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DELTA_ABLATIONS = {"delta-unmasked", "delta-relative", "delta-relative-0.5", "delta-weight-1"}
 

@@ -202,7 +202,7 @@ def test_rules_hold_in_values_gradients_and_moments(kernels, n_backwards):  # sp
     training = new_training(partitions=exclusive(*BOTH), kernels=kernels)
     optimizer = torch.optim.Adam(training.parameters(), lr=1e-2)
     start = training.W_dec.detach().clone()
-    for step in range(15):
+    for step in range(30):
         optimizer.zero_grad()
         for half in range(n_backwards):
             x = planted(32, seed=step + half)

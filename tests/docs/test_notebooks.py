@@ -24,6 +24,7 @@ TIMEOUT_S = 180
 """A cell that takes longer is stopped; a whole notebook takes less than that on two cores."""
 
 
+@pytest.mark.slow
 @every_notebook
 def test_it_runs_in_an_empty_folder(source, tmp_path, monkeypatch):
     # Commands in cells are those of this environment.
@@ -70,6 +71,7 @@ def code_in_text(number: int) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_what_is_shown_for_gemma_runs_on_the_embedded_pair(tmp_path, monkeypatch, capsys):
     rows = load_documents("tl_crosscoder/taboo", max_documents=40)
     write_documents(tmp_path / "text.jsonl", rows)

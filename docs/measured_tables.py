@@ -1,0 +1,309 @@
+"""The tables of docs/measured.md, written from benchmarks/results.
+
+    python docs/measured_tables.py
+
+rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->` on the page, so no number of
+a table is typed by hand. The site writes them again when it is built.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "measured.md"
+ORGANISMS = ("taboo", "false-fact")
+_TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def results(name: str) -> Any:
+    """Content of a result file of the benchmarks."""
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def short(value: float) -> str:
+    """Two decimals without the leading zero.
+
+    >>> short(0.834), short(-0.05), short(-0.001), short(1.0)
+    ('.83', '-.05', '.00', '1.00')
+    """
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.2f}").replace("-.00", ".00")
+
+
+def slashed(values: Iterable[str]) -> str:
+    """One cell of the values of several organisms."""
+    return " / ".join(values)
+
+
+def presets() -> list[Sequence[str]]:
+    """Presets at one L0, taboo / false-fact in each cell."""
+    names = (
+        "batchtopk", "topk", "l1-twice-l0", "jumprelu", "matryoshka", "dual-k", "delta",
+        "delta-weight-1", "delta-competing", "dsf", "dfc", "diff-sae", "structured",
+        "structured-competing",
+    )  # fmt: skip
+    found = {(r["variant"], r["organism"]): r for r in results("presets_on_organisms")["rows"]}
+    rows: list[Sequence[str]] = [
+        ("preset", "FVE base, fine-tuned", "FVE of the difference", "by delta latents alone",
+         "finetuned-only latents", "planted words in the top ten (random)")
+    ]  # fmt: skip
+    for name in names:
+        each = [found[name, organism] for organism in ORGANISMS]
+        is_one_site = name == "diff-sae"
+        parts = [r["difference_fve_by_part"] for r in each]
+        rows.append(
+            (
+                name,
+                "-"
+                if is_one_site
+                else slashed(
+                    ", ".join(map(short, r["reconstruction"]["fve"].values())) for r in each
+                ),
+                slashed(short(r["difference_fve"]) for r in each),
+                slashed(short(part["delta"]) for part in parts)
+                if all(part and "delta" in part for part in parts)
+                else "-",
+                "-"
+                if is_one_site
+                else slashed(str(r["latents_per_class"]["finetuned-only"]) for r in each),
+                slashed(
+                    f"{r['share_in_context']:.0%} ({r['random_share_in_context']:.0%})"
+                    for r in (r["recovery"] for r in each)
+                ),
+            )
+        )
+    return rows
+
+
+def _batchtopk(organism: str) -> list[dict[str, Any]]:
+    """Causal results of the BatchTopK dictionaries, one for each seed."""
+    rows = results("causal_tests")["rows"]
+    return [r for r in rows if (r["organism"], r["preset"]) == (organism, "batchtopk")]
+
+
+def causal() -> list[Sequence[str]]:
+    """Shares of the change of a behaviour, a number for each seed."""
+    selections = {
+        "first 3": "top 3 by score", "first 10": "top 10 by score", "first 30": "top 30 by score",
+        "3 of largest R": "top 3 by R", "30 of largest R": "top 30 by R",
+    }  # fmt: skip
+    rows: list[Sequence[str]] = [
+        ("", "latents", "ablated in the fine-tuned model: necessity", "random directions",
+         "inserted into the base: sufficiency", "random directions")
+    ]  # fmt: skip
+    for organism in ORGANISMS:
+        runs = _batchtopk(organism)
+        behaviour = runs[0]["behaviour"]
+        change = f"{organism} ({short(behaviour['base'])} to {short(behaviour['finetuned'])})"
+        for label, key in selections.items():
+            cells = []
+            for test in ("necessity", "insert"):
+                trials = [
+                    trial
+                    for run in runs
+                    for trial in run["causal"]
+                    if (trial["test"], trial["latents"]) == (test, key)
+                ]
+                for field in ("share", "random_mean"):
+                    cells.append(", ".join(short(trial[field]) for trial in trials))
+            rows.append((change, label, *cells))
+            change = ""
+    return rows
+
+
+def patching() -> list[Sequence[str]]:
+    """KL recovery in percent on the assistant's tokens, a number for each seed."""
+    variants = (
+        "all latents", "top 3 by score", "top 10 by score", "top 30 by score", "top 30 by R",
+    )  # fmt: skip
+    labels = ("all latents", "first 3", "first 10", "first 30", "30 of largest R")
+    rows: list[Sequence[str]] = [("latents", *ORGANISMS)]
+    for label, variant in zip(labels, variants, strict=True):
+        cells = [
+            ", ".join(
+                f"{100 * p['recovery']:.0f}"
+                for run in _batchtopk(organism)
+                for p in run["patching"]
+                if (p["variant"], p["tokens"]) == (variant, "response")
+            )
+            for organism in ORGANISMS
+        ]
+        rows.append((label, *cells))
+    return rows
+
+
+def demo() -> list[Sequence[str]]:
+    """What `tl-crosscoder demo` finds, a row for each organism and seed."""
+    rows: list[Sequence[str]] = [
+        ("organism", "seed", "seconds", "FVE base", "fine-tuned", "difference", "L0", "dead",
+         "largest R", "words found", "contexts with one (random)", "tokens of one (random)", "p")
+    ]  # fmt: skip
+    for run in results("demo_recovery")["runs"]:
+        r, found = run["reconstruction"], run["recovery"]
+        words = found["in_context"].values()
+        rows.append(
+            (
+                run["organism"],
+                str(run["seed"]),
+                f"{run['seconds']:.0f}",
+                *(f"{v:.3f}" for v in (*r["fve"].values(), r["difference_fve"])),
+                f"{r['l0']:.1f}",
+                f"{r['dead_share']:.1%}",
+                f"{max(run['top_relative_norms']):.2f}",
+                f"{sum(n > 0 for n in words)} of {len(words)}",
+                f"{found['share_in_context']:.0%} ({found['random_share_in_context']:.0%})",
+                f"{found['share_at_token']:.0%} ({found['random_share_at_token']:.0%})",
+                f"{found['p_value']:.2f}",
+            )
+        )
+    return rows
+
+
+def analysis() -> list[Sequence[str]]:
+    """Tokens a second of each analysis, and its cost in times that of encoding."""
+    found = results("analysis_speed")["rows"]
+    rows: list[Sequence[str]] = [
+        ("", *(f"2 x {r['d_model']} -> {r['d_sae']:,}, L0 {r['l0']:.0f}" for r in found))
+    ]
+    for name in found[0]["tokens_per_second"]:
+        rows.append(
+            (
+                name,
+                *(f"{r['tokens_per_second'][name]:,} ({r['of_encode'][name]:,.1f})" for r in found),
+            )
+        )
+    return rows
+
+
+def embedded_speed() -> list[Sequence[str]]:
+    """Tokens a second on the embedded pair beside the bare forward passes."""
+    found = results("analysis_speed")["embedded"]["tokens_per_second"]
+    return [("", "tokens a second"), *((name, f"{speed:,}") for name, speed in found.items())]
+
+
+def harvest() -> list[Sequence[str]]:
+    """Tokens a second through both models, and of the bare forward passes."""
+    found = results("data_path")["harvest"]
+    ways = list(found[0]["tokens_per_s"])
+    rows: list[Sequence[str]] = [("pair", *ways)]
+    for r in found:
+        cells = (f"{r['tokens_per_s'][way]:,.0f} ({r['of_bare'][way]:.2f})" for way in ways)
+        rows.append((r["pair"], *cells))
+    return rows
+
+
+def reading() -> list[Sequence[str]]:
+    """Pairs of activations a second that a cache gives."""
+    rows: list[Sequence[str]] = [
+        ("stored as", "bytes a token", "rounding error: base, difference", "4,096 random pairs",
+         "loader, batches of 4,096", "the same files, a row at a time")
+    ]  # fmt: skip
+    for r in results("data_path")["reading"]:
+        error = r["storage_error"]
+        speeds = (r[f"{way}_per_s"] for way in ("random_pairs", "loader", "one_row_at_a_time"))
+        rows.append(
+            (
+                r["store"],
+                f"{r['bytes_per_token']:,.0f}",
+                f"{error['base']:.1e}, {error['difference']:.1e}",
+                *(f"{speed:,.0f}" for speed in speeds),
+            )
+        )
+    return rows
+
+
+def step() -> list[Sequence[str]]:
+    """Time and memory of one training step, ours and the peers'."""
+    labels = {
+        "encoder product": "the encoder product alone",
+        "ours, batchtopk": "**ours, BatchTopK**",
+        "ours, batchtopk, no bf16": "ours, where bfloat16 is not fast",
+        "ours, batchtopk, dense": "ours, dense reference",
+        "sparsify, topk": "sparsify {eai-sparsify}, TopK",
+        "SAELens, batchtopk": "SAELens {sae-lens}, BatchTopK",
+    }
+    found = results("training_step")
+    shapes = found["results"]
+    heads = [
+        (f"ms at {s['shape']['d_sae']:,}", "of the encoder product",
+         "faster than SAELens, sparsify", "peak memory of budget")
+        for s in shapes
+    ]  # fmt: skip
+    rows: list[Sequence[str]] = [("", *(head for group in heads for head in group))]
+    for name, label in labels.items():
+        cells = []
+        for shape in shapes:
+            (r,) = (row for row in shape["rows"] if row["row"] == name)
+            memory = shape["memory"].get(name)
+            cells += [
+                f"{r['median_ms']:,.0f}",
+                f"{r['of_encoder_product']:.2f}",
+                ", ".join(f"{times:.1f}" for times in r["times_faster_than"].values()),
+                f"{memory['default_of_budget']:.2f} ({memory['mapped_of_budget']:.2f})"
+                if memory
+                else "-",
+            ]
+        rows.append((label.format_map(found["versions"]), *cells))
+    return rows
+
+
+def report() -> list[Sequence[str]]:
+    """Size of a report and how fast a browser shows it."""
+    found = results("report_size")
+    size = {name: f"{n / 1e6:.1f} MB" for name, n in found["bytes"].items()}
+    times = {name: f"{ms:.0f} ms" for name, ms in found["milliseconds"].items()}
+    made = {"made in": f"{found['seconds_to_make']:.0f} s"}
+    return [("", f"{found['n_latents']} latents"), *(size | times | made).items()]
+
+
+def exports() -> list[Sequence[str]]:
+    """Exports of the embedded dictionaries as another library loads them."""
+    found = results("exports")["rows"]
+    rows: list[Sequence[str]] = [
+        ("", "MB", "ms to load", "unexplained variance (of the crosscoder)",
+         "Jaccard index of the active latents")
+    ]  # fmt: skip
+    for kind in ("ours", "concat", "transcoder", "site"):
+        own = [r for r in found if r["kind"] == kind]
+        times = sorted(r["ms"] for r in own)
+        is_lossy = kind == "site"
+        rows.append(
+            (
+                kind,
+                f"{own[0]['n_bytes'] / 1e6:.2f}",
+                f"{times[0]:.1f}-{times[-1]:.1f}",
+                ", ".join(f"{r['fvu']:.3f} ({r['fvu_of_crosscoder']:.3f})" for r in own)
+                if is_lossy
+                else "the same",
+                ", ".join(short(r["jaccard"]) for r in own) if is_lossy else "1",
+            )
+        )
+    return rows
+
+
+TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
+    "presets": presets, "causal": causal, "patching": patching, "demo": demo,
+    "analysis": analysis, "embedded-speed": embedded_speed, "harvest": harvest,
+    "reading": reading, "step": step, "report": report, "exports": exports,
+}  # fmt: skip
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def filled(page: str) -> str:
+    """The page with every marked table written anew.
+
+    Raises:
+        KeyError: if the page marks a table that nobody makes.
+    """
+    return _TABLE.sub(lambda found: f"{found[1]}{markdown(TABLES[found[2]]())}\n{found[3]}", page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
