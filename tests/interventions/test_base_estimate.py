@@ -85,7 +85,7 @@ def test_a_saved_estimate_is_loaded_equal(pairs, words, tmp_path):
     names = ("sites", "base", "finetuned", "ridge", "n_tokens")
     assert all(getattr(found, n) == getattr(estimate, n) for n in names)
     assert (found.base, found.finetuned) == (1, 0)
-    with pytest.raises(FileNotFoundError, match="holds no estimate of the base stream"):
+    with pytest.raises(FileNotFoundError, match="holds no estimate of the base activation"):
         BaseEstimate.load(tmp_path)
     (tmp_path / "estimate" / "base_estimate.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="damaged estimate"):

@@ -1,6 +1,6 @@
 """Activation Difference Lens: the mean of x^1 - x^0 at the first positions of unrelated text.
 
-A fine-tune on a narrow subject moves the stream the same way on any text, so the mean names the
+A fine-tune on a narrow subject moves the activation the same way on any text, so the mean names the
 subject (Minder et al. 2025, arXiv 2510.13900, 5 positions). Contract: one pass
 over a text, sums in float64 divided once; `by_position [n_positions, d_model]`, `mean [d_model]`,
 raw space. A position is counted from the start of a context, so each context should be a text of

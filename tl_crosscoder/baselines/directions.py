@@ -1,6 +1,6 @@
 """Directions of x^1 - x^0 found without a dictionary, and the edits that test them.
 
-    steering:                 x^m + alpha s_m d / ||d||      s_m: mean norm of the stream of site m
+    steering:                 x^m + alpha s_m d / ||d||      s_m: mean norm at site m
     projection replacement:   x^1 - P x^1 + P x^0            P = d d' / ||d||^2
 
 (Minder et al. 2025, arXiv 2510.13900). Contract: a direction is
@@ -37,13 +37,13 @@ class Directions(TableOfColumns):
     compared: tuple[str, str]
     """Names of the sites x^0 and x^1."""
     hook_names: tuple[str, str]
-    """Of the two sites."""
+    """Hook points of the two sites."""
     models: tuple[str, str]
-    """Of the two sites."""
+    """Models of the two sites."""
     n_tokens: int
     """Tokens that count."""
     activation_norms: tuple[float, float]
-    """Mean norm of the stream of each of the two sites over these tokens."""
+    """Mean norm of the activation of each of the two sites over these tokens."""
 
     @abstractmethod
     def which(self) -> tuple[Which, ...]:
@@ -74,7 +74,7 @@ class Directions(TableOfColumns):
         Args:
             ctx: the models; needs no dictionary.
             which: direction.
-            strength: alpha, in mean norms of the steered stream; below 0 steers away.
+            strength: alpha, in mean norms of the steered activation; below 0 steers away.
             site: name of one of the compared sites; None is x^1.
 
         Raises:
@@ -138,8 +138,8 @@ class Directions(TableOfColumns):
     ) -> Patchscope:
         """What a model says when a direction stands in place of its activation.
 
-        The model of `site`, that of x^1 by default; scale 1 is the mean norm of its stream. Other
-        options, and what it raises, are those of `analysis.patchscope.patchscope`.
+        The model of `site`, that of x^1 by default; scale 1 is the mean norm of its activation.
+        Other options, and what it raises, are those of `analysis.patchscope.patchscope`.
         """
         site = site or self.compared[1]
         if site in self.compared:

@@ -104,7 +104,7 @@ def amplified_tokens(
 
 
 def amplified_text(models: ModelPair, prompts: Prompts, **options: Any) -> str | list[str]:
-    """The same as text, without the prompts: one string for one text, else a list.
+    """Text that amplified logits write, without the prompts: a string for one text, else a list.
 
     Options, and what it raises, are those of `amplified_tokens`.
     """

@@ -1,4 +1,4 @@
-"""PCA of x^1 - x^0: the directions in which a fine-tune moves the stream most.
+"""PCA of x^1 - x^0: the directions in which a fine-tune moves the activation most.
 
     C = 1/n sum_i (delta_i - mean)(delta_i - mean)'      delta_i = x^1_i - x^0_i at token i
 
@@ -28,13 +28,13 @@ class DifferencePCA(Directions):
     is_centred: bool
     """The mean was subtracted: components are of the variance, else of the mean square."""
     variance: tuple[float, ...]
-    """Of each component: mean over tokens of its squared coefficient."""
+    """Variance of each component: mean over tokens of its squared coefficient."""
     variance_ratio: tuple[float, ...]
-    """The same over the sum of all `d_model` components."""
+    """Variance of each component over the sum of all `d_model` components."""
     components: Float[Tensor, "n_components d_model"]
     """Unit rows, largest variance first."""
     mean: Float[Tensor, " d_model"]
-    """Of x^1 - x^0 over all tokens that count."""
+    """Mean of x^1 - x^0 over all tokens that count."""
 
     def which(self) -> tuple[Which, ...]:
         """Components, and `mean`."""
@@ -69,19 +69,21 @@ def difference_pca(
         source: a pair, more sites, or a cache.
         text: whose tokens that count are taken.
         n_components: to keep.
-        centred: subtract the mean; it is reported either way. A constant shift of the stream, all
-            that some fine-tunes do, is in the mean alone then.
+        centred: subtract the mean; it is reported either way. A constant shift, all that some
+            fine-tunes do, is in the mean alone then.
         batch_size: contexts a forward pass.
 
     Raises:
         ValueError: no two sites of one width, no token that counts, as many components as there
-            are not, or streams that do not differ.
+            are not, or activations that do not differ.
     """
     facts, source = compared_facts(source), source.side_by_side()
     pair = source.check_one_width()
     d_model = source.sites[pair[0]].d_model
     if not 1 <= n_components <= d_model:
-        raise ValueError(f"n_components={n_components}: streams {d_model} wide have 1 to {d_model}")
+        raise ValueError(
+            f"n_components={n_components}: activations {d_model} wide have 1 to {d_model}"
+        )
     outer = torch.zeros(d_model, d_model, dtype=torch.float64, device=source.device)
     total, norms, n_tokens = torch.zeros_like(outer[0]), torch.zeros(2, dtype=torch.float64), 0
     for rows in harvest_rows(source, text, batch_size=batch_size):

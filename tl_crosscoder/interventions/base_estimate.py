@@ -1,12 +1,12 @@
-"""`BaseEstimate`: the base model's stream, guessed from the fine-tuned one.
+"""`BaseEstimate`: the base model's activation, guessed from the fine-tuned one.
 
     x^0 ~ x^1 A + c,   A = (C_11 + r I)^-1 C_10,   c = mean(x^0) - mean(x^1) A
 
 ridge regression (Hoerl and Kennard 1970) with C the centred second moments of one pass in float64
 and r a share of the mean variance of x^1. For deployments where only the fine-tuned model is at
 hand. Contract: `[tokens, d_model]` in, the activations of all sites `[tokens, d_in]` out, the
-fine-tuned ones as they are. Limit: affine, token by token. A high FVE of the stream says little, as
-x^1 - x^0 is a small part of it: `quality` tells the FVE of the difference too.
+fine-tuned ones as they are. Limit: affine, token by token. A high FVE of the activation says
+little, as x^1 - x^0 is a small part of it: `quality` tells the FVE of the difference too.
 """
 
 import json
@@ -52,7 +52,7 @@ class BaseEstimate:
     bias: Float[Tensor, " d_others"]
     """c, raw space."""
     sites: tuple[Site, ...]
-    """Of the source, in its order."""
+    """Sites of the source, in its order."""
     base: int
     """Position of the base site."""
     finetuned: int
@@ -188,7 +188,7 @@ class BaseEstimate:
         missing = [n for n in (WEIGHTS_NAME, FACTS_NAME) if not (folder / n).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{folder} holds no estimate of the base stream: it has no "
+                f"{folder} holds no estimate of the base activation: it has no "
                 f"{' and no '.join(missing)}. Write one with BaseEstimate.fit(...).save(folder)."
             )
         try:
@@ -198,7 +198,7 @@ class BaseEstimate:
             return cls(sites=sites, weight=weights["weight"], bias=weights["bias"], **facts)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{folder} holds a damaged estimate of the base stream ({error}). Fit it again."
+                f"{folder} holds a damaged estimate of the base activation ({error}). Fit it again."
             ) from error
 
 
@@ -233,7 +233,7 @@ def _what(site: Site) -> tuple[str | int | None, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentAgreement:
-    """On which tokens a latent is active, by its codes and by the estimate."""
+    """Tokens on which a latent is active, by its codes and by the estimate."""
 
     latent: int
     n_exact: int
@@ -265,9 +265,9 @@ class EstimateLoss(TableOfRows):
     rows: tuple[LatentAgreement, ...]
     mode: str
     base_fve: float
-    """Fraction of variance of the base stream that the estimate explains."""
+    """Fraction of variance of the base activation that the estimate explains."""
     difference_fve: float
-    """The same of x^1 - x^0; see `EstimateQuality`."""
+    """Fraction of variance of x^1 - x^0 that it explains; see `EstimateQuality`."""
     shift_error: float
     """sum ||s - estimated s||^2 / sum ||s||^2, s the shift of the exact ablation; NaN of none."""
     kl: float

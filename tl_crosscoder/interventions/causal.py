@@ -102,7 +102,7 @@ class _Maker:
     mode: Mode
     settings: ControlSettings
     norm: float
-    """Of the base stream: the unit of steering."""
+    """Mean norm of the base activation, the unit of steering."""
     null: Crosscoder | None
 
     def trials(self, test: str, name: str, ids: Int[Tensor, " n"]) -> list[Trial]:

@@ -77,7 +77,7 @@ class InterventionContext:
 
     @cached_property
     def difference(self) -> Float[Tensor, "d_sae d_model"]:
-        """d_j^1 - d_j^0: what a unit of each latent adds to the difference of the streams."""
+        """d_j^1 - d_j^0: what a unit of each latent adds to the difference of the activations."""
         crosscoder = self.dictionary
         if self.models.is_difference:
             return crosscoder.decoder(0).detach()

@@ -178,7 +178,7 @@ class TokenFilter:
     """Which tokens: of some roles, at the start of each run of them, at some positions."""
 
     roles: tuple[str, ...] | None = None
-    """Of `ROLES`; None is every role."""
+    """Roles among `ROLES`; None is every role."""
     first: int | None = None
     """Only the first so many tokens of each run of tokens of these roles."""
     positions: tuple[int, ...] | None = None

@@ -70,7 +70,7 @@ def check_mode(mode: str) -> None:
 def ablated_directions(
     ctx: InterventionContext, ids: Int[Tensor, " n"], mode: Mode
 ) -> Float[Tensor, "n d_model"]:
-    """What a unit of each latent takes out of the stream; the directions projected out."""
+    """What a unit of each latent takes out of the activation; the directions projected out."""
     return (ctx.difference if mode == "delta" else ctx.decoder(ctx.finetuned))[ids]
 
 

@@ -65,7 +65,7 @@ class EditedModel:
     def generate_tokens(
         self, prompts: Prompts, **options: Any
     ) -> list[tuple[list[int], list[int]]]:
-        """The same as ids: (prompt, new) for each prompt."""
+        """Ids of what the edited model writes: (prompt, new) for each prompt."""
         options.setdefault("use_past_kv_cache", is_local(self.edit))
         return self.ctx.models.generate_tokens(prompts, site=self.site, **options)
 
@@ -118,11 +118,11 @@ def ablated(
         crosscoder: trained on them.
         latents: which to take out.
         mode: see the module.
-        estimate: of the base stream from the fine-tuned one; None runs the base model.
+        estimate: of the base activation from the fine-tuned one; None runs the base model.
 
     Raises:
         ValueError: a dictionary or an estimate of other models, an unknown mode, latents out of
-            range, or an estimate where the mode needs no base stream.
+            range, or an estimate where the mode needs no base activation.
     """
     ctx = InterventionContext.of(models, crosscoder)
     if estimate is None:
@@ -164,7 +164,7 @@ def is_local(edit: Edit) -> bool:
 
 @contextmanager
 def _running(ctx: InterventionContext, edit: Edit) -> Iterator[Callable[[Tensor], Tensor]]:
-    """What makes the edited stream of a stream, while the context is open."""
+    """Function from an activation to the edited one, while the context is open."""
     models = ctx.models
     if is_local(edit):
         yield lambda x: edit(_of_one_site(ctx, edit.site, x.to(models.device, torch.float32)))
@@ -209,7 +209,7 @@ def _of_all_sites(
     *,
     ids: Int[Tensor, "batch pos"],
 ) -> SiteActivations:
-    """All streams of these ids, and codes; one site's stream is at hand."""
+    """Activations of all sites on these ids, and codes; one site's are at hand."""
     models = ctx.models
     others = [i for i in range(len(models.model_sites)) if i != site]
     x = dict(zip(others, models.site_activations(ids, others), strict=True)) | {site: own}

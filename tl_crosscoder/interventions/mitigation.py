@@ -101,7 +101,7 @@ def export_mitigation(
         ctx: models and dictionary.
         latents: which are taken out.
         mode: see `ablation`.
-        estimate: of the base stream; None for `project`, which needs none.
+        estimate: of the base activation; None for `project`, which needs none.
         loss: what `measure_estimate` found, recorded with it.
 
     Raises:
@@ -205,7 +205,7 @@ def measure_estimate(
 
     Args:
         ctx: models and dictionary.
-        estimate: of the base stream.
+        estimate: of the base activation.
         text: held out from the fit.
         latents: which are taken out.
         mode: `delta` or `zero`.

@@ -2,10 +2,10 @@
 
     project at the output of an MLP or attention:   W <- W (I - Q Q'),  b <- b (I - Q Q')
 
-for W [inputs, d_model], the matrix that writes to the stream. Contract: a `WeightEdit` holds the
-new values of the parameters that change, by their names in the model's `state_dict`, and was
-compared on tokens with the hook that it replaces. Limit: the stream itself cannot be projected so,
-as it is a sum that earlier layers write and later ones read: export the hook instead.
+for W [inputs, d_model], the matrix that writes to the residual stream. Contract: a `WeightEdit`
+holds the new values of the parameters that change, by their names in the model's `state_dict`, and
+was compared on tokens with the hook that it replaces. Limit: the residual stream itself cannot be
+projected so, as it is a sum that earlier layers write and later ones read: export the hook.
 """
 
 import re
@@ -105,8 +105,8 @@ def projection_weights(
     if found is None:
         raise ValueError(
             f"{hook_name!r} is not the output of one MLP or attention, so no small edit of weights "
-            "projects there: the stream is a sum of what all earlier layers write. Exact are "
-            f"blocks.L.hook_mlp_out and blocks.L.hook_attn_out. {_EXPORT}"
+            "projects there: the residual stream is a sum of what all earlier layers write. "
+            f"Exact are blocks.L.hook_mlp_out and blocks.L.hook_attn_out. {_EXPORT}"
         )
     own = _output_parameters(model, int(found.group(1)), found.group(2) or found.group(3))
     Q = orthonormal(directions.double())
