@@ -28,9 +28,8 @@ if TYPE_CHECKING:
         decoupled_pairs,
         similar_latents,
     )
-    from tl_crosscoder.baselines.activation_difference import activation_difference
+    from tl_crosscoder.baselines.difference import activation_difference, difference_pca
     from tl_crosscoder.baselines.logit_amplification import amplified_text
-    from tl_crosscoder.baselines.pca import difference_pca
     from tl_crosscoder.config.presets import preset
     from tl_crosscoder.config.text import ContrastiveConfig, Masks, TextSource
     from tl_crosscoder.config.training import HarvestConfig, RunConfig, TrainConfig
@@ -199,9 +198,11 @@ _MODULES = {
         "decoupled_pairs",
         "similar_latents",
     ),
-    "baselines.activation_difference": ("activation_difference",),
+    "baselines.difference": (
+        "activation_difference",
+        "difference_pca",
+    ),
     "baselines.logit_amplification": ("amplified_text",),
-    "baselines.pca": ("difference_pca",),
     "config.presets": ("preset",),
     "config.text": (
         "Masks",

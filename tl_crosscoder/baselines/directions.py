@@ -23,7 +23,6 @@ from tl_crosscoder.interventions.edits import AddVector, ProjectOut
 from tl_crosscoder.interventions.latent_edits import random_like, steering
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.tables import TableOfColumns
 
 Which = int | Literal["mean"]
@@ -172,24 +171,3 @@ class Directions(TableOfColumns):
 def _replacement(ctx: InterventionContext, direction: Float[Tensor, " d_model"]) -> ProjectOut:
     site = ctx.finetuned
     return ProjectOut(site=site, stream=site, directions=direction[None], replacement=ctx.base)
-
-
-def compared_facts(source: ActivationSource) -> dict[str, tuple[str, str]]:
-    """Fields of `Directions` that name the compared sites.
-
-    Raises ValueError unless they are of one width.
-    """
-    base, finetuned = (source.model_sites[i] for i in source.check_one_width())
-    return {
-        "compared": (base.name, finetuned.name),
-        "hook_names": (base.hook_name, finetuned.hook_name),
-        "models": (base.label, finetuned.label),
-    }
-
-
-def sum_of_norms(
-    base: Float[Tensor, "tokens d_model"], finetuned: Float[Tensor, "tokens d_model"]
-) -> Float[Tensor, "2"]:
-    """What some tokens add to the mean norms, float64 on the CPU."""
-    sums = [x.norm(dim=-1).double().sum() for x in (base, finetuned)]
-    return torch.stack(sums).cpu()

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.baselines.activation_difference import ActivationDifference
+from tl_crosscoder.baselines.difference import ActivationDifference
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.interventions.trials import CausalRow, CausalTest

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl_crosscoder.analysis.latents import LatentMeasures, rank_latents
-from tl_crosscoder.baselines.activation_difference import (
+from tl_crosscoder.baselines.difference import (
     ActivationDifference,
     activation_difference,
+    difference_pca,
 )
-from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText
