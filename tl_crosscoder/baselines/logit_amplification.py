@@ -124,6 +124,8 @@ def _next(
 
 def two_models(models: ModelPair) -> tuple[str, str]:
     """Names of the compared sites, base first. Raises ValueError where they are of one model."""
+    if not isinstance(models, ModelPair):
+        raise ValueError("this is a cache, without models: load those it was made with.")
     base, finetuned = models.compared_names
     if models.model(base) is models.model(finetuned):
         raise ValueError(
