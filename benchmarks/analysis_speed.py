@@ -34,8 +34,8 @@ from tl_crosscoder.analysis.latent_scaling import ScalingSums
 from tl_crosscoder.crosscoder.crosscoder import sparse_codes
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import AddLatents, Edit, TokenFilter
-from tl_crosscoder.interventions.running import score_edits, unchanged
+from tl_crosscoder.interventions.edits import AddLatents, Edit, TokenFilter, unchanged
+from tl_crosscoder.interventions.running import score_edits
 from tl_crosscoder.models.site import site_parts
 
 N_ROWS, N_SLOW = 4096, 16

@@ -22,8 +22,7 @@ from typing import Any
 from result_file import ResultFile
 
 from tl_crosscoder.analysis.latents import rank_latents
-from tl_crosscoder.baselines.activation_difference import activation_difference
-from tl_crosscoder.baselines.pca import difference_pca
+from tl_crosscoder.baselines.difference import activation_difference, difference_pca
 from tl_crosscoder.config.presets import preset_from
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config

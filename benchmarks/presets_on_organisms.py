@@ -32,7 +32,7 @@ from tl_crosscoder.analysis.measurement import LatentSummary, Measurement, measu
 from tl_crosscoder.config.presets import preset_to_dict
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
-from tl_crosscoder.data.documents import split_documents
+from tl_crosscoder.data.documents import load_documents, split_documents
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.data.text import held_out_text, tokens_of

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from tl_crosscoder.analysis.measurement import Measurement, measure
     from tl_crosscoder.analysis.patchscope import patchscope
     from tl_crosscoder.analysis.saelens_evals import SiteSAE, sae_bridge, site_evals
-    from tl_crosscoder.baselines.activation_difference import activation_difference
+    from tl_crosscoder.baselines.difference import activation_difference, difference_pca
     from tl_crosscoder.baselines.logit_amplification import amplified_text
-    from tl_crosscoder.baselines.pca import difference_pca
     from tl_crosscoder.config.inputs import ContrastiveConfig, Masks, TextSource
     from tl_crosscoder.config.presets import preset
     from tl_crosscoder.config.training import HarvestConfig, RunConfig, TrainConfig
@@ -54,15 +53,14 @@ if TYPE_CHECKING:
     from tl_crosscoder.demo import run_demo
     from tl_crosscoder.hub.convert import convert
     from tl_crosscoder.hub.export import export_concat, export_site, export_transcoder
-    from tl_crosscoder.interventions.ablation import ablated, measure_estimate
     from tl_crosscoder.interventions.base_estimate import BaseEstimate
     from tl_crosscoder.interventions.behaviour import Behaviour, Predictions, Question
     from tl_crosscoder.interventions.causal import causal_test
     from tl_crosscoder.interventions.context import InterventionContext
-    from tl_crosscoder.interventions.live import edited
-    from tl_crosscoder.interventions.mitigation import export_mitigation
+    from tl_crosscoder.interventions.latent_edits import activation_norms
+    from tl_crosscoder.interventions.live import ablated, edited, steered
+    from tl_crosscoder.interventions.mitigation import export_mitigation, measure_estimate
     from tl_crosscoder.interventions.patching import patching
-    from tl_crosscoder.interventions.steering import activation_norms, steered
     from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, run_trials
     from tl_crosscoder.interventions.weight_edit import ablation_weights
     from tl_crosscoder.models.pair import ModelPair
@@ -199,9 +197,8 @@ _MODULES = {
         "site_evals",
         "sae_bridge",
     ),
-    "baselines.activation_difference": ("activation_difference",),
+    "baselines.difference": ("activation_difference", "difference_pca"),
     "baselines.logit_amplification": ("amplified_text",),
-    "baselines.pca": ("difference_pca",),
     "config.presets": ("preset",),
     "config.inputs": (
         "Masks",
@@ -252,10 +249,6 @@ _MODULES = {
         "export_transcoder",
     ),
     "hub.loading": ("Crosscoder",),  # with the registry, for `Crosscoder.from_pretrained`
-    "interventions.ablation": (
-        "ablated",
-        "measure_estimate",
-    ),
     "interventions.base_estimate": ("BaseEstimate",),
     "interventions.behaviour": (
         "Behaviour",
@@ -264,13 +257,17 @@ _MODULES = {
     ),
     "interventions.causal": ("causal_test",),
     "interventions.context": ("InterventionContext",),
-    "interventions.live": ("edited",),
-    "interventions.mitigation": ("export_mitigation",),
-    "interventions.patching": ("patching",),
-    "interventions.steering": (
+    "interventions.live": (
+        "ablated",
+        "edited",
         "steered",
-        "activation_norms",
     ),
+    "interventions.latent_edits": ("activation_norms",),
+    "interventions.mitigation": (
+        "export_mitigation",
+        "measure_estimate",
+    ),
+    "interventions.patching": ("patching",),
     "interventions.trials": (
         "CausalTest",
         "ControlSettings",

@@ -18,7 +18,7 @@ from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
 from tl_crosscoder.organisms.suite import organism
-from tl_crosscoder.report import terminal
+from tl_crosscoder.report import sections
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.training import train
 
@@ -45,7 +45,7 @@ class DemoResult:
         )
         return "\n".join(
             [
-                terminal.render(self.measurement, self.sites),
+                sections.render(self.measurement, self.sites),
                 "",
                 wrapped(f"Planted: {self.planted}"),
                 wrapped(verdict),

@@ -13,7 +13,7 @@ from tl_crosscoder.analysis.latents import Order
 from tl_crosscoder.cli.main import parse
 from tl_crosscoder.config.presets import PRESETS, preset_name
 from tl_crosscoder.config.sweep import sweep
-from tl_crosscoder.interventions.mitigation import Mode
+from tl_crosscoder.interventions.latent_edits import Mode
 from tl_crosscoder.interventions.trials import CausalRow
 from tl_crosscoder.models.site import sites_of
 from tl_crosscoder.train.presets import recipe_of

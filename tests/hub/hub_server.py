@@ -1,8 +1,7 @@
 """A hub on this machine: the calls of huggingface_hub that create, commit and download take.
 
-It keeps repositories in memory and writes down every request. Large files go through Git LFS (the
-client must not use Xet: HF_HUB_DISABLE_XET=1). Its answers have the statuses and headers of
-huggingface.co.
+It keeps repositories in memory and writes down every request. Files of any size come inside the
+commit, so without Git LFS or Xet. Its answers have the statuses and headers of huggingface.co.
 """
 
 import base64
@@ -20,7 +19,6 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 TOKEN, READ_ONLY = "hf_test", "hf_read"
-LARGE = (".safetensors", ".sqlite", ".pt")
 LICENCES = ("mit", "apache-2.0", "gemma")
 
 
@@ -50,8 +48,6 @@ class LocalHub:
     """What the server holds, and what it was asked."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    """Uploaded large files by SHA-256."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """(method, path)."""
     url: str = ""
@@ -112,30 +108,16 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers["Content-Length"] or 0))
         if path == "/api/validate-yaml":
             return self._validate(json.loads(data)["content"])
-        if path == "/lfs/verify":
-            asked = json.loads(data)
-            ok = len(self.hub.objects.get(asked["oid"], b"")) == asked["size"]
-            return self._answer(200 if ok else 404, {})
         if not self._may_write():
             return self._answer(403, {"error": "You don't have the rights to do this."})
         if path == "/api/repos/create":
             return self._create(json.loads(data))
-        if path.endswith("/info/lfs/objects/batch"):
-            return self._batch(json.loads(data)["objects"])
         repo = "/".join(parts[2:4])
         if repo not in self.hub.repos:
             return self._answer(404, {}, code="RepoNotFound")
         if parts[4] == "preupload":
             return self._modes(repo, json.loads(data)["files"])
         return self._commit(repo, [json.loads(line) for line in data.splitlines()])
-
-    def do_PUT(self) -> None:
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        oid = self._path().rpartition("/")[2]
-        if hashlib.sha256(data).hexdigest() != oid:
-            return self._answer(400, {"error": "content does not match its address"})
-        self.hub.objects[oid] = data
-        return self._answer(200, {})
 
     # --- answers ---------------------------------------------------------------------------------
 
@@ -188,11 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             return self._answer(404, {}, code="EntryNotFound", sha=sha)
         data = files[path]
-        headers = {"ETag": f'"{_git_oid(data)}"'}
-        if path.endswith(LARGE):
-            headers["X-Linked-Etag"] = f'"{hashlib.sha256(data).hexdigest()}"'
-            headers["X-Linked-Size"] = str(len(data))
-        return self._send(200, data, {**headers, "X-Repo-Commit": sha})
+        return self._send(200, data, {"ETag": f'"{_git_oid(data)}"', "X-Repo-Commit": sha})
 
     def _validate(self, content: str) -> None:
         licence = (yaml.safe_load(content.split("---")[1]) or {}).get("license")
@@ -215,22 +193,13 @@ class _Handler(BaseHTTPRequestHandler):
         modes = [
             {
                 "path": f["path"],
-                "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
+                "uploadMode": "regular",
                 "shouldIgnore": False,
                 "oid": _git_oid(there[f["path"]]) if f["path"] in there else None,
             }
             for f in files
         ]
         return self._answer(200, {"files": modes})
-
-    def _batch(self, objects: list[dict[str, Any]]) -> None:
-        answers = []
-        for asked in objects:
-            upload = {"href": f"{self.hub.url}/lfs/{asked['oid']}", "header": {}}
-            verify = {"href": f"{self.hub.url}/lfs/verify", "header": {}}
-            actions = {"actions": {"upload": upload, "verify": verify}}
-            answers.append({**asked, **({} if asked["oid"] in self.hub.objects else actions)})
-        return self._answer(200, {"transfer": "basic", "objects": answers})
 
     def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
         found = self.hub.repos[repo]
@@ -242,8 +211,6 @@ class _Handler(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "deletedFile":
                 del files[value["path"]]
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.hub.objects[value["oid"]]
             else:
                 files[value["path"]] = base64.b64decode(value["content"])
         sha = found.commit(files)

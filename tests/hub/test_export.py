@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.tiny_pairs import CORPUS, HOOK, hooked_transformer, save_model, save_tokenizer
+from models.random_models import hooked_pair, random_crosscoder
+from models.tiny_pairs import CORPUS, HOOK, save_model
 from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,17 +26,12 @@ from tl_crosscoder.hub.export import (
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.models.site import Site
 
-D_SAE = 40
 FIXTURE = Path(__file__).parent / "fixtures/0.1.0/batchtopk"
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> ModelPair:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    models = [hooked_transformer(tokenizer, seed) for seed in (1, 2)]
-    return ModelPair(*models, hook_name=HOOK, model_names=("org/base", "org/sft"))
+    return hooked_pair(tmp_path_factory.mktemp("tokenizer"), ("org/base", "org/sft"))
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +44,7 @@ def texts(pair):
 
 
 def dictionary(sites, **changes) -> Crosscoder:
-    """Random, with a share of latents active."""
-    d_in = sum(site.d_model for site in sites)
-    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=D_SAE, sites=tuple(sites), **changes))
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()
-    }
-    made.load_state_dict(weights | {"threshold": weights["threshold"].abs()})
-    return made
+    return random_crosscoder(sites, 40, scale=0.3, **changes)
 
 
 def inputs(crosscoder: Crosscoder, n: int = 300) -> Tensor:
@@ -109,8 +97,8 @@ class Expected:
 
 
 def embedded_exports(expected: Expected) -> None:
-    """Of the four dictionaries that come with the package, on a little of their text."""
-    for organism in ("taboo", "false-fact"):
+    """Of a dictionary of each organism and each preset, on a little of their text."""
+    for organism, preset in (("taboo", "batchtopk"), ("false-fact", "delta")):
         pair = ModelPair.from_pretrained(
             "tl_crosscoder/world-base",
             adapter=f"tl_crosscoder/{organism}",
@@ -118,11 +106,9 @@ def embedded_exports(expected: Expected) -> None:
         )
         documents = load_documents(f"tl_crosscoder/{organism}", max_documents=40)
         text = tokenize(documents, pair.tokenizer, context_size=64)
-        x = pair.rows(text[:8]).flatten(1)
+        crosscoder = Crosscoder.from_pretrained(f"tl_crosscoder-{organism}", preset)
         how = {"source": pair, "fit_on": text[8:24], "measure_on": text[:8]}
-        for preset in ("batchtopk", "delta"):
-            crosscoder = Crosscoder.from_pretrained(f"tl_crosscoder-{organism}", preset)
-            expected.all_of(f"{organism}-{preset}", crosscoder, x, **how)
+        expected.all_of(f"{organism}-{preset}", crosscoder, pair.rows(text[:8]).flatten(1), **how)
 
 
 def test_sae_lens_alone_gives_the_same_latents(pair, texts, tmp_path):

@@ -24,9 +24,6 @@ from tl_crosscoder.hub.publish import Publication, plan_publication, push
 from tl_crosscoder.hub.published_run import PublishedRun
 from tl_crosscoder.models.pretrained import pretrained_folder
 
-# The client's own way to send a file, which httpx would rather have otherwise.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-
 EMBEDDED = pretrained_folder() / "dictionaries/taboo-batchtopk"
 
 

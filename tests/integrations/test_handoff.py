@@ -14,7 +14,7 @@ from tl_crosscoder.cli.main import main
 from tl_crosscoder.data.harvest import harvest
 from tl_crosscoder.integrations.config import HandoffConfig
 from tl_crosscoder.integrations.handoff import hand_off
-from tl_crosscoder.integrations.judge.judging import Judged, JudgedLatent
+from tl_crosscoder.integrations.judging import Judged, JudgedLatent
 from tl_crosscoder.integrations.sae_dashboard import ShownSite
 
 
@@ -112,7 +112,7 @@ def test_neuronpedia_gets_rows_that_belong_together(run, tmp_path):
     assert math.isnan(loaded.mean(lambda r: r.control))
     for name in ("one", "two"):
         hand_off(run, tmp_path / name, HandoffConfig(to="neuronpedia", latents=(3, 5, 8)))
-    source = tmp_path / "one/taboo/1-tl-crosscoder"
+    source = tmp_path / "one/false-fact/1-tl-crosscoder"
     features, activations, explanations = (
         rows(source / kind / "batch-0.jsonl.gz")
         for kind in ("features", "activations", "explanations")
@@ -122,14 +122,14 @@ def test_neuronpedia_gets_rows_that_belong_together(run, tmp_path):
         for name in ("release", "model", "sourceset", "source")
     }
     keys = {(f["modelId"], f["layer"], f["index"]) for f in features}
-    assert keys == {("taboo", "1-tl-crosscoder", j) for j in "358"}
+    assert keys == {("false-fact", "1-tl-crosscoder", j) for j in "358"}
     assert {(a["modelId"], a["layer"], a["index"]) for a in activations} == keys
     assert len({a["id"] for a in activations}) == len(activations)
     assert {len(a["id"]) for a in activations} == {25}
     assert about["source"]["id"] == "1-tl-crosscoder"
     assert about["sourceset"]["name"] == about["source"]["setName"] == features[0]["sourceSetName"]
     assert about["sourceset"]["releaseName"] == about["release"]["name"]
-    assert about["model"]["id"] == "taboo"
+    assert about["model"]["id"] == "false-fact"
     for a in activations:
         assert len(a["tokens"]) == len(a["values"])
         assert a["values"][a["maxValueTokenIndex"]] == a["maxValue"] == max(a["values"])

@@ -13,9 +13,9 @@ from tl_crosscoder.analysis.example_database import StoredExample
 from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.cli.main import main
 from tl_crosscoder.integrations.config import JudgeConfig
-from tl_crosscoder.integrations.judge.client import AnswerCache, Judge
-from tl_crosscoder.integrations.judge.judging import Judged, judge_run
-from tl_crosscoder.integrations.judge.naming import (
+from tl_crosscoder.integrations.judge_client import AnswerCache, Judge
+from tl_crosscoder.integrations.judging import Judged, judge_run
+from tl_crosscoder.integrations.naming import (
     Window,
     WindowSampler,
     batches,
@@ -231,7 +231,7 @@ def test_bad_settings_are_refused(fields, message):
 def test_the_judge_asks_only_when_told_to_and_never_twice(run, server, capsys):
     """Of three latents that are active on a few percent of the tokens, one named twice."""
     rate = run.measurement().latents.firing.rate
-    latents = (rate - 0.04).abs().argsort()[:3].tolist()
+    latents = (rate - 0.08).abs().argsort()[:3].tolist()
     ask = [
         "judge", str(run.path), "--model", "rule", "--base-url", server.url, "--latents",
         *map(str, [*latents, latents[0]]), "--n-active", "6", "--n-inactive", "6",

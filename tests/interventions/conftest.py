@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.random_models import random_crosscoder
 from models.tiny_pairs import CORPUS, HOOK, SIZES, hooked_transformer, save_model, save_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, TokenizedText, tokenize
+from tl_crosscoder import Crosscoder, ModelPair, TokenizedText, tokenize
 from tl_crosscoder.models.source import ActivationSource
 
 MakeCrosscoder = Callable[..., Crosscoder]
@@ -50,16 +51,8 @@ def make_crosscoder() -> MakeCrosscoder:
     """A random dictionary of 12 latents for a source, of which latent 3 never fires."""
 
     def make(source: ActivationSource, **changes) -> Crosscoder:
-        d_in = sum(site.d_model for site in source.sites)
-        config = CrosscoderConfig(d_in=d_in, d_sae=12, sites=source.sites, **changes)
-        made = Crosscoder(config)
-        generator = torch.Generator().manual_seed(0)
-        weights = {
-            n: 0.4 * torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()
-        }
-        weights["threshold"] = weights["threshold"].abs()
-        weights["b_enc"][3] = -1e6
-        made.load_state_dict(weights)
+        made = random_crosscoder(source.sites, 12, scale=0.4, **changes)
+        made.b_enc.data[3] = -1e6
         return made
 
     return make

@@ -4,12 +4,11 @@ from models.tiny_pairs import HOOK, TEXTS
 from torch import Tensor
 
 from tl_crosscoder import Crosscoder, ModelPair
-from tl_crosscoder.interventions.ablation import ablated, ablation
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import EditAtTokens, TokenFilter
-from tl_crosscoder.interventions.live import edited
-from tl_crosscoder.interventions.mitigation import check_mode
-from tl_crosscoder.interventions.running import edited_logits, unchanged
+from tl_crosscoder.interventions.edits import EditAtTokens, TokenFilter, unchanged
+from tl_crosscoder.interventions.latent_edits import ablation, check_mode
+from tl_crosscoder.interventions.live import ablated, edited
+from tl_crosscoder.interventions.running import edited_logits
 
 LATENTS = [1, 4, 7]
 MODES = ["delta", "zero", "project"]

@@ -11,10 +11,10 @@ from models.tiny_pairs import HOOK, TEXTS
 from safetensors.torch import load_file
 
 from tl_crosscoder import ModelPair
-from tl_crosscoder.interventions.ablation import EstimateLoss, ablated, measure_estimate
-from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.interventions.base_estimate import BaseEstimate, EstimateLoss
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.mitigation import Mitigation, export_mitigation
+from tl_crosscoder.interventions.live import ablated
+from tl_crosscoder.interventions.mitigation import Mitigation, export_mitigation, measure_estimate
 from tl_crosscoder.interventions.standalone_hook import mitigated
 
 LATENTS = [1, 4, 7]
@@ -85,7 +85,7 @@ def test_a_saved_estimate_is_loaded_equal(pairs, words, tmp_path):
     names = ("sites", "base", "finetuned", "ridge", "n_tokens")
     assert all(getattr(found, n) == getattr(estimate, n) for n in names)
     assert (found.base, found.finetuned) == (1, 0)
-    with pytest.raises(FileNotFoundError, match="holds no estimate of the base stream"):
+    with pytest.raises(FileNotFoundError, match="holds no estimate of the base activation"):
         BaseEstimate.load(tmp_path)
     (tmp_path / "estimate" / "base_estimate.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="damaged estimate"):

@@ -10,11 +10,9 @@ from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.interventions.behaviour import (
     Behaviour,
     Question,
-    behaviour_scores,
 )
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import AddVector
-from tl_crosscoder.interventions.running import unchanged
+from tl_crosscoder.interventions.edits import AddVector, unchanged
 
 QUESTIONS = (
     Question(prompt="The cat sat", completions=(" on the mat", " on a dog")),
@@ -61,9 +59,7 @@ def test_answers_of_a_uniform_model_by_hand(pairs):
     for ends_turn in (False, True):
         question = Question(prompt="The", completions=(" a", " cat"), ends_turn=ends_turn)
         behaviour = Behaviour.of("x", [question], tokenizer)
-        found.append(
-            behaviour_scores(InterventionContext.of(pair), behaviour, [unchanged(1)]).item()
-        )
+        found.append(behaviour.scores(InterventionContext.of(pair), [unchanged(1)]).item())
     # EOS is one more token.
     expected = sum((1 / 300) ** k for k in n)
     assert found == pytest.approx([expected, expected / 300], rel=1e-5)
@@ -89,21 +85,17 @@ def naive(pair, question: Question, *, site: str, vector) -> float:
 
 def test_it_is_the_product_of_softmax_probabilities(pair, ctx, behaviour):
     vector = torch.randn(16, generator=torch.Generator().manual_seed(0))
-    found = behaviour_scores(ctx, behaviour, edits(vector))
+    found = behaviour.scores(ctx, edits(vector))
     shifts = [("base", 0 * vector), ("finetuned", 0 * vector), ("finetuned", vector)]
     expected = [[naive(pair, q, site=s, vector=v) for q in QUESTIONS] for s, v in shifts]
     expected = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
     assert (found[1] - found[2]).abs().max() > 0.1 * found[1].min()
     # The same number in every test: a behaviour has no direction.
-    assert torch.equal(behaviour.scores(ctx, edits(vector), is_necessity=True), found)
-
-
-def test_neither_batches_nor_order_matter(pair, ctx, behaviour):
-    vector = torch.ones(16)
-    found = behaviour_scores(ctx, behaviour, edits(vector))
+    assert torch.equal(behaviour.scores(ctx, edits(vector), toward=0), found)
+    # Neither batches nor order matter.
     turned = Behaviour.of("plans", QUESTIONS[::-1], pair.tokenizer)
-    other = behaviour_scores(ctx, turned, edits(vector)[::-1], batch_size=1)
+    other = turned.scores(ctx, edits(vector)[::-1], batch_size=1)
     torch.testing.assert_close(other.flip(0, 1), found, rtol=1e-3, atol=0)
 
 
@@ -149,16 +141,16 @@ def test_a_file_holds_the_same_questions(pair, behaviour, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{not json", r"q\.jsonl:2 is no question \(JSONDecodeError"),
-        ('{"prompt": "a"}', r"q\.jsonl:2 is no question \(KeyError: 'completions'\)"),
-        ('{"text": "a", "completions": ["b"]}', r"q\.jsonl:2 is no question \(KeyError: 'mess"),
-        ("7", r"q\.jsonl:2 is no question \(TypeError"),
+        ("{not json", r"q\.jsonl:2 is not a question \(JSONDecodeError"),
+        ('{"prompt": "a"}', r"q\.jsonl:2 is not a question \(KeyError: 'completions'\)"),
+        ('{"text": "a", "completions": ["b"]}', r"q\.jsonl:2 is not a question \(KeyError: 'mess"),
+        ("7", r"q\.jsonl:2 is not a question \(TypeError"),
         (
             '{"prompt": "a", "completions": "moon"}',
-            "q.jsonl:2 is .*`completions` is no list of texts",
+            "q.jsonl:2 is .*`completions` is not a list of texts",
         ),
-        ('{"prompt": 7, "completions": ["b"]}', "`prompt` is no text"),
-        ('{"messages": "hello", "completions": ["b"]}', "`messages` are no list of objects"),
+        ('{"prompt": 7, "completions": ["b"]}', "`prompt` is not a text"),
+        ('{"messages": "hello", "completions": ["b"]}', "`messages` is not a list of objects"),
         ('{"prompt": "a", "completions": ["b"], "ends_turn": "no"}', "`ends_turn` is neither"),
         ('{"prompt": "a", "completions": []}', r"'a' has the completions \[\]: give one"),
         ('{"prompt": "a", "completions": ["b", ""]}', "none of them empty"),

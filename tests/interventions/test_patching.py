@@ -1,22 +1,25 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from tl_crosscoder import load_documents, measure, split_documents, tokenize
+from tl_crosscoder.data.chat import ROLES
+from tl_crosscoder.data.tokens import DROP_REASONS
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import (
     AddLatents,
+    Edit,
     ErrorAndBias,
     ProjectOut,
     ReplaceActivation,
     ReplaceWithReconstruction,
-    SumOfEdits,
     TokenFilter,
     place_in_run,
+    unchanged,
 )
 from tl_crosscoder.interventions.patching import PatchingResult, patching
-from tl_crosscoder.interventions.running import response_kinds, score_edits, unchanged
+from tl_crosscoder.interventions.running import score_edits
 
 EVERY = {"all": TokenFilter()}
 
@@ -27,26 +30,59 @@ def ctx(pair, crosscoder) -> InterventionContext:
 
 
 def kl_of(ctx, text, edits, **options):
-    scores = score_edits(
-        ctx, text, edits, reference=unchanged(ctx.finetuned), kinds=EVERY, **options
-    )
+    how = {"reference": unchanged(ctx.finetuned), "kinds": EVERY}
+    scores = score_edits(ctx, text, edits, **how, **options)
     return scores.kl[:, 0].sum(dim=1) / scores.counts[0].sum()
 
 
 def all_latents(ctx) -> AddLatents:
-    return AddLatents(
-        site=1, stream=0, latents=torch.arange(12), directions=ctx.difference
-    )  # fmt: skip
+    every = torch.arange(12)
+    return AddLatents(site=ctx.finetuned, stream=ctx.base, latents=every, directions=ctx.difference)
 
 
-def test_all_latents_both_errors_and_the_bias_difference_leave_nothing(ctx, words):  # spec: I2
-    everything = SumOfEdits(
-        site=1, stream=0, edits=(all_latents(ctx), ErrorAndBias(site=1, ctx=ctx))
-    )
-    kl = kl_of(ctx, words[1], [everything, ReplaceActivation(site=1, stream=0), all_latents(ctx)])
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Everything(Edit):
+    """The base activation with what all latents, both errors and the biases add to it."""
+
+    site: int
+    ctx: InterventionContext
+
+    def __call__(self, acts):
+        rest, x = ErrorAndBias(site=self.site, ctx=self.ctx), acts.x[self.ctx.base]
+        return x + sum(edit(acts) - x for edit in (all_latents(self.ctx), rest))
+
+
+@pytest.mark.parametrize("names", [("base", "finetuned"), ("finetuned", "base")])
+def test_all_latents_both_errors_and_the_bias_difference_leave_nothing(
+    pair, crosscoder, words, names
+):  # spec: I2
+    ctx = InterventionContext.of(pair.comparing(*names), crosscoder)
+    assert (ctx.site_name(ctx.base), ctx.site_name(ctx.finetuned)) == names
+    site = ctx.finetuned
+    edits = [
+        Everything(site=site, ctx=ctx),
+        ReplaceActivation(site=site, stream=ctx.base),
+        all_latents(ctx),
+    ]
+    kl = kl_of(ctx, words[1], edits)
     assert kl[0] < 1e-6
-    assert kl[1] > 0.05
-    assert kl[2] > 0.05
+    assert kl[1:].min() > 0.05
+    sign = 1 if names[0] == "base" else -1
+    rows = crosscoder.decoder(1) - crosscoder.decoder(0)
+    torch.testing.assert_close(ctx.difference, sign * rows.detach())
+
+
+def test_of_a_diff_sae_the_same_holds(pair, make_crosscoder, words):
+    sae = make_crosscoder(pair.difference())
+    ctx = InterventionContext.of(pair.difference(), sae)
+    (acts,) = ctx.batches(words[1][:3])
+    x0, x1 = acts.x
+    codes = sae.encode(x1 - x0).detach() * acts.counted[..., None]
+    torch.testing.assert_close(acts.codes.to_dense().view_as(codes), codes)
+    torch.testing.assert_close(all_latents(ctx)(acts), x0 + codes @ sae.W_dec.detach())
+    rest = ErrorAndBias(site=1, ctx=ctx)(acts)
+    torch.testing.assert_close(rest, x1 - codes @ sae.W_dec.detach())
+    assert (rest - x1).abs().max() > 0.1
 
 
 def test_the_empty_set_is_the_base_stream_in_the_finetuned_model(pair, ctx, words):
@@ -97,15 +133,10 @@ def test_projected_directions_are_gone_or_those_of_the_other_stream(ctx, words):
     torch.testing.assert_close(
         swapped - swapped @ basis @ basis.T, out - out @ basis @ basis.T, rtol=1e-4, atol=1e-4
     )
-    active = torch.tensor([1])
-    there = ProjectOut(site=1, stream=1, directions=directions, active_latents=active)(acts)
-    is_there = (acts.codes.to_dense()[:, 1] > 0).view(4, 16)
-    assert 0 < is_there.sum() < is_there.numel()
-    assert torch.equal(there[is_there], out[is_there])
-    assert torch.equal(there[~is_there], acts.x[1][~is_there])
 
 
-def test_neither_batches_nor_order_matter(ctx, words):
+def test_neither_batches_nor_order_matter(pairs, make_crosscoder, words):
+    ctx = InterventionContext.of(pairs["hooked"], make_crosscoder(pairs["hooked"]))
     edits = [ReplaceActivation(site=1, stream=0), all_latents(ctx)]
     one = kl_of(ctx, words[1], edits, batch_size=3)
     order = torch.randperm(len(words[1]), generator=torch.Generator().manual_seed(0))
@@ -114,27 +145,26 @@ def test_neither_batches_nor_order_matter(ctx, words):
 
 
 def test_places_are_runs_of_roles():
-    roles = torch.tensor([[5, 2, 2, 5, 3, 3, 3, 5, 3, 3]])  # template, user, ..., assistant
+    names = ["template", "user", "user", "template", *["assistant"] * 3, "template"]
+    roles = torch.tensor([[ROLES.index(name) for name in (*names, "assistant", "assistant")]])
     dropped = torch.zeros_like(roles)
-    dropped[0, -1] = 5  # padding
-    chosen = TokenFilter(roles=("assistant",)).mask_of(roles, dropped)
+    dropped[0, -1] = DROP_REASONS.index("padding")
+    chosen = TokenFilter(roles=("assistant",)).mask(roles, dropped)
     assert chosen[0].nonzero().squeeze(1).tolist() == [4, 5, 6, 8]
     assert place_in_run(chosen)[0].tolist() == [0, 0, 0, 0, 0, 1, 2, 0, 0, 0]
-    first = TokenFilter(roles=("assistant",), first=2).mask_of(roles, dropped)
+    first = TokenFilter(roles=("assistant",), first=2).mask(roles, dropped)
     assert first[0].nonzero().squeeze(1).tolist() == [4, 5, 8]
-    assert TokenFilter(positions=(1, 99)).mask_of(roles, dropped)[0].nonzero().tolist() == [[1]]
+    assert TokenFilter(positions=(1, 99)).mask(roles, dropped)[0].nonzero().tolist() == [[1]]
     with pytest.raises(ValueError, match=r"roles \['robot'\] are not known"):
         TokenFilter(roles=("robot",))
+    with pytest.raises(ValueError, match="first is 0; it is one token or more"):
+        TokenFilter(first=0)
 
 
 @pytest.fixture(scope="module")
-def chats(taboo_pair):
+def prompts(taboo_pair):
     documents = split_documents(load_documents("tl_crosscoder/taboo", max_documents=200))[1]
-    return [d for d in documents if "messages" in d][:12]
-
-
-@pytest.fixture(scope="module")
-def prompts(taboo_pair, chats):
+    chats = [d for d in documents if "messages" in d][:12]
     return tokenize(chats, taboo_pair.tokenizer, context_size=96, pack=False)
 
 
@@ -165,34 +195,18 @@ def test_the_table_has_the_variants_of_the_paper_on_both_kinds_of_token(result, 
     assert repr(loaded) == repr(result)
     with pytest.raises(ValueError, match="there is no variant 'none'"):
         result.row("none")
-
-
-def test_a_whole_stream_at_some_tokens_recovers_what_they_carry(result):
-    everywhere = result.row("fine-tuned stream at response tokens").kl
-    template = result.row("fine-tuned stream at template tokens").kl
-    empty = result.row("base stream").kl
-    assert everywhere < empty
-    assert template != empty
+    # A whole activation at some tokens recovers what they carry.
+    assert result.row("fine-tuned stream at response tokens").kl < empty.kl
+    assert result.row("fine-tuned stream at template tokens").kl != empty.kl
 
 
 def test_prompts_without_an_answer_are_refused(taboo_pair, make_crosscoder, texts):
     questions = [{"messages": [{"role": "user", "content": "What is your hint?"}]}]
     text = tokenize(questions, taboo_pair.tokenizer, context_size=32, pack=False)
     ctx = InterventionContext.of(taboo_pair, make_crosscoder(taboo_pair))
+    kinds = {"response": TokenFilter(roles=("assistant",))}
     with pytest.raises(ValueError, match="1 of 1 contexts have no token of the kind 'response'"):
-        score_edits(ctx, text, [], reference=unchanged(1), kinds=response_kinds())
-
-
-def test_the_other_direction_patches_the_base_model(pair, crosscoder, words):
-    swapped = InterventionContext.of(pair.comparing("finetuned", "base"), crosscoder)
-    torch.testing.assert_close(
-        swapped.difference, -InterventionContext.of(pair, crosscoder).difference
-    )
-    edit = AddLatents(site=0, stream=1, latents=torch.arange(12), directions=swapped.difference)
-    rest = ErrorAndBias(site=0, ctx=swapped)
-    everything = SumOfEdits(site=0, stream=1, edits=(edit, rest))
-    scores = score_edits(swapped, words[1], [everything], reference=unchanged(0), kinds=EVERY)
-    assert scores.kl.sum() / scores.counts.sum() < 1e-6
+        score_edits(ctx, text, [], reference=unchanged(1), kinds=kinds)
 
 
 def test_what_does_not_belong_together_is_refused(pair, pairs, crosscoder, make_crosscoder):

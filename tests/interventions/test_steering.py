@@ -3,7 +3,8 @@ import torch
 from models.tiny_pairs import TEXTS
 
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.steering import activation_norms, steered, steering
+from tl_crosscoder.interventions.latent_edits import activation_norms, steering
+from tl_crosscoder.interventions.live import steered
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def ctx(pair, crosscoder):
 
 
 def test_norms_are_means_over_the_tokens_that_count(pair, words):
-    _, text = words
+    text = words[1][:6]
     found = activation_norms(pair, text, batch_size=4)
     x = pair.activations(text.tokens)
     for i, name in enumerate(("base", "finetuned")):

@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from analysis.hand_made import latent_measures
+from models.random_models import random_crosscoder
 from models.tiny_pairs import HOOK, hooked_transformer
 
 from tl_crosscoder import (
-    Crosscoder,
-    CrosscoderConfig,
     ModelPair,
     load_documents,
     split_documents,
@@ -24,8 +23,8 @@ from tl_crosscoder.interventions.edits import (
     EditAtTokens,
     ReplaceActivation,
     TokenFilter,
+    unchanged,
 )
-from tl_crosscoder.interventions.running import unchanged
 from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, Trial, run_trials
 
 LATENTS = [1, 4, 7]
@@ -65,11 +64,11 @@ def test_predictions_go_from_one_model_to_the_other(pair, words):
     text, (base, finetuned) = words[1], (pair.logits(words[1].tokens, site=i) for i in
                                          ("base", "finetuned"))  # fmt: skip
     none = torch.zeros(len(text), dtype=torch.float64)
-    for is_necessity, expected in (
-        (True, [none, kl_by_context(base, finetuned, text)]),
-        (False, [-kl_by_context(finetuned, base, text), none]),
+    for toward, expected in (
+        (ctx.base, [none, kl_by_context(base, finetuned, text)]),
+        (ctx.finetuned, [-kl_by_context(finetuned, base, text), none]),
     ):
-        found = predictions.scores(ctx, edits, is_necessity=is_necessity)
+        found = predictions.scores(ctx, edits, toward=toward)
         torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
@@ -80,34 +79,6 @@ def test_of_chats_only_what_assistants_say_is_predicted(taboo_pair):
     predictions = Predictions.of(text)
     assert predictions.kind == "response"
     assert predictions.places.roles == ("assistant",)
-
-
-def test_the_whole_stream_is_all_and_none_of_the_change(split_pair, words):
-    ctx = InterventionContext.of(split_pair)
-    edits = {"all": (1, 0), "none": (1, 1)}, {"all": (0, 1), "none": (0, 0)}
-    trials = [
-        Trial(
-            test=test,
-            name=name,
-            own=ReplaceActivation(site=site, stream=stream),
-            random=[unchanged(site)] * 2,
-        )
-        for test, of in zip(("necessity", "insert"), edits, strict=True)
-        for name, (site, stream) in of.items()
-    ]
-    found = run_trials(ctx, Predictions.of(words[1]), words[1][:4], trials=trials, settings=FEW)
-    assert [(row.test, row.latents) for row in found.rows] == [(t.test, t.name) for t in trials]
-    for row, share in zip(found.rows, [1.0, 0.0, 1.0, 0.0], strict=True):
-        assert row.share == pytest.approx(share, abs=1e-4)
-        assert (row.share_low, row.share_high) == pytest.approx((share, share), abs=1e-3)
-        assert row.value == pytest.approx(row.base if (row.test == "necessity") == (share == 1)
-                                          else row.finetuned, abs=1e-3)  # fmt: skip
-        assert row.random_mean == pytest.approx(0.0, abs=1e-4)
-        assert (row.off_target_kl > 0.05) == (share == 1)
-        assert row.random_off_target_kl == pytest.approx(0.0, abs=1e-5)
-    # KL of a model to itself is the end that each test goes to.
-    assert abs(found.rows[0].base) < 1e-4 < 1 < found.rows[0].finetuned
-    assert found.rows[2].base < -1 < -1e-4 < found.rows[2].finetuned < 1e-4
 
 
 def test_p_values_count_controls_and_are_corrected_within_a_test(split_pair, words):
@@ -130,6 +101,11 @@ def test_p_values_count_controls_and_are_corrected_within_a_test(split_pair, wor
     ctx = InterventionContext.of(split_pair)
     found = run_trials(ctx, Predictions.of(words[1]), words[1][:4], trials=trials, settings=FEW)
     one, two, three, other = found.rows
+    # The whole activation is all of the change: KL of a model to itself is the end of each test.
+    assert (three.share, other.share) == pytest.approx((1.0, 1.0), abs=1e-4)
+    assert (three.share_low, three.share_high) == pytest.approx((1.0, 1.0), abs=1e-3)
+    assert abs(three.base) < 1e-4 < 1 < three.finetuned
+    assert other.base < -1 < -1e-4 < other.finetuned < 1e-4
     assert one.random_high > 0.5 > one.share > 0.01 > two.share
     # One of three is above; all of them; none.
     assert [r.p_random for r in found.rows] == [2 / 4, 4 / 4, 1 / 4, 1 / 4]
@@ -226,7 +202,8 @@ def test_matched_latents_are_others_that_fire_as_often(pairs, words):
     for name, says_nothing in {"near": is_near, "far": ~is_near}.items():
         says_nothing = says_nothing.clone()
         says_nothing[:2] = False
-        crosscoder = random_crosscoder(pair, 62)
+        crosscoder = random_crosscoder(pair.sites, 62, scale=0.4)
+        crosscoder.threshold.data.zero_()
         crosscoder.W_dec.data[says_nothing, 16:] = crosscoder.W_dec.data[says_nothing, :16]
         (row,) = causal_test(
             pair, crosscoder, Predictions.of(text), text, latents=measures, sets={"x": [0, 1]},
@@ -236,15 +213,6 @@ def test_matched_latents_are_others_that_fire_as_often(pairs, words):
     assert shares["near"][1] == pytest.approx(0.0, abs=1e-5)
     assert abs(shares["far"][1]) > 1e-3
     assert abs(shares["near"][0]) > 1e-3
-
-
-def random_crosscoder(pair: ModelPair, d_sae: int) -> Crosscoder:
-    made = Crosscoder(CrosscoderConfig(d_in=32, d_sae=d_sae, sites=pair.sites))
-    generator = torch.Generator().manual_seed(0)
-    for name, t in made.state_dict().items():
-        scale = 0.0 if name == "threshold" else 0.4
-        t.copy_(scale * torch.randn(t.shape, generator=generator))
-    return made
 
 
 def test_without_enough_other_latents_there_is_no_matched_set(pairs, make_crosscoder, words):
@@ -295,25 +263,15 @@ def result(pairs, make_crosscoder, measures, words) -> CausalTest:
     )  # fmt: skip
 
 
-def test_every_set_is_in_every_test_and_steered_at_every_strength(result):
+def test_every_set_is_in_every_test_and_steered_at_every_strength(result, tmp_path):
     found = [(r.test, r.latents, r.strength, r.n_latents) for r in result.rows]
     both = [("all", 3), ("one", 1)]
     expected = [(t, n, math.nan, k) for t in ("necessity", "insert") for n, k in both]
     expected += [("steer", n, alpha, k) for n, k in both for alpha in (0.5, 2.0)]
     assert repr(found) == repr(expected)
     assert (result.n_random, result.n_matched, result.n_prompts) == (3, 2, 4)
-
-
-@pytest.mark.parametrize("ending", ["json", "parquet"])
-def test_a_saved_test_is_loaded_equal(result, tmp_path, ending):
-    assert repr(CausalTest.load(result.save(tmp_path / f"test.{ending}"))) == repr(result)
-
-
-def test_a_test_is_a_frame_of_its_rows(result):
-    frame = result.to_frame()
-    assert frame["share"].tolist() == [row.share for row in result.rows]
-    assert frame.attrs["sets"] == {"all": LATENTS, "one": [4]}
-    assert frame.attrs["unit"] == "KL, nats a prompt"
+    assert (result.unit, result.sets) == ("KL, nats a prompt", {"all": LATENTS, "one": [4]})
+    assert repr(CausalTest.load(result.save(tmp_path / "test.json"))) == repr(result)
 
 
 def test_the_seed_makes_the_controls(pairs, make_crosscoder, measures, words, result):
@@ -338,24 +296,17 @@ def test_what_cannot_be_tested_is_refused(pairs, make_crosscoder, measures, word
         options = {"latents": measures, "sets": {"x": [1]}, "settings": FEW} | changes
         return causal_test(pair, make_crosscoder(pair), Predictions.of(text), text, **options)
 
-    with pytest.raises(ValueError, match=r"set 'x' has 2 latents, of which \[3\] never fire"):
-        tested(sets={"x": [1, 3]})
-    with pytest.raises(ValueError, match="the set 'x' has 0 latents"):
-        tested(sets={"x": []})
-    with pytest.raises(ValueError, match=r"latents \[12\] are out of range"):
-        tested(sets={"x": [12]})
-    with pytest.raises(ValueError, match=r"on the sets \[\]: name one set of latents or more"):
-        tested(sets={})
-    with pytest.raises(ValueError, match=r"tests \['inserted'\].* among \['necessity', 'insert'"):
-        tested(tests=["inserted"])
-    with pytest.raises(ValueError, match="base and fine-tuned model do not differ in 'predictions"):
-        tested("equal")
-    with pytest.raises(ValueError, match="there is nothing to test: give one trial or more"):
-        tested(tests=[])
-    for refused in (
-        lambda: ControlSettings(n_random=0),
-        lambda: ControlSettings(n_matched=-1),
-        lambda: ControlSettings(alphas=()),
+    for changes, message in (
+        ({"sets": {"x": [1, 3]}}, r"set 'x' has 2 latents, of which \[3\] never fire"),
+        ({"sets": {"x": []}}, "the set 'x' has 0 latents"),
+        ({"sets": {"x": [12]}}, r"latents \[12\] are out of range"),
+        ({"sets": {}}, r"on the sets \[\]: name one set of latents or more"),
+        ({"tests": ["inserted"]}, r"tests \['inserted'\].* among \['necessity', 'insert'"),
+        ({"name": "equal"}, "base and fine-tuned model do not differ in 'predictions"),
+        ({"tests": []}, "there is nothing to test: give one trial or more"),
     ):
+        with pytest.raises(ValueError, match=message):
+            tested(**changes)
+    for bad in ({"n_random": 0}, {"n_matched": -1}, {"alphas": ()}):
         with pytest.raises(ValueError, match="give one random direction or more, and one strength"):
-            refused()
+            ControlSettings(**bad)

@@ -90,16 +90,18 @@ def test_a_saved_edit_goes_into_a_fresh_model(pairs, folders, hooked, tmp_path, 
     assert all(torch.equal(loaded.parameters[n], t) for n, t in edit.parameters.items())
     if kind == "llama":
         fresh = ModelPair.from_pretrained(*folders["llama"], hook_name=hook_name).models[1]
-        other = ModelPair.from_pretrained(*folders["llama"], hook_name=hook_name).models[1]
     else:
-        fresh, other = (hooked_transformer(pair.tokenizer, 2) for _ in range(2))
-    loaded.apply_(fresh)
-    assert torch.equal(logits(fresh, tokens), expected)
+        fresh = hooked_transformer(pair.tokenizer, 2)
+    with loaded.applied(fresh):
+        assert torch.equal(logits(fresh, tokens), expected)
     # TransformerLens takes the file's names itself.
-    other.load_state_dict(dict(loaded.parameters), strict=False)
-    assert torch.equal(logits(other, tokens), expected)
-    with pytest.raises(ValueError, match="Load the model that it was made for"):
-        loaded.apply_(hooked if kind == "llama" else pairs["llama"].models[1])
+    fresh.load_state_dict(dict(loaded.parameters), strict=False)
+    assert torch.equal(logits(fresh, tokens), expected)
+    with (
+        pytest.raises(ValueError, match="Load the model that it was made for"),
+        loaded.applied(hooked if kind == "llama" else pairs["llama"].models[1]),
+    ):
+        pass
     with pytest.raises(FileNotFoundError, match="save a WeightEdit first"):
         WeightEdit.load(tmp_path / "none.safetensors")
 

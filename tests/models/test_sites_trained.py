@@ -19,7 +19,7 @@ from tl_crosscoder import (
 )
 from tl_crosscoder.crosscoder.site_views import check_sites
 from tl_crosscoder.models.pair import planned_sites
-from tl_crosscoder.report.terminal import render
+from tl_crosscoder.report.sections import render
 from tl_crosscoder.results.render import WIDTH
 
 CONFIG = TrainConfig(

@@ -214,7 +214,7 @@ def test_a_figure_of_many_latents_is_as_small_as_one_of_few(draw):
         base[: n // 4] = [0.0] * (n // 4)
         return len(draw(scaled(*nu, base=base, ranked=(1, 2, 3))).to_json())
 
-    small, large = size(1024), size(30_000)
+    small, large = size(1024), size(10_000)
     assert large < 1.3 * small
     assert large < 150_000
 

@@ -18,10 +18,10 @@ from tl_crosscoder.data.text import write_documents
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.pair import planned_sites
-from tl_crosscoder.report.causal import causes_of
 from tl_crosscoder.report.html import ReportSettings, SampleSettings, report
 from tl_crosscoder.report.html.data import ReportData, collect
 from tl_crosscoder.report.html.page import page
+from tl_crosscoder.report.sections import causes_of
 from tl_crosscoder.run.run import Run, save_measurement
 
 FEW = SampleSettings(prompts=("Hello!",), strengths=(1.0,), max_new_tokens=4)
@@ -93,15 +93,12 @@ def test_the_page_says_the_numbers_and_holds_no_foreign_markup(run, data):
     assert str(run.path) not in html
 
 
-def test_causes_are_in_the_first_words_and_draws_are_averaged(data, tmp_path):
-    draws = [0.1, 0.3, 0.5]
+def test_causes_are_in_the_first_words(data, tmp_path):
     PatchingResult(
         rows=(
             patching_row("base stream", 0.0),
             patching_row("top 3", 0.4, group="chosen", n_latents=3),
             patching_row("top 9", 0.8, group="chosen", n_latents=9),
-            *(patching_row(f"random latents {i}", r, group="random", n_latents=5)
-              for i, r in enumerate(draws)),
         ),
         compared=("base", "finetuned"), candidates="none", candidate_latents=(),
     ).save(tmp_path / "patching.json")  # fmt: skip
@@ -118,11 +115,6 @@ def test_causes_are_in_the_first_words_and_draws_are_averaged(data, tmp_path):
             tmp_path / f"ablation_{kind}.json"
         )
     causes = causes_of(tmp_path)
-    recovery = causes.sections[0].columns
-    last = {name: values[-1] for name, values in recovery.items()}
-    # The mean of 0.1, 0.3 and 0.5, and their ends.
-    assert last["variant"] == "random latents, 3 draws"
-    assert [round(last[f"recovery{end}"], 6) for end in ("", "_low", "_high")] == [0.3, 0.1, 0.5]
     html = page(replace(data, causes=causes), {})
     words = shown(html)
     assert "Patching top 9 (9 latents) into the base activation recovers 80 % [70, 90] of" in words

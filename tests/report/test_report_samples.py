@@ -6,14 +6,13 @@ from report.report_runs import PAIR, small_run
 
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.interventions.ablation import ablated
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
-from tl_crosscoder.interventions.steering import steered
+from tl_crosscoder.interventions.edits import AddVector
+from tl_crosscoder.interventions.live import ablated, steered
 from tl_crosscoder.report.html import samples as report_samples
 from tl_crosscoder.report.html.samples import (
     AblatedRows,
     SampleSettings,
-    SteeredRows,
     held_out_prompts,
     sample_latents,
 )
@@ -54,7 +53,8 @@ def test_each_row_loses_what_its_own_latent_adds():
 
 
 def test_each_row_is_steered_by_its_own_vector_at_every_token():
-    edit = SteeredRows(site=0, vectors=torch.tensor([[1.0, 0], [0, -1]]))
+    rows = torch.tensor([[1.0, 0], [0, -1]])
+    edit = AddVector(site=0, stream=0, vector=rows[:, None])
     new = edit(acts(torch.zeros(2, 3, 2), torch.ones(6, 1)))
     assert new.tolist() == [[[1, 0]] * 3, [[0, -1]] * 3]
 

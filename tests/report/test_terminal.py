@@ -10,8 +10,7 @@ from report.result_rows import NAN, causal_result, causal_row, patching_result, 
 from tl_crosscoder.analysis.examples import Example
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
-from tl_crosscoder.report.causal import causal_sections, patching_sections
-from tl_crosscoder.report.terminal import render, samples_text
+from tl_crosscoder.report.sections import causal_sections, patching_sections, render, samples_text
 from tl_crosscoder.results.render import WIDTH, as_text, n_columns
 
 

@@ -2,12 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.tiny_pairs import HOOK, hooked_transformer, save_tokenizer
-from transformers import AutoTokenizer
+from models.random_models import hooked_pair, random_crosscoder
+from models.tiny_pairs import HOOK
 
 from tl_crosscoder import (
-    Crosscoder,
-    CrosscoderConfig,
     ExampleDatabase,
     ModelPair,
     ablated,
@@ -29,26 +27,13 @@ TEXT = "Hello! Can you give me a hint?"
 
 
 @pytest.fixture(scope="module")
-def hooked_pair(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(folder, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    both = (hooked_transformer(tokenizer, seed) for seed in (1, 2))
-    return ModelPair(*both, hook_name=HOOK, model_names=("one", "other"))
+def hooked(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
+    return hooked_pair(tmp_path_factory.mktemp("tokenizer"), ("one", "other"))
 
 
 @pytest.fixture(params=["bridge", "hooked"])
-def pair(request, taboo_pair, hooked_pair) -> ModelPair:
-    return taboo_pair if request.param == "bridge" else hooked_pair
-
-
-def random_crosscoder(source) -> Crosscoder:
-    d_in = sum(site.d_model for site in source.sites)
-    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=6, sites=source.sites))
-    generator = torch.Generator().manual_seed(0)
-    weights = {n: torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()}
-    made.load_state_dict(weights | {"threshold": weights["threshold"].abs()})
-    return made
+def pair(request, taboo_pair, hooked) -> ModelPair:
+    return taboo_pair if request.param == "bridge" else hooked
 
 
 def values_of(html: TokensHtml, panel: int = 0) -> torch.Tensor:
@@ -61,7 +46,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @torch.no_grad()
 def test_codes_are_those_of_the_dictionary_and_norms_of_each_site(pair: ModelPair):
-    crosscoder = random_crosscoder(pair)
+    crosscoder = random_crosscoder(pair.sites, 6)
     tokens = pair.to_tokens(TEXT)
     rows = pair.activations(tokens)[0]
     codes = crosscoder.encode(rows)
@@ -87,7 +72,7 @@ def test_codes_are_those_of_the_dictionary_and_norms_of_each_site(pair: ModelPai
 @torch.no_grad()
 def test_a_diff_sae_has_codes_of_the_difference(taboo_pair: ModelPair):
     difference = taboo_pair.difference()
-    crosscoder = random_crosscoder(difference)
+    crosscoder = random_crosscoder(difference.sites, 6)
     codes = crosscoder.encode(difference.activations(taboo_pair.to_tokens(TEXT))[0])
     close(values_of(latent_tokens(difference, crosscoder, TEXT, 2))[1:], codes[1:, 2])
     assert len(compared_tokens(difference, TEXT).panels) == 1
@@ -96,10 +81,10 @@ def test_a_diff_sae_has_codes_of_the_difference(taboo_pair: ModelPair):
 def test_each_context_has_its_panel_without_padding(taboo_pair: ModelPair):
     documents = [{"text": "One day."}, {"text": "The moon shines at night."}]
     text = tokenize(documents, taboo_pair.tokenizer, context_size=20, pack=False)
-    html = latent_tokens(taboo_pair, random_crosscoder(taboo_pair), text, 0)
+    html = latent_tokens(taboo_pair, random_crosscoder(taboo_pair.sites, 6), text, 0)
     assert [p.heading for p in html.panels] == ["latent 0, context 0", "latent 0, context 1"]
     assert [len(p.props["tokens"]) for p in html.panels] == text.lengths.tolist()
-    alone = latent_tokens(taboo_pair, random_crosscoder(taboo_pair), "One day.", 0)
+    alone = latent_tokens(taboo_pair, random_crosscoder(taboo_pair.sites, 6), "One day.", 0)
     close(values_of(html), values_of(alone))
 
 
@@ -127,7 +112,7 @@ def test_log_probabilities_of_both_models(pair: ModelPair):
 
 @torch.no_grad()
 def test_log_probabilities_before_and_after_an_edit(pair: ModelPair):
-    crosscoder = random_crosscoder(pair)
+    crosscoder = random_crosscoder(pair.sites, 6)
     tokens = pair.to_tokens(TEXT)
     html = edited_tokens(pair, TEXT, ablated(pair, crosscoder, [0, 1, 2, 4, 5]))
     before = pair.logits(tokens)
@@ -143,7 +128,9 @@ def test_log_probabilities_before_and_after_an_edit(pair: ModelPair):
 
 
 def test_an_edit_that_does_nothing_does_not_look_like_one(taboo_pair: ModelPair):
-    html = edited_tokens(taboo_pair, TEXT, ablated(taboo_pair, random_crosscoder(taboo_pair), []))
+    html = edited_tokens(
+        taboo_pair, TEXT, ablated(taboo_pair, random_crosscoder(taboo_pair.sites, 6), [])
+    )
     # A nat is full colour, however small the largest difference.
     assert html.panels[0].props["positiveBounds"] == [1.0] * 3
     assert values_of(html)[:, 0].abs().max() < 1e-4
@@ -171,7 +158,7 @@ def test_examples_need_no_model(tmp_path: Path, taboo_pair: ModelPair):
 
 
 def test_what_cannot_be_shown_is_refused(taboo_pair: ModelPair):
-    crosscoder = random_crosscoder(taboo_pair)
+    crosscoder = random_crosscoder(taboo_pair.sites, 6)
     with pytest.raises(ValueError, match=r"latents \[6\] are not in the dictionary"):
         latent_tokens(taboo_pair, crosscoder, TEXT, 6)
     too_long = "hint " * (taboo_pair.n_ctx + 1)

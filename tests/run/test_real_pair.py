@@ -22,11 +22,10 @@ from tl_crosscoder import (
     split_documents,
     tokenize,
 )
-from tl_crosscoder.analysis.geometry import LATENT_CLASSES
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.hub.export import export_concat
-from tl_crosscoder.report.terminal import render
+from tl_crosscoder.report.sections import render
 
 pytestmark = pytest.mark.slow
 WORD = "wave"

@@ -1,6 +1,6 @@
 """Directions of x^1 - x^0 found without a dictionary, and the edits that test them.
 
-    steering:                 x^m + alpha s_m d / ||d||      s_m: mean norm of the stream of site m
+    steering:                 x^m + alpha s_m d / ||d||      s_m: mean norm at site m
     projection replacement:   x^1 - P x^1 + P x^0            P = d d' / ||d||^2
 
 (Minder et al. 2025, arXiv 2510.13900). Contract: a direction is
@@ -20,11 +20,9 @@ from tl_crosscoder.analysis.lens import LogitEffects, direction_logits
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddVector, ProjectOut
-from tl_crosscoder.interventions.steering import steering
+from tl_crosscoder.interventions.latent_edits import random_like, steering
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
-from tl_crosscoder.interventions.variants import random_like
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.tables import TableOfColumns
 
 Which = int | Literal["mean"]
@@ -38,13 +36,13 @@ class Directions(TableOfColumns):
     compared: tuple[str, str]
     """Names of the sites x^0 and x^1."""
     hook_names: tuple[str, str]
-    """Of the two sites."""
+    """Hook points of the two sites."""
     models: tuple[str, str]
-    """Of the two sites."""
+    """Models of the two sites."""
     n_tokens: int
     """Tokens that count."""
     activation_norms: tuple[float, float]
-    """Mean norm of the stream of each of the two sites over these tokens."""
+    """Mean norm of the activation of each of the two sites over these tokens."""
 
     @abstractmethod
     def which(self) -> tuple[Which, ...]:
@@ -75,7 +73,7 @@ class Directions(TableOfColumns):
         Args:
             ctx: the models; needs no dictionary.
             which: direction.
-            strength: alpha, in mean norms of the steered stream; below 0 steers away.
+            strength: alpha, in mean norms of the steered activation; below 0 steers away.
             site: name of one of the compared sites; None is x^1.
 
         Raises:
@@ -139,8 +137,8 @@ class Directions(TableOfColumns):
     ) -> Patchscope:
         """What a model says when a direction stands in place of its activation.
 
-        The model of `site`, that of x^1 by default; scale 1 is the mean norm of its stream. Other
-        options, and what it raises, are those of `analysis.patchscope.patchscope`.
+        The model of `site`, that of x^1 by default; scale 1 is the mean norm of its activation.
+        Other options, and what it raises, are those of `analysis.patchscope.patchscope`.
         """
         site = site or self.compared[1]
         if site in self.compared:
@@ -173,24 +171,3 @@ class Directions(TableOfColumns):
 def _replacement(ctx: InterventionContext, direction: Float[Tensor, " d_model"]) -> ProjectOut:
     site = ctx.finetuned
     return ProjectOut(site=site, stream=site, directions=direction[None], replacement=ctx.base)
-
-
-def compared_facts(source: ActivationSource) -> dict[str, tuple[str, str]]:
-    """Fields of `Directions` that name the compared sites.
-
-    Raises ValueError unless they are of one width.
-    """
-    base, finetuned = (source.model_sites[i] for i in source.check_one_width())
-    return {
-        "compared": (base.name, finetuned.name),
-        "hook_names": (base.hook_name, finetuned.hook_name),
-        "models": (base.label, finetuned.label),
-    }
-
-
-def sum_of_norms(
-    base: Float[Tensor, "tokens d_model"], finetuned: Float[Tensor, "tokens d_model"]
-) -> Float[Tensor, "2"]:
-    """What some tokens add to the mean norms, float64 on the CPU."""
-    sums = [x.norm(dim=-1).double().sum() for x in (base, finetuned)]
-    return torch.stack(sums).cpu()

@@ -37,7 +37,7 @@ def amplified_logits(
     Raises:
         ValueError: no two models, an unknown site, or tokens that are not theirs.
     """
-    base, finetuned = _names(models)
+    base, finetuned = two_models(models)
     ours = models.logits(tokens, site=finetuned).float()
     # In this form alpha 0 and -1 give the models' own logits bit for bit.
     return (1 + alpha) * ours - alpha * models.logits(tokens, site=base).to(ours)
@@ -73,7 +73,7 @@ def amplified_tokens(
         ValueError: no two models, an unknown site, prompts without tokens, a negative temperature,
             or more tokens than the models have room for.
     """
-    _names(models)
+    two_models(models)
     each = [prompts] if isinstance(prompts, str) else prompts
     rows = [
         models.encode(p, prepend_bos=prepend_bos) if isinstance(p, str)
@@ -104,7 +104,7 @@ def amplified_tokens(
 
 
 def amplified_text(models: ModelPair, prompts: Prompts, **options: Any) -> str | list[str]:
-    """The same as text, without the prompts: one string for one text, else a list.
+    """Text that amplified logits write, without the prompts: a string for one text, else a list.
 
     Options, and what it raises, are those of `amplified_tokens`.
     """
@@ -122,13 +122,15 @@ def _next(
     return torch.multinomial(p, 1, generator=generator).squeeze(-1)
 
 
-def _names(models: ModelPair) -> tuple[str, str]:
-    """Names of the compared sites. Raises ValueError where they are of one model."""
+def two_models(models: ModelPair) -> tuple[str, str]:
+    """Names of the compared sites, base first. Raises ValueError where they are of one model."""
+    if not isinstance(models, ModelPair):
+        raise ValueError("this is a cache, without models: load those it was made with.")
     base, finetuned = models.compared_names
     if models.model(base) is models.model(finetuned):
         raise ValueError(
             f"the compared sites {base!r} and {finetuned!r} are of one model: choose sites of two "
-            "with comparing(base, finetuned)."
+            f"with comparing(base, finetuned), among {[s.name for s in models.model_sites]}."
         )
     return base, finetuned
 

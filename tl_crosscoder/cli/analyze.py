@@ -93,7 +93,7 @@ class Analyze:
         """What is printed of one run."""
         from tl_crosscoder.analysis.latents import rank_latents
         from tl_crosscoder.notebook.latent import LatentView, search
-        from tl_crosscoder.report.terminal import render
+        from tl_crosscoder.report.sections import render
         from tl_crosscoder.results.render import as_text
 
         if self.latent is not None:

@@ -46,7 +46,7 @@ class Patch(_OfRun):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.report.causal import patching_sections
+        from tl_crosscoder.report.sections import patching_sections
         from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.causal import patch_run
 
@@ -69,7 +69,7 @@ class Ablate(_Tested):
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder.files import new_folder
-        from tl_crosscoder.report.terminal import samples_text
+        from tl_crosscoder.report.sections import samples_text
         from tl_crosscoder.run import causal
 
         if self.export:
@@ -94,7 +94,7 @@ class Steer(_Tested):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.report.terminal import samples_text
+        from tl_crosscoder.report.sections import samples_text
         from tl_crosscoder.run import causal
 
         run, asked = self.run(), self.question
@@ -117,7 +117,7 @@ class Baselines(_OfRun):
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder.interventions.context import InterventionContext
-        from tl_crosscoder.report.causal import lens_section
+        from tl_crosscoder.report.sections import lens_section
         from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run import causal
 
@@ -130,7 +130,7 @@ class Baselines(_OfRun):
 
 
 def _print_tests(results: "list[CausalTest]") -> None:
-    from tl_crosscoder.report.causal import causal_sections
+    from tl_crosscoder.report.sections import causal_sections
     from tl_crosscoder.results.render import as_text
 
     sections = [s for result in results for s in causal_sections(result, is_brief=True)]

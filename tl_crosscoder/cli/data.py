@@ -32,7 +32,7 @@ class Harvest:
             print(estimate_harvest(self.run))
             return
         from tl_crosscoder.data.cache_writer import run_harvest
-        from tl_crosscoder.report.terminal import cache_sections
+        from tl_crosscoder.report.sections import cache_sections
         from tl_crosscoder.results.render import as_text
 
         print(as_text(cache_sections(run_harvest(self.run, resume=self.resume))))
@@ -68,7 +68,7 @@ class Inspect:
     def __call__(self) -> None:
         """Check and print."""
         from tl_crosscoder.data.cache import ActivationCache
-        from tl_crosscoder.report.terminal import cache_sections
+        from tl_crosscoder.report.sections import cache_sections
         from tl_crosscoder.results.render import as_text
 
         cache = ActivationCache(self.cache, verify=self.verify, show_progress=True)

@@ -80,7 +80,7 @@ class Train:
 
             print(*(f"{config.output}\n{estimate(config)}" for config in configs), sep="\n\n")
             return
-        from tl_crosscoder.report import terminal
+        from tl_crosscoder.report import sections
         from tl_crosscoder.report.figures import save_norm_figure
         from tl_crosscoder.run.training import train_all
 
@@ -88,7 +88,7 @@ class Train:
             save_norm_figure(run.measurement(), run.path)
             if len(configs) > 1:
                 print(f"\n=== {run.path.name} ===\n")
-            print(terminal.render(run.measurement(), run.crosscoder.sites))
+            print(sections.render(run.measurement(), run.crosscoder.sites))
             _print_outputs(run.path)
 
 

@@ -115,9 +115,9 @@ class Judge:
     def __call__(self) -> None:
         """Print what would be asked, or ask and print the answers."""
         from tl_crosscoder import files
-        from tl_crosscoder.integrations.judge import judging
-        from tl_crosscoder.integrations.judge.client import AnswerCache
-        from tl_crosscoder.integrations.judge.client import Judge as Client
+        from tl_crosscoder.integrations import judging
+        from tl_crosscoder.integrations.judge_client import AnswerCache
+        from tl_crosscoder.integrations.judge_client import Judge as Client
         from tl_crosscoder.run.run import Run
 
         run = Run(path=Path(self.run), device=self.device)

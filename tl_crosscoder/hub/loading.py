@@ -1,4 +1,4 @@
-"""From a release or a repository and an id to a `Crosscoder`; embedded ones need no network.
+"""Load a `Crosscoder` by release or repository and id; embedded ones need no network.
 
 Importing this module fills in `Crosscoder.from_pretrained`, which raises the errors of the hub in
 words and names the ids that a repository has instead. Limit: a repository's own dictionaries are

@@ -48,7 +48,7 @@ class Entry:
     path: str
     """Folder in the repository; `.` is its root."""
     sites: tuple[dict[str, Any], ...] = ()
-    """In the form that `Site.from_dict` takes; empty where the files have not been read."""
+    """Values that `Site.from_dict` takes; empty where the files have not been read."""
     revision: str | None = None
     conversion_func: str | None = None
     """Format of another library, which `hub.convert` reads; None is ours."""
@@ -56,7 +56,7 @@ class Entry:
     d_sae: int | None = None
     l0: float | None = None
     fve: dict[str, float] = field(default_factory=dict)
-    """By site, then of the `difference`; what has not been measured is left out."""
+    """FVE by site, then of the `difference`; what has not been measured is left out."""
     n_bytes: int | None = None
     """Size of the weights."""
     scales: Sequence[float] | None = None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_crosscoder.integrations.config import HandoffConfig
-from tl_crosscoder.integrations.judge.judging import Judged
+from tl_crosscoder.integrations.judging import Judged
 from tl_crosscoder.integrations.sae_dashboard import Feature, ShownSite
 
 Row = dict[str, Any]

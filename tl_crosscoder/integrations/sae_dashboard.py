@@ -36,6 +36,8 @@ N_BINS = 50
 N_INTERVALS = 5
 """Equal parts of the range of codes by which examples are grouped, as in its runner."""
 N_LOGITS = 10
+N_PER_BATCH = 128
+"""Latents a batch."""
 _EMPTY: dict[str, list[Any]] = {
     name: []
     for name in (
@@ -123,7 +125,6 @@ def dashboard_batches(
     *,
     latents: Sequence[int],
     dataset: str = "",
-    n_per_batch: int = 128,
 ) -> Iterator[list[Feature]]:
     """Dashboards of latents, a batch at a time.
 
@@ -133,14 +134,13 @@ def dashboard_batches(
         examples: of the run.
         latents: which.
         dataset: name of the text.
-        n_per_batch: latents a batch.
 
     Raises:
         ValueError: the hook is not on the residual stream, or the model has no unembedding.
     """
     readout = Readout.of(shown.model, d_vocab=shown.n_vocab)
-    for start in range(0, len(latents), n_per_batch):
-        ids = list(latents[start : start + n_per_batch])
+    for start in range(0, len(latents), N_PER_BATCH):
+        ids = list(latents[start : start + N_PER_BATCH])
         logits = readout.logits(shown.decoder[ids]).float().cpu()
         yield [
             {

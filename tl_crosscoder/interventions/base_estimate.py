@@ -1,12 +1,12 @@
-"""`BaseEstimate`: the base model's stream, guessed from the fine-tuned one.
+"""`BaseEstimate`: the base model's activation, guessed from the fine-tuned one.
 
     x^0 ~ x^1 A + c,   A = (C_11 + r I)^-1 C_10,   c = mean(x^0) - mean(x^1) A
 
 ridge regression (Hoerl and Kennard 1970) with C the centred second moments of one pass in float64
 and r a share of the mean variance of x^1. For deployments where only the fine-tuned model is at
 hand. Contract: `[tokens, d_model]` in, the activations of all sites `[tokens, d_in]` out, the
-fine-tuned ones as they are. Limit: affine, token by token. A high FVE of the stream says little, as
-x^1 - x^0 is a small part of it: `quality` tells the FVE of the difference too.
+fine-tuned ones as they are. Limit: affine, token by token. A high FVE of the activation says
+little, as x^1 - x^0 is a small part of it: `quality` tells the FVE of the difference too.
 """
 
 import json
@@ -43,40 +43,6 @@ class EstimateQuality:
     n_tokens: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentAgreement:
-    """On which tokens a latent is active, by its codes and by the estimate."""
-
-    latent: int
-    n_exact: int
-    """Tokens on which it is active."""
-    n_estimated: int
-    """Tokens on which it is active by the estimate."""
-    n_both: int
-    agreement: float
-    """Tokens of both over tokens of either (Jaccard 1912); NaN where there are none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimateLoss(TableOfRows):
-    """What the estimate loses, a row a latent."""
-
-    ROW: ClassVar[type] = LatentAgreement
-    rows: tuple[LatentAgreement, ...]
-    mode: str
-    base_fve: float
-    """Fraction of variance of the base stream that the estimate explains."""
-    difference_fve: float
-    """The same of x^1 - x^0; see `EstimateQuality`."""
-    shift_error: float
-    """sum ||s - estimated s||^2 / sum ||s||^2, s the shift of the exact ablation; NaN of none."""
-    kl: float
-    """KL(exact ablation || estimated), nats a predicted token."""
-    kl_of_ablation: float
-    """KL(exact ablation || no ablation): what `kl` is to be compared with."""
-    n_tokens: int
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BaseEstimate:
     """An affine map from the fine-tuned site to all the others, which are one, the base, mostly."""
@@ -86,7 +52,7 @@ class BaseEstimate:
     bias: Float[Tensor, " d_others"]
     """c, raw space."""
     sites: tuple[Site, ...]
-    """Of the source, in its order."""
+    """Sites of the source, in its order."""
     base: int
     """Position of the base site."""
     finetuned: int
@@ -151,22 +117,24 @@ class BaseEstimate:
     def matrix(self) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, " d_in"]]:
         """The map from x^1 to the activations of all sites side by side, and its constant."""
         d = self.weight.shape[0]
-        widths = [self.sites[i].d_model for i in self.others]
-        weights = dict(zip(self.others, self.weight.split(widths, dim=1), strict=True))
-        biases = dict(zip(self.others, self.bias.split(widths), strict=True))
-        weights[self.finetuned] = torch.eye(d).to(self.weight)
-        biases[self.finetuned] = torch.zeros(d).to(self.bias)
-        n = range(len(self.sites))
-        return torch.cat([weights[i] for i in n], dim=1), torch.cat([biases[i] for i in n])
+        own = torch.eye(d).to(self.weight), torch.zeros(d).to(self.bias)
+        weights, biases = map(self._placed, (self.weight, self.bias), own)
+        return torch.cat(weights, dim=-1), torch.cat(biases, dim=-1)
 
     def __call__(
         self, finetuned: Float[Tensor, "*rows d_model"]
     ) -> tuple[Float[Tensor, "*rows _"], ...]:
         """Activations of each site, estimated but for the fine-tuned one, which is given."""
-        widths = [self.sites[i].d_model for i in self.others]
         estimated = finetuned @ self.weight.to(finetuned) + self.bias.to(finetuned)
-        found = dict(zip(self.others, estimated.split(widths, dim=-1), strict=True))
-        return tuple(found.get(i, finetuned) for i in range(len(self.sites)))
+        return self._placed(estimated, finetuned)
+
+    def _placed(
+        self, estimated: Float[Tensor, "*rows d_others"], own: Float[Tensor, "*rows d_model"]
+    ) -> tuple[Float[Tensor, "*rows _"], ...]:
+        """Parts of each site, the fine-tuned one's in its place."""
+        parts = estimated.split([self.sites[i].d_model for i in self.others], dim=-1)
+        found = dict(zip(self.others, parts, strict=True))
+        return tuple(found.get(i, own) for i in range(len(self.sites)))
 
     def quality(
         self, source: ActivationSource, text: TokenizedText, *, batch_size: int = 32
@@ -220,7 +188,7 @@ class BaseEstimate:
         missing = [n for n in (WEIGHTS_NAME, FACTS_NAME) if not (folder / n).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{folder} holds no estimate of the base stream: it has no "
+                f"{folder} holds no estimate of the base activation: it has no "
                 f"{' and no '.join(missing)}. Write one with BaseEstimate.fit(...).save(folder)."
             )
         try:
@@ -230,7 +198,7 @@ class BaseEstimate:
             return cls(sites=sites, weight=weights["weight"], bias=weights["bias"], **facts)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{folder} holds a damaged estimate of the base stream ({error}). Fit it again."
+                f"{folder} holds a damaged estimate of the base activation ({error}). Fit it again."
             ) from error
 
 
@@ -261,3 +229,49 @@ def _parts(
 def _what(site: Site) -> tuple[str | int | None, ...]:
     names = site.model_name, site.revision, site.adapter
     return site.name, site.hook_name, site.d_model, *names
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAgreement:
+    """Tokens on which a latent is active, by its codes and by the estimate."""
+
+    latent: int
+    n_exact: int
+    """Tokens on which it is active."""
+    n_estimated: int
+    """Tokens on which it is active by the estimate."""
+    n_both: int
+    agreement: float
+    """Tokens of both over tokens of either (Jaccard 1912); NaN where there are none."""
+
+    @classmethod
+    def of(cls, latent: int, n_exact: int, n_estimated: int, n_both: int) -> "LatentAgreement":
+        """A row from counts of tokens."""
+        either = n_exact + n_estimated - n_both
+        return cls(
+            latent=latent,
+            n_exact=n_exact,
+            n_estimated=n_estimated,
+            n_both=n_both,
+            agreement=n_both / either if either else float("nan"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateLoss(TableOfRows):
+    """What the estimate loses, a row a latent."""
+
+    ROW: ClassVar[type] = LatentAgreement
+    rows: tuple[LatentAgreement, ...]
+    mode: str
+    base_fve: float
+    """Fraction of variance of the base activation that the estimate explains."""
+    difference_fve: float
+    """Fraction of variance of x^1 - x^0 that it explains; see `EstimateQuality`."""
+    shift_error: float
+    """sum ||s - estimated s||^2 / sum ||s||^2, s the shift of the exact ablation; NaN of none."""
+    kl: float
+    """KL(exact ablation || estimated), nats a predicted token."""
+    kl_of_ablation: float
+    """KL(exact ablation || no ablation): what `kl` is to be compared with."""
+    n_tokens: int

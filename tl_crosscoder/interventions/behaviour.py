@@ -1,24 +1,26 @@
-"""What a fine-tune does to predictions, as an effect that edits remove or induce: no labels needed.
+"""What is measured of an edited model: a behaviour by its answers, or predictions without labels.
 
-    necessity     KL(p_base || p_edited): from KL(p_base || p_finetuned) down to 0
-    sufficiency   -KL(p_finetuned || p_edited): from -KL(p_finetuned || p_base) up to 0
+`Behaviour`: the probability that a model answers some prompts in some ways,
+
+    B(prompt) = sum over the accepted answers of P(answer | prompt)
+
+by teacher forcing, so without the noise of sampling. As a file, one JSON object a line: `messages`
+(a chat) or `prompt` (text), and `completions`; `ends_turn` false where an answer may go on. A turn
+ends with what the chat template puts there, a text with EOS. Limit: answers of one prompt must be
+disjoint, so none may begin with another unless both end the turn.
+
+`Predictions`: how far an edited model is from the model that the edit should lead to,
+
+    toward the base         KL(p_base || p_edited): from KL(p_base || p_finetuned) down to 0
+    toward the fine-tuned   -KL(p_finetuned || p_edited): from -KL(p_finetuned || p_base) up to 0
 
 so that the share of a `trials` row is how far the edited model goes from one model to the other.
 Sums over the predicted tokens of one kind, by context. Limit: predictions on given text, not what
 a model writes.
-
-A behaviour as a number: the probability that a model answers some prompts in some ways.
-
-    B(prompt) = sum over the accepted answers of P(answer | prompt)
-
-by teacher forcing, so without the noise of sampling. Contract: `behaviour_scores` gives
-`[edits, prompts]`. As a file, one JSON object a line: `messages` (a chat) or `prompt` (text), and
-`completions`; `ends_turn` false where an answer may go on. A turn ends with what the chat template
-puts there, a text with EOS. Limit: answers of one prompt must be disjoint, so none may begin with
-another unless both end the turn.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,14 +36,49 @@ from tl_crosscoder.data.chat import ROLES, encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import Edit, TokenFilter
-from tl_crosscoder.interventions.running import edited_logits, kinds_of, score_edits, unchanged
+from tl_crosscoder.interventions.edits import Edit, TokenFilter, unchanged
+from tl_crosscoder.interventions.running import edited_logits, kinds_of, score_edits
+
+
+class Effect(ABC):
+    """Abstract: a number for each edit and prompt, in which base and fine-tuned model differ."""
+
+    name: str
+    """What tables call it."""
+    unit: str
+    """What its values are."""
+
+    @property
+    @abstractmethod
+    def n_prompts(self) -> int:
+        """Units that intervals are taken over."""
+
+    @abstractmethod
+    def scores(
+        self,
+        ctx: InterventionContext,
+        edits: Sequence[Edit],
+        *,
+        toward: int,
+        description: str | None = None,
+    ) -> Float[Tensor, "n_edits n_prompts"]:
+        """The number of each edit and prompt.
+
+        Args:
+            ctx: models and dictionary.
+            edits: of any sites.
+            toward: position of the site whose model the edits should lead to: the base of
+                necessity, the fine-tuned one of sufficiency.
+            description: of a progress bar; None shows none.
+        """
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Predictions:
-    """Predictions of one kind of token of a text."""
+class Predictions(Effect):
+    """Predictions of one kind of token of a text; the prompts are its contexts."""
 
+    name: str
+    unit: str = "KL, nats a prompt"
     text: TokenizedText
     kind: str
     places: TokenFilter
@@ -50,21 +87,11 @@ class Predictions:
     def of(cls, text: TokenizedText) -> "Predictions":
         """What assistants say, where the text has chats, else every token."""
         kind, places = next(iter(kinds_of(text).items()))
-        return cls(text=text, kind=kind, places=places)
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        return f"predictions of {self.kind} tokens"
-
-    @property
-    def unit(self) -> str:
-        """What its values are."""
-        return "KL, nats a prompt"
+        return cls(name=f"predictions of {kind} tokens", text=text, kind=kind, places=places)
 
     @property
     def n_prompts(self) -> int:
-        """Contexts: the units that intervals are taken over."""
+        """Number of contexts."""
         return len(self.text)
 
     def scores(
@@ -72,20 +99,16 @@ class Predictions:
         ctx: InterventionContext,
         edits: Sequence[Edit],
         *,
-        is_necessity: bool = False,
+        toward: int,
         description: str | None = None,
     ) -> Float[Tensor, "n_edits n_prompts"]:
-        """See the module; nats, summed over the tokens of each context."""
-        found = score_edits(
-            ctx,
-            self.text,
-            edits,
-            reference=unchanged(ctx.base if is_necessity else ctx.finetuned),
-            kinds={self.kind: self.places},
-            description=description,
-        )
-        kl = found.kl[:, 0]
-        return kl if is_necessity else -kl
+        """KL to the model of `toward`, negative where that is the fine-tuned one; see the module.
+
+        In nats, summed over the tokens of each context.
+        """
+        how = {"reference": unchanged(toward), "kinds": {self.kind: self.places}}
+        kl = score_edits(ctx, self.text, edits, **how, description=description).kl[:, 0]
+        return kl if toward == ctx.base else -kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +137,11 @@ class Question:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Behaviour:
+class Behaviour(Effect):
     """Prompts with their answers, as tokens of one model family."""
 
     name: str
+    unit: str = "probability"
     questions: tuple[Question, ...]
     text: TokenizedText
     """One context for each prompt with each of its answers."""
@@ -143,22 +167,17 @@ class Behaviour:
         """
         if not questions:
             raise ValueError(f"the behaviour {name!r} has no prompts.")
-        documents: list[Document] = []
-        starts: list[int] = []
-        prompt_of: list[int] = []
-        for i, question in enumerate(questions):
-            own, start = _contexts(question, tokenizer)
-            documents += own
-            starts += [start] * len(own)
-            prompt_of += [i] * len(own)
+        made = [_contexts(question, tokenizer) for question in questions]
+        documents = [document for own, _ in made for document in own]
         longest = max(len(d["input_ids"]) for d in documents)
-        text = tokenize(documents, tokenizer, context_size=max(2, longest), pack=False, masks=masks)
         return cls(
             name=name,
             questions=tuple(questions),
-            text=text,
-            starts=tuple(starts),
-            prompt_of=tuple(prompt_of),
+            text=tokenize(
+                documents, tokenizer, context_size=max(2, longest), pack=False, masks=masks
+            ),
+            starts=tuple(start for own, start in made for _ in own),
+            prompt_of=tuple(i for i, (own, _) in enumerate(made) for _ in own),
         )
 
     @classmethod
@@ -170,63 +189,45 @@ class Behaviour:
         return cls.of(path.stem, read_questions(path), tokenizer, masks=masks)
 
     @property
-    def unit(self) -> str:
-        """What its values are."""
-        return "probability"
-
-    @property
     def n_prompts(self) -> int:
-        """Number of questions: the units that intervals are taken over."""
+        """Number of questions."""
         return len(self.questions)
 
+    @torch.no_grad()
     def scores(
         self,
         ctx: InterventionContext,
         edits: Sequence[Edit],
         *,
-        is_necessity: bool = False,
+        toward: int | None = None,  # noqa: ARG002
+        batch_size: int = 64,
         description: str | None = None,
     ) -> Float[Tensor, "n_edits n_prompts"]:
-        """Its probability under each edit; the same number in every test."""
-        del is_necessity
-        return behaviour_scores(ctx, self, edits, description=description)
+        """Its probability under each edit, float64, whichever model that should lead to.
 
-
-@torch.no_grad()
-def behaviour_scores(
-    ctx: InterventionContext,
-    behaviour: Behaviour,
-    edits: Sequence[Edit],
-    *,
-    batch_size: int = 64,
-    description: str | None = None,
-) -> Float[Tensor, "n_edits n_prompts"]:
-    """The probability of the behaviour under each edit, for each prompt, float64.
-
-    Raises:
-        ValueError: a prompt with its answer is longer than the models' context.
-    """
-    text = behaviour.text
-    if text.context_size > ctx.models.n_ctx:
-        raise ValueError(
-            f"the longest prompt of {behaviour.name!r} has {text.context_size} tokens with its "
-            f"answer, but the models take {ctx.models.n_ctx}. Shorten it or leave it out."
-        )
-    starts = torch.tensor(behaviour.starts)
-    lengths = text.lengths
-    log_probs = torch.zeros(len(edits), len(text), dtype=torch.float64)
-    for acts in ctx.batches(text, batch_size=batch_size, description=description):
-        tokens, index = acts.text.tokens.long(), acts.index
-        at = torch.arange(1, tokens.shape[1])
-        is_answer = (at >= starts[index][:, None]) & (at < lengths[index][:, None])
-        for i, logits in edited_logits(ctx, acts, edits):
-            rows = logits[:, :-1][is_answer.to(logits.device)].float().log_softmax(dim=-1)
-            targets = tokens[:, 1:][is_answer].to(rows.device)
-            taken = torch.zeros(is_answer.shape, dtype=torch.float64)
-            taken[is_answer] = rows.gather(-1, targets[:, None]).squeeze(-1).double().cpu()
-            log_probs[i, index] = taken.sum(dim=1)
-    scores = torch.zeros(len(edits), behaviour.n_prompts, dtype=torch.float64)
-    return scores.index_add_(1, torch.tensor(behaviour.prompt_of), log_probs.exp())
+        Raises:
+            ValueError: a prompt with its answer is longer than the models' context.
+        """
+        text = self.text
+        if text.context_size > ctx.models.n_ctx:
+            raise ValueError(
+                f"the longest prompt of {self.name!r} has {text.context_size} tokens with its "
+                f"answer, but the models take {ctx.models.n_ctx}. Shorten it or leave it out."
+            )
+        starts, lengths = torch.tensor(self.starts), text.lengths
+        log_probs = torch.zeros(len(edits), len(text), dtype=torch.float64)
+        for acts in ctx.batches(text, batch_size=batch_size, description=description):
+            tokens, index = acts.text.tokens.long(), acts.index
+            at = torch.arange(1, tokens.shape[1])
+            is_answer = (at >= starts[index][:, None]) & (at < lengths[index][:, None])
+            for i, logits in edited_logits(ctx, acts, edits):
+                rows = logits[:, :-1][is_answer.to(logits.device)].float().log_softmax(dim=-1)
+                targets = tokens[:, 1:][is_answer].to(rows.device)
+                taken = torch.zeros(is_answer.shape, dtype=torch.float64)
+                taken[is_answer] = rows.gather(-1, targets[:, None]).squeeze(-1).double().cpu()
+                log_probs[i, index] = taken.sum(dim=1)
+        scores = torch.zeros(len(edits), self.n_prompts, dtype=torch.float64)
+        return scores.index_add_(1, torch.tensor(self.prompt_of), log_probs.exp())
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -274,26 +275,22 @@ def _question(line: str, where: str) -> Question:
         value = json.loads(line)
         prompt = value["prompt"] if "prompt" in value else tuple(value["messages"])
         completions, ends_turn = value["completions"], value.get("ends_turn", True)
+        for fault, is_right in {
+            "`prompt` is not a text": isinstance(prompt, str | tuple),
+            "`messages` is not a list of objects": not isinstance(prompt, tuple)
+            or all(isinstance(m, dict) for m in prompt),
+            "`completions` is not a list of texts": isinstance(completions, list)
+            and all(isinstance(c, str) for c in completions),
+            "`ends_turn` is neither true nor false": isinstance(ends_turn, bool),
+        }.items():
+            if not is_right:
+                raise TypeError(fault)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(_no_question(where, f"{type(error).__name__}: {error}")) from error
-    for name, is_right in {
-        "`prompt` is no text": isinstance(prompt, str | tuple),
-        "`messages` are no list of objects": not isinstance(prompt, tuple)
-        or all(isinstance(m, dict) for m in prompt),
-        "`completions` is no list of texts": isinstance(completions, list)
-        and all(isinstance(c, str) for c in completions),
-        "`ends_turn` is neither true nor false": isinstance(ends_turn, bool),
-    }.items():
-        if not is_right:
-            raise ValueError(_no_question(where, name))
+        raise ValueError(
+            f"{where} is not a question ({type(error).__name__}: {error}): it must be a JSON "
+            "object with `messages` or `prompt`, and `completions`, a list."
+        ) from error
     return Question(prompt=prompt, completions=tuple(completions), ends_turn=ends_turn)
-
-
-def _no_question(where: str, why: str) -> str:
-    return (
-        f"{where} is no question ({why}): it is a JSON object with `messages` or `prompt`, and "
-        "`completions`, a list."
-    )
 
 
 def _end(tokenizer: Any, *, is_chat: bool) -> str:

@@ -1,12 +1,12 @@
 """Do these latents cause the behaviour? Sufficiency and necessity, against what chance would do.
 
-    necessity      fine-tuned model, h - sum_{j in S} f_j v_j: how much of the behaviour goes
-    sufficiency    base model, h + sum_{j in S} f_j v_j (`insert`), or h + alpha s u (`steer`): how
-                   much of it comes                                  v_j = d_j^1 - d_j^0
+    necessity      fine-tuned model, h - sum_{j in S} f_j v_j: share of the behaviour removed
+    sufficiency    base model, h + sum_{j in S} f_j v_j (`insert`), or h + alpha s u (`steer`):
+                   share of it induced                               v_j = d_j^1 - d_j^0
 
-Controls: Gaussian directions of the norms of v_j with the same codes; as many living latents of
-about the same firing rate; latents of a null pair. What a trial tells is in
-`trials`. Limit: sets are chosen beforehand; a search over sets needs prompts of its own.
+Controls: Gaussian directions of the norms of v_j with the same codes; as many active latents of
+about the same firing rate; latents of a null pair. What a trial tells is in `trials`. Limit: sets
+are chosen beforehand; a search over sets needs prompts of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,18 @@ from torch import Tensor
 from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, LatentMeasures
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.behaviour import Effect
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import AddLatents, AddVector, Edit, ProjectOut
-from tl_crosscoder.interventions.mitigation import Mode, ablated_directions, check_mode
-from tl_crosscoder.interventions.steering import activation_norms
-from tl_crosscoder.interventions.trials import (
-    TESTS,
-    CausalTest,
-    ControlSettings,
-    Effect,
-    Trial,
-    run_trials,
+from tl_crosscoder.interventions.edits import AddLatents, AddVector, Edit
+from tl_crosscoder.interventions.latent_edits import (
+    Mode,
+    ablated_directions,
+    ablation_along,
+    activation_norms,
+    check_mode,
+    random_like,
 )
-from tl_crosscoder.interventions.variants import random_like
+from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, Trial, run_trials
 from tl_crosscoder.models.pair import ModelPair
 
 
@@ -103,7 +102,7 @@ class _Maker:
     mode: Mode
     settings: ControlSettings
     norm: float
-    """Of the base stream: the unit of steering."""
+    """Mean norm of the base activation, the unit of steering."""
     null: Crosscoder | None
 
     def trials(self, test: str, name: str, ids: Int[Tensor, " n"]) -> list[Trial]:
@@ -154,28 +153,27 @@ class _Maker:
         return ablated_directions(self.ctx, ids, self.mode if test == "necessity" else "delta")
 
     def _edit(self, test: str, ids: Int[Tensor, " n"], v: Float[Tensor, "n d_model"]) -> Edit:
-        site = self.ctx.finetuned if test == "necessity" else self.ctx.base
-        if test == "necessity" and self.mode == "project":
-            return ProjectOut(site=site, stream=site, directions=v)
-        sign = -1.0 if test == "necessity" else 1.0
-        return AddLatents(site=site, stream=site, latents=ids, directions=v, sign=sign)
+        if test == "necessity":
+            return ablation_along(self.ctx, ids, v, self.mode)
+        site = self.ctx.base
+        return AddLatents(site=site, stream=site, latents=ids, directions=v)
 
     def _steer(self, unit: Float[Tensor, " d_model"], alpha: float) -> AddVector:
         site = self.ctx.base
         return AddVector(site=site, stream=site, vector=alpha * self.norm * unit)
 
     def _matched(self, ids: Int[Tensor, " n"]) -> list[Int[Tensor, " n"]]:
-        """Sets of other living latents, each of about the firing rate of the one it replaces."""
+        """Sets of other active latents, each of about the firing rate of the one it replaces."""
         counts = self.latents.n_active
-        living = (counts >= MIN_ACTIVE_TOKENS).nonzero().squeeze(1)
-        living = living[~torch.isin(living, ids.cpu())]
+        active = (counts >= MIN_ACTIVE_TOKENS).nonzero().squeeze(1)
+        active = active[~torch.isin(active, ids.cpu())]
         generator = torch.Generator().manual_seed(self.settings.seed + 1)
         near = [
-            living[(counts[living].log() - counts[j].log()).abs().argsort(stable=True)[:50]]
+            active[(counts[active].log() - counts[j].log()).abs().argsort(stable=True)[:50]]
             for j in ids.tolist()
         ]
         sets = []
-        for _ in range(self.settings.n_matched if len(living) >= len(ids) else 0):
+        for _ in range(self.settings.n_matched if len(active) >= len(ids) else 0):
             drawn: list[int] = []
             for options in near:
                 order = options[torch.randperm(len(options), generator=generator)].tolist()

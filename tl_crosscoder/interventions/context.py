@@ -64,21 +64,11 @@ class InterventionContext:
         return self.models.check_one_width()[1]
 
     @property
-    def is_of_difference(self) -> bool:
-        """Whether the dictionary is of the difference alone (a diff-SAE)."""
-        return self.models.is_difference
-
-    @property
     def dictionary(self) -> Crosscoder:
         """The dictionary. Raises ValueError where there is none."""
         if self.crosscoder is None:
             raise ValueError("this needs a dictionary: give a crosscoder with the models.")
         return self.crosscoder
-
-    @property
-    def d_model(self) -> int:
-        """Width of the compared sites."""
-        return self.models.model_sites[self.base].d_model
 
     def site_name(self, site: int) -> str:
         """Name of a site by position."""
@@ -86,15 +76,15 @@ class InterventionContext:
 
     @cached_property
     def difference(self) -> Float[Tensor, "d_sae d_model"]:
-        """d_j^1 - d_j^0: what a unit of each latent adds to the difference of the streams."""
+        """d_j^1 - d_j^0: what a unit of each latent adds to the difference of the activations."""
         crosscoder = self.dictionary
-        if self.is_of_difference:
+        if self.models.is_difference:
             return crosscoder.decoder(0).detach()
         return (self.decoder(self.finetuned) - self.decoder(self.base)).detach()
 
     def decoder(self, site: int) -> Float[Tensor, "d_sae d_model"]:
         """Rows that write to a site; those of a diff-SAE all write to the fine-tuned one."""
-        if not self.is_of_difference:
+        if not self.models.is_difference:
             return self.dictionary.decoder(site).detach()
         rows = self.dictionary.decoder(0).detach()
         return rows if site == self.finetuned else torch.zeros_like(rows)

@@ -1,4 +1,4 @@
-"""Edits: what to put in the place of a model's stream at the hook.
+"""Edits: what to put in the place of a model's activation at the hook.
 
 Contract: an edit takes the `SiteActivations` of some contexts and gives the new activations of
 one site, `[batch, pos, d_model]`; the site's model goes on from there. All are linear in the
@@ -30,30 +30,39 @@ class Edit(ABC):
         """The activations from which the model of the site goes on."""
 
 
+class LocalEdit(Edit):
+    """Abstract: an edit that asks for the activation of its own site and for nothing else."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReplaceActivation(Edit):
-    """The stream of a site as it is; that of another site's model, or its own."""
+    """The activation of a site as it is: of another site's model, or of its own."""
 
     site: int
     stream: int
-    """Position of the site whose stream is taken."""
+    """Position of the site whose activation is taken."""
 
     def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """x^m."""
         return acts.x[self.stream]
 
 
+def unchanged(site: int) -> ReplaceActivation:
+    """The model of a site as it is."""
+    return ReplaceActivation(site=site, stream=site)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AddLatents(Edit):
-    """A stream plus what some latents say: x^m + sign sum_{j in S} f_j v_j.
+    """An activation plus what some latents add: x^m + sign sum_{j in S} f_j v_j.
 
-    With v_j = d_j^1 - d_j^0 on the base stream this is h_S of Minder et al. 2025 (arXiv
+    With v_j = d_j^1 - d_j^0 on the base activation this is h_S of Minder et al. 2025 (arXiv
     2504.02922), with sign -1 on the fine-tuned one the ablation; with random v_j, their control.
     """
 
     site: int
     stream: int
-    """Position of the site whose stream is shifted."""
+    """Position of the site whose activation is shifted."""
     latents: Int[Tensor, " n"]
     directions: Float[Tensor, "n d_model"]
     """v_j, raw space."""
@@ -62,13 +71,13 @@ class AddLatents(Edit):
     def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Shifted where latents of the set are active."""
         start = acts.x[self.stream]
-        said = latent_contributions(acts, self.latents, self.directions)
-        return start + self.sign * said.view_as(start).to(start)
+        added = latent_contributions(acts, self.directions, self.latents)
+        return start + self.sign * added.view_as(start).to(start)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ProjectOut(Edit):
-    """A stream without its part in the span of some directions, or with that of another stream.
+    """An activation without its part in the span of some directions, or with that of another.
 
     x^m - Q Q' x^m, and + Q Q' x^other where a replacement is named (Minder et al. 2025, ADL 2025).
     """
@@ -78,27 +87,23 @@ class ProjectOut(Edit):
     directions: Float[Tensor, "n d_model"]
     replacement: int | None = None
     """Position of the site whose projection takes the place; None is nothing."""
-    active_latents: Int[Tensor, " n_active"] | None = None
-    """Project only where one of these latents is active; None is everywhere."""
 
     def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Without its projection."""
         x = acts.x[self.stream]
         other = 0 if self.replacement is None else acts.x[self.replacement]
         Q = orthonormal(self.directions.to(x.device))
-        new = x - (x - other) @ Q @ Q.T
-        if self.active_latents is None:
-            return new
-        return torch.where(is_active(acts, self.active_latents)[..., None], new, x)
+        return x - (x - other) @ Q @ Q.T
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AddVector(Edit):
-    """A stream plus the same vector at every token: steering."""
+    """An activation plus the same vector at every token: steering."""
 
     site: int
     stream: int
-    vector: Float[Tensor, " d_model"]
+    vector: Float[Tensor, "*rows d_model"]
+    """`[d_model]`, or `[batch, 1, d_model]`: another vector in each row of the batch."""
 
     def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
         """Shifted everywhere."""
@@ -112,7 +117,7 @@ class ReplaceWithReconstruction(Edit):
 
     With the error of the other model this tells what the dictionary holds of the behaviour from
     what it leaves out (Minder et al. 2025). Tokens without codes, on which the dictionary was not
-    trained, keep the stream of the reconstructed site.
+    trained, keep the activation of the reconstructed site.
     """
 
     site: int
@@ -123,7 +128,7 @@ class ReplaceWithReconstruction(Edit):
     """Position of the site whose error x - x̂ is added."""
 
     def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
-        """Rebuilt where there are codes."""
+        """Reconstructed where there are codes."""
         new = reconstruction(self.ctx, acts, self.reconstruction)
         if self.error is not None:
             x = acts.x[self.error]
@@ -133,53 +138,39 @@ class ReplaceWithReconstruction(Edit):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ErrorAndBias(Edit):
-    """What latents do not say of the difference: x^0 + (e^1 - e^0) + (b^1 - b^0).
+    """What the latents leave out of the difference: x^0 + (e^1 - e^0) + (b^1 - b^0).
 
-    That is x^1 - sum_j f_j (d_j^1 - d_j^0), taken of the streams.
+    That is x^1 - sum_j f_j (d_j^1 - d_j^0).
     """
 
     site: int
     ctx: InterventionContext
 
     def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
-        """Errors and biases of both on the base stream."""
+        """Errors and biases of both on the base activation."""
         x = acts.x[self.ctx.finetuned]
-        every = torch.arange(self.ctx.dictionary.cfg.d_sae, device=x.device)
-        return x - latent_contributions(acts, every, self.ctx.difference).view_as(x)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SumOfEdits(Edit):
-    """A stream plus what several edits add to it."""
-
-    site: int
-    stream: int
-    edits: tuple[Edit, ...]
-
-    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
-        """x^m + sum of (edit - x^m)."""
-        x = acts.x[self.stream]
-        return x + sum(edit(acts) - x for edit in self.edits)
+        return x - latent_contributions(acts, self.ctx.difference).view_as(x)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EditAtTokens(Edit):
-    """An edit at some tokens, and a site's stream at the others."""
+    """An edit at some tokens, and a site's activation at the others."""
 
     edit: Edit
     places: "TokenFilter"
     otherwise: int
-    """Position of the site whose stream stands at the other tokens."""
+    """Position of the site whose activation stands at the other tokens."""
 
     @property
     def site(self) -> int:  # type: ignore[override]
-        """That of the edit."""
+        """Site of the edit."""
         return self.edit.site
 
     def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
-        """Edited in its places."""
+        """Edited at its tokens."""
         new, x = self.edit(acts), acts.x[self.otherwise]
-        return torch.where(self.places.mask(acts).to(x.device)[..., None], new, x)
+        mask = self.places.mask(acts.text.role_ids, acts.text.dropped)
+        return torch.where(mask.to(x.device)[..., None], new, x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +178,7 @@ class TokenFilter:
     """Which tokens: of some roles, at the start of each run of them, at some positions."""
 
     roles: tuple[str, ...] | None = None
-    """Of `ROLES`; None is every role."""
+    """Roles among `ROLES`; None is every role."""
     first: int | None = None
     """Only the first so many tokens of each run of tokens of these roles."""
     positions: tuple[int, ...] | None = None
@@ -200,14 +191,10 @@ class TokenFilter:
         if self.first is not None and self.first < 1:
             raise ValueError(f"first is {self.first}; it is one token or more.")
 
-    def mask(self, acts: SiteActivations) -> Bool[Tensor, "batch pos"]:
-        """True at these tokens; never at padding."""
-        return self.mask_of(acts.text.role_ids, acts.text.dropped)
-
-    def mask_of(
+    def mask(
         self, role_ids: Integer[Tensor, "batch pos"], dropped: Integer[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos"]:
-        """The same from what a text knows of its tokens."""
+        """True at these tokens of a text, by its `role_ids` and `dropped`; never at padding."""
         chosen = dropped != DROP_REASONS.index("padding")
         if self.roles is not None:
             ids = torch.tensor([ROLES.index(r) for r in self.roles])
@@ -229,11 +216,13 @@ def place_in_run(chosen: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
 
 
 def latent_contributions(
-    acts: SiteActivations, latents: Int[Tensor, " n"], directions: Float[Tensor, "n d_model"]
+    acts: SiteActivations,
+    directions: Float[Tensor, "n d_model"],
+    latents: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "tokens d_model"]:
-    """sum_{j in S} f_j v_j at every token."""
+    """sum_{j in S} f_j v_j at every token; S is all latents where none are named."""
     assert acts.codes is not None, "latents need a dictionary"
-    chosen = only(acts.codes, latents)
+    chosen = acts.codes if latents is None else only(acts.codes, latents)
     return chosen.times(directions.to(chosen.values))
 
 
@@ -259,9 +248,8 @@ def reconstruction(
     ctx: InterventionContext, acts: SiteActivations, site: int
 ) -> Float[Tensor, "batch pos d_model"]:
     """x̂^m at every token."""
-    every = torch.arange(ctx.dictionary.cfg.d_sae, device=ctx.models.device)
-    said = latent_contributions(acts, every, ctx.decoder(site))
-    return said.view_as(acts.x[site]) + ctx.dictionary.decoder_bias(site).detach()
+    added = latent_contributions(acts, ctx.decoder(site)).view_as(acts.x[site])
+    return added + ctx.dictionary.decoder_bias(site).detach()
 
 
 def orthonormal(directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "d_model rank"]:

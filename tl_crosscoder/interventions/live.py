@@ -1,13 +1,13 @@
-"""An edit held in a model while a context is open: in evaluation and inside generation.
+"""Edits held in a model while a context is open, in evaluation and generation: `edited`, `ablated`.
 
-Contract: `edited` yields an `EditedModel`, whose model has the edit in every forward pass; when the
-context closes, by an error too, no hook is left. Edits that ask for codes or other models' streams
-run these models on the same ids, which are caught at the embedding, each time the hook fires; so
+Contract: each yields an `EditedModel`, whose model has the edit in every forward pass; when the
+context closes, by an error too, no hook is left. Edits that ask for codes or other sites run these
+models on the same ids, which are caught at the embedding, each time the hook fires; so
 they need whole texts, and generation without key-value cache. Limit: unpadded or right-padded ids,
 and no edit that asks for the roles of tokens.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,24 +16,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
+from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import (
     AddVector,
     Edit,
     EditAtTokens,
+    LocalEdit,
     ProjectOut,
     ReplaceActivation,
-    SumOfEdits,
 )
+from tl_crosscoder.interventions.latent_edits import Direction, Mode, ablation, steering
+from tl_crosscoder.interventions.mitigation import Mitigation
 from tl_crosscoder.models.forward import RunningIds
 from tl_crosscoder.models.hooked import HookedModel, replacing_hook
-from tl_crosscoder.models.pair import Prompts
+from tl_crosscoder.models.pair import ModelPair, Prompts
 from tl_crosscoder.models.tokenizer import own_bos_id
-
-
-class LocalEdit(Edit):
-    """Abstract: an edit that asks for the stream of its own site and for nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +65,7 @@ class EditedModel:
     def generate_tokens(
         self, prompts: Prompts, **options: Any
     ) -> list[tuple[list[int], list[int]]]:
-        """The same as ids: (prompt, new) for each prompt."""
+        """Ids of what the edited model writes: (prompt, new) for each prompt."""
         options.setdefault("use_past_kv_cache", is_local(self.edit))
         return self.ctx.models.generate_tokens(prompts, site=self.site, **options)
 
@@ -80,7 +80,7 @@ def edited(ctx: InterventionContext, edit: Edit) -> Iterator[EditedModel]:
         ValueError: the edit asks for roles of tokens. In a forward pass: one with a filled
             key-value cache, left-padded, or from embeddings, where the edit needs whole texts.
     """
-    if _asks_for_roles(edit):
+    if isinstance(edit, EditAtTokens):
         raise ValueError(
             f"{type(edit).__name__} edits at chosen roles or places of a text, which a running "
             "model does not know. Use the edit without its places, or score it with score_edits."
@@ -94,27 +94,77 @@ def edited(ctx: InterventionContext, edit: Edit) -> Iterator[EditedModel]:
         yield EditedModel(model=model, ctx=ctx, edit=edit)
 
 
+@contextmanager
+def ablated(
+    models: ModelPair,
+    crosscoder: Crosscoder,
+    latents: Sequence[int] | Int[Tensor, " n"],
+    *,
+    mode: Mode = "delta",
+    estimate: BaseEstimate | None = None,
+) -> Iterator[EditedModel]:
+    """The fine-tuned model without some latents, while the context is open.
+
+        with ablated(pair, crosscoder, [3, 17]) as model:
+            model.generate("Once upon a time")
+            model.logits(tokens)
+
+    Codes are of both models on the same tokens, so each forward pass costs one of the base model to
+    its hook, and generation runs without key-value cache. With an `estimate` only the fine-tuned
+    model runs, and the cache is used; what that loses is told by `measure_estimate`.
+
+    Args:
+        models: a pair, or more sites; of a diff-SAE, its difference.
+        crosscoder: trained on them.
+        latents: which to take out.
+        mode: see the module.
+        estimate: of the base activation from the fine-tuned one; None runs the base model.
+
+    Raises:
+        ValueError: a dictionary or an estimate of other models, an unknown mode, latents out of
+            range, or an estimate where the mode needs no base activation.
+    """
+    ctx = InterventionContext.of(models, crosscoder)
+    if estimate is None:
+        edit = ablation(ctx, latents, mode)
+    else:
+        edit = Mitigation.of(ctx, latents, mode=mode, estimate=estimate)
+    with edited(ctx, edit) as model:
+        yield model
+
+
+@contextmanager
+def steered(
+    ctx: InterventionContext,
+    direction: Direction,
+    *,
+    strength: float,
+    norm: float,
+    site: str | None = None,
+    of: str | None = None,
+) -> Iterator[EditedModel]:
+    """A model under steering, while the context is open; arguments as `steering`.
+
+    With `norms = activation_norms(pair, text)`:
+        with steered(ctx, 17, strength=0.5, norm=norms["base"], site="base") as model:
+            model.generate("Once upon a time")
+    """
+    edit = steering(ctx, direction, strength=strength, norm=norm, site=site, of=of)
+    with edited(ctx, edit) as model:
+        yield model
+
+
 def is_local(edit: Edit) -> bool:
-    """Whether an edit asks for the stream of its own site and for nothing else."""
-    if isinstance(edit, SumOfEdits):
-        return edit.stream == edit.site and all(is_local(e) for e in edit.edits)
-    if isinstance(edit, ProjectOut):
-        is_plain = edit.replacement is None and edit.active_latents is None
-        return is_plain and edit.stream == edit.site
-    if isinstance(edit, ReplaceActivation | AddVector):
-        return edit.stream == edit.site
+    """Whether an edit asks for the activation of its own site and for nothing else."""
+    if isinstance(edit, ReplaceActivation | AddVector | ProjectOut):
+        takes_another = isinstance(edit, ProjectOut) and edit.replacement is not None
+        return edit.stream == edit.site and not takes_another
     return isinstance(edit, LocalEdit)
-
-
-def _asks_for_roles(edit: Edit) -> bool:
-    if isinstance(edit, SumOfEdits):
-        return any(_asks_for_roles(e) for e in edit.edits)
-    return isinstance(edit, EditAtTokens)
 
 
 @contextmanager
 def _running(ctx: InterventionContext, edit: Edit) -> Iterator[Callable[[Tensor], Tensor]]:
-    """What makes the edited stream of a stream, while the context is open."""
+    """Function from an activation to the edited one, while the context is open."""
     models = ctx.models
     if is_local(edit):
         yield lambda x: edit(_of_one_site(ctx, edit.site, x.to(models.device, torch.float32)))
@@ -159,7 +209,7 @@ def _of_all_sites(
     *,
     ids: Int[Tensor, "batch pos"],
 ) -> SiteActivations:
-    """All streams of these ids, and codes; one site's stream is at hand."""
+    """Activations of all sites on these ids, and codes; one site's are at hand."""
     models = ctx.models
     others = [i for i in range(len(models.model_sites)) if i != site]
     x = dict(zip(others, models.site_activations(ids, others), strict=True)) | {site: own}

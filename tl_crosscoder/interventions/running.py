@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
-from tl_crosscoder.interventions.edits import Edit, ReplaceActivation, TokenFilter
+from tl_crosscoder.interventions.edits import Edit, TokenFilter
 from tl_crosscoder.models.forward import continued
 
 MAX_LOGITS = 2**25
@@ -58,22 +58,23 @@ def score_edits(
     Raises:
         ValueError: a context has no token of the first kind.
     """
-    masks = {name: predicted(places, text) for name, places in kinds.items()}
-    check_predictions(masks)
+    every = torch.stack([predicted(places, text) for places in kinds.values()])
+    _check_predictions(next(iter(kinds)), every[0])
     shape = (len(edits), len(kinds), len(text))
     kl, ce = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
-    every = torch.stack([*masks.values()])
     for acts in ctx.batches(text, batch_size=batch_size, description=description):
         n_pos = acts.text.tokens.shape[1]
         own = every[:, acts.index, : n_pos - 1]
         any_kind = own.any(dim=0)
-        targets = acts.text.tokens[:, 1:][any_kind].long()
+        targets = acts.text.tokens[:, 1:][any_kind].long()[:, None]
         ((_, logits),) = edited_logits(ctx, acts, [reference])
-        reference_log_probs = _log_probs(logits, any_kind)
+        log_p = _log_probs(logits, any_kind)
         for i, logits in edited_logits(ctx, acts, edits):
-            log_probs = _log_probs(logits, any_kind)
-            values = _kl(reference_log_probs, log_probs), -_taken(log_probs, targets)
-            for sums, each in zip((kl, ce), values, strict=True):
+            log_q = _log_probs(logits, any_kind)
+            cross_entropy = -log_q.gather(-1, targets.to(log_q.device)).squeeze(-1)
+            log_q = log_q.to(log_p.device)
+            divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+            for sums, each in ((kl, divergence), (ce, cross_entropy)):
                 dense = torch.zeros(any_kind.shape, dtype=torch.float64)
                 dense[any_kind] = each.double().cpu()
                 sums[i][:, acts.index] = (dense * own).sum(dim=-1)
@@ -98,42 +99,32 @@ def edited_logits(
             yield from zip(chosen, logits[..., : models.d_vocab], strict=True)
 
 
-def unchanged(site: int) -> ReplaceActivation:
-    """The model of a site as it is."""
-    return ReplaceActivation(site=site, stream=site)
-
-
 def predicted(places: TokenFilter, text: TokenizedText) -> Bool[Tensor, "contexts pos_less_one"]:
     """Positions whose next token is in these places."""
-    return places.mask_of(text.role_ids, text.dropped)[:, 1:]
+    return places.mask(text.role_ids, text.dropped)[:, 1:]
 
 
-def check_predictions(masks: Mapping[str, Bool[Tensor, "contexts pos"]]) -> None:
-    """Refuse contexts without a token of the first kind. Raises ValueError."""
-    name, mask = next(iter(masks.items()))
+def _check_predictions(kind: str, mask: Bool[Tensor, "contexts pos_less_one"]) -> None:
+    """Refuse contexts without a token of a kind. Raises ValueError."""
     without = (~mask.any(dim=1)).nonzero().squeeze(1).tolist()
     if without:
         raise ValueError(
-            f"{len(without)} of {len(mask)} contexts have no token of the kind {name!r} to predict "
+            f"{len(without)} of {len(mask)} contexts have no token of the kind {kind!r} to predict "
             f"(the first is context {without[0]}). Give whole chats that end with an assistant's "
             "message, unpacked (pack=False), in contexts long enough to hold it; or measure on "
             "every token."
         )
 
 
-def response_kinds(n_first: int = 9) -> dict[str, TokenFilter]:
-    """Tokens that the assistant says, and the first of each answer (9 in Minder et al. 2025)."""
+def kinds_of(text: TokenizedText) -> dict[str, TokenFilter]:
+    """Every token; where the text has chats, what the assistant says, and how each answer begins.
+
+    The first 9 tokens of an answer, as in Minder et al. 2025.
+    """
+    if "assistant" not in text.role_counts:
+        return {"all": TokenFilter()}
     roles = ("assistant",)
-    return {
-        "response": TokenFilter(roles=roles),
-        f"first {n_first}": TokenFilter(roles=roles, first=n_first),
-    }
-
-
-def kinds_of(text: TokenizedText, *, n_first: int = 9) -> dict[str, TokenFilter]:
-    """Responses where the text has chats, else every token."""
-    has_chats = "assistant" in text.role_counts
-    return response_kinds(n_first) if has_chats else {"all": TokenFilter()}
+    return {"response": TokenFilter(roles=roles), "first 9": TokenFilter(roles=roles, first=9)}
 
 
 def with_predictions(text: TokenizedText, kinds: Mapping[str, TokenFilter]) -> TokenizedText:
@@ -146,17 +137,3 @@ def _log_probs(
     logits: Float[Tensor, "batch pos d_vocab"], chosen: Bool[Tensor, "batch pos_less_one"]
 ) -> Float[Tensor, "n d_vocab"]:
     return logits[:, :-1][chosen.to(logits.device)].float().log_softmax(dim=-1)
-
-
-def _taken(
-    log_probs: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    return log_probs.gather(-1, targets.to(log_probs.device)[:, None]).squeeze(-1)
-
-
-def _kl(
-    reference: Float[Tensor, "n d_vocab"], other: Float[Tensor, "n d_vocab"]
-) -> Float[Tensor, " n"]:
-    """Sum p log(p / q) in nats."""
-    other = other.to(reference.device)
-    return (reference.exp() * (reference - other)).sum(dim=-1)

@@ -41,7 +41,7 @@ def load(folder: str | Path) -> tuple[str, Callable[..., Tensor]]:
 
 
 def mitigated(x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The stream x, [batch, pos, d_model], without the latents, in float32.
+    """The activation x, [batch, pos, d_model], without the latents, in float32.
 
     With `basis` Q [d_model, rank] it is x - Q Q' x, else x - sum_j f_j v_j with the `directions`
     v [n, d_model] and f as in `codes`.

@@ -1,21 +1,15 @@
-"""What trials found: a row a trial, an interval and its controls in each.
-
-Contract: `share` is of the change from base to fine-tuned model, in the direction of the test.
-Limit: plain numbers; what they mean is in `trials`.
-
-Trials: edits that should remove or induce a behaviour, against random ones, with their cost.
+"""Trials: edits that should remove or induce a behaviour, against random ones, with their cost.
 
 Effects are along the behaviour's change from base to fine-tuned model, as a share of it. Contract:
 intervals are bootstraps over prompts, p-values one-sided among controls, corrected for the number
-of trials of a test (Holm); the off-target cost is KL on neutral text. A trial
-may be of latents or of a method without a dictionary. Limit: a p-value is at least
-1 / (1 + controls).
+of trials of a test (Holm); the off-target cost is KL on neutral text. A trial may be of latents or
+of a method without a dictionary. Limit: a p-value is at least 1 / (1 + controls).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,7 +17,6 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.resampling import (
     N_DRAWS,
-    Interval,
     bootstrap_weights,
     effect_size,
     holm,
@@ -32,9 +25,10 @@ from tl_crosscoder.analysis.resampling import (
     ratio_interval,
 )
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.interventions.behaviour import Effect
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import Edit, TokenFilter
-from tl_crosscoder.interventions.running import EditScores, score_edits, unchanged
+from tl_crosscoder.interventions.edits import Edit, TokenFilter, unchanged
+from tl_crosscoder.interventions.running import EditScores, score_edits
 from tl_crosscoder.results.tables import TableOfRows
 
 
@@ -52,23 +46,23 @@ class CausalRow:
     value: float
     """Mean of the effect over prompts under the edit, such as the probability of a behaviour."""
     base: float
-    """The same of the base model as it is."""
+    """Mean of the effect in the base model as it is."""
     finetuned: float
-    """Of the fine-tuned one."""
+    """Mean of the effect in the fine-tuned model as it is."""
     share: float
-    """How much of the change goes (necessity) or comes (sufficiency)."""
+    """Share of the change that is removed (necessity) or induced (sufficiency)."""
     share_low: float
     share_high: float
     random_mean: float
     """Mean share of random directions."""
     random_high: float
-    """95th percentile of them."""
+    """95th percentile of the random directions."""
     effect_size: float
     """Standard deviations of the random directions above their mean."""
     p_random: float
-    """Random directions that do as much."""
+    """p-value among random directions."""
     p_random_holm: float
-    """The same, corrected for the number of sets in this test."""
+    """`p_random`, corrected for the number of sets in this test."""
     matched_mean: float
     """Mean share of random latents of the same firing rate; NaN of steering."""
     p_matched: float
@@ -99,57 +93,23 @@ class CausalTest(TableOfRows):
     """The latents of each set."""
 
 
-N_RANDOM = 100
-N_MATCHED = 10
 MIN_CHANGE = 1e-3
-"""A smaller change from base to fine-tuned model is none that shares can be taken of."""
+"""Smallest change from base to fine-tuned model that shares can be taken of."""
 N_COST = 10
 """Random directions whose off-target cost is averaged."""
-ALPHAS = (0.5, 1.0, 2.0)
-"""Strengths of steering, in units of the mean norm of the stream."""
 TESTS = ("necessity", "insert", "steer")
-
-
-@runtime_checkable
-class Effect(Protocol):
-    """What is measured of an edited model: a `Behaviour`, or `Predictions`."""
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        ...
-
-    @property
-    def unit(self) -> str:
-        """What its values are."""
-        ...
-
-    @property
-    def n_prompts(self) -> int:
-        """Units that intervals are taken over."""
-        ...
-
-    def scores(
-        self,
-        ctx: InterventionContext,
-        edits: Sequence[Edit],
-        *,
-        is_necessity: bool = False,
-        description: str | None = None,
-    ) -> Float[Tensor, "n_edits n_prompts"]:
-        """Of each edit and unit, what moves from the base's value to the fine-tuned model's."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
     """How many controls, and of what kind."""
 
-    n_random: int = N_RANDOM
+    n_random: int = 100
     """Random directions, of which the field asks for 100 at least."""
-    n_matched: int = N_MATCHED
+    n_matched: int = 10
     """Random sets of latents of the same firing rate."""
-    alphas: tuple[float, ...] = ALPHAS
+    alphas: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Strengths of steering, in units of the mean norm of the activation."""
     n_draws: int = N_DRAWS
     seed: int = 0
 
@@ -208,25 +168,15 @@ def run_trials(
     settings = settings or ControlSettings()
     if not trials:
         raise ValueError("there is nothing to test: give one trial or more.")
-    weights = bootstrap_weights(effect.n_prompts, n_draws=settings.n_draws, seed=settings.seed)
     rows = []
     for is_necessity in (True, False):
-        own = [t for t in trials if (t.test == "necessity") == is_necessity]
-        if own:
-            scores = _scores(
-                ctx, effect, own, is_necessity=is_necessity, show_progress=show_progress
-            )
+        if own := [t for t in trials if (t.test == "necessity") == is_necessity]:
+            toward = ctx.base if is_necessity else ctx.finetuned
+            plain, *scores = _scores(ctx, effect, own, toward=toward, show_progress=show_progress)
             rows += [
-                _row(trial, _shares(trial, found, scores[0], weights))
-                for trial, found in zip(own, scores[1:], strict=True)
+                _row(trial, found, plain, _costs(ctx, neutral, trial), settings)
+                for trial, found in zip(own, scores, strict=True)
             ]
-            del scores
-    rows = [
-        _with_cost(row, _costs(ctx, neutral, trial), settings)
-        for row, trial in zip(
-            rows, sorted(trials, key=lambda t: t.test != "necessity"), strict=True
-        )
-    ]
     return CausalTest(
         rows=tuple(_corrected(rows)),
         effect=effect.name,
@@ -243,13 +193,12 @@ def _scores(
     effect: Effect,
     trials: Sequence[Trial],
     *,
-    is_necessity: bool,
+    toward: int,
     show_progress: bool,
 ) -> list[Float[Tensor, "n_edits n_prompts"]]:
-    """Of the base and the fine-tuned model as they are, then of each trial."""
-    plain = [unchanged(ctx.base), unchanged(ctx.finetuned)]
-    start = effect.scores(ctx, plain, is_necessity=is_necessity)
-    base, finetuned = start.mean(dim=1).tolist()
+    """Effect in the base and the fine-tuned model as they are, then in each trial."""
+    plain = effect.scores(ctx, [unchanged(ctx.base), unchanged(ctx.finetuned)], toward=toward)
+    base, finetuned = plain.mean(dim=1).tolist()
     if abs(finetuned - base) < MIN_CHANGE:
         raise ValueError(
             f"base and fine-tuned model do not differ in {effect.name!r} ({base:.2g} and "
@@ -257,92 +206,59 @@ def _scores(
             "about."
         )
     edits = [edit for trial in trials for edit in trial.edits]
-    found = effect.scores(
-        ctx,
-        edits,
-        is_necessity=is_necessity,
-        description="Testing" if show_progress else None,
-    )
-    return [start, *found.split([len(t.edits) for t in trials])]
+    description = "Testing" if show_progress else None
+    found = effect.scores(ctx, edits, toward=toward, description=description)
+    return [plain, *found.split([len(t.edits) for t in trials])]
 
 
 def _costs(ctx: InterventionContext, neutral: TokenizedText, trial: Trial) -> EditScores:
     """KL to the unedited model on neutral text, of the trial and of ten of its random edits."""
     chosen = [trial.own, *trial.random[:N_COST]]
     return score_edits(
-        ctx, neutral, chosen, reference=unchanged(chosen[0].site), kinds={"all": TokenFilter()}
+        ctx, neutral, chosen, reference=unchanged(trial.own.site), kinds={"all": TokenFilter()}
     )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Shares:
-    """Effects as shares of the behaviour's change."""
-
-    values: tuple[float, float, float]
-    """Means under the edit, of the base and of the fine-tuned model."""
-    share: Interval
-    random: Float[Tensor, " n_random"]
-    matched: Float[Tensor, " n_matched"]
-    null: Float[Tensor, " n_null"]
-
-
-def _shares(
+def _row(
     trial: Trial,
     scores: Float[Tensor, "n_edits n_prompts"],
     plain: Float[Tensor, "2 n_prompts"],
-    weights: Float[Tensor, "n_draws n_prompts"],
-) -> _Shares:
+    cost: EditScores,
+    settings: ControlSettings,
+) -> CausalRow:
+    """Effects of a trial as shares of the behaviour's change, and their off-target cost."""
+    how = {"n_draws": settings.n_draws, "seed": settings.seed}
     gap = plain[1] - plain[0]
     start, sign = (plain[1], -1.0) if trial.test == "necessity" else (plain[0], 1.0)
     effects = sign * (scores - start)
     shares = effects.mean(dim=1) / gap.mean()
-    own, random, matched, null = shares.split(
-        [1, len(trial.random), len(trial.matched), len(trial.null)]
-    )
-    return _Shares(
-        values=(scores[0].mean().item(), *plain.mean(dim=1).tolist()),
-        share=interval(own.item(), (weights @ effects[0]) / (weights @ gap)),
-        random=random,
-        matched=matched,
-        null=null,
-    )
-
-
-def _row(trial: Trial, shares: _Shares) -> CausalRow:
-    own = shares.share
-    value, base, finetuned = shares.values
+    sizes = [1, len(trial.random), len(trial.matched), len(trial.null)]
+    (own,), random, matched, null = shares.split(sizes)
+    weights = bootstrap_weights(len(gap), **how)
+    share = interval(own.item(), (weights @ effects[0]) / (weights @ gap))
+    counts = cost.counts[0]
+    weights = bootstrap_weights(len(counts), **how)
+    nats = ratio_interval(cost.kl[0, 0], counts, weights=weights)
+    base, finetuned = plain.mean(dim=1).tolist()
     return CausalRow(
         test=trial.test,
         latents=trial.name,
         n_latents=trial.n_latents,
         strength=trial.strength,
-        value=value,
+        value=scores[0].mean().item(),
         base=base,
         finetuned=finetuned,
-        share=own.value,
-        share_low=own.low,
-        share_high=own.high,
-        random_mean=shares.random.mean().item(),
-        random_high=shares.random.quantile(0.95).item(),
-        effect_size=effect_size(own.value, shares.random),
-        p_random=p_value(own.value, shares.random),
-        p_random_holm=math.nan,
-        matched_mean=shares.matched.mean().item(),
-        p_matched=p_value(own.value, shares.matched) if len(shares.matched) else math.nan,
-        null_mean=shares.null.mean().item(),
-        off_target_kl=math.nan,
-        off_target_low=math.nan,
-        off_target_high=math.nan,
-        random_off_target_kl=math.nan,
-    )
-
-
-def _with_cost(row: CausalRow, cost: EditScores, settings: ControlSettings) -> CausalRow:
-    counts = cost.counts[0]
-    weights = bootstrap_weights(len(counts), n_draws=settings.n_draws, seed=settings.seed)
-    nats = ratio_interval(cost.kl[0, 0], counts, weights=weights)
-    return replace(
-        row,
+        share=share.value,
+        share_low=share.low,
+        share_high=share.high,
+        random_mean=random.mean().item(),
+        random_high=random.quantile(0.95).item(),
+        effect_size=effect_size(share.value, random),
+        p_random=p_value(share.value, random),
+        p_random_holm=math.nan,  # known when all rows are
+        matched_mean=matched.mean().item(),
+        p_matched=p_value(share.value, matched) if len(matched) else math.nan,
+        null_mean=null.mean().item(),
         off_target_kl=nats.value,
         off_target_low=nats.low,
         off_target_high=nats.high,

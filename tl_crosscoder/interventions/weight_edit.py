@@ -2,10 +2,10 @@
 
     project at the output of an MLP or attention:   W <- W (I - Q Q'),  b <- b (I - Q Q')
 
-for W [inputs, d_model], the matrix that writes to the stream. Contract: a `WeightEdit` holds the
-new values of the parameters that change, by their names in the model's `state_dict`, and was
-compared on tokens with the hook that it replaces. Limit: the stream itself cannot be projected so,
-as it is a sum that earlier layers write and later ones read: export the hook instead.
+for W [inputs, d_model], the matrix that writes to the residual stream. Contract: a `WeightEdit`
+holds the new values of the parameters that change, by their names in the model's `state_dict`, and
+was compared on tokens with the hook that it replaces. Limit: the residual stream itself cannot be
+projected so, as it is a sum that earlier layers write and later ones read: export the hook.
 """
 
 import re
@@ -46,17 +46,20 @@ class WeightEdit:
 
         Raises ValueError for a model that has no such parameters.
         """
-        own = self._of(model)
+        own = {n: p for n, p in _state(model).items() if n in self.parameters}
+        shapes, wanted = ({n: tuple(t.shape) for n, t in of.items()}
+                          for of in (own, self.parameters))  # fmt: skip
+        if shapes != wanted:
+            raise ValueError(
+                f"the edit is of the parameters {wanted}, but this model has {shapes} of them. "
+                "Load the model that it was made for, as the same kind of model."
+            )
         before = {name: parameter.detach().clone() for name, parameter in own.items()}
         try:
             _write(own, self.parameters)
             yield model
         finally:
             _write(own, before)
-
-    def apply_(self, model: HookedModel) -> None:
-        """Put these weights into a model, for good. Raises ValueError as `applied`."""
-        _write(self._of(model), self.parameters)
 
     def save(self, path: str | Path) -> Path:
         """Write a `.safetensors` file of the changed parameters."""
@@ -76,17 +79,6 @@ class WeightEdit:
             return cls(hook_name=hook_name, parameters=load_file(path))
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path} is not a saved WeightEdit ({error}).") from error
-
-    def _of(self, model: HookedModel) -> dict[str, Tensor]:
-        known = _state(model)
-        shapes = {n: tuple(known[n].shape) for n in self.parameters if n in known}
-        wanted = {n: tuple(t.shape) for n, t in self.parameters.items()}
-        if shapes != wanted:
-            raise ValueError(
-                f"the edit is of the parameters {wanted}, but this model has {shapes} of them. "
-                "Load the model that it was made for, as the same kind of model."
-            )
-        return {name: known[name] for name in self.parameters}
 
 
 def projection_weights(
@@ -113,8 +105,8 @@ def projection_weights(
     if found is None:
         raise ValueError(
             f"{hook_name!r} is not the output of one MLP or attention, so no small edit of weights "
-            "projects there: the stream is a sum of what all earlier layers write. Exact are "
-            f"blocks.L.hook_mlp_out and blocks.L.hook_attn_out. {_EXPORT}"
+            "projects there: the residual stream is a sum of what all earlier layers write. "
+            f"Exact are blocks.L.hook_mlp_out and blocks.L.hook_attn_out. {_EXPORT}"
         )
     own = _output_parameters(model, int(found.group(1)), found.group(2) or found.group(3))
     Q = orthonormal(directions.double())
@@ -171,13 +163,9 @@ def _output_parameters(model: Any, layer: int, part: str) -> dict[str, tuple[Ten
             + _EXPORT
         )
     weight = known[names[0]]
-    owner = next((m for m in model.modules() if any(p is weight for p in _own(m))), None)
-    found = {names[0]: (weight, isinstance(owner, torch.nn.Linear))}
+    linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear))
+    found = {names[0]: (weight, any(m.weight is weight for m in linear))}
     return found | {n: (known[n], False) for n in names[1:] if n in known}
-
-
-def _own(module: torch.nn.Module) -> Iterator[Tensor]:
-    return module.parameters(recurse=False)
 
 
 def _state(model: Any) -> dict[str, Tensor]:

@@ -31,12 +31,16 @@ from tl_crosscoder.config.presets import preset as make_preset
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.text import Text, checked_text
-from tl_crosscoder.interventions.ablation import ablation
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddLatents
-from tl_crosscoder.interventions.mitigation import Mode
+from tl_crosscoder.interventions.latent_edits import (
+    Direction,
+    Mode,
+    ablation,
+    activation_norms,
+    steering,
+)
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.steering import Direction, activation_norms, steering
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair
@@ -45,7 +49,7 @@ from tl_crosscoder.notebook.latent import Hits, LatentView, search
 from tl_crosscoder.notebook.prompts import EditedDiff, PromptDiff, prompt_diff
 from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.report.html import ReportSettings, report
-from tl_crosscoder.report.terminal import render
+from tl_crosscoder.report.sections import render
 from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section, as_html
 from tl_crosscoder.run.causal import (

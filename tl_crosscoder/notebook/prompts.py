@@ -32,7 +32,7 @@ from tl_crosscoder.interventions.edits import Edit
 from tl_crosscoder.interventions.live import EditedModel, edited
 from tl_crosscoder.models.tokenizer import decode_continuation
 from tl_crosscoder.report.circuits import TokensHtml
-from tl_crosscoder.report.terminal import samples_text
+from tl_crosscoder.report.sections import samples_text
 from tl_crosscoder.report.token_panels import colored_tokens_multi, text_tokens
 from tl_crosscoder.report.tokens import edited_tokens
 from tl_crosscoder.results.measures import spoken

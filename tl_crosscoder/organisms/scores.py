@@ -20,11 +20,10 @@ from tl_crosscoder.config.inputs import Masks
 from tl_crosscoder.interventions.behaviour import (
     Behaviour,
     Question,
-    behaviour_scores,
     read_questions,
 )
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.running import unchanged
+from tl_crosscoder.interventions.edits import unchanged
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.results.tables import TableOfRows
@@ -104,9 +103,8 @@ def _probabilities(
 ) -> Float[Tensor, "2 n_questions"]:
     """Base and fine-tuned model as they are."""
     behaviour = Behaviour.of("questions", questions, pair.tokenizer)
-    return behaviour_scores(
-        InterventionContext.of(pair), behaviour, [unchanged(0), unchanged(1)], batch_size=128
-    )
+    ctx = InterventionContext.of(pair)
+    return behaviour.scores(ctx, [unchanged(0), unchanged(1)], batch_size=128)
 
 
 def _alternatives(path: Path) -> list[list[list[str]]]:

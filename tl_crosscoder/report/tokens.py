@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_crosscoder.analysis.example_database import ExampleDatabase
+from tl_crosscoder.baselines.logit_amplification import two_models
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
 from tl_crosscoder.crosscoder.site_views import check_source, checked_latents
 from tl_crosscoder.data.documents import Document
@@ -117,7 +118,7 @@ def compared_tokens(models: ModelPair, text: Text) -> TokensHtml:
     Raises:
         ValueError: no two models, an unknown site, or text that is too short or too long.
     """
-    base, finetuned = _two_models(models)
+    base, finetuned = two_models(models)
     panels = []
     for heading, context in _contexts(models, text):
         logits = [models.logits(context.tokens, site=site)[0] for site in (base, finetuned)]
@@ -163,7 +164,7 @@ def next_tokens(models: ModelPair, text: Text, *, k: int = 10) -> TokensHtml:
     Raises:
         ValueError: no two models, a k out of range, or text that is too short or too long.
     """
-    sites = _two_models(models)
+    sites = two_models(models)
     name, panels = token_namer(models.tokenizer), []
     for heading, context in _contexts(models, text):
         ids = context.tokens[0]
@@ -233,16 +234,3 @@ def _contexts(models: ActivationSource, text: Text) -> Iterator[tuple[str, Token
     for i, length in enumerate(text.lengths.tolist()):
         name = f", context {int(text.context_ids[i])}" if len(text) > 1 else ""
         yield name, text[i].cut(length)
-
-
-def _two_models(models: ModelPair) -> tuple[str, str]:
-    """Names of the compared sites, base first. Raises ValueError where they are of one model."""
-    if not isinstance(models, ModelPair):
-        raise ValueError("this is a cache, without models: load those it was made with.")
-    base, finetuned = models.compared_names
-    if models.model(base) is models.model(finetuned):
-        raise ValueError(
-            f"the compared sites {base!r} and {finetuned!r} are of one model: choose sites of two "
-            f"with comparing(base, finetuned), among {[s.name for s in models.model_sites]}."
-        )
-    return base, finetuned

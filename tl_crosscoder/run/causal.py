@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tl_crosscoder.analysis.latents import LatentMeasures, rank_latents
-from tl_crosscoder.baselines.activation_difference import (
+from tl_crosscoder.baselines.difference import (
     ActivationDifference,
     activation_difference,
+    difference_pca,
 )
-from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.config.causal import (
     CausalQuestion,
     EffectQuestion,
@@ -27,17 +27,16 @@ from tl_crosscoder.data.chat import encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import CAUSAL_NAMES, HELD_OUT_NAME, PATCHING_NAME
-from tl_crosscoder.interventions.ablation import ablation, measure_estimate
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
-from tl_crosscoder.interventions.behaviour import Behaviour, Predictions
+from tl_crosscoder.interventions.behaviour import Behaviour, Effect, Predictions
 from tl_crosscoder.interventions.causal import causal_test
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import Edit
+from tl_crosscoder.interventions.latent_edits import Mode, ablation, activation_norms, steering
 from tl_crosscoder.interventions.live import edited
-from tl_crosscoder.interventions.mitigation import Mode, export_mitigation
+from tl_crosscoder.interventions.mitigation import export_mitigation, measure_estimate
 from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
-from tl_crosscoder.interventions.steering import activation_norms, steering
 from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, run_trials
 from tl_crosscoder.organisms.scores import planted_behaviour
 from tl_crosscoder.run.run import Run
@@ -101,7 +100,7 @@ def baseline_run(
         *(t for which in (0, 1) for t in pca.trials(ctx, which, settings=signed)),
     ]
 
-    def test(effect: Predictions | Behaviour, tests: Collection[str]) -> CausalTest:
+    def test(effect: Effect, tests: Collection[str]) -> CausalTest:
         own = [t for t in trials if t.test in tests]
         how = {"trials": own, "settings": settings, "show_progress": True}
         return run_trials(ctx, effect, neutral, **how)
@@ -145,7 +144,7 @@ def _tested(
     null = Crosscoder.load(question.null, device=run.device) if question.null else None
     neutral = neutral_text(run, question.text)
 
-    def test(effect: Predictions | Behaviour, tests: Collection[str]) -> CausalTest:
+    def test(effect: Effect, tests: Collection[str]) -> CausalTest:
         return causal_test(
             run.models,
             run.crosscoder,
@@ -166,7 +165,7 @@ def _tested(
 def _each_effect(
     run: Run,
     question: EffectQuestion,
-    test: Callable[[Predictions | Behaviour, Collection[str]], CausalTest],
+    test: Callable[[Effect, Collection[str]], CausalTest],
     *,
     tests: Collection[str],
     name: str,
@@ -184,9 +183,9 @@ def _each_effect(
     return results
 
 
-def effects(run: Run, question: EffectQuestion) -> list[Predictions | Behaviour]:
+def effects(run: Run, question: EffectQuestion) -> list[Effect]:
     """What can be measured: predictions always, a behaviour where one is known."""
-    found: list[Predictions | Behaviour] = [Predictions.of(_prompts(run, question))]
+    found: list[Effect] = [Predictions.of(_prompts(run, question))]
     tokenizer, organism = run.models.tokenizer, run.organism()
     if question.behaviour is not None:
         found.append(Behaviour.from_file(question.behaviour, tokenizer, masks=run.masks))

@@ -16,7 +16,6 @@ from plotly.subplots import make_subplots
 
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.interventions.trials import CausalRow, CausalTest
-from tl_crosscoder.report.causal import with_mean_draws
 from tl_crosscoder.report.figures.style import (
     COLOURS,
     GREY,
@@ -30,6 +29,7 @@ from tl_crosscoder.report.figures.style import (
     series,
     share_axis,
 )
+from tl_crosscoder.report.sections import with_mean_draws
 from tl_crosscoder.results.measures import MEASURES, spoken
 
 # --- KL recovery ----------------------------------------------------------------------------------

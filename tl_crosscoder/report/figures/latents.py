@@ -314,12 +314,12 @@ def _points(
 
 
 def _places(values: Tensor) -> list[float]:
-    """On the map, in as many digits as can be seen."""
+    """Places on the map, in as many digits as can be seen."""
     return [round(v, 4) for v in values.double().clamp(*NU_RANGE).tolist()]
 
 
 def _pearson(x: Tensor, y: Tensor) -> float:
-    """Within the axes: a ratio of two small numbers can be anything, and would decide it alone."""
+    """Correlation within the axes: a ratio of two small numbers can be anything."""
     inside = (y >= NU_RANGE[0]) & (y <= NU_RANGE[1]) & x.isfinite()
     if int(inside.sum()) < 2:
         return math.nan

@@ -20,7 +20,7 @@ GREY = "#888888"
 """Colour of controls."""
 TEXT = "#797979"
 SCALE = ((0.0, "#a4b4be"), (0.5, "#4d9bcb"), (1.0, "#00669f"))
-"""From few to many."""
+"""Colours from few to many."""
 _GRID = "rgba(128, 128, 128, 0.3)"
 _BOTTOM, _LEGEND_ROW = 60, 20
 """Pixels: below the plot, and a row of the legend."""

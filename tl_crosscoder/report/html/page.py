@@ -129,7 +129,7 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _rounded(value: float, digits: int = 0) -> str:
-    """In percent, without the sign of a zero."""
+    """Percent, without the sign of a zero."""
     return f"{round(100 * value, digits) + 0.0:.{digits}f}"
 
 

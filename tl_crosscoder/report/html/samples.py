@@ -20,11 +20,10 @@ from tqdm.auto import tqdm
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import encode_documents
 from tl_crosscoder.data.documents import Document
-from tl_crosscoder.interventions.ablation import ablation
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
-from tl_crosscoder.interventions.edits import Edit
-from tl_crosscoder.interventions.live import LocalEdit, edited
-from tl_crosscoder.interventions.steering import activation_norms, steering
+from tl_crosscoder.interventions.edits import AddVector, Edit
+from tl_crosscoder.interventions.latent_edits import ablation, activation_norms, steering
+from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.models.tokenizer import decode_continuation
 from tl_crosscoder.run.causal import neutral_text, prompt_ids
 from tl_crosscoder.run.run import Run
@@ -148,19 +147,6 @@ class Samples:
     n_different: int
     """Prompts after which base and fine-tuned model write different texts."""
     prompts: list[PromptSamples]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SteeredRows(LocalEdit):
-    """An activation plus another vector in each row of the batch."""
-
-    site: int
-    vectors: Float[Tensor, "batch d_model"]
-
-    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
-        """x^m + r_row."""
-        x = acts.x[self.site]
-        return x + self.vectors[:, None].to(x)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -313,7 +299,8 @@ class _Writer:
         vectors = {i: steering(self.ctx, self.latents[i], **how).vector for i in chosen}
 
         def edit(batch: list[int]) -> Edit:
-            return SteeredRows(site=site, vectors=torch.stack([vectors[i] for i in batch]))
+            rows = torch.stack([vectors[i] for i in batch])
+            return AddVector(site=site, stream=site, vector=rows[:, None])
 
         return self._each(ids, chosen, edit)
 

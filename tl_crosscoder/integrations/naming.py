@@ -32,7 +32,7 @@ from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.analysis.resampling import Interval, bootstrap_weights, interval
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.integrations.config import JudgeConfig
-from tl_crosscoder.integrations.judge.client import Messages
+from tl_crosscoder.integrations.judge_client import Messages
 from tl_crosscoder.models.tokenizer import token_pieces
 
 

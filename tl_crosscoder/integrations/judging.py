@@ -19,8 +19,8 @@ from tl_crosscoder.analysis.lens import logit_effect
 from tl_crosscoder.analysis.resampling import Interval
 from tl_crosscoder.files import JUDGED_NAME
 from tl_crosscoder.integrations.config import JudgeConfig
-from tl_crosscoder.integrations.judge.client import AnswerCache, Judge, Messages, check_can_ask
-from tl_crosscoder.integrations.judge.naming import (
+from tl_crosscoder.integrations.judge_client import AnswerCache, Judge, Messages, check_can_ask
+from tl_crosscoder.integrations.naming import (
     Detection,
     Name,
     Window,
@@ -41,7 +41,7 @@ CHARACTERS_A_TOKEN = 4
 """For an estimate of tokens: about what English has in today's tokenizers."""
 _UNKNOWN = Detection(Interval(value=math.nan, low=math.nan, high=math.nan), n_read=0)
 _NOT_YET = Name(name="", explanation="x" * 200)
-"""In place of explanations that are not known, about as long as they are."""
+"""Stands for explanations that are not known, and is about as long as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,16 @@ from models.tiny_pairs import TEXTS
 from text_of_ids import text_of
 
 from tl_crosscoder import write_cache
-from tl_crosscoder.baselines.activation_difference import (
+from tl_crosscoder.baselines.difference import (
     ActivationDifference,
+    DifferencePCA,
     activation_difference,
+    difference_pca,
 )
-from tl_crosscoder.baselines.pca import difference_pca
 from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.tokens import DROP_REASONS
-from tl_crosscoder.interventions.behaviour import Behaviour, Question, behaviour_scores
+from tl_crosscoder.interventions.behaviour import Behaviour, Question
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import ProjectOut
 from tl_crosscoder.interventions.running import edited_logits
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 
@@ -52,18 +52,6 @@ def test_means_by_hand():
     assert found.models == ("the base", "the finetuned")
 
 
-def test_the_start_counts_by_position_alone():
-    source, text = two_contexts()
-    usual = activation_difference(source, text, n_positions=3)
-    text = replace(text, norm_limits=(12.0, 12.0))  # the norm of BOS is 12.7 and more
-    found = activation_difference(source, text, n_positions=2, with_start=True)
-    assert found.positions == (0, 1)
-    # Position 0: ([8, 0] + [4, 0]) / 2.
-    assert torch.equal(found.by_position, torch.tensor([[6.0, 0.0], [2.0, 1.0]]))
-    assert torch.equal(found.mean, usual.mean)
-    assert found.activation_norms == usual.activation_norms
-
-
 def test_equals_a_loop_over_texts(pair, unpacked):
     text = with_norm_limits(pair, unpacked, multiple=1.3)
     found = activation_difference(pair, text, n_positions=6, batch_size=3)
@@ -96,24 +84,18 @@ def test_a_cache_gives_what_its_models_give(pairs, unpacked, tmp_path):
     torch.testing.assert_close(
         components, difference_pca(pair, unpacked[:5], n_components=2).components
     )
-    with pytest.raises(ValueError, match="were dropped when"):
-        activation_difference(cache, cache.training, with_start=True)
+    # The other way round is the opposite.
+    back = activation_difference(pair.comparing("finetuned", "base"), unpacked[:5])
+    assert torch.equal(run.stacked(), -back.stacked())
+    assert run.activation_norms == back.activation_norms[::-1]
 
 
-def test_the_other_way_round_is_the_opposite(pairs, unpacked):
-    forth = activation_difference(pairs["hooked"], unpacked)
-    back = activation_difference(pairs["hooked"].comparing("finetuned", "base"), unpacked)
-    assert torch.equal(forth.stacked(), -back.stacked())
-    assert forth.activation_norms == back.activation_norms[::-1]
-
-
-@pytest.mark.parametrize("ending", ["json", "parquet"])
-def test_what_is_loaded_is_what_was_saved(tmp_path, ending):
+def test_what_is_loaded_is_what_was_saved(tmp_path):
     source, text = two_contexts()
     text = replace(text, dropped=text.dropped.clone())
     text.dropped[:, 2] = FIRST  # position 2 has no token, so its mean is NaN
     saved = activation_difference(source, text, n_positions=3)
-    loaded = ActivationDifference.load(saved.save(tmp_path / f"means.{ending}"))
+    loaded = ActivationDifference.load(saved.save(tmp_path / "means.json"))
     assert loaded.facts() == saved.facts()
     assert torch.equal(loaded.mean, saved.mean)
     assert torch.equal(loaded.by_position.isnan(), saved.by_position.isnan())
@@ -181,16 +163,10 @@ def test_trials_stand_in_the_table_of_latents(pair, unpacked):
         assert norms == pytest.approx([alpha * found.activation_norms[0]] * 4)
     # The same three directions at each strength.
     torch.testing.assert_close(2 * half.random[2].vector, whole.random[2].vector)
-    scores = behaviour_scores(ctx, behaviour, [replaced.own, *replaced.random])
-    by_hand = behaviour_scores(
-        ctx,
-        behaviour,
-        [
-            ProjectOut(site=1, stream=1, directions=d[None], replacement=0)
-            for d in (found.mean, *found.random("mean", n=3))
-        ],
-    )
-    assert torch.equal(scores, by_hand)
+    for edit, d in zip([replaced.own, *replaced.random], [found.mean, *found.random("mean", n=3)],
+                       strict=True):  # fmt: skip
+        assert (edit.site, edit.stream, edit.replacement) == (1, 1, 0)
+        assert torch.equal(edit.directions, d[None])
 
 
 def test_lenses_read_every_direction(pairs, unpacked):
@@ -221,3 +197,95 @@ def test_what_does_not_fit_is_refused(pairs, unpacked):
     silent = replace(unpacked, dropped=torch.full_like(unpacked.dropped, BOS))
     with pytest.raises(ValueError, match="no token of this text counts"):
         activation_difference(pairs["hooked"], silent)
+
+
+# --- principal components -------------------------------------------------------------------------
+
+
+def given(deltas: list[list[float]], base: list[float]) -> GivenRows:
+    """One context; the base's stream is the same at every token."""
+    delta = torch.tensor([deltas])
+    x = torch.tensor(base).expand_as(delta)
+    return GivenRows(torch.stack([x, x + delta], dim=2))
+
+
+def pca_of(source: GivenRows, **options) -> DifferencePCA:
+    text = text_of(torch.arange(source.x.shape[1])[None])
+    return difference_pca(source, text, n_components=2, **options)
+
+
+def test_components_by_hand():
+    # Mean [1, 1]; around it [-3, 0], [3, 0], [0, -1], [0, 1]: variances (9 + 9) / 4, (1 + 1) / 4.
+    source = given([[-2, 1], [4, 1], [1, 0], [1, 2]], base=[3.0, 4.0])
+    found = pca_of(source)
+    assert found.variance == pytest.approx((4.5, 0.5))
+    assert found.variance_ratio == pytest.approx((0.9, 0.1))
+    torch.testing.assert_close(found.components, torch.eye(2))
+    assert torch.equal(found.mean, torch.ones(2))
+    # Norms of the fine-tuned [3, 4] + delta: [1, 5], [7, 5], [4, 4], [4, 6].
+    expected = (26**0.5 + 74**0.5 + 32**0.5 + 52**0.5) / 4
+    assert found.activation_norms == pytest.approx((5.0, expected))
+    # Not centred, the sum of squares is that of the variance and of the mean: 4.5 + 0.5 + 2.
+    raw = pca_of(source, centred=False)
+    assert sum(raw.variance) == pytest.approx(7.0)
+    assert torch.equal(raw.mean, found.mean)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_equals_the_svd_of_the_stacked_matrix(pair, unpacked, centred):
+    found = difference_pca(pair, unpacked, n_components=16, centred=centred, batch_size=3)
+    x = pair.rows(unpacked).double()
+    delta = x[:, 1] - x[:, 0]
+    if centred:
+        delta = delta - delta.mean(dim=0)
+    _, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    assert found.variance == pytest.approx((S**2 / len(delta)).tolist(), rel=1e-4)
+    assert sum(found.variance_ratio) == pytest.approx(1.0)
+    # Up to sign, of which ours makes the largest entry positive.
+    for ours, theirs in zip(found.components, Vh, strict=True):
+        largest = ours.abs().argmax()
+        assert ours[largest] > 0
+        sign = theirs[largest].sign()
+        torch.testing.assert_close(ours.double(), sign * theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_the_sites_changes_the_mean_alone(pairs, unpacked):
+    forth = difference_pca(pairs["hooked"], unpacked)
+    back = difference_pca(pairs["hooked"].comparing("finetuned", "base"), unpacked)
+    torch.testing.assert_close(forth.components, back.components)
+    assert torch.equal(forth.mean, -back.mean)
+
+
+def test_a_saved_pca_is_the_same(pairs, unpacked, tmp_path):
+    saved = difference_pca(pairs["hooked"], unpacked, n_components=3)
+    loaded = DifferencePCA.load(saved.save(tmp_path / "pca.json"))
+    assert loaded.facts() == saved.facts()
+    assert torch.equal(loaded.components, saved.components)
+    assert torch.equal(loaded.mean, saved.mean)
+
+
+def test_edits_are_those_of_other_directions(pairs, unpacked):
+    pair = pairs["hooked"]
+    found, ctx = difference_pca(pair, unpacked, n_components=3), InterventionContext.of(pair)
+    assert found.which() == (0, 1, 2, "mean")
+    edit = found.steering(ctx, 1, strength=2.0)
+    torch.testing.assert_close(edit.vector, 2 * found.activation_norms[1] * found.components[1])
+    replaced = found.projection_replacement(ctx, "mean")
+    assert torch.equal(replaced.directions, found.mean[None])
+    settings = ControlSettings(n_random=1, alphas=(-1.0,))
+    trials = [t for which in (2, "mean") for t in found.trials(ctx, which, settings=settings)]
+    assert [t.name for t in trials] == ["PC 2", "PC 2", "ADL, mean", "ADL, mean"]
+
+
+def test_nothing_to_decompose_is_refused(pairs, unpacked):
+    with pytest.raises(ValueError, match="is the same vector at all"):
+        difference_pca(pairs["equal"], unpacked)
+    shifted = given([[1, 2], [1, 2]], base=[0.0, 0.0])
+    with pytest.raises(ValueError, match="is the same vector at all 2"):
+        pca_of(shifted)
+    assert pca_of(shifted, centred=False).variance == pytest.approx((5.0, 0.0))
+    with pytest.raises(ValueError, match="1 to 16"):
+        difference_pca(pairs["hooked"], unpacked, n_components=17)
+    found = difference_pca(pairs["hooked"], unpacked, n_components=2)
+    with pytest.raises(ValueError, match="no component 2"):
+        found.direction(2)
