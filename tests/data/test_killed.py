@@ -16,7 +16,7 @@ from tl_crosscoder.run.contrastive import write_contrastive
 OF_CONTRASTIVE = {
     "base": "tl_crosscoder/world-base",
     "adapter": "tl_crosscoder/taboo",
-    "n_prompts": 12,
+    "n_prompts": 8,
     "max_new_tokens": 6,
     "batch_size": 2,
 }
