@@ -86,13 +86,17 @@ def test_loaded_dictionaries_give_the_same_codes(trained, tmp_path):  # spec: C1
     assert torch.equal(plain(X.flatten(1)), made(X.flatten(1)))
 
 
-def test_inference_thresholds_as_training_does_in_eval_mode(trained):  # spec: C4
+def test_inference_thresholds_as_training_does_in_eval_mode(trained):  # spec: C4 C5
     """Folding multiplies codes by n_j and divides the decoder by it; nothing is rounded there."""
     training = trained.training.eval()
     with patch.object(training.cfg, "compute_dtype", None):
         codes = training.encode(X) * training.get_W_dec_norm()
     training.train()
     torch.testing.assert_close(trained.made.encode(X), codes, atol=1e-5, rtol=1e-4)
+    if not training.cfg.selection_groups():  # Others select over the training batch.
+        folded = training.step_loss(X).codes.to_dense() * training.get_W_dec_norm()
+        torch.testing.assert_close(trained.made.encode(X), folded, atol=1e-5, rtol=1e-4)
+        assert all(learned.unique().numel() > 1 for learned in training._learned().values())
     ones = trained.made.decoder_norms().sum(dim=-1)
     torch.testing.assert_close(ones, torch.ones(D_SAE))
 
@@ -114,16 +118,6 @@ def test_each_k_is_kept_at_inference_by_a_threshold_of_its_own(trained):  # spec
         assert len(training.threshold[own].unique()) == 1
         assert active[:, own].sum(dim=-1).mean().item() == pytest.approx(k, rel=0.1)
     assert len(training.threshold.unique()) == max(1, len(groups))
-
-
-def test_without_selection_inference_has_the_codes_of_a_training_step(trained):  # spec: C5
-    training = trained.training
-    if training.cfg.selection_groups():
-        pytest.skip("codes of a training batch are selected over the batch")
-    folded = training.step_loss(X).codes.to_dense() * training.get_W_dec_norm()
-    torch.testing.assert_close(trained.made.encode(X), folded, atol=1e-5, rtol=1e-4)
-    for learned in training._learned().values():
-        assert learned.unique().numel() > 1
 
 
 def test_a_checkpoint_goes_on_with_the_same_loss(trained, tmp_path):  # spec: T2

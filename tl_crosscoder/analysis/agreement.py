@@ -152,20 +152,19 @@ def agreement_over_seeds(
             "one subset for each or none."
         )
     found = _agreements(crosscoders, active, by=by, sites=sites)
-    rows = []
-    for (i, j), each in found.items():
-        subset = None if subsets is None else subsets[i]
-        rows.append(
-            SeedAgreement(
-                first=i,
-                second=j,
-                n_latents=each.n_latents(subset),
-                mean_max_cosine=each.mean_max_cosine(subset),
-                mutual_share_above_0_7=each.mutual_share(0.7, subset),
-                mutual_share_above_0_9=each.mutual_share(0.9, subset),
-            )
+    of = subsets or [None] * len(crosscoders)
+    rows = tuple(
+        SeedAgreement(
+            first=i,
+            second=j,
+            n_latents=each.n_latents(of[i]),
+            mean_max_cosine=each.mean_max_cosine(of[i]),
+            mutual_share_above_0_7=each.mutual_share(0.7, of[i]),
+            mutual_share_above_0_9=each.mutual_share(0.9, of[i]),
         )
-    return SeedAgreements(rows=tuple(rows), by=by, sites=found[0, 1].sites)
+        for (i, j), each in found.items()
+    )
+    return SeedAgreements(rows=rows, by=by, sites=found[0, 1].sites)
 
 
 def _agreements(

@@ -45,10 +45,10 @@ class ExampleSettings:
     """Seed of the sample."""
 
     def __post_init__(self) -> None:
-        for name in ("n_top", "n_quantiles", "n_per_quantile", "n_before", "n_after", "seed"):
+        for name, value in vars(self).items():
             least = 0 if name in ("n_before", "n_after", "seed") else 1
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more.")
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be {least} or more.")
         shown = self.n_quantiles * self.n_per_quantile
         if self.n_sampled < shown:
             raise ValueError(
