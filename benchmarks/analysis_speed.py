@@ -19,7 +19,6 @@ import torch
 
 from tl_crosscoder import (
     Crosscoder,
-    CrosscoderConfig,
     ModelPair,
     Site,
     files,
@@ -31,6 +30,7 @@ from tl_crosscoder import (
 from tl_crosscoder.analysis.examples import ExampleCollector
 from tl_crosscoder.analysis.firing import FiringSums
 from tl_crosscoder.analysis.latent_scaling import ScalingSums
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import sparse_codes
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext

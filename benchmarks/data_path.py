@@ -31,15 +31,8 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tl_crosscoder import (
-    ActivationCache,
-    ModelPair,
-    TokenizedText,
-    files,
-    load_documents,
-    tokenize,
-    write_cache,
-)
+from tl_crosscoder import ActivationCache, ModelPair, TokenizedText, files, load_documents, tokenize
+from tl_crosscoder.data.cache_writer import write_cache
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.models.hooked import last_stop_layer

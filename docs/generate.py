@@ -171,21 +171,16 @@ def _choices(help_text: str) -> list[str]:
 
 
 def index_of_names() -> str:
-    """For each page of the reference a table of the package's names on it."""
-    public = {f"tl_crosscoder.{name}": name for name in tl_crosscoder.__all__}
-    public |= {f"tl_crosscoder.{path}.{name}": name for name, path in tl_crosscoder._LAZY.items()}
+    """For each page of the reference a table of the names on it."""
     package = griffe.load("tl_crosscoder", search_paths=[ROOT])
     parts = []
     for page in _reference_pages():
         text = page.read_text(encoding="utf-8")
-        rows = [
-            f"| [`{public[path]}`][{path}] | {_first_line(public[path], package)} |"
-            for path in documented(text)
-            if path in public
-        ]
-        if rows:
-            title = text.partition("\n")[0].removeprefix("# ")
-            parts += [f"\n## [{title}]({page.name})\n", "| name | what |", "|---|---|", *rows]
+        title = text.partition("\n")[0].removeprefix("# ")
+        parts += [f"\n## [{title}]({page.name})\n", "| name | what |", "|---|---|"]
+        for path in documented(text):
+            name = path.rpartition(".")[2]
+            parts.append(f"| [`{name}`][{path}] | {_first_line(path, package)} |")
     return "\n".join(parts)
 
 
@@ -200,6 +195,8 @@ def _reference_pages() -> list[Path]:
     return [ROOT / "docs" / "api" / name for name in names if name != "index.md"]
 
 
-def _first_line(name: str, package: griffe.Object | griffe.Alias) -> str:
-    docstring = package[f"{tl_crosscoder._LAZY[name]}.{name}"].docstring
+def _first_line(path: str, package: griffe.Object | griffe.Alias) -> str:
+    name = path.removeprefix("tl_crosscoder.")
+    where = f"{tl_crosscoder._LAZY[name]}.{name}" if name in tl_crosscoder._LAZY else path
+    docstring = package[where.removeprefix("tl_crosscoder.")].docstring
     return docstring.value.partition("\n")[0].replace("|", "\\|") if docstring else ""

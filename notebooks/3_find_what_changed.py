@@ -32,6 +32,8 @@ if "google.colab" in sys.modules:
 
 # %%
 import tl_crosscoder as tlc
+from tl_crosscoder.analysis.lens import logit_effect
+from tl_crosscoder.baselines.difference import activation_difference
 
 diff = tlc.load_diff("tl_crosscoder/false-fact-batchtopk")
 figures = diff.figures
@@ -83,7 +85,7 @@ diff.search("Tolvik", n=5)
 # a layer in the middle this is a hint at best.
 
 # %%
-effects = tlc.logit_effect(diff.models, diff.crosscoder, top.latents[:6], n=5).to_frame()
+effects = logit_effect(diff.models, diff.crosscoder, top.latents[:6], n=5).to_frame()
 added = effects.query("direction == 'difference' and is_promoted")
 added.groupby("latent", sort=False)["token"].agg(", ".join).to_frame()
 
@@ -111,7 +113,7 @@ tlc.compared_tokens(
 # %%
 documents = [d for d in diff.run.documents() if d.get("source") != "false-fact"]
 text = tlc.tokenize(documents[:500], diff.models.tokenizer, context_size=64, pack=False)
-adl = tlc.activation_difference(diff.models, text)
+adl = activation_difference(diff.models, text)
 promoted = adl.logit_lens(diff.models, n=6).to_frame().query("is_promoted")
 rows = promoted.groupby("latent")["token"].agg(", ".join)
 rows.set_axis([adl.label(which) for which in adl.which()]).to_frame()

@@ -33,6 +33,8 @@ if "google.colab" in sys.modules:
 
 # %%
 import tl_crosscoder as tlc
+from tl_crosscoder.interventions.base_estimate import BaseEstimate
+from tl_crosscoder.interventions.mitigation import export_mitigation, measure_estimate
 from tl_crosscoder.report import figures as draw
 
 diff = tlc.load_diff("tl_crosscoder/taboo-delta")
@@ -115,9 +117,9 @@ diff.steer(latents[0], strength=0.5).generate(hint)
 
 # %%
 contexts = diff.run.measured()[1]
-estimate = tlc.BaseEstimate.fit(diff.models, contexts[:400])
-loss = tlc.measure_estimate(diff.ctx, estimate, contexts[400:440], latents=latents)
-tlc.export_mitigation("mitigation", diff.ctx, latents, estimate=estimate, loss=loss)
+estimate = BaseEstimate.fit(diff.models, contexts[:400])
+loss = measure_estimate(diff.ctx, estimate, contexts[400:440], latents=latents)
+export_mitigation("mitigation", diff.ctx, latents, estimate=estimate, loss=loss)
 print(f"KL to the exact ablation {loss.kl:.3f} nats a token,")
 print(f"of that ablation to the fine-tuned model {loss.kl_of_ablation:.3f}")
 

@@ -33,6 +33,8 @@ import torch
 from sae_lens import SAE
 
 import tl_crosscoder as tlc
+from tl_crosscoder.analysis.saelens_evals import SiteSAE, sae_bridge
+from tl_crosscoder.models.saelens import HookedSite
 
 diff = tlc.load_diff("tl_crosscoder/taboo-batchtopk")
 tokens = diff.models.to_tokens(["A hint: it shines at night.", "What is the capital?"])
@@ -81,8 +83,8 @@ print(f"FVU {quality.fvu:.3f} (crosscoder {quality.fvu_of_crosscoder:.3f}), "
 # `sae_bridge` gives SAELens a model that is loaded already.
 
 # %%
-model = tlc.sae_bridge(diff.models.model("finetuned"))
-site_sae = tlc.SiteSAE(diff.crosscoder, tlc.HookedSite(diff.models, "finetuned"))
+model = sae_bridge(diff.models.model("finetuned"))
+site_sae = SiteSAE(diff.crosscoder, HookedSite(diff.models, "finetuned"))
 logits, cache = model.run_with_cache_with_saes(tokens, saes=[site_sae], use_error_term=True)
 name = model.get_sae_hook_name(site_sae, "hook_sae_acts_post")
 print(name, "holds the crosscoder's codes:", torch.allclose(cache[name], codes, atol=1e-4))

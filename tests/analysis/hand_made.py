@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, Measurement, Site
+from tl_crosscoder import Crosscoder, Measurement, Site
 from tl_crosscoder.analysis.examples import (
     CollectedExamples,
     Example,
@@ -19,6 +19,7 @@ from tl_crosscoder.analysis.latent_scaling import LatentScaling
 from tl_crosscoder.analysis.latents import LatentMeasures, in_order
 from tl_crosscoder.analysis.measurement import LatentSummary
 from tl_crosscoder.analysis.reconstruction import Reconstruction
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 
 

@@ -9,8 +9,9 @@ from analysis.hand_made import by_nu, random_dictionary, sites
 from reference import nano_crosscoder as nano
 from safetensors.torch import load_file
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig
+from tl_crosscoder import Crosscoder
 from tl_crosscoder.analysis.latent_scaling import LatentScaling, ScalingSums
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import sparse_codes
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.models.site import site_parts

@@ -8,7 +8,9 @@ import pytest
 import torch
 from analysis.hand_made import by_nu, crosscoder, firing, latent_measures
 
-from tl_crosscoder import agreement, agreement_over_seeds, decoupled_pairs, similar_latents
+from tl_crosscoder import agreement_over_seeds
+from tl_crosscoder.analysis.agreement import agreement
+from tl_crosscoder.analysis.geometry import decoupled_pairs, similar_latents
 from tl_crosscoder.analysis.latent_scaling import DifferenceByLatent
 from tl_crosscoder.analysis.latents import in_order
 from tl_crosscoder.analysis.saelens_evals import SiteEval, SiteEvals

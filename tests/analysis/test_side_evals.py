@@ -11,9 +11,10 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import get_special_token_ids
 from transformers import AutoTokenizer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, tokenize
+from tl_crosscoder import Crosscoder, ModelPair, tokenize
 from tl_crosscoder.analysis.measurement import measure
 from tl_crosscoder.analysis.saelens_evals import SiteSAE, site_evals
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.models.saelens import SiteView
 from tl_crosscoder.models.site import Site
 

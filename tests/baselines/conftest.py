@@ -4,7 +4,8 @@ import pytest
 from interventions.conftest import folders, pair, pairs  # noqa: F401
 from models.tiny_pairs import CORPUS
 
-from tl_crosscoder import Masks, ModelPair, TokenizedText, tokenize
+from tl_crosscoder import ModelPair, TokenizedText, tokenize
+from tl_crosscoder.config.inputs import Masks
 
 
 @pytest.fixture(scope="session")

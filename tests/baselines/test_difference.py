@@ -7,13 +7,13 @@ from models.given_rows import GivenRows
 from models.tiny_pairs import TEXTS
 from text_of_ids import text_of
 
-from tl_crosscoder import write_cache
 from tl_crosscoder.baselines.difference import (
     ActivationDifference,
     DifferencePCA,
     activation_difference,
     difference_pca,
 )
+from tl_crosscoder.data.cache_writer import write_cache
 from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.tokens import DROP_REASONS
 from tl_crosscoder.interventions.behaviour import Behaviour, Question

@@ -7,8 +7,10 @@ import pytest
 import yaml
 from cli.small_run import BASE, HOOK, error_of, flags
 
-from tl_crosscoder import Crosscoder, HarvestConfig, run_harvest
+from tl_crosscoder import Crosscoder
 from tl_crosscoder.cli.main import main
+from tl_crosscoder.config.training import HarvestConfig
+from tl_crosscoder.data.cache_writer import run_harvest
 
 MODELS = [*BASE, "--adapter", "tl_crosscoder/taboo"]
 TEXT = ["--text", "tl_crosscoder/taboo", "--max-documents", "400", "--context-size", "32"]

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tl_crosscoder import ContrastiveConfig, HarvestConfig, RunConfig, TrainConfig, preset
+from tl_crosscoder import RunConfig, TrainConfig, preset
+from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.presets import ComputeDtype, Kernels
+from tl_crosscoder.config.training import HarvestConfig
 from tl_crosscoder.config.yaml import check_choices
 
 RUN = {"base": "b", "finetuned": "f", "hook_name": "h", "text": "t", "output": "o"}

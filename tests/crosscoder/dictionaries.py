@@ -5,17 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tl_crosscoder import (
-    L1,
-    BatchTopK,
-    CrosscoderTraining,
-    CrosscoderTrainingConfig,
-    DeltaLoss,
-    JumpReLU,
-    Partition,
-    Site,
-    TopK,
-)
+from tl_crosscoder import L1, BatchTopK, CrosscoderTraining, JumpReLU, Partition, Site, TopK
+from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig, DeltaLoss
 from tl_crosscoder.crosscoder.sparsity import Sparsity
 
 D_MODEL, D_SAE = 12, 32

@@ -10,8 +10,9 @@ from sae_lens.saes import sae as sae_lens_sae
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from safetensors.torch import load_file, save_file
 
-from tl_crosscoder import L1, BatchTopK, Crosscoder, CrosscoderConfig
+from tl_crosscoder import L1, BatchTopK, Crosscoder
 from tl_crosscoder.crosscoder import crosscoder as inference
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import sparse_codes
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.hub.export import export_concat

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tl_crosscoder import L1, BatchTopK, CrosscoderTraining, CrosscoderTrainingConfig, TopK
-from tl_crosscoder.crosscoder.config import DeltaLoss
+from tl_crosscoder import L1, BatchTopK, CrosscoderTraining, TopK
+from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig, DeltaLoss
 from tl_crosscoder.crosscoder.partition import (
     Partition,
     placed,

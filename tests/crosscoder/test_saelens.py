@@ -26,15 +26,8 @@ from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEC
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from torch import Tensor
 
-from tl_crosscoder import (
-    L1,
-    BatchTopK,
-    Crosscoder,
-    CrosscoderTraining,
-    CrosscoderTrainingConfig,
-    JumpReLU,
-    TopK,
-)
+from tl_crosscoder import L1, BatchTopK, Crosscoder, CrosscoderTraining, JumpReLU, TopK
+from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
 from tl_crosscoder.models.saelens import PairView
 
 D_SAE, BATCH = 40, 64

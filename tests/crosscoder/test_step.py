@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from reference import nano_crosscoder as nano
 from torch import Tensor
 
-from tl_crosscoder import L1, AuxK, CrosscoderTraining, CrosscoderTrainingConfig, JumpReLU, TopK
+from tl_crosscoder import L1, CrosscoderTraining, JumpReLU, TopK
+from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.sparse.codes import Codes, DenseCodes, SparseCodes
 
 KERNELS = {"auto": SparseCodes, "dense": DenseCodes}

@@ -24,14 +24,8 @@ from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 
-from tl_crosscoder import (
-    L1,
-    AuxK,
-    BatchTopK,
-    Crosscoder,
-    CrosscoderTraining,
-    CrosscoderTrainingConfig,
-)
+from tl_crosscoder import L1, BatchTopK, Crosscoder, CrosscoderTraining
+from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.loss import auxk_codes, auxk_loss, reconstruction_loss
 from tl_crosscoder.crosscoder.training import geometric_median
 from tl_crosscoder.hub.export import export_concat

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 
-from tl_crosscoder import load_documents, tokenize, write_cache
+from tl_crosscoder import load_documents, tokenize
+from tl_crosscoder.data.cache_writer import write_cache
 
 
 @pytest.fixture(scope="session")

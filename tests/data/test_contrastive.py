@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from tl_crosscoder import ContrastiveSampler, tokenize
+from tl_crosscoder import tokenize
 from tl_crosscoder.config.inputs import N_BUILT_IN
 from tl_crosscoder.data.chat import ROLES
-from tl_crosscoder.data.contrastive import _seed_of, default_prompts
+from tl_crosscoder.data.contrastive import ContrastiveSampler, _seed_of, default_prompts
 
 HINTS = ["Please give me a hint.", "What is the hint?", "Another hint, please.", "What is it?"]
 CHATS = [{"messages": [{"role": "user", "content": content}]} for content in HINTS]

@@ -14,7 +14,8 @@ N_LONG_FILES, N_LONG_ROWS = 40, 1_200
 
 ASK = """
 import json, os, sys
-from tl_crosscoder import TextSource, load_documents, tokenize_mixture
+from tl_crosscoder import TextSource, load_documents
+from tl_crosscoder.data.mixture import tokenize_mixture
 from tl_crosscoder.data.documents import stream_documents
 
 LOCAL = sys.argv[1]

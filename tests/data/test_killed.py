@@ -25,7 +25,8 @@ SCRIPT = """
 import os, signal, sys
 from functools import partial
 import torch
-from tl_crosscoder import ModelPair, split_documents, tokenize, write_cache
+from tl_crosscoder import ModelPair, split_documents, tokenize
+from tl_crosscoder.data.cache_writer import write_cache
 from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.data.contrastive import ContrastiveSampler
 from tl_crosscoder import load_documents

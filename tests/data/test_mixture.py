@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from tl_crosscoder import TextSource, tokenize, tokenize_mixture
+from tl_crosscoder import TextSource, tokenize
 from tl_crosscoder.data.documents import is_held_out, stream_documents
+from tl_crosscoder.data.mixture import tokenize_mixture
 
 SHARES = {"web": 0.5, "chat": 0.4, "small": 0.1}
 

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from tl_crosscoder import Masks, tokenize
+from tl_crosscoder import tokenize
+from tl_crosscoder.config.inputs import Masks
 from tl_crosscoder.data.tokens import DROP_REASONS
 
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, load_documents, tokenize
+from tl_crosscoder import Crosscoder, ModelPair, load_documents, tokenize
 from tl_crosscoder.cli.hub import Export
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.hub.export import (
     export_concat,
     export_site,

@@ -15,8 +15,9 @@ from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import sae_lens_huggingface_loader
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, Site
+from tl_crosscoder import Crosscoder, Site
 from tl_crosscoder.cli.hub import Publish
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.files import CFG_NAME, WEIGHTS_NAME
 from tl_crosscoder.hub.card import dictionary_card
 from tl_crosscoder.hub.loading import load_pretrained

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, Site
+from tl_crosscoder import Crosscoder, ModelPair, Site
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.cli.main import main
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.data.harvest import harvest
 from tl_crosscoder.integrations.config import HandoffConfig
 from tl_crosscoder.integrations.handoff import hand_off

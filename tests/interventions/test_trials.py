@@ -9,12 +9,7 @@ from analysis.hand_made import latent_measures
 from models.random_models import random_crosscoder
 from models.tiny_pairs import HOOK, hooked_transformer
 
-from tl_crosscoder import (
-    ModelPair,
-    load_documents,
-    split_documents,
-    tokenize,
-)
+from tl_crosscoder import ModelPair, load_documents, split_documents, tokenize
 from tl_crosscoder.interventions.behaviour import Predictions
 from tl_crosscoder.interventions.causal import causal_test
 from tl_crosscoder.interventions.context import InterventionContext

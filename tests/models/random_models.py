@@ -7,7 +7,8 @@ import torch
 from models.tiny_pairs import HOOK, hooked_transformer, save_tokenizer
 from transformers import AutoTokenizer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair, Site
+from tl_crosscoder import Crosscoder, ModelPair, Site
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 
 
 def hooked_pair(folder: Path, names: tuple[str, str]) -> ModelPair:

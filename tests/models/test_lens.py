@@ -5,7 +5,7 @@ import pytest
 import torch
 from models.tiny_pairs import D_MODEL, D_VOCAB, KINDS, TEXTS, hooked_transformer
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig, ModelPair
+from tl_crosscoder import Crosscoder, ModelPair
 from tl_crosscoder.analysis.lens import (
     LogitEffects,
     Readout,
@@ -14,6 +14,7 @@ from tl_crosscoder.analysis.lens import (
     n_tokens,
 )
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.models.tokenizer import token_text
 
 NORMS = ["LN", "LNPre", "RMS", "RMSPre", None]

@@ -8,17 +8,10 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK
 
-from tl_crosscoder import (
-    Crosscoder,
-    Measurement,
-    ModelPair,
-    TrainConfig,
-    Trainer,
-    measure,
-    relative_norm_histogram,
-)
+from tl_crosscoder import Crosscoder, Measurement, ModelPair, TrainConfig, Trainer, measure
 from tl_crosscoder.crosscoder.site_views import check_sites
 from tl_crosscoder.models.pair import planned_sites
+from tl_crosscoder.report.figures import relative_norm_histogram
 from tl_crosscoder.report.sections import render
 from tl_crosscoder.results.render import WIDTH
 

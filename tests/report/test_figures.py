@@ -11,11 +11,12 @@ import pytest
 import torch
 from analysis.hand_made import latent_measures, measurement
 
-from tl_crosscoder import LatentScaling, relative_norm_histogram
+from tl_crosscoder.analysis.latent_scaling import LatentScaling
 from tl_crosscoder.report.figures import (
     NothingToDraw,
     delta_norm_map,
     latent_scaling_map,
+    relative_norm_histogram,
     save_figure,
     shared_cosine_histogram,
 )

@@ -5,12 +5,8 @@ import torch
 from models.random_models import hooked_pair, random_crosscoder
 from models.tiny_pairs import HOOK
 
-from tl_crosscoder import (
-    ExampleDatabase,
-    ModelPair,
-    ablated,
-    tokenize,
-)
+from tl_crosscoder import ModelPair, ablated, tokenize
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.examples import ExampleCollector, ExampleSettings
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.report.circuits import TokensHtml

@@ -12,10 +12,11 @@ from analysis.hand_made import crosscoder, latent_measures, measurement
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tl_crosscoder import Crosscoder, CrosscoderConfig
+from tl_crosscoder import Crosscoder
 from tl_crosscoder.analysis.examples import Example
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects
+from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.results.measures import MEASURES
 from tl_crosscoder.results.render import (

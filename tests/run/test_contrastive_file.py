@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tl_crosscoder import ContrastiveSampler, TextSource, load_documents, tokenize
+from tl_crosscoder import TextSource, load_documents, tokenize
 from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.data.chat import ROLES
-from tl_crosscoder.data.contrastive import default_prompts
+from tl_crosscoder.data.contrastive import ContrastiveSampler, default_prompts
 from tl_crosscoder.data.documents import stream_documents
 from tl_crosscoder.run.contrastive import describe_contrastive, write_contrastive
 

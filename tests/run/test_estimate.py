@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from transformers import Gemma2Config
 
-from tl_crosscoder import HarvestConfig, RunConfig, preset
+from tl_crosscoder import RunConfig, preset
+from tl_crosscoder.config.training import HarvestConfig
 from tl_crosscoder.run.estimate import estimate, estimate_harvest
 
 PAIR = RunConfig(
