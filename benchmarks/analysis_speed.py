@@ -92,7 +92,7 @@ def one_latent_at_a_time(crosscoder: Crosscoder, x: torch.Tensor, n_latents: int
 
 
 def on_rows(d_model: int, d_sae: int, l0: int) -> dict[str, Any]:
-    """Of activations that are at hand."""
+    """Speed on activations that are in memory."""
     torch.manual_seed(0)
     x = torch.randn(N_ROWS, 2, d_model)
     crosscoder = random_dictionary(d_model, d_sae, l0, x)

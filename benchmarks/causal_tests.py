@@ -106,7 +106,7 @@ def one_run(organism: str, preset: str, seed: int, arguments: argparse.Namespace
 
 
 def no_dictionary(organism: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same tests of the mean difference (ADL) and of principal components of differences.
+    """Causal tests of the mean difference (ADL) and of principal components of differences.
 
     On the text of a dictionary's run, so that rows compare.
     """

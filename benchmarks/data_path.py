@@ -89,7 +89,7 @@ def bridge_pair(folder: Path, d_model: int) -> ModelPair:
 
 
 def hooked_pair(d_model: int) -> ModelPair:
-    """The same width and depth as `HookedTransformer`."""
+    """A pair of the same width and depth, as `HookedTransformer`."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     models = []

@@ -168,7 +168,7 @@ def base_config(arguments: argparse.Namespace) -> RunConfig:
 
 
 def search_coefficients(results: ResultFile, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of the penalised variants that are asked for; those that the file has are kept."""
+    """Coefficients of the penalised variants that are asked for; those in the file are kept."""
     found = results.content.setdefault("coefficients", {})
     for variant in arguments.variants:
         if is_penalised(variant) and variant not in found:

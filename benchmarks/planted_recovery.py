@@ -46,7 +46,7 @@ def cosines(
 def feature_cosines(
     world: PlantedWorld, crosscoder: Crosscoder
 ) -> Float[Tensor, "n_features d_sae"]:
-    """Of each feature with each latent, where the feature lives."""
+    """Cosine of each feature with each latent, at the sites that the feature has."""
     if crosscoder.n_sites == 1:
         difference = world.directions[:, 1] - world.directions[:, 0]
         return cosines(difference, crosscoder.W_dec.detach())

@@ -23,7 +23,7 @@ KINDS = {"base-only": 6, "finetuned-only": 6, "shared": 22, "rotated": 6}
 NULL_KINDS = {"shared": 40}
 ROTATED_COSINE = 0.6
 P_FIRING, P_RARE = 0.105, 0.005
-"""Of a token; 38 * 0.105 + 2 * 0.005 = 4 features a token."""
+"""Probability that a feature is active on a token; 38 * 0.105 + 2 * 0.005 = 4 features a token."""
 MAGNITUDE_STD = 0.3
 """Around 1, cut off at 0."""
 NOISE_STD = 0.03
@@ -48,9 +48,9 @@ class PlantedWorld:
     """Features at two sites, and rows of activations made of them."""
 
     kinds: tuple[str, ...]
-    """Of each feature: one of `KINDS`."""
+    """Kind of each feature: one of `KINDS`."""
     probabilities: Float[Tensor, " n_features"]
-    """That a feature fires on a token."""
+    """Probability that a feature is active on a token."""
     directions: Float[Tensor, "n_features 2 d_model"]
     """Unit rows; zero at a site where the feature does not live."""
     has_equal_noise: bool

@@ -110,7 +110,7 @@ def remember_activations_(models: ModelPair) -> None:
 
 @lru_cache(maxsize=1)
 def prepared(config: RunConfig) -> Prepared:
-    """As `train` does it, with all activations of the run harvested."""
+    """Models, text and activations of a run as `train` makes them, all harvested at once."""
     training, held_out = split_documents(
         load_documents(config.sources[0]), held_out=config.held_out, seed=config.seed
     )
@@ -133,7 +133,7 @@ def prepared(config: RunConfig) -> Prepared:
 
 
 def with_top(measurement: Measurement, ranking: Ranking, ready: Prepared) -> Measurement:
-    """The same measurement with other top latents."""
+    """A measurement with other top latents."""
     top = [
         LatentSummary(
             ranked=row,

@@ -126,7 +126,7 @@ def mean_rows(rows: Iterable[Mapping[str, Any]], *, over: str, by: str) -> list[
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Of numbers, field by field; None where one of them has none."""
+    """Mean of numbers, field by field; None where one of them has none."""
     if isinstance(values[0], Mapping):
         return {k: _mean([v and v.get(k) for v in values]) for k in values[0]}
     if any(v is None for v in values):

@@ -120,7 +120,7 @@ def our_crosscoder(shape: Shape, sparsity: Sparsity, **fields: Any) -> Crosscode
 
 
 def our_step(crosscoder: CrosscoderTraining, *, lr: float = LR) -> Step:
-    """As in `Trainer.step`."""
+    """One step as `Trainer.step` does it."""
     tokens_since_fired = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.int64)
 
     def loss(batch: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ PENALISED = ("l1", "jumprelu", "dsf")
 """Presets whose L0 follows from a coefficient instead of a k."""
 
 L0_MULTIPLES = {"l1-twice-l0": 2}
-"""Of the k that all other variants have."""
+"""Factor of the k that all other variants have."""
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CARRIED = ("CHANGELOG.md", "configs/*", "benchmarks/results/*.json", "notebooks/*.ipynb")
 """Files outside docs/ that the site holds too, under the same path."""
 COLUMNS = "80"
-"""Of the help: what fits beside the table of contents."""
+"""Width of the help: what fits beside the table of contents."""
 _LINK = re.compile(r"\]\((?![a-z]+:|#|/)([^)#\s]+)")
 
 

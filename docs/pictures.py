@@ -23,7 +23,7 @@ IMAGES = Path(__file__).resolve().parent / "images"
 DICTIONARY = "tl_crosscoder/taboo-delta"
 FIGURE = "ablation_behaviour_necessity"
 SIZES = {"figure": (900, 660), "report": (1240, 820)}
-"""Of the window, in pixels."""
+"""Size of the window, in pixels."""
 WITHOUT_BUTTONS = "document.querySelectorAll('.modebar').forEach(e => e.remove())"
 AT_THE_EXAMPLES = """
 const title = [...document.querySelectorAll('#pane h3')].find(e => e.textContent == 'Examples');

@@ -43,13 +43,13 @@ class StoredExample:
     token: str
     after: str
     tokens: tuple[str, ...]
-    """The same text token by token."""
+    """The example token by token."""
     activations: tuple[float, ...]
     """The latent's code at each of `tokens`; 0 at masked tokens too."""
     at: int
     """Which of `tokens` it is."""
     role: str
-    """Whose the token is in a chat."""
+    """Role of the token in a chat."""
     source: str
     """Where the text comes from."""
     context: int
@@ -66,7 +66,7 @@ class SearchHit:
     n_matching: int
     """Tokens among its examples with the text in their window."""
     n_on_token: int
-    """Those where the text lies on the token itself, not only near it."""
+    """Examples where the text lies on the token itself, not only near it."""
     n_tokens: int
     """Tokens among its examples."""
     example: StoredExample

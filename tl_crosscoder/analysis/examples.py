@@ -107,7 +107,7 @@ class _Entries(NamedTuple):
 
 
 class _SmallestRanks:
-    """Of a stream of entries, the n of smallest rank of each latent, whatever order they come in.
+    """The n entries of smallest rank of each latent, whatever order they come in.
 
     Among equal ranks the smallest positions are kept.
     """

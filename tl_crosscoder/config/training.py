@@ -225,7 +225,7 @@ class HarvestConfig(YamlConfig, TextConfig, ModelsConfig):
     def from_yaml(
         cls, path: str | Path, *, default: Mapping[str, Any] | None = None
     ) -> "HarvestConfig":
-        """As every config, and also from the file of a training run: its models and its text.
+        """Settings from a file of its own, or the models and text of a training run's file.
 
         The output of a run is not that of a cache, and has to be given. Raises as the other does.
         """

@@ -101,7 +101,7 @@ class TopK(Selection):
             raise ValueError(f"k is {self.k}; TopK takes a whole number above 0.")
 
     def groups(self, partitions: Sequence[tuple[Partition, slice]], d_sae: int) -> Groups:
-        """As of every selection; each k must be whole."""
+        """Latents that are selected together; each k must be whole."""
         groups = super().groups(partitions, d_sae)
         for _, k in groups:
             if k != round(k):

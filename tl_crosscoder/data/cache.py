@@ -249,7 +249,7 @@ def open_cache(config: RunConfig) -> ActivationCache:
 
 
 def _check_same_text(cache: ActivationCache, config: RunConfig) -> None:
-    """What the run says of text and number format must be what the harvest said, or nothing."""
+    """Refuse a run whose text or number format is not that of the harvest; unset ones are taken."""
     names = [f.name for f in fields(TextConfig)] + ["dtype", "merge_adapter"]
     default = {f.name: f.default for f in fields(RunConfig)}
     asked, made = config.to_dict(), cache.manifest["made_with"]

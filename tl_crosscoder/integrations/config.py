@@ -17,7 +17,7 @@ class HandoffConfig:
     """What is handed off to which tool, under which names."""
 
     to: Literal["neuronpedia", "sae-dashboard", "delphi"]
-    """Whose format."""
+    """Tool whose format is written."""
     latents: tuple[int, ...] | None = None
     """Only these latents; None is all that are active on the held-out text."""
     site: str | None = None

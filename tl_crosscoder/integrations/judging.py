@@ -224,7 +224,7 @@ def _questions(
 
 
 def _controls(names: Mapping[int, Name], config: JudgeConfig) -> dict[int, int]:
-    """Whose explanation a latent's windows are judged by as a control: the next in random order."""
+    """Latent whose explanation is a control for each latent: the next in random order."""
     if not config.control or len(names) < 2:
         return {}
     known = sorted(names)

@@ -99,7 +99,7 @@ def export_mitigation(
     Args:
         folder: new or empty.
         ctx: models and dictionary.
-        latents: which are taken out.
+        latents: which are ablated.
         mode: see `ablation`.
         estimate: of the base activation; None for `project`, which needs none.
         loss: what `measure_estimate` found, recorded with it.
@@ -207,7 +207,7 @@ def measure_estimate(
         ctx: models and dictionary.
         estimate: of the base activation.
         text: held out from the fit.
-        latents: which are taken out.
+        latents: which are ablated.
         mode: `delta` or `zero`.
         batch_size: contexts a forward pass.
 
@@ -216,7 +216,7 @@ def measure_estimate(
     """
     ids = ctx.latents(latents)
     if not len(ids):
-        raise ValueError("there are no latents: name those that are to be taken out.")
+        raise ValueError("there are no latents: name those to ablate.")
     mitigation = Mitigation.of(ctx, ids, mode=mode, estimate=estimate)
     edits = [ablation(ctx, ids, mode), mitigation, unchanged(ctx.finetuned)]
     v = ablated_directions(ctx, ids, mode).double()

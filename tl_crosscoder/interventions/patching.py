@@ -253,21 +253,21 @@ def candidates(ctx: InterventionContext, latents: LatentMeasures) -> tuple[Int[T
     Active latents that are finetuned-only, or, where they are few, lean most to the fine-tune. Of
     a diff-SAE, which has no decoder norms to compare: those that write most of the difference.
     """
-    alive = latents.n_active >= MIN_ACTIVE_TOKENS
-    n_least = max(2, min(LEAST, int(alive.sum())))
-    n_most = max(n_least, round(SHARE * int(alive.sum())))
+    active = latents.n_active >= MIN_ACTIVE_TOKENS
+    n_least = max(2, min(LEAST, int(active.sum())))
+    n_most = max(n_least, round(SHARE * int(active.sum())))
     name: LatentClass = "finetuned-only" if ctx.base < ctx.finetuned else "base-only"
     if ctx.models.is_difference:
         lean = latents.firing.sum_of_codes * ctx.difference.norm(dim=1).cpu()
         n, how = n_most, f"the {n_most} latents that write most of the difference"
     else:
         lean = latents.delta_norm if name == "finetuned-only" else 1 - latents.delta_norm
-        n = int((alive & (latents.class_ids == LATENT_CLASSES.index(name))).sum())
+        n = int((active & (latents.class_ids == LATENT_CLASSES.index(name))).sum())
         how = f"the {n} {name} latents"
         if n < n_least:
             few = f"{n} {name} latents are too few"
             n, how = n_most, f"{few}: the {n_most} active latents with the most extreme Delta-norm"
-    order = lean.masked_fill(~alive, -torch.inf).nan_to_num(-torch.inf).argsort(descending=True)
+    order = lean.masked_fill(~active, -torch.inf).nan_to_num(-torch.inf).argsort(descending=True)
     return order[:n].to(ctx.models.device), how
 
 
@@ -328,7 +328,7 @@ def at_places(ctx: InterventionContext, kinds: Mapping[str, TokenFilter]) -> lis
 def random_controls(
     ctx: InterventionContext, chosen: Int[Tensor, " n"], latents: LatentMeasures, *, seed: int
 ) -> list[Variant]:
-    """As many active latents drawn at random, and random directions in the candidates' place."""
+    """Controls: active latents drawn at random, and random directions in the candidates' place."""
     generator = torch.Generator().manual_seed(seed)
     active = (latents.n_active >= MIN_ACTIVE_TOKENS).nonzero().squeeze(1)
     found = []

@@ -93,7 +93,7 @@ def projection_weights(
     Args:
         model: of either kind.
         hook_name: `blocks.L.hook_mlp_out`, `hook_attn_out`, or the part's own `hook_out`.
-        directions: rows whose span is taken out.
+        directions: rows whose span is projected out.
         tokens: on which weights and hook are compared.
 
     Raises:

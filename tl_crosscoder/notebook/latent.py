@@ -1,9 +1,9 @@
 """One latent to look at, and the latents whose examples hold a text.
 
 Contract: what `tl-crosscoder analyze --latent` and `--search` print, as values with an HTML form.
-What a run's sites cannot have, such as the effect on the logits of an attention head's output, is
-said in its place. Limit: examples are those in the run's `examples.sqlite`, which is made where
-there is none; the lenses need the models.
+Where a run's sites cannot have something, such as an attention head's output an effect on the
+logits, a note says so in its place. Limit: examples are those in the run's `examples.sqlite`, which
+is made where there is none; the lenses need the models.
 """
 
 from collections.abc import Callable
@@ -147,7 +147,7 @@ class Hit:
     n_examples: int
     before: str
     token: str
-    """That of the strongest such example."""
+    """Activation of the strongest such example."""
     after: str
     source: str
 
@@ -177,7 +177,7 @@ class Hits(TableOfRows):
 
 
 def _or_missing(made: Callable[[], T], what: str, missing: list[str]) -> T | None:
-    """What cannot be had of these sites is said in its place, and the rest is shown."""
+    """Every part; one that these sites do not have is replaced by a note of the reason."""
     try:
         return made()
     except ValueError as error:

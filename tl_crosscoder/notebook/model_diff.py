@@ -105,8 +105,8 @@ def diff(
         d_sae: number of latents; None is by width and length, see `TrainConfig.plan`.
         k: mean number of active latents a token; None is 16.
         n_tokens: activation pairs to train on; None is ten passes over the text, at most 2 million.
-        output: new or empty folder for the run; None is a temporary one, which is said, and which
-            `ModelDiff.save` copies to where it stays.
+        output: new or empty folder for the run; None is a temporary one, whose path is
+            printed and which `ModelDiff.save` copies to where it stays.
         resume: continue the run in `output`, whatever stopped it; a finished one is just opened.
         device: of models that are loaded here; None is the CPU.
         seed: of weights, data and split.

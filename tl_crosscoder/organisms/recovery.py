@@ -31,11 +31,11 @@ class Recovery:
     share_in_context: float
     """Top contexts of these latents that hold a planted word."""
     random_share_in_context: float
-    """The same for as many active latents drawn at random, mean over draws."""
+    """`share_in_context` of as many active latents drawn at random, mean over draws."""
     share_at_token: float
     """Top tokens of these latents that are part of a planted word."""
     random_share_at_token: float
-    """The same at random."""
+    """`share_at_token` of as many active latents drawn at random, mean over draws."""
 
     p_value: float
     """Share of random draws of as many latents whose contexts hold as many planted words."""

@@ -118,13 +118,15 @@ def export_run(run: Run, question: LatentsQuestion, folder: Path, *, mode: Mode 
         rest = run.some(text[n:], N_NEUTRAL_TOKENS) if len(text) > n else text
         loss = measure_estimate(ctx, estimate, rest, latents=latents, mode=mode)
     export_mitigation(folder, ctx, latents, mode=mode, estimate=estimate, loss=loss)
-    said = f"The mitigation by {len(latents)} latents is in {folder}: hook.py says how to use it."
+    message = (
+        f"The mitigation by {len(latents)} latents is in {folder}: hook.py says how to use it."
+    )
     if loss is None:
-        return said
+        return message
     return (
-        f"{said}\nIt estimates the base stream from the fine-tuned one: KL to the exact ablation "
-        f"{loss.kl:.4f}, of that ablation to the fine-tuned model {loss.kl_of_ablation:.4f} nats a "
-        "token."
+        f"{message}\nIt estimates the base activation from the fine-tuned one: KL to the exact "
+        f"ablation {loss.kl:.4f}, of that ablation to the fine-tuned model "
+        f"{loss.kl_of_ablation:.4f} nats a token."
     )
 
 

@@ -114,8 +114,8 @@ DEAD_SHARE = 0.3
 """Latents that AuxK is taken to revive at any time. [open]: Kassem et al. report 8 to 64 % dead at
 the end of training."""
 N_DENSE_BUFFERS = 6
-"""As large as all codes of a batch, in a dense step (training_step.json: 6.1); a sparse one holds
-less than one."""
+"""Buffers as large as all codes of a batch, in a dense step (training_step.json: 6.1); a sparse one
+holds less than one."""
 TEXT_BYTES = 7
 """Held for each token of the text."""
 CACHE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}

@@ -206,7 +206,7 @@ class SparseCodes:
         return weighted_bag(rows, pattern.latents, pattern.offsets, self.values.to(rows))
 
     def to_dense(self) -> Float[Tensor, "batch d_sae"]:
-        """The same codes as a matrix."""
+        """These codes as a matrix."""
         pattern = self.pattern
         positions = pattern.tokens.long() * pattern.d_sae + pattern.latents
         dense = self.values.new_zeros(self.batch * pattern.d_sae)
