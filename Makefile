@@ -7,6 +7,8 @@ ORGANISM ?= taboo
 OUTPUT ?= demo-output/$(ORGANISM)
 # Processes that the tests are shared out to, a file at a time.
 TEST_WORKERS ?= 2
+# More flags of the tests, such as `make test PYTEST_FLAGS=--cov`.
+PYTEST_FLAGS ?=
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -16,7 +18,7 @@ demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n $(TEST_WORKERS) --dist loadfile

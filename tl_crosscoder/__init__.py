@@ -27,7 +27,7 @@ def _declared() -> dict[str, str]:
 
 
 _LAZY = _declared()
-__all__ = sorted(_LAZY)
+__all__ = sorted(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

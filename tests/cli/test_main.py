@@ -41,6 +41,7 @@ def test_import_of_the_package_is_cheap_and_silent():
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "False", "")
 
 
+@pytest.mark.slow
 def test_saelens_imported_first_finds_our_architecture_at_import():
     """And every public name resolves, whatever was imported before."""
     code = (

@@ -13,6 +13,7 @@ from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.data.contrastive import ContrastiveSampler
 from tl_crosscoder.run.contrastive import write_contrastive
 
+pytestmark = pytest.mark.slow
 OF_CONTRASTIVE = {
     "base": "tl_crosscoder/world-base",
     "adapter": "tl_crosscoder/taboo",

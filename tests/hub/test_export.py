@@ -112,6 +112,7 @@ def embedded_exports(expected: Expected) -> None:
         expected.all_of(f"{organism}-{preset}", crosscoder, pair.rows(text[:8]).flatten(1), **how)
 
 
+@pytest.mark.slow
 def test_sae_lens_alone_gives_the_same_latents(pair, texts, tmp_path):
     """Of every export, in one process without this package."""
     expected = Expected(tmp_path)

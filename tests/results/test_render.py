@@ -125,6 +125,7 @@ def test_the_first_rows_are_shown_and_the_rest_is_said():
 
 @settings(max_examples=40)
 @given(st.text(), st.text(min_size=1))
+@example("", " ")
 @example(HOSTILE, HOSTILE)
 def test_no_text_becomes_markup(value, name):
     token = Example(before=value, token=value, after=value, value=0.0, source=value)

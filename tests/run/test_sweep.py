@@ -137,6 +137,7 @@ def test_a_killed_sweep_resumes_to_the_same_bits(together, tmp_path):
             assert torch.equal(weights(tmp_path / "o" / name)[key], value), (name, key)
 
 
+@pytest.mark.slow
 def test_runs_that_are_ahead_go_back_to_the_common_step(taboo_pair, texts, tmp_path):
     config = TrainConfig(d_sae=32, n_tokens=64 * 12, batch_size=64, checkpoint_every=4)
 

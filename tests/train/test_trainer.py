@@ -154,6 +154,7 @@ new_trainer(pair, texts, Path(sys.argv[1]), config=config, resume=True).fit()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(taboo_pair, texts, tmp_path):  # spec: T2 T3
     """For real: another process, killed once it has written a checkpoint."""
     n_steps, folder = 4000, tmp_path / "run"

@@ -43,7 +43,7 @@ class StoredExample:
     token: str
     after: str
     tokens: tuple[str, ...]
-    """The example token by token."""
+    """The window around the token, token by token."""
     activations: tuple[float, ...]
     """The latent's code at each of `tokens`; 0 at masked tokens too."""
     at: int

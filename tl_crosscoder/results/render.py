@@ -234,7 +234,7 @@ def _cells(column: _Column) -> tuple[list[str], list[str]]:
     texts = ["-" if text == NONE else cut(text, _LONGEST) for text in column.texts]
     words = (min(n_columns(word), _LONGEST) for word in column.label.split())
     width = max([1, *map(n_columns, texts), *words])
-    head = textwrap.wrap(column.label, width, break_on_hyphens=False) if column.label else [""]
+    head = textwrap.wrap(column.label, width, break_on_hyphens=False) or [""]
 
     def padded(text: str) -> str:
         space = " " * (width - n_columns(text))
