@@ -91,7 +91,7 @@ def test_the_page_on_data_runs(tmp_path, monkeypatch, capsys):
     run_commands("docs/data.md")
     out = capsys.readouterr().out
     assert "Activations in cache" in out
-    assert "FVE of the difference" in out
+    assert "finetuned-only" in out
     run_python("docs/data.md", {})
     assert "contrastive-base" in capsys.readouterr().out
 
