@@ -42,20 +42,6 @@ def crosscoder(base: Tensor, finetuned: Tensor, *, b_dec: Tensor | None = None) 
     return made
 
 
-def random_dictionary(
-    sites: Sequence[Site], d_sae: int, *, size: float = 1.0, **fields
-) -> Crosscoder:
-    """Weights of this size, and thresholds above 0."""
-    d_in = sum(site.d_model for site in sites)
-    made = Crosscoder(CrosscoderConfig(d_in=d_in, d_sae=d_sae, sites=tuple(sites), **fields))
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        n: size * torch.randn(t.shape, generator=generator) for n, t in made.state_dict().items()
-    }
-    made.load_state_dict(weights | {"threshold": weights["threshold"].abs()})
-    return made
-
-
 def latent_measures(base: list[float], finetuned: list[float], n_active: list[int]):
     """Of latents with these decoder norms, on a text of one source."""
     norms = torch.tensor(base), torch.tensor(finetuned)

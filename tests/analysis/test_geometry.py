@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from analysis.hand_made import crosscoder, random_dictionary, sites
+from analysis.hand_made import crosscoder, sites
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from models.random_models import random_crosscoder
 from torch.nn.functional import cosine_similarity
 
 from tl_crosscoder import Crosscoder
@@ -81,7 +82,7 @@ def test_nobody_is_its_own_neighbour_nor_lost_among_copies():
 
 def test_folded_scales_change_no_row():
     """The normalised space is where training was, whatever the saved weights look like."""
-    made = random_dictionary(sites(), 6)
+    made = random_crosscoder(sites(), 6)
     before = [latent_rows(made, by=by) for by in ("decoder", "encoder")]
     made.fold_site_scales_([0.25, 3.0])
     for by, rows in zip(("decoder", "encoder"), before, strict=True):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from analysis.hand_made import by_nu, random_dictionary, sites
+from analysis.hand_made import by_nu, sites
+from models.random_models import random_crosscoder
 from reference import nano_crosscoder as nano
 from safetensors.torch import load_file
 
@@ -20,7 +21,7 @@ TARGETS = ("error", "reconstruction", "activation", "activation_no_bias")
 
 
 def dictionary() -> Crosscoder:
-    made = random_dictionary(sites(6), 10)
+    made = random_crosscoder(sites(6), 10)
     with torch.no_grad():
         made.b_enc[3] = -1e6  # never fires
     return made

@@ -3,7 +3,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
-from analysis.hand_made import random_dictionary
+from models.random_models import random_crosscoder
 from models.tiny_pairs import CORPUS, D_MODEL, HOOK, TEXTS, hooked_transformer, save_model
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
@@ -47,7 +47,7 @@ def text(pairs):
 
 
 def dictionary(source, **fields) -> Crosscoder:
-    return random_dictionary(source.sites, 20, size=0.3, **fields)
+    return random_crosscoder(source.sites, 20, scale=0.3, **fields)
 
 
 def exact_dictionary(source) -> Crosscoder:

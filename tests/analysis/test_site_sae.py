@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from analysis.hand_made import random_dictionary
+from models.random_models import random_crosscoder
 from models.tiny_pairs import HOOK, TEXTS, hooked_transformer, save_model
 from sae_lens import HookedSAETransformer
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
@@ -54,7 +54,7 @@ def attached(pair: ModelPair, kind: str):
 
 
 def dictionary(source) -> Crosscoder:
-    return random_dictionary(source.sites, 24, size=0.3)
+    return random_crosscoder(source.sites, 24, scale=0.3)
 
 
 def codes_name(model, sae, kind: str, internal: str = "hook_sae_acts_post") -> str:

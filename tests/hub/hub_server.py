@@ -7,16 +7,16 @@ commit, so without Git LFS or Xet. Its answers have the statuses and headers of 
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from loopback import serving
 
 TOKEN, READ_ONLY = "hf_test", "hf_read"
 LICENCES = ("mit", "apache-2.0", "gemma")
@@ -74,17 +74,8 @@ class LocalHub:
     @contextmanager
     def running(self) -> Iterator["LocalHub"]:
         """Serve on a free port of the loopback."""
-        handler = type("Handler", (_Handler,), {"hub": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_port}"
-        try:
+        with serving(_Handler, hub=self) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

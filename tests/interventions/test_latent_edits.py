@@ -73,7 +73,7 @@ def test_a_steered_model_goes_on_from_the_shifted_stream(pair, ctx, site):
 
 def test_what_is_no_direction_is_refused(pairs, make_crosscoder, ctx):
     options = {"strength": 1.0, "norm": 1.0}
-    with pytest.raises(ValueError, match=r"the direction has length 0\.0, so it is no direction"):
+    with pytest.raises(ValueError, match=r"the direction has length 0\.0, so it has no direction"):
         steering(ctx, torch.zeros(16), **options)
     difference = pairs["hooked"].difference()
     of_difference = InterventionContext.of(difference, make_crosscoder(difference))

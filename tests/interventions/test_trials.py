@@ -286,7 +286,7 @@ def test_the_seed_makes_the_controls(pairs, make_crosscoder, measures, words, re
 def test_what_cannot_be_tested_is_refused(pairs, make_crosscoder, measures, words):
     text = words[1][:4]
 
-    def tested(name="hooked", **changes):
+    def causal(name="hooked", **changes):
         pair = pairs[name]
         options = {"latents": measures, "sets": {"x": [1]}, "settings": FEW} | changes
         return causal_test(pair, make_crosscoder(pair), Predictions.of(text), text, **options)
@@ -301,7 +301,7 @@ def test_what_cannot_be_tested_is_refused(pairs, make_crosscoder, measures, word
         ({"tests": []}, "there is nothing to test: give one trial or more"),
     ):
         with pytest.raises(ValueError, match=message):
-            tested(**changes)
+            causal(**changes)
     for bad in ({"n_random": 0}, {"n_matched": -1}, {"alphas": ()}):
         with pytest.raises(ValueError, match="give one random direction or more, and one strength"):
             ControlSettings(**bad)

@@ -10,14 +10,15 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -34,16 +35,8 @@ class DiskHub:
     @contextmanager
     def running(self) -> Iterator["DiskHub"]:
         """Serve on a free port of the loopback."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_port}"
-        try:
+        with serving(_Handler, hub=self) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
     def answers(self, script: str, home: Path, *arguments: object) -> dict[str, Any]:
         """What a script prints as JSON, in a process of its own: the address is read at import."""

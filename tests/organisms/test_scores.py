@@ -101,7 +101,7 @@ def test_the_command_prints_the_numbers_of_the_readme(name, capsys):
     assert main(["organisms", "measure", name]) == 0
     printed = capsys.readouterr().out
     for measure, expected in README[name].items():
-        (line,) = [line for line in printed.splitlines() if measure in line]
+        (line,) = [line for line in printed.splitlines() if line.strip().startswith(measure)]
         assert [float(x) for x in line.split()[-2:]] == pytest.approx(expected, abs=6e-4)
     card = (organism(name).adapter / "README.md").read_text(encoding="utf-8")
     for measure, (base, finetuned) in README[name].items():

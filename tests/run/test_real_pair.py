@@ -59,7 +59,7 @@ def finetuned(shared_models, chats, tmp_path_factory):
     base = shared_models / "stories260K"
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    rows = tokenize(chats, tokenizer, context_size=128).tokens
+    rows = tokenize(chats, tokenizer, context_size=128).tokens.long()
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     order = cycle(torch.randperm(len(rows)).tolist())

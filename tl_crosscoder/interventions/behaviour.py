@@ -37,7 +37,7 @@ from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import Edit, TokenFilter, unchanged
-from tl_crosscoder.interventions.running import edited_logits, kinds_of, score_edits
+from tl_crosscoder.interventions.running import edited_logits, kinds_of, log_probs_at, score_edits
 
 
 class Effect(ABC):
@@ -221,7 +221,7 @@ class Behaviour(Effect):
             at = torch.arange(1, tokens.shape[1])
             is_answer = (at >= starts[index][:, None]) & (at < lengths[index][:, None])
             for i, logits in edited_logits(ctx, acts, edits):
-                rows = logits[:, :-1][is_answer.to(logits.device)].float().log_softmax(dim=-1)
+                rows = log_probs_at(logits, is_answer)
                 targets = tokens[:, 1:][is_answer].to(rows.device)
                 taken = torch.zeros(is_answer.shape, dtype=torch.float64)
                 taken[is_answer] = rows.gather(-1, targets[:, None]).squeeze(-1).double().cpu()

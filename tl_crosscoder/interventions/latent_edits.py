@@ -138,8 +138,8 @@ def steering(
     length = vector.norm()
     if not (length > 0 and length.isfinite()):
         raise ValueError(
-            f"{name} has length {length.item()}, so it is no direction. Steer by another one, such "
-            "as the row of the other site."
+            f"{name} has length {length.item()}, so it has no direction. Steer by another one, "
+            "such as the row of the other site."
         )
     return AddVector(site=at, stream=at, vector=(strength * norm / length * vector).float())
 

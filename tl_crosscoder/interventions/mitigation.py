@@ -26,7 +26,7 @@ from tl_crosscoder.interventions.base_estimate import BaseEstimate, EstimateLoss
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import Edit, LocalEdit, only, orthonormal, unchanged
 from tl_crosscoder.interventions.latent_edits import Mode, ablated_directions, ablation, check_mode
-from tl_crosscoder.interventions.running import edited_logits
+from tl_crosscoder.interventions.running import edited_logits, kl_divergence, log_probs_at
 from tl_crosscoder.results.tables import without_nan
 
 TENSORS_NAME, FACTS_NAME, HOOK_NAME = "mitigation.safetensors", "mitigation.json", "hook.py"
@@ -257,9 +257,9 @@ def _kl_to_first(
     """Sums of KL(first edit || each of the others) over predicted tokens, float64."""
     first, sums = None, []
     for _, logits in edited_logits(ctx, acts, edits):
-        log_p = logits[:, :-1][predicted.to(logits.device)].float().log_softmax(dim=-1)
+        log_p = log_probs_at(logits, predicted)
         if first is None:
             first = log_p
         else:
-            sums.append((first.exp() * (first - log_p)).sum(dtype=torch.float64).cpu())
+            sums.append(kl_divergence(first, log_p).sum(dtype=torch.float64).cpu())
     return torch.stack(sums)

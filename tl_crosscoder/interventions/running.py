@@ -68,12 +68,11 @@ def score_edits(
         any_kind = own.any(dim=0)
         targets = acts.text.tokens[:, 1:][any_kind].long()[:, None]
         ((_, logits),) = edited_logits(ctx, acts, [reference])
-        log_p = _log_probs(logits, any_kind)
+        log_p = log_probs_at(logits, any_kind)
         for i, logits in edited_logits(ctx, acts, edits):
-            log_q = _log_probs(logits, any_kind)
+            log_q = log_probs_at(logits, any_kind)
             cross_entropy = -log_q.gather(-1, targets.to(log_q.device)).squeeze(-1)
-            log_q = log_q.to(log_p.device)
-            divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+            divergence = kl_divergence(log_p, log_q)
             for sums, each in ((kl, divergence), (ce, cross_entropy)):
                 dense = torch.zeros(any_kind.shape, dtype=torch.float64)
                 dense[any_kind] = each.double().cpu()
@@ -133,7 +132,15 @@ def with_predictions(text: TokenizedText, kinds: Mapping[str, TokenFilter]) -> T
     return text[mask.any(dim=1).nonzero().squeeze(1)]
 
 
-def _log_probs(
+def log_probs_at(
     logits: Float[Tensor, "batch pos d_vocab"], chosen: Bool[Tensor, "batch pos_less_one"]
 ) -> Float[Tensor, "n d_vocab"]:
+    """Log-probabilities of the tokens that follow chosen positions, float32."""
     return logits[:, :-1][chosen.to(logits.device)].float().log_softmax(dim=-1)
+
+
+def kl_divergence(
+    log_p: Float[Tensor, "n d_vocab"], log_q: Float[Tensor, "n d_vocab"]
+) -> Float[Tensor, " n"]:
+    """KL(p || q) in nats, on the device of p."""
+    return (log_p.exp() * (log_p - log_q.to(log_p.device))).sum(dim=-1)

@@ -25,7 +25,7 @@ from torch import Tensor
 from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import Ranking, rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.config.causal import CausalQuestion
+from tl_crosscoder.config.causal import CausalQuestion, LatentsQuestion
 from tl_crosscoder.config.presets import Preset, preset_from, preset_name
 from tl_crosscoder.config.presets import preset as make_preset
 from tl_crosscoder.config.training import RunConfig
@@ -105,8 +105,8 @@ def diff(
         d_sae: number of latents; None is by width and length, see `TrainConfig.plan`.
         k: mean number of active latents a token; None is 16.
         n_tokens: activation pairs to train on; None is ten passes over the text, at most 2 million.
-        output: new or empty folder for the run; None is a temporary one, whose path is
-            printed and which `ModelDiff.save` copies to where it stays.
+        output: new or empty folder for the run; None is a temporary one, whose path is printed and
+            which `ModelDiff.save` copies to where it stays.
         resume: continue the run in `output`, whatever stopped it; a finished one is just opened.
         device: of models that are loaded here; None is the CPU.
         seed: of weights, data and split.
@@ -338,17 +338,17 @@ class ModelDiff:
     # --- with controls ---------------------------------------------------------------------------
 
     def patching(self, **question: Any) -> PatchingResult:
-        """KL recovery; fields of `config.causal.CausalQuestion`. It is kept in the folder."""
-        return patch_run(self.run, CausalQuestion(**question))
+        """KL recovery; fields of `config.causal.LatentsQuestion`. It is kept in the folder."""
+        return patch_run(self.run, LatentsQuestion(**question))
 
     def necessity(self, *, mode: Mode = "delta", **question: Any) -> list[CausalTest]:
-        """What is lost when latents are ablated, with controls; likewise."""
+        """What ablating removes, with controls; fields of `config.causal.CausalQuestion`."""
         return ablate_run(self.run, CausalQuestion(**question), mode=mode)
 
     def sufficiency(
         self, *, strengths: Sequence[float] = (0.5, 1.0, 2.0), **question: Any
     ) -> list[CausalTest]:
-        """What inserting latents into the base adds, and steering it; likewise."""
+        """What inserting latents into the base induces, and steering it; fields as `necessity`."""
         return steer_run(self.run, CausalQuestion(**question), strengths=strengths)
 
     # --- to keep ---------------------------------------------------------------------------------
