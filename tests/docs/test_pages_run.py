@@ -33,7 +33,10 @@ README = {
     '"d_sae": 36_864, "k": 100, "n_tokens": 50_000_000, "batch_size": 4096': (
         '"d_sae": 96, "k": 9, "n_tokens": 9_000, "batch_size": 99'
     ),
-    "latents=tuple(top.latents))": "latents=tuple(top.latents), n_prompts=4, n_random=3)",
+    "patching(latents=tuple(top.latents))": "patching(latents=tuple(top.latents), n_prompts=4)",
+    "necessity(latents=tuple(top.latents))": (
+        "necessity(latents=tuple(top.latents), n_prompts=4, n_random=3)"
+    ),
     '"gemma.html")': '"gemma.html", n_latents=5)',
 }
 
