@@ -69,9 +69,8 @@ def encode_documents(
         else:
             good.append((i, document))
     made = given | dict(zip(rendered, _tokenized([*rendered.values()], tokenizer), strict=True))
-    return [
-        EncodedDocument(*_with_bos(*made[i], document, tokenizer), document) for i, document in good
-    ]
+    bos = own_bos_id(tokenizer)
+    return [EncodedDocument(*_with_bos(*made[i], document, bos), document) for i, document in good]
 
 
 def encode_stream(
@@ -99,10 +98,9 @@ def _checked(document: Document) -> Document:
 
 
 def _with_bos(
-    ids: np.ndarray, roles: np.ndarray, document: Document, tokenizer: Any
+    ids: np.ndarray, roles: np.ndarray, document: Document, bos: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and roles with BOS; many templates write it, and the tokenizer would add a second one."""
-    bos = own_bos_id(tokenizer)
     if bos is None or (len(ids) and ids[0] == bos):
         return ids, roles
     role = _TEMPLATE if "messages" in document else _TEXT
