@@ -37,6 +37,7 @@ _ROLES = {
     "tool": "tool", "function": "tool", "ipython": "tool", "observation": "tool",
 }  # fmt: skip
 """Names of the speakers of a chat, and the role that each is."""
+_OWN_ROLES = (*{*_ROLES.values()},)
 
 
 @dataclass
@@ -167,6 +168,10 @@ def _messages(chat: Any) -> Sequence[Document]:
 
 
 def _message(message: Any) -> Document:
+    if type(message) is dict and message.get("role") in _OWN_ROLES:  # most are, and need no look
+        content = message.get("content")
+        if type(content) is str and content.isascii():
+            return message
     if not isinstance(message, Mapping):
         raise ValueError(f"a message is {_shown(message)}; it must have a role and content")
     said = message.get("role") or message.get("from")
