@@ -82,7 +82,8 @@ class TextSource(YamlConfig, Reading):
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
-            raise ValueError(f"the weight of {self.text!r} is {self.weight}; it must be above 0.")
+            must = "finite" if self.weight > 0 else "above 0"
+            raise ValueError(f"the weight of {self.text!r} is {self.weight}; it must be {must}.")
         self._check_reading()
 
 
