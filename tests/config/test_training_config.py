@@ -53,6 +53,9 @@ def test_what_is_not_given_follows_from_width_and_text():
         (HarvestConfig, {"shard_tokens": 0}, "shard_tokens is 0"),
         (HarvestConfig, {"n_first": -1}, "n_first is -1"),
         (HarvestConfig, {"max_norm_multiple": 0.5}, "it is above 1"),
+        (HarvestConfig, {"max_norm_multiple": float("nan")}, "it is above 1"),
+        (HarvestConfig, {"max_documents": -1}, "max_documents is -1; it must be above 0"),
+        (RunConfig, {"held_out": float("nan")}, "held_out is nan"),
         (RunConfig, {"n_measured_tokens": 0}, "n_measured_tokens is 0"),
         (RunConfig, {"n_calibration_tokens": 0}, "n_calibration_tokens is 0"),
         (RunConfig, {"held_out": 1.0}, "held_out is 1.0"),
@@ -93,8 +96,13 @@ def test_yaml_has_the_same_fields(tmp_path):
 
 def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("\n".join(f"{k}: {v}" for k, v in (RUN | {"lr": "1e-4"}).items()))
-    assert RunConfig.from_yaml(path).lr == 1e-4
+    given = RUN | {"lr": "1e-4", "n_tokens": "1e6", "d_sae": "2.0e3", "max_documents": "5.0"}
+    path.write_text("\n".join(f"{k}: {v}" for k, v in given.items()))
+    config = RunConfig.from_yaml(path)
+    assert config.lr == 1e-4
+    whole = [config.n_tokens, config.d_sae, config.max_documents]
+    assert whole == [1_000_000, 2_000, 5]
+    assert {type(n) for n in whole} == {int}
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,11 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
         ("n_tokens: 3.5\noutput: o", "n_tokens is 3.5; it must be a whole number"),
         ("pack: 1\noutput: o", "pack is 1; it must be true or false"),
         ("kernels: fast\noutput: o", "kernels is 'fast'; it must be one of auto, dense"),
+        ("n_tokens: 1e-6\noutput: o", "n_tokens is '1e-6'; it must be a whole number"),
+        ("n_tokens: .inf\noutput: o", "n_tokens is inf; it must be a whole number"),
+        ("context_size: '16'\noutput: o", "context_size is '16'; it must be a whole number"),
+        ("held_out: 'nan'\noutput: o", "held_out is 'nan'; it must be a number"),
+        ("on_bad_document: drop\noutput: o", "on_bad_document is 'drop'; it must be one of error"),
         ("base: 3\noutput: o", "base is 3; it must be text or null"),
         ("mixture: 3\noutput: o", "mixture is 3; it must be a list, each item a mapping"),
         ("preset: top-k\noutput: o", "preset 'top-k' is not known; it is one of batchtopk, topk"),
@@ -123,6 +136,10 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
         ("base: b", r"lacks \['output'\]"),
         ("text: t\nmixture: [{text: u}]\noutput: o", "not both"),
         ("mixture: [{text: u, wait: 2}]\noutput: o", r"mixture has unknown fields \['wait'\]"),
+        (
+            "mixture: [{text: u, weight: .inf}]\noutput: o",
+            "weight of 'u' is inf; it must be finite",
+        ),
         ("mixture: [{text: u, weight: 0}]\noutput: o", "weight of 'u' is 0.0; it must be above 0"),
     ],
 )

@@ -85,6 +85,70 @@ def test_what_a_template_cuts_out_of_a_message_does_not_move_the_next(tokenizer)
     assert spoken(chat, tokenizer, CUTS_THOUGHTS) == expected
 
 
+THINKS = (
+    "{% for m in messages %}[{{ m['role'] }}]{% if '</think>' in m['content'] %}<think>"
+    "{{ m['content'].split('</think>')[0].split('<think>')[-1] }}</think>"
+    "{{ m['content'].split('</think>')[-1] }}{% else %}<think></think>{{ m['content'] }}{% endif %}"
+    "[end]{% endfor %}"
+)
+SHOUTS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | upper }}[end]{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "expected"),
+    [
+        # The template's own words depend on the message: what differs is the message's.
+        (
+            THINKS,
+            [("user", "Ask."), ("assistant", "<think>hmm</think>Yes."), ("user", "Good.")],
+            ["Ask.", "hmm</think>Yes.", "Good."],
+        ),
+        (SHOUTS, [("user", "Ask."), ("assistant", "Yes."), ("user", "a")], ["ASK.", "YES.", "A"]),
+        # A message that holds what follows it, cut by the template.
+        (CUTS_THOUGHTS, [("user", "x</think>a[end]b"), ("assistant", "c")], ["a[end]b", "c"]),
+    ],
+)
+def test_a_template_that_prints_differently_for_some_content_moves_no_role(
+    tokenizer, template, chat, expected
+):
+    found = spoken(chat, tokenizer, template)
+    assert [role for role, _ in found] == [role for role, _ in chat]
+    for (_, text), right in zip(found, expected, strict=True):
+        # A token has the role of its last character, so that brackets may stick to words.
+        assert text.strip("[]<>") == right.strip("[]<>")
+
+
+def test_a_chat_whose_messages_cannot_be_told_apart_is_refused_by_name(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] * 2 }}{% endfor %}"
+    document = {"messages": [{"role": "user", "content": "Hello."}], "source": "mine"}
+    with pytest.raises(ValueError, match=r"a chat of 'mine' in a way .* first is 'Hello.'"):
+        encode_documents([document], tokenizer)
+    with pytest.warns(UserWarning, match="1 of the documents read of the text were left out"):
+        text = tokenize(
+            [document, {"text": "A river runs to the sea."}],
+            tokenizer,
+            context_size=4,
+            on_bad_document="skip",
+        )
+    assert len(text) > 0
+
+
+def test_parts_and_other_names_of_roles_are_read_and_a_tool_keeps_its_role(tokenizer):
+    tokenizer.chat_template = CHATML
+    chat = [
+        {"role": "human", "content": [{"type": "text", "text": "Ask"}, {"text": " it."}]},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "ipython", "content": "Found."},
+    ]
+    tokenizer.chat_template = CHATML.replace("m['content']", "(m['content'] or '')")
+    (encoded,) = encode_documents([{"messages": chat}], tokenizer)
+    said = [(r, text.strip()) for r, text in by_role(encoded, tokenizer) if r != "template"]
+    assert said == [("user", "Ask it."), ("tool", "Found.")]
+    tokenizer.chat_template = "{% for m in messages %}{{ 'x' + m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="template refuses a chat"):
+        encode_documents([{"messages": chat}], tokenizer)
+
+
 def test_a_real_tokenizer_gives_every_character_back(shared_models):
     """SentencePiece, whose pieces begin with the space before them."""
     tokenizer = AutoTokenizer.from_pretrained(shared_models / "stories260K")
@@ -124,6 +188,8 @@ def test_texts_and_chats_in_one_batch_are_as_alone(tokenizer):
         ({"input_ids": [-1, 3]}, "token ids from -1"),
         ({"input_ids": [3, 4], "role_ids": [0]}, "2 input_ids and 1 role_ids"),
         ({"input_ids": [3], "role_ids": [9]}, "role_ids up to 9"),
+        ({"input_ids": [[3, 4]]}, "not a flat list of whole numbers"),
+        ({"input_ids": [3.5]}, "not a flat list of whole numbers"),
         ({"input_ids": [3], "tokenizer": "another"}, "ids of another tokenizer"),
     ],
 )

@@ -1,12 +1,18 @@
 """Documents from every kind of source, and which of them are held out."""
 
+import gzip
 import json
+import math
 from collections import Counter
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from tl_crosscoder import TextSource, load_documents, split_documents
 from tl_crosscoder.data.documents import is_held_out, stream_documents
+from tl_crosscoder.data.records import as_document
 
 
 def test_text_files_are_split_at_the_separator_or_at_blank_lines(tmp_path):
@@ -42,6 +48,174 @@ def test_parquet_and_folders(tmp_path):
     assert [d["text"] for d in load_documents(tmp_path)] == ["From text.", "From parquet."]
 
 
+CHAT = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes."}]
+SHARE_GPT = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Yes."}]
+
+
+def renamed(*roles):
+    return [{"role": r, "content": m["content"]} for r, m in zip(roles, CHAT, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("record", "document"),
+    [
+        ({"conversations": SHARE_GPT}, {"messages": CHAT}),
+        ({"messages": renamed("Human", "model")}, {"messages": CHAT}),
+        ({"messages": renamed("ipython", "function")}, {"messages": renamed("tool", "tool")}),
+        ({"messages": json.dumps(CHAT), "text": math.nan}, {"messages": CHAT}),
+        ({"messages": math.nan, "text": "a", "source": math.nan}, {"text": "a"}),
+        ({"messages": np.array(CHAT, dtype=object)}, {"messages": CHAT}),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, "i."]}]},
+            {"messages": CHAT[:1]},
+        ),
+        ("a", {"text": "a"}),
+        ({"text": None, "messages": None}, {"text": ""}),
+        # Padding on either side: of five tokens the mask keeps the third and fourth.
+        (
+            {
+                "input_ids": np.array([0, 0, 7, 8, 0]),
+                "role_ids": [0, 0, 2, 3, 0],
+                "attention_mask": [0, 0, 1, 1, 0],
+                "labels": [-100, -100, 7, 8, -100],
+                "n_prompt_tokens": 3,
+            },
+            {"input_ids": [7, 8], "role_ids": [2, 3], "n_prompt_tokens": 1},
+        ),
+        ({"input_ids": [7, 8], "attention_mask": [1, 1]}, {"input_ids": [7, 8]}),
+    ],
+)
+def test_records_of_many_shapes_are_one_document(record, document):
+    assert as_document(record) == document
+    assert as_document(document) is document
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (None, "it is None, neither a text nor an object"),
+        (["a", "b"], "it is list .'a', 'b'., neither"),
+        ({"text": ["a", "b"]}, "its 'text' is list .* which is not a text"),
+        ({"text": 3.5}, "its 'text' is float 3.5"),
+        ({"text": "a\ud800"}, "half a character .* at position 1"),
+        ({"messages": renamed("user", "narrator")}, "the role 'narrator', which is not known; ren"),
+        ({"messages": renamed("user", "template")}, "the role 'template', which is not known"),
+        ({"messages": "user: Hi."}, "a string that is not JSON"),
+        ({"messages": ["Hi."]}, "a message is 'Hi.'; it must have a role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image'; only text"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content of a message is int 3"),
+        ({"input_ids": [1, 2], "attention_mask": [1]}, "attention_mask has 1 values"),
+        (
+            {"input_ids": [1, 2], "attention_mask": [1, 2]},
+            r"attention_mask holds \[2\]; it must be 1",
+        ),
+    ],
+)
+def test_records_that_are_no_document_say_why(record, message):
+    with pytest.raises(ValueError, match=message):
+        as_document(record)
+
+
+def test_padding_of_tokenised_rows_does_not_count_and_unused_columns_are_named(tmp_path):
+    rows = [
+        {"input_ids": [5, 6, 7, 0], "attention_mask": [1, 1, 1, 0], "labels": [-100, 6, 7, -100]},
+        {"input_ids": [8, 0, 0, 0], "attention_mask": [1, 0, 0, 0], "labels": [8, 0, 0, 0]},
+        {"input_ids": [0, 0, 0, 0], "attention_mask": [0, 0, 0, 0], "labels": [0, 0, 0, 0]},
+    ]
+    path = tmp_path / "ids.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    for source in (path, rows):
+        with pytest.warns(UserWarning, match=r"columns|documents") as said:
+            documents = load_documents(source)
+        assert [d["input_ids"] for d in documents] == [[5, 6, 7], [8]]
+        assert any("the columns ['labels']" in str(w.message) for w in said)
+        assert any("1 of the 3 documents" in str(w.message) for w in said)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "lines.json", "a.csv", "a.parquet"]
+)
+def test_every_format_gives_the_same_documents_and_reads_only_what_is_used(tmp_path, name):
+    """Other columns may hold anything: here nothing for 3,000 rows, then a text and an object."""
+    rows = [{"text": f"One\n{i}, caf\u00e9.", "meta": None} for i in range(3_000)]
+    rows += [{"text": "Two.", "meta": "late"}, {"text": "Three.", "meta": '{"a": 1}'}]
+    path = tmp_path / name
+    lines = "\ufeff" + "".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in rows)
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif name.endswith(".zst"):
+        with pa.CompressedOutputStream(str(path), "zstd") as stream:
+            stream.write(lines.encode())
+    elif name == "a.json":
+        path.write_text(json.dumps({"version": 1, "data": rows}, indent=1))
+    elif path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False, encoding="utf-8-sig")
+    elif path.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        path.write_text(lines, encoding="utf-8")
+    source = path.name.split(".")[0]
+    assert load_documents(path) == [{"text": row["text"], "source": source} for row in rows]
+
+
+def test_a_saved_dataset_is_read_by_split(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_dict({"text": ["a", "b"], "meta": [None, "x"]})
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(tmp_path / "two")
+    assert [d["text"] for d in load_documents(tmp_path / "one")] == ["a", "b"]
+    assert [d["text"] for d in load_documents(tmp_path / "two", dataset_split="test")] == ["b"]
+    with pytest.raises(ValueError, match=r"splits \['test', 'train'\] and not 'dev'"):
+        load_documents(tmp_path / "two", dataset_split="dev")
+
+
+def test_a_mixed_folder_says_what_it_leaves_out(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffOne.\r\n \t\r\nTwo.\r\n", encoding="utf-8")
+    for name in ("info.json", "b.csv", ".hidden.txt"):
+        (tmp_path / name).write_text("{}")
+    with pytest.warns(UserWarning, match=r"1 files are read, and not b.csv, info.json\."):
+        documents = load_documents(tmp_path)
+    assert [d["text"] for d in documents] == ["One.", "Two."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"ok \xff", "a.txt is not UTF-8: its byte at offset 3 is 0xff"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "at offset 24 is 0xe9"),
+        ("a.jsonl", b"null\n" + b'{"text": "a"}\n', "document 1 of .* cannot be read: it is None"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2 of .*a.jsonl is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "line 1 of .*a.jsonl is not JSON"),
+        ("a.json", b'{"a": [1], "b": [2]}', "an object|a JSON object of .'a', 'b'., of which 2"),
+        ("a.json", b"[1", "a.json is not JSON"),
+        ("a.csv", b"text,b\nx,y,z,z\n", "a.csv is not CSV"),
+        ("a.parquet", b"PAR1 and no more", "a.parquet is not a parquet file that can be read"),
+        ("a.jsonl.gz", gzip.compress(b"x" * 1000)[:-9], "a.jsonl.gz cannot be decompressed"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_place(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_documents(path)
+
+
+def test_bad_documents_are_skipped_with_three_reasons_where_that_is_asked(tmp_path):
+    path = tmp_path / "a.jsonl"
+    good = [json.dumps({"text": str(i)}) for i in range(5)]
+    bad = ["null", "{", '{"text": 3}', '{"messages": [{"role": "narrator"}]}']
+    path.write_text("\n".join([*bad, *good]))
+    with pytest.warns(UserWarning, match="were left out") as said:
+        documents = load_documents(path, on_bad_document="skip")
+    assert len(documents) == 5
+    (message,) = [str(w.message) for w in said]
+    assert message.startswith(f"4 of the documents read of {path} were left out (the first reasons")
+    assert message.count("cannot be read") == 3
+    with pytest.raises(ValueError, match="document 1 of"):
+        load_documents(path)
+
+
 def test_lists_and_limits():
     assert load_documents(["a", "", "b", "c"], max_documents=2) == [{"text": "a"}, {"text": "b"}]
     with pytest.warns(UserWarning, match="1 of the 3 documents of the list"):
@@ -54,7 +228,7 @@ def test_lists_and_limits():
         (lambda _: ["", "  "], ValueError, "there is no text in the list"),
         (lambda p: p / "missing.txt", FileNotFoundError, "no text file or folder"),
         (lambda p: p, FileNotFoundError, "holds no .txt"),
-        (lambda p: p / "bad.csv", ValueError, "is not one of .txt, .jsonl, .parquet"),
+        (lambda p: p / "bad.doc", ValueError, "is not one of .txt, .jsonl, .parquet"),
         (lambda p: p / "empty.txt", ValueError, "there is no text in .*empty.txt"),
         (lambda p: p / "rows.jsonl", ValueError, r"no column 'text' .* it has \['body'\]"),
     ],
@@ -62,7 +236,7 @@ def test_lists_and_limits():
 def test_sources_without_text_are_refused(tmp_path, make, error, message):
     source = make(tmp_path)
     if source != tmp_path and not isinstance(source, list):
-        (tmp_path / "bad.csv").write_text("a,b")
+        (tmp_path / "bad.doc").write_text("a,b")
         (tmp_path / "empty.txt").write_text("\n \n\n ")
         (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(error, match=message):

@@ -158,7 +158,10 @@ def test_a_config_split_or_column_that_does_not_exist_is_answered_with_those_tha
     assert "available configs: ['en', 'de']" in said["no config"]
     assert "BuilderConfig 'fr' not found. Available: ['en', 'de']" in said["wrong config"]
     assert "Bad split: validation. Available splits: ['train', 'test']" in said["wrong split"]
-    assert said["wrong column"].startswith("ValueError: org/stories has no column 'story'")
+    said_of_column = (
+        "ValueError: document 1 of org/stories cannot be read: it has no column 'story'"
+    )
+    assert said["wrong column"].startswith(said_of_column)
     assert "it has ['id', 'text']" in said["wrong column"]
 
 

@@ -55,6 +55,21 @@ def test_no_document_is_on_both_sides(folder, taboo_pair):
             assert (key in held_out) <= is_held_out(document, share=0.3, seed=0)
 
 
+def test_documents_that_a_template_refuses_are_skipped_where_that_is_asked(tmp_path, taboo_pair):
+    rows = [{"text": f"The {i} rivers run to the sea of Dova."} for i in range(60)]
+    rows[7::9] = [{"messages": [{"role": "narrator", "content": "Once."}]} for _ in rows[7::9]]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = {"context_size": 16, "n_tokens": 300, "n_held_out_tokens": 30, "held_out": 0.3}
+    with pytest.raises(ValueError, match="the role 'narrator'"):
+        tokenize_mixture([TextSource(text=str(path))], taboo_pair.tokenizer, **sizes)
+    source = TextSource(text=str(path), on_bad_document="skip")
+    with pytest.warns(UserWarning, match=r"of the documents read of .*rows.jsonl were left out"):
+        made = tokenize_mixture([source], taboo_pair.tokenizer, **sizes)
+    assert made.training.n_tokens >= 300
+    assert all("text" in document for document in made.held_out_documents)
+
+
 def test_held_out_documents_make_the_held_out_text_again(mixed, taboo_pair):
     again = tokenize(mixed.held_out_documents, taboo_pair.tokenizer, context_size=32)
     assert torch.equal(again.tokens, mixed.held_out.tokens)

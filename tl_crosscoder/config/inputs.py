@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from tl_crosscoder.config.yaml import YamlConfig, check_positive, read_mapping
+from tl_crosscoder.config.yaml import YamlConfig, check_choices, check_positive, read_mapping
 
 CONTEXT_SIZE = 128
+OnBadDocument = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,14 @@ class Reading:
     dataset_config: str | None = None
     """Config of a `datasets` name that has several."""
     dataset_split: str = "train"
-    """Split of a `datasets` name."""
+    """Split of a `datasets` name, or of a folder that `datasets` saved."""
+    on_bad_document: OnBadDocument = "error"
+    """What becomes of a document that cannot be read, such as a chat that the template refuses:
+    `error` stops at the first, `skip` leaves them out and says how many, with three reasons."""
+
+    def _check_reading(self) -> None:
+        check_positive(self, "max_documents")
+        check_choices(self, on_bad_document=OnBadDocument)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +74,17 @@ class TextSource(YamlConfig, Reading):
     """One component of a mixture."""
 
     text: str
-    """A .txt, .jsonl or .parquet file, a folder of them, or a `datasets` name, streamed."""
+    """A .txt, .jsonl, .json, .csv or .parquet file, a folder, or a `datasets` name, streamed."""
     weight: float = 1.0
     """Share of the tokens, relative to the other components."""
     name: str | None = None
     """What measures call it; None is the file's stem or the dataset's name."""
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"the weight of {self.text!r} is {self.weight}; it must be above 0.")
+        if not 0 < self.weight < math.inf:
+            must = "finite" if self.weight > 0 else "above 0"
+            raise ValueError(f"the weight of {self.text!r} is {self.weight}; it must be {must}.")
+        self._check_reading()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +103,7 @@ class Masks:
     def __post_init__(self) -> None:
         if self.n_first < 0:
             raise ValueError(f"n_first is {self.n_first}; it is 0 or more positions.")
-        if self.max_norm_multiple is not None and self.max_norm_multiple <= 1:
+        if self.max_norm_multiple is not None and not self.max_norm_multiple > 1:
             raise ValueError(
                 f"max_norm_multiple is {self.max_norm_multiple}; it is above 1, such as 10."
             )
@@ -104,8 +114,9 @@ class TextConfig(Reading, Masks):
     """The text of a run or of a cache."""
 
     text: str | None = None
-    """A .txt, .jsonl or .parquet file, a folder of them, or a `datasets` name, which is streamed.
-    For several, with weights, give `mixture` in a YAML file."""
+    """A .txt, .jsonl, .json, .csv or .parquet file, compressed or not, a folder of them or one that
+    `datasets` saved, or a `datasets` name, which is streamed. For several, with weights, give
+    `mixture` in a YAML file."""
     mixture: Annotated[tuple[TextSource, ...], tyro.conf.Suppress] = ()
     """Several texts with their shares of the tokens, in place of `text`; in YAML a list of
     mappings with the fields of `TextSource`."""
@@ -140,6 +151,7 @@ class TextConfig(Reading, Masks):
                 f"{self.context_size} tokens."
             )
         Masks.__post_init__(self)
+        self._check_reading()
 
 
 N_BUILT_IN = 64

@@ -4,6 +4,8 @@ A field takes a value of its declared type alone; unknown and missing fields are
 here: the command line reads settings to print its help.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ C = TypeVar("C", bound="YamlConfig")
 T = TypeVar("T")
 
 _INVALID: Any = object()
+_EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
           NoneType: "null"}  # fmt: skip
 
@@ -118,12 +121,20 @@ def _read(value: Any, kind: Any, name: str) -> Any:
         return _INVALID if _INVALID in read else read
     if isinstance(value, Mapping) and is_dataclass(kind):
         return from_mapping(kind, value, name=name)  # type: ignore[arg-type]
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-4, without a point, as text
-        except ValueError:
-            return _INVALID
-    return value if isinstance(value, kind) and (type(value), kind) != (bool, int) else _INVALID
+    if kind in (int, float):
+        return _number(value, kind)
+    return value if isinstance(value, kind) else _INVALID
+
+
+def _number(value: Any, kind: type) -> Any:
+    """An int or a float, or `_INVALID`; a whole number may be written 1e6 or 1_000_000.0."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)  # YAML reads 1e-4, without a point, as text
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _INVALID
+    if kind is float:
+        return float(value)
+    return int(value) if math.isfinite(value) and value == int(value) else _INVALID
 
 
 def _kinds(kind: Any) -> str:

@@ -1,27 +1,31 @@
 """Documents to token ids, with the role of each token: a speaker of the chat, or the template.
 
 `encode_documents` gives `ids [n]` and `role_ids [n]` (indices into `ROLES`) for each document; ids
-begin with exactly one BOS where the tokenizer has one. Limit: roles are found by where the template
-puts each message; where a template rewrites a message beyond trimming it, the whole rewritten span
-gets the role of the message.
+begin with exactly one BOS where the tokenizer has one. Roles are found by where the template puts
+each message, verified for every chat: one that cannot be aligned is an error. Limits: where a
+template rewrites a message beyond trimming it, the whole rewritten span gets the role of the
+message; calls of tools that it prints are the template's.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 
-from tl_crosscoder.data.documents import Document, source_of
+from tl_crosscoder.data.documents import source_of
+from tl_crosscoder.data.records import BadDocuments, Document, as_document
 from tl_crosscoder.models.tokenizer import own_bos_id, tokenizer_sha256
 
 ROLES = ("text", "system", "user", "assistant", "tool", "template")
 """What a token is part of; `text` is any document that is not a chat."""
 _TEXT, _TEMPLATE = 0, ROLES.index("template")
 _TOGETHER = 256
+_MARK = "\ue000{}\ue001"
+"""Stands for a message: of private-use characters, which no template writes."""
 
 
 @dataclass(frozen=True)
@@ -36,44 +40,71 @@ class EncodedDocument:
 
 
 def encode_documents(
-    documents: Sequence[Document], tokenizer: Any, *, add_generation_prompt: bool = False
+    documents: Sequence[Document],
+    tokenizer: Any,
+    *,
+    add_generation_prompt: bool = False,
+    bad: BadDocuments | None = None,
 ) -> list[EncodedDocument]:
     """Token ids and roles of documents, with one call of the tokenizer for all of them.
 
     Chats go through the tokenizer's template; `add_generation_prompt` ends them with what the
-    template puts before an answer.
+    template puts before an answer. Documents that `bad` skips are left out.
 
     Raises:
-        ValueError: chats without a template or against its rules, ids that the tokenizer does not
-            have, or ids of another tokenizer.
+        ValueError: chats without a template, against its rules, or whose messages are not found in
+            what it prints; ids that the tokenizer does not have, or ids of another tokenizer.
     """
-    rendered = {
-        i: _rendered(document, tokenizer, add_generation_prompt=add_generation_prompt)
-        for i, document in enumerate(documents)
-        if "input_ids" not in document
-    }
-    tokenized = dict(zip(rendered, _tokenized([*rendered.values()], tokenizer), strict=True))
-    bos, encoded = own_bos_id(tokenizer), []
+    bad = bad or BadDocuments()
+    good, rendered, given = [], {}, {}
     for i, document in enumerate(documents):
-        ids, roles = tokenized[i] if i in tokenized else _given_ids(document, tokenizer)
-        # Many templates write BOS themselves, and the tokenizer would add a second one.
-        if bos is not None and (not len(ids) or ids[0] != bos):
-            is_chat = "messages" in document
-            ids, roles = (
-                np.insert(ids, 0, bos),
-                np.insert(roles, 0, _TEMPLATE if is_chat else _TEXT),
-            )
-        encoded.append(EncodedDocument(ids, roles, document))
-    return encoded
+        try:
+            document = _checked(document)
+            if "input_ids" in document:
+                given[i] = _given_ids(document, tokenizer)
+            else:
+                rendered[i] = _rendered(document, tokenizer, add_generation_prompt)
+        except ValueError as error:
+            bad.add(error)
+        else:
+            good.append((i, document))
+    made = given | dict(zip(rendered, _tokenized([*rendered.values()], tokenizer), strict=True))
+    bos = own_bos_id(tokenizer)
+    return [EncodedDocument(*_with_bos(*made[i], document, bos), document) for i, document in good]
 
 
 def encode_stream(
-    documents: Iterable[Document], tokenizer: Any, *, add_generation_prompt: bool = False
+    documents: Iterable[Document],
+    tokenizer: Any,
+    *,
+    add_generation_prompt: bool = False,
+    bad: BadDocuments | None = None,
 ) -> Iterator[EncodedDocument]:
     """`encode_documents` of any iterable, read as it is needed, some hundred at a time."""
     stream = iter(documents)
     while batch := list(islice(stream, _TOGETHER)):
-        yield from encode_documents(batch, tokenizer, add_generation_prompt=add_generation_prompt)
+        yield from encode_documents(
+            batch, tokenizer, add_generation_prompt=add_generation_prompt, bad=bad
+        )
+
+
+def _checked(document: Document) -> Document:
+    try:
+        return as_document(document)
+    except ValueError as error:
+        raise ValueError(
+            f"a document of {source_of(document)!r} cannot be read: {error}."
+        ) from error
+
+
+def _with_bos(
+    ids: np.ndarray, roles: np.ndarray, document: Document, bos: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and roles with BOS; many templates write it, and the tokenizer would add a second one."""
+    if bos is None or (len(ids) and ids[0] == bos):
+        return ids, roles
+    role = _TEMPLATE if "messages" in document else _TEXT
+    return np.insert(ids, 0, bos), np.insert(roles, 0, role)
 
 
 def _tokenized(
@@ -129,24 +160,41 @@ def _given_ids(document: Document, tokenizer: Any) -> tuple[np.ndarray, np.ndarr
             "these models. Make it again with them (for contrastive pairs: `tl-crosscoder "
             "contrastive`)."
         )
-    ids = np.asarray(document["input_ids"], dtype=np.int64)
+    if not len(document["input_ids"]):
+        return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.uint8)
+    ids = _whole_numbers(document, "input_ids")
     if ids.min() < 0 or ids.max() >= len(tokenizer):
         raise ValueError(
             f"a document of {source_of(document)!r} holds token ids from {ids.min()} to "
             f"{ids.max()}, but the tokenizer knows 0 to {len(tokenizer) - 1}. Make the ids with "
             "the tokenizer of these models."
         )
-    roles = np.asarray(document.get("role_ids") or [_TEXT] * len(ids), dtype=np.uint8)
-    if len(roles) != len(ids) or roles.max() >= len(ROLES):
+    if not document.get("role_ids"):
+        return ids.astype(np.int32), np.full(len(ids), _TEXT, dtype=np.uint8)
+    roles = _whole_numbers(document, "role_ids")
+    if len(roles) != len(ids) or roles.min() < 0 or roles.max() >= len(ROLES):
         raise ValueError(
             f"a document of {source_of(document)!r} has {len(ids)} input_ids and {len(roles)} "
             f"role_ids up to {roles.max()}: one for each token is needed, below {len(ROLES)}."
         )
-    return ids.astype(np.int32), roles
+    return ids.astype(np.int32), roles.astype(np.uint8)
+
+
+def _whole_numbers(document: Document, name: str) -> np.ndarray:
+    try:
+        values = np.asarray(document[name])
+    except ValueError:  # lists of unequal length
+        values = np.zeros((0, 0))
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"the {name} of a document of {source_of(document)!r} are not a flat list of whole "
+            f"numbers: {repr(document[name])[:60]}. Give one list for each document."
+        )
+    return values.astype(np.int64)
 
 
 def _rendered(
-    document: Document, tokenizer: Any, *, add_generation_prompt: bool
+    document: Document, tokenizer: Any, add_generation_prompt: bool
 ) -> tuple[str, np.ndarray | None]:
     """A document as the text that is tokenised, and for a chat the role of every character."""
     if "messages" not in document:
@@ -158,46 +206,116 @@ def _rendered(
             "'text'."
         )
     messages = list(document["messages"])
-    try:
-        text = tokenizer.apply_chat_template(
+
+    def render(messages: Sequence[Document]) -> str:
+        return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except TemplateError as error:
+
+    try:
+        text = render(messages)
+    except (TemplateError, TypeError) as error:  # TypeError: a message without content, added up
         raise ValueError(
             f"the tokenizer's chat template refuses a chat of {source_of(document)!r} "
             f"({error}; its roles are {[m.get('role') for m in messages]}). Remove or merge "
             "these turns."
         ) from error
-    return text, _character_roles(messages, text, tokenizer)
+    roles = np.full(len(text), _TEMPLATE, dtype=np.uint8)
+    for i, start, end in _spans(messages, text, render, source_of(document)):
+        roles[start:end] = ROLES.index(messages[i]["role"])
+    return text, roles
 
 
-def _character_roles(messages: Sequence[Document], text: str, tokenizer: Any) -> np.ndarray:
-    """Role of every character of a rendered chat.
+# --- where the messages are -----------------------------------------------------------------------
+
+_Span = tuple[int, int, int]
+"""Index of a message, and where it begins and ends in the rendered chat."""
+
+
+def _spans(
+    messages: Sequence[Document], text: str, render: Callable[..., str], source: str
+) -> list[_Span]:
+    """Where each message is in a rendered chat; ValueError where that cannot be told.
 
     A search for the messages in the text fails where a message repeats words of the template
-    ("user"). So the chat is rendered a second time with a private-use mark in place of each
-    message: what stands between the marks is the template's.
+    ("user"). So the chat is rendered again with a mark in place of the messages: what stands
+    between the marks is the template's. Both renderings have to agree to their last character.
     """
-    marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
-    marked = tokenizer.apply_chat_template(
-        [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)], tokenize=False
-    )
-    pieces = re.split("\ue000(\\d+)\ue001", marked)
-    roles = np.full(len(text), _TEMPLATE, dtype=np.uint8)
-    at = len(pieces[0])
-    for index, following in zip(pieces[1::2], pieces[2::2], strict=True):
-        message = messages[int(index)]
-        role = message.get("role") if message.get("role") in ROLES else "system"
-        end = _end_of(str(message.get("content") or ""), text, at, following)
-        roles[at:end] = ROLES.index(role)
+    spoken = [i for i, message in enumerate(messages) if message.get("content")]
+    try:
+        spans = _aligned(messages, spoken, text, render)
+        spans = _varied(messages, spoken, text, render) if spans is None else spans
+    except (TemplateError, TypeError):  # refuses a mark where it took the message
+        spans = None
+    if spans is None:
+        raise ValueError(
+            f"the tokenizer's chat template prints a chat of {source!r} in a way that does not "
+            f"tell where its messages are (the first is {messages[0].get('content')!r:.60}). Give "
+            "it as plain text under 'text', or as input_ids with role_ids."
+        )
+    return spans
+
+
+def _aligned(
+    messages: Sequence[Document], spoken: Sequence[int], text: str, render: Callable[..., str]
+) -> list[_Span] | None:
+    """Spans by one rendering with all messages marked; None where it is not that of the text."""
+    marked = [dict(message) for message in messages]
+    for i in spoken:
+        marked[i]["content"] = _MARK.format(i)
+    before, *pieces = re.split(_MARK.format(r"(\d+)"), render(marked))
+    if len({*pieces[::2]}) < len(pieces[::2]) or not text.startswith(before):
+        return None
+    spans, at = [], len(before)
+    for index, following in zip(pieces[::2], pieces[1::2], strict=True):
+        end = _end_of(messages[int(index)]["content"], text, at, following)
+        if end is None:
+            return None
+        spans.append((int(index), at, end))
         at = end + len(following)
-    return roles
+    return spans if at == len(text) else None
 
 
-def _end_of(content: str, text: str, at: int, following: str) -> int:
-    """End of a message at `at`: after it verbatim, after it trimmed, or else before `following`."""
+def _end_of(content: str, text: str, at: int, following: str) -> int | None:
+    """End of a message at `at`: after it verbatim, after it trimmed, or after a part of it."""
     for written in (content, content.strip()):
         if text.startswith(written + following, at):
             return at + len(written)
     end = text.find(following, at) if following else len(text)
-    return len(text) if end < 0 else end
+    return end if end >= 0 and text[at:end] in content else None
+
+
+def _varied(
+    messages: Sequence[Document], spoken: Sequence[int], text: str, render: Callable[..., str]
+) -> list[_Span] | None:
+    """Spans by what changes with each message alone, at one rendering each.
+
+    Right also where the template's own words depend on a message, such as on its thoughts. None
+    where a message is printed twice, or where two messages change one place.
+    """
+    spans, codes = [], _codes(text)
+    for i in spoken:
+        mark = _MARK.format(i)
+        one = [*messages[:i], {**messages[i], "content": mark}, *messages[i + 1 :]]
+        marked = render(one)
+        if marked == text:  # this message is not printed
+            continue
+        if marked.count(mark) != 1:
+            return None
+        other = _codes(marked)
+        start = _n_equal(codes, other)
+        spans.append((i, start, len(text) - _n_equal(codes[start:][::-1], other[start:][::-1])))
+    ordered = sorted((start, end) for _, start, end in spans)
+    overlaps = any(end > start for (_, end), (start, _) in pairwise(ordered))
+    return None if overlaps else spans
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+
+
+def _n_equal(one: np.ndarray, other: np.ndarray) -> int:
+    """Number of equal values at the beginning of two arrays."""
+    n = min(len(one), len(other))
+    differs = one[:n] != other[:n]
+    return int(differs.argmax()) if differs.any() else n

@@ -2,8 +2,9 @@
 
 A document is a text `{"text": str}`, a chat `{"messages": [{"role", "content"}, ...]}`, or token
 ids `{"input_ids": [int], "role_ids": [int]}` (the roles are optional), each with an optional
-`"source"` that names its origin. Limit: `load_documents` holds every document in memory;
-`stream_documents` holds at most `SHUFFLE_BUFFER` of them.
+`"source"` that names its origin; `records.as_document` makes them of what people have. Limit:
+`load_documents` holds every document in memory; `stream_documents` holds at most `SHUFFLE_BUFFER`
+of them.
 """
 
 import hashlib
@@ -11,22 +12,34 @@ import json
 import lzma
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tl_crosscoder.config.inputs import TextSource
+from tl_crosscoder.config.inputs import OnBadDocument, TextSource
+from tl_crosscoder.data.readers import (
+    files_of,
+    format_of,
+    is_saved_dataset,
+    name_of,
+    read_rows,
+    read_saved,
+)
+from tl_crosscoder.data.records import (
+    COLUMNS,
+    BadDocuments,
+    Document,
+    as_document,
+    columns_not_read,
+    has_content,
+)
 from tl_crosscoder.models.pretrained import PREFIX, embedded_text
 
-Document = Mapping[str, Any]
-
-SEPARATOR = "<|endoftext|>"
 SHUFFLE_BUFFER = 10_000
 """Number of documents among which a stream is shuffled."""
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 def load_documents(
@@ -36,19 +49,22 @@ def load_documents(
     max_documents: int | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
+    on_bad_document: OnBadDocument = "error",
 ) -> list[Document]:
     """Documents from a file, a folder, a `datasets` name, or a list of strings or documents.
 
     A `TextSource` has the options of its own.
 
-    Text files hold documents separated by `<|endoftext|>`, or else by blank lines. JSONL and
-    parquet rows have a `messages` or `input_ids` column, or `text_column`, which may also hold
-    chats. A folder is read file by file, in the order of names. Empty documents are dropped.
+    Text files hold documents separated by `<|endoftext|>`, or else by blank lines. Rows of JSON,
+    CSV and parquet have a `messages`, `conversations` or `input_ids` column, or `text_column`,
+    which may also hold chats. A folder is read file by file, in the order of names. Empty documents
+    are dropped.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without text in it.
-        ValueError: a column that does not exist, nothing but empty text, or a `datasets` name
-            without `max_documents`, since whole datasets do not fit in memory.
+        ValueError: a column that does not exist, a document that cannot be read (unless it is to
+            be skipped), nothing but empty text, or a `datasets` name without `max_documents`,
+            since whole datasets do not fit in memory.
     """
     if isinstance(source, str | Path):
         source = TextSource(
@@ -57,6 +73,7 @@ def load_documents(
             max_documents=max_documents,
             dataset_config=dataset_config,
             dataset_split=dataset_split,
+            on_bad_document=on_bad_document,
         )
     if isinstance(source, TextSource):
         name = source.text
@@ -68,30 +85,38 @@ def load_documents(
         documents = [*stream_documents(source)]
     else:
         name = "the list of documents"
-        rows = _with_text(({"text": d} if isinstance(d, str) else d for d in source), name)
-        documents = [*islice(rows, max_documents)]
+        bad = BadDocuments(on_bad_document)
+        rows = _documents(source, name=name, bad=bad)
+        documents = [*islice(_with_text(rows, name), max_documents)]
+        bad.warn(name)
     if not documents:
         raise ValueError(f"there is no text in {name}: every document is empty or whitespace.")
     return documents
 
 
-def stream_documents(source: TextSource, *, seed: int | None = None) -> Iterator[Document]:
+def stream_documents(
+    source: TextSource, *, seed: int | None = None, bad: BadDocuments | None = None
+) -> Iterator[Document]:
     """The documents of a source, one by one; a seed shuffles them, none keeps the given order.
 
-    Empty documents are dropped. Raises the errors of `load_documents` when the stream reaches
+    Empty documents are dropped, and counted at the end as those are that were to be skipped; with
+    `bad` its owner does the latter. Raises the errors of `load_documents` when the stream reaches
     their cause.
     """
     name = source.text
+    own = BadDocuments(source.on_bad_document) if bad is None else bad
     # With max_documents every pass must see the same first documents, so the files keep their
     # order and only these documents are shuffled.
     file_seed = seed if source.max_documents is None else None
     if name.startswith(PREFIX):
         rows = _read_embedded(embedded_text(name))
     elif is_dataset_name(name):
-        rows = _read_dataset(source, file_seed)
+        rows = _read_dataset(source, file_seed, own)
     else:
-        rows = _read(Path(name).expanduser(), source.text_column, file_seed)
+        rows = _read(Path(name).expanduser(), source, file_seed, own)
     rows = islice(_with_text(rows, name), source.max_documents)
+    if bad is None:
+        rows = _then_warn(rows, own, name)
     if source.name is not None:
         rows = ({**row, "source": source.name} for row in rows)
     return iter(rows) if seed is None else _shuffled(rows, seed)
@@ -163,8 +188,7 @@ def _with_text(rows: Iterable[Document], name: str) -> Iterator[Document]:
 
 def is_dataset_name(source: str | Path) -> bool:
     """Whether this names a dataset of the hub, not a local file or folder or embedded text."""
-    path = Path(source)
-    if not isinstance(source, str) or path.exists() or path.suffix in _SUFFIXES:
+    if not isinstance(source, str) or Path(source).exists() or format_of(source):
         return False
     return "\\" not in source and not source.startswith((".", "/", "~", PREFIX))
 
@@ -174,37 +198,34 @@ def _read_embedded(path: Path) -> Iterator[Document]:
         yield from map(json.loads, lines)
 
 
-def _read(path: Path, text_column: str, seed: int | None) -> Iterable[Document]:
-    if path.is_dir():
-        paths = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES)
-        if not paths:
-            raise FileNotFoundError(f"the folder {path} holds no {', '.join(_SUFFIXES)} file.")
-        if seed is not None:
-            random.Random(seed).shuffle(paths)
-        return (row for p in paths for row in _read_file(p, text_column))
-    if path.is_file():
-        return _read_file(path, text_column)
-    raise FileNotFoundError(f"there is no text file or folder {path} (from {Path.cwd()}).")
+def _then_warn(rows: Iterable[Document], bad: BadDocuments, name: str) -> Iterator[Document]:
+    yield from rows
+    bad.warn(name)
 
 
-def _read_file(path: Path, text_column: str) -> Iterable[Document]:
-    if path.suffix == ".txt":
-        text = path.read_text(encoding="utf-8")
-        separator = SEPARATOR if SEPARATOR in text else "\n\n"
-        parts = (part.strip() for part in text.split(separator))
-        return ({"text": part, "source": path.stem} for part in parts if part)
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"{path} is not one of {', '.join(_SUFFIXES)}.")
-    if not path.stat().st_size:
-        return ()  # `datasets` raises StopIteration at an empty file
-    from datasets import load_dataset
+def _read(
+    path: Path, source: TextSource, seed: int | None, bad: BadDocuments
+) -> Iterable[Document]:
+    column = source.text_column
+    columns = (*COLUMNS, column)
+    if path.is_dir() and is_saved_dataset(path):
+        rows = read_saved(path, source.dataset_split, columns)
+        return _documents(rows, column, name=str(path), origin=path.name, bad=bad)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no text file or folder {path} (from {Path.cwd()}).")
+    paths = files_of(path) if path.is_dir() else [path]
+    if seed is not None:
+        random.Random(seed).shuffle(paths)
+    return (
+        document
+        for p in paths
+        for document in _documents(
+            read_rows(p, columns), column, name=str(p), origin=name_of(p), bad=bad
+        )
+    )
 
-    kind = "json" if path.suffix == ".jsonl" else "parquet"
-    rows = load_dataset(kind, data_files=str(path), split="train", streaming=True)
-    return _rows(rows, text_column, name=str(path), source=path.stem)
 
-
-def _read_dataset(source: TextSource, seed: int | None) -> Iterable[Document]:
+def _read_dataset(source: TextSource, seed: int | None, bad: BadDocuments) -> Iterable[Document]:
     from datasets import load_dataset
     from huggingface_hub.errors import HTTPError
 
@@ -221,7 +242,7 @@ def _read_dataset(source: TextSource, seed: int | None) -> Iterable[Document]:
         ) from error
     if seed is not None:
         rows = _file_by_file(rows, seed)
-    return _rows(rows, source.text_column, name=name, source=name)
+    return _documents(rows, source.text_column, name=name, origin=name, bad=bad)
 
 
 def _file_by_file(rows: Any, seed: int) -> Iterable[Any]:
@@ -235,21 +256,41 @@ def _file_by_file(rows: Any, seed: int) -> Iterable[Any]:
     return (row for i in files for row in rows.shard(len(files), i))
 
 
-def _rows(rows: Iterable[Any], text_column: str, *, name: str, source: str) -> Iterable[Document]:
-    for row in rows:
-        content = next((k for k in ("messages", "input_ids") if row.get(k)), text_column)
-        if content not in row:
-            raise ValueError(
-                f"{name} has no column {text_column!r} and no 'messages'; it has {sorted(row)}. "
-                "Name the column with text_column (--text-column)."
-            )
-        document = {"source": row.get("source") or source}
-        if content == "input_ids":
-            fields = ("input_ids", "role_ids", "tokenizer", "n_prompt_tokens")
-            yield document | {k: row[k] for k in fields if row.get(k) is not None}
-        else:
-            kind = "messages" if isinstance(row[content], list) else "text"
-            yield document | {kind: row[content]}
+def _documents(
+    rows: Iterable[Any],
+    text_column: str = "text",
+    *,
+    name: str,
+    origin: str | None = None,
+    bad: BadDocuments,
+) -> Iterator[Document]:
+    """Rows as documents; those of files keep the columns that are read, and an origin.
+
+    Raises ValueError for a row that cannot be read, with its number, unless `bad` skips it.
+    """
+    columns, was_column_seen = {*COLUMNS, text_column}, False
+    for number, row in enumerate(rows, 1):
+        if was_column_seen and not has_content(row, text_column):
+            yield {"text": ""}  # a field left out where it is empty; counted with the empty ones
+            continue
+        used = row
+        if origin is not None and isinstance(row, dict):
+            used = {k: v for k, v in row.items() if k in columns}
+        try:
+            document = _document(used if has_content(used, text_column) else row, text_column)
+        except ValueError as error:
+            bad.add(ValueError(f"document {number:,} of {name} cannot be read: {error}."))
+            continue
+        if number == 1 and "input_ids" in document and (ignored := columns_not_read(row)):
+            warnings.warn(f"the columns {ignored} of {name} are not used.", stacklevel=2)
+        was_column_seen = True
+        yield document if origin is None or "source" in document else {"source": origin} | document
+
+
+def _document(row: Any, text_column: str) -> Document:
+    if isinstance(row, ValueError):
+        raise row
+    return as_document(row, text_column=text_column)
 
 
 def _shuffled(documents: Iterable[Document], seed: int) -> Iterator[Document]:

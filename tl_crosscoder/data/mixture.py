@@ -13,7 +13,8 @@ from typing import Any
 
 from tl_crosscoder.config.inputs import Masks, TextSource
 from tl_crosscoder.data.chat import EncodedDocument, encode_stream
-from tl_crosscoder.data.documents import Document, is_held_out, stream_documents
+from tl_crosscoder.data.documents import is_held_out, stream_documents
+from tl_crosscoder.data.records import BadDocuments, Document
 from tl_crosscoder.data.tokens import Packer, TokenizedText
 
 
@@ -77,6 +78,7 @@ def tokenize_mixture(
 
     measured = packed(held_out_documents(), n_held_out_tokens, "Reading held-out text")
     training = packed(mixture.documents(held_out=False), n_tokens, "Reading text")
+    mixture.warn()
     return SplitText(
         training=training,
         held_out=measured,
@@ -93,6 +95,12 @@ class _Mixture:
     ) -> None:
         self.sources, self.tokenizer, self.share, self.seed = sources, tokenizer, share, seed
         self.n_passes = [0] * len(sources)
+        self._bad = [BadDocuments(source.on_bad_document) for source in sources]
+
+    def warn(self) -> None:
+        """Say which documents were left out; one that was read again counts again."""
+        for source, bad in zip(self.sources, self._bad, strict=True):
+            bad.warn(source.name or source.text)
 
     def documents(self, *, held_out: bool) -> Iterator[EncodedDocument]:
         """Documents of one side of the split.
@@ -115,11 +123,12 @@ class _Mixture:
         """Each document of one side once, in an order of this pass and source."""
         # Orders differ, also where two sources read one file; the split is the same for all, so
         # that a document of two sources is on one side.
-        every = stream_documents(self.sources[i], seed=self.seed + 1_000_003 * i + self.n_passes[i])
+        seed = self.seed + 1_000_003 * i + self.n_passes[i]
+        every = stream_documents(self.sources[i], seed=seed, bad=self._bad[i])
         documents = (
             d for d in every if is_held_out(d, share=self.share, seed=self.seed) == held_out
         )
-        yield from encode_stream(documents, self.tokenizer)
+        yield from encode_stream(documents, self.tokenizer, bad=self._bad[i])
 
     def _endless(self, i: int) -> Iterator[EncodedDocument]:
         """Training documents, read again and again. Raises ValueError where there are none."""

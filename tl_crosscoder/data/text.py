@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from tl_crosscoder import files
-from tl_crosscoder.config.inputs import TextConfig
+from tl_crosscoder.config.inputs import OnBadDocument, TextConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
+from tl_crosscoder.data.chat import encode_stream
 from tl_crosscoder.data.documents import (
-    Document,
     is_dataset_name,
     load_documents,
     split_documents,
@@ -27,6 +27,7 @@ from tl_crosscoder.data.documents import (
 )
 from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.mixture import SplitText, tokenize_mixture
+from tl_crosscoder.data.records import BadDocuments, Document
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
@@ -92,6 +93,10 @@ def _split(
     documents: list[Document], config: RunConfig | HarvestConfig, tokenizer: Any, *, n_held_out: int
 ) -> SplitText:
     rest, kept = split_documents(documents, held_out=config.held_out, seed=config.seed)
+    if config.on_bad_document == "skip":  # what is recorded must be read again without a policy
+        bad = BadDocuments(config.on_bad_document)
+        kept = [encoded.document for encoded in encode_stream(kept, tokenizer, bad=bad)]
+        bad.warn("the held-out text")
     return SplitText(
         training=tokens_of(config, rest, tokenizer, show_progress=True),
         held_out=held_out_text(config, kept, tokenizer, n_tokens=n_held_out),
@@ -120,6 +125,7 @@ def tokens_of(
         pack=config.pack,
         masks=config,
         show_progress=show_progress,
+        on_bad_document=config.on_bad_document,
     )
 
 
@@ -142,7 +148,9 @@ Text = str | Path | Iterable[str | Document] | TokenizedText
 _LONGEST_NAME = 300
 
 
-def checked_text(text: Any) -> str | Path | TokenizedText | list[Document]:
+def checked_text(
+    text: Any, *, on_bad_document: OnBadDocument = "error"
+) -> str | Path | TokenizedText | list[Document]:
     """The text by its type, before anything is loaded.
 
     Raises:
@@ -166,13 +174,13 @@ def checked_text(text: Any) -> str | Path | TokenizedText | list[Document]:
                 "a `datasets` name, a list of strings or of documents ({'text': str} or "
                 "{'messages': [...]}), or a TokenizedText."
             )
-    found = load_documents(documents)
+    found = load_documents(documents, on_bad_document=on_bad_document)
     split_documents(found[:2])  # refuses fewer than two
     return found
 
 
 def _is_document(value: Any) -> bool:
-    keys = ("text", "messages", "input_ids")
+    keys = ("text", "messages", "conversations", "input_ids")
     return isinstance(value, str) or (isinstance(value, Mapping) and any(k in value for k in keys))
 
 

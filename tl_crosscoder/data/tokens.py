@@ -17,9 +17,10 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_crosscoder.config.inputs import Masks
+from tl_crosscoder.config.inputs import Masks, OnBadDocument
 from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_stream
-from tl_crosscoder.data.documents import Document, source_of
+from tl_crosscoder.data.documents import source_of
+from tl_crosscoder.data.records import BadDocuments, Document
 from tl_crosscoder.models.tokenizer import own_bos_id, pad_id
 
 DROP_REASONS = ("kept", "bos", "first", "template", "norm", "padding")
@@ -115,6 +116,7 @@ def tokenize(
     masks: Masks | None = None,
     max_tokens: int | None = None,
     show_progress: bool = False,
+    on_bad_document: OnBadDocument = "error",
 ) -> TokenizedText:
     """Documents as contexts of `context_size` tokens, each beginning with BOS.
 
@@ -131,6 +133,7 @@ def tokenize(
             models: see `harvest.with_norm_limits`.
         max_tokens: kept tokens after which reading stops.
         show_progress: with a progress bar.
+        on_bad_document: `skip` leaves out the documents that cannot be encoded, and counts them.
 
     Raises:
         ValueError: chats without a template, ids that the tokenizer does not have, text shorter
@@ -138,7 +141,12 @@ def tokenize(
     """
     packer = Packer(tokenizer, context_size=context_size, pack=pack, masks=masks)
     description = "Tokenizing" if show_progress else None
-    return packer.packed(encode_stream(documents, tokenizer), max_tokens, description=description)
+    bad = BadDocuments(on_bad_document)
+    try:
+        encoded = encode_stream(documents, tokenizer, bad=bad)
+        return packer.packed(encoded, max_tokens, description=description)
+    finally:
+        bad.warn("the text")
 
 
 class Packer:

@@ -127,7 +127,7 @@ def diff(
     settings |= {"adapter": None if adapter is None else str(adapter)}
     given = _with_preset({name: value for name, value in settings.items() if value is not None})
     given |= _names(base, finetuned, given, model_names)
-    content = checked_text(text)
+    content = checked_text(text, on_bad_document=given.get("on_bad_document", "error"))
     if isinstance(content, str | Path):
         given["text"], content = str(content), None
     given["output"] = str(output or tempfile.mkdtemp(prefix="tl_crosscoder-"))
