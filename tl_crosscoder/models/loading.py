@@ -1,23 +1,20 @@
-"""A PEFT adapter on a base model: merged into its weights, or attached beside them.
+"""Load models by name: from the hub, from a folder, or as a base with a PEFT adapter.
 
-Contract: all of the adapter is used or none; attached and merged give the same activations up to
-float error. Limit: LoRA-like adapters; an attached one costs a little time in every forward pass.
-
-Load models by name: from the hub, from a folder, or as a base with a PEFT adapter.
-
-Contract: the weights come back raw (nothing folded, nothing centred) and shared with no other
-model; what cannot be loaded raises one paragraph with the name, the reason and the next step.
-Limit: decoder-only language models, each whole on one device.
+Contract: the weights come back raw (nothing folded, nothing centred), all of them read from the
+files and shared with no other model; what cannot be loaded raises one paragraph with the name, the
+reason and the next step. Limit: decoder-only language models, each whole on one device.
 """
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from tl_crosscoder.models.adapter import no_merge_message, with_adapter
 from tl_crosscoder.models.devices import (
     Precision,
     devices_of,
@@ -26,70 +23,9 @@ from tl_crosscoder.models.devices import (
     settle_on_cpu,
 )
 from tl_crosscoder.models.hooked import HookedModel
-from tl_crosscoder.models.hub_errors import explained, first_line
+from tl_crosscoder.models.hub_errors import explained
 from tl_crosscoder.models.pretrained import resolve_model
 from tl_crosscoder.models.site import Site
-
-
-def with_adapter(
-    hf_model: Any, folder: Path, *, base: str, adapter: str, merge: bool | None
-) -> Any:
-    """The Hugging Face model with an adapter, its own weights or modules changed in place.
-
-    `merge` None merges into float weights and attaches to quantised ones, where merging would
-    round a second time. `base` and `adapter` are names for messages. Raises ValueError for a
-    second rounding, and where the adapter does not fit.
-    """
-    from peft import PeftConfig
-
-    is_quantized = bool(getattr(hf_model, "is_quantized", False))
-    if merge and is_quantized:
-        raise ValueError(no_merge_message(f"'{base}'"))
-    with explained(adapter, None):
-        config = PeftConfig.from_pretrained(str(folder))
-    if config.is_prompt_learning:
-        raise ValueError(
-            f"adapter '{adapter}' is {config.peft_type}, which changes no weights: use a "
-            "LoRA-like adapter or a fine-tuned model."
-        )
-    try:
-        adapted = _adapt(hf_model, str(folder))
-    except (RuntimeError, ValueError, UserWarning) as error:
-        raise ValueError(
-            f"adapter '{adapter}' does not fit base model '{base}': {first_line(error)} "
-            f"It was trained on '{config.base_model_name_or_path}': give that as the base."
-        ) from error
-    is_merged = not is_quantized if merge is None else merge
-    return adapted.merge_and_unload() if is_merged else adapted.get_base_model()
-
-
-def no_merge_message(base: str) -> str:
-    """Why an adapter is not merged into quantised weights."""
-    return (
-        f"merge_adapter=True on {base}: merging into quantised weights rounds them again. Set "
-        "it to False to attach the adapter, or merge in float weights, save them with "
-        "save_pretrained() and give that folder as the fine-tuned model."
-    )
-
-
-def _adapt(hf_model: Any, source: str) -> Any:
-    """Put an adapter on a model, all of it or none."""
-    from peft import PeftModel
-    from peft.utils import get_peft_model_state_dict, load_peft_weights
-
-    with warnings.catch_warnings():
-        # PEFT only warns when it leaves layers without their adapter weights, and says nothing of
-        # adapter weights for which the model has no place.
-        warnings.filterwarnings("error", message=".*missing adapter keys.*")
-        # PEFT on transformers 5.23; nothing that a user of ours can change.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        adapted: Any = PeftModel.from_pretrained(hf_model, source)
-    used = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    saved = load_peft_weights(source, device="cpu")
-    unused = [key for key in saved if adapted.base_model.prefix in key and key not in used]
-    if unused:
-        raise ValueError(f"the base has no place for {unused[0]!r}")
-    return adapted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +76,8 @@ def load_site(site: Site, how: LoadOptions) -> HookedModel:
             hf_model = _hf_model(source, how, revision)
     if folder is not None:
         named = {"base": name, "adapter": str(adapter)}
-        hf_model = with_adapter(hf_model, folder, **named, merge=how.merge_adapter)
+        how_merged = {"merge": how.merge_adapter, "revision": revision}
+        hf_model = with_adapter(hf_model, folder, **named, **how_merged)
     with explained(name, revision):
         model = _boot(source, hf_model, how, revision)
     settle_on_cpu(model, name)
@@ -167,13 +104,68 @@ def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) ->
         dtype=how.precision.dtype,
         revision=revision,
         tokenizer=how.tokenizer,
+        # What a bridge loads its model with.
+        model_class=SimpleNamespace(from_pretrained=_whole_model),
     )
+
+
+def _whole_model(source: str, *, config: Any, **options: Any) -> Any:
+    from transformer_lens.model_bridge.sources.transformers import (
+        determine_architecture_from_hf_config,
+        get_hf_model_class_for_architecture,
+    )
+
+    architecture = determine_architecture_from_hf_config(config)
+    model_class = get_hf_model_class_for_architecture(architecture)
+    return _whole(model_class, source, config=config, **options)
+
+
+def _whole(model_class: Any, source: str, **options: Any) -> Any:
+    """What `model_class.from_pretrained` loads. Raises ValueError unless it is the whole model.
+
+    transformers fills what is missing with random numbers, and says so in a warning alone. Weights
+    beside the decoder, such as the value head of a trainer, are left out with a warning.
+    """
+    # Of another shape is reported with the rest.
+    asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    hf_model, found = model_class.from_pretrained(source, **options, **asked)
+    decoder = f"{hf_model.base_model_prefix}."
+    wrong = {
+        "missing": sorted(found["missing_keys"]),
+        "of another shape": [
+            f"{name} {[*there]} for {[*wanted]}"
+            for name, there, wanted in sorted(found["mismatched_keys"])
+        ],
+        "without a place in the model": sorted(
+            key for key in found["unexpected_keys"] if key.startswith(decoder)
+        ),
+    }
+    if any(wrong.values()):
+        listed = "; ".join(f"{what} {_first(names)}" for what, names in wrong.items() if names)
+        raise ValueError(
+            f"its weights are not those of the model in its config.json, and would be filled with "
+            f"random numbers or left out: {listed}. Save the whole model with save_pretrained()."
+        )
+    beside = sorted(found["unexpected_keys"])
+    if beside:
+        warnings.warn(
+            f"'{source}' has weights that no part of its {type(hf_model).__name__} uses, left out: "
+            f"{_first(beside)}.",
+            stacklevel=2,
+        )
+    return hf_model
+
+
+def _first(names: Sequence[str], n: int = 4) -> str:
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
 
 
 def _hf_model(source: str, how: LoadOptions, revision: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    hf_model: Any = AutoModelForCausalLM.from_pretrained(
+    hf_model = _whole(
+        AutoModelForCausalLM,
         source,
         revision=revision,
         dtype=how.precision.dtype,
