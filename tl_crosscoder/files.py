@@ -119,8 +119,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON (NaN and infinity are refused: they are not JSON)."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """Write strict JSON. Raises ValueError for NaN and infinity, which are not JSON."""
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: a number in it is not ({error}).") from error
+    write_text(path, text + "\n")
 
 
 def write_tensors(

@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from tl_crosscoder.config.yaml import YamlConfig, check_positive, read_mapping
+from tl_crosscoder.config.yaml import YamlConfig, check_choices, check_positive, read_mapping
 
 CONTEXT_SIZE = 128
+OnNonfinite = Literal["error", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,8 @@ class Masks:
     """Leave out the tokens of the chat template."""
     max_norm_multiple: float | None = None
     """Leave out tokens whose norm is above so many times the median, in any site."""
+    on_nonfinite: OnNonfinite = "error"
+    """A token whose activation is NaN or infinite stops the run, or is left out and counted."""
 
     def __post_init__(self) -> None:
         if self.n_first < 0:
@@ -97,6 +100,7 @@ class Masks:
             raise ValueError(
                 f"max_norm_multiple is {self.max_norm_multiple}; it is above 1, such as 10."
             )
+        check_choices(self, on_nonfinite=OnNonfinite)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -214,7 +214,8 @@ class ActivationCache(ActivationSource):
 
     @cached_property
     def _dropped(self) -> Tensor:
-        if self.manifest["norm_limits"] is None:
+        n_nonfinite = self.manifest["mask_counts"].get("nonfinite", 0)
+        if self.manifest["norm_limits"] is None and not n_nonfinite:
             return self._text_as_given.dropped
         parts = []
         for shard in self.shards:

@@ -48,7 +48,7 @@ def check_same_kind(models: Sequence[HookedModel], labels: Sequence[str]) -> str
     weights = [next(iter(model.parameters())) for model in models]
     check_equal([w.device.type for w in weights], "device", labels, "Move one with .to(device).")
     check_equal(
-        [_dtype(model) for model in models],
+        [dtype_name(model) for model in models],
         "dtype",
         labels,
         "Load both in one: rounding alone would look like a difference.",
@@ -60,7 +60,7 @@ def check_same_kind(models: Sequence[HookedModel], labels: Sequence[str]) -> str
     return how[0].name
 
 
-def _dtype(model: HookedModel) -> str:
+def dtype_name(model: HookedModel) -> str:
     """What a model computes in, and whether some of its weights are rounded further."""
     weights = list(model.parameters())
     # Quantised weights are packed into integers; LoRA's are float32 beside bfloat16 ones.

@@ -226,6 +226,11 @@ class ModelPair(ActivationSource):
         """Device of tokens and activations: the first model's."""
         return self.devices[0]
 
+    @property
+    def computed_in(self) -> str:
+        """Number format that the models compute in, the same for all."""
+        return checks.dtype_name(self.models[0])
+
     def site_index(self, site: str) -> int:
         """Position of a model site by name. Raises ValueError for an unknown one."""
         return site_index(self.model_sites, site)

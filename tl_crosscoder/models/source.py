@@ -75,6 +75,11 @@ class ActivationSource(ABC):
         """Longest context, in tokens."""
 
     @property
+    def computed_in(self) -> str:
+        """Number format that the models compute in, for messages."""
+        return "the format of the cache"
+
+    @property
     def cache_id(self) -> str | None:
         """Hash of the cache that this reads from; None where models run."""
         return None
