@@ -57,7 +57,7 @@ def test_statistics_are_what_a_naive_loop_counts(taboo_pair, cache):
 
 
 def test_activations_that_are_no_numbers_are_refused_or_left_out(small, write, tmp_path):
-    """A token of the third shard overflows in the fine-tuned model, and all after it in its context."""
+    """A token of the third shard overflows in one model, with all that follow in its context."""
     names = ["tl_crosscoder/world-base"] * 2
     pair = ModelPair.from_pretrained(*names, hook_name=HOOK, dtype="float16")
     early, late = (set(part.flatten().tolist()) for part in small[0].tokens.split([24, 16]))
