@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
+from tl_crosscoder import files
 from tl_crosscoder.cli.analyze import Analyze
 from tl_crosscoder.cli.causal import Ablate, Baselines, Patch, Steer
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
@@ -48,7 +49,7 @@ class Demo:
         from tl_crosscoder.report.figures import save_norm_figure
 
         how = {"seed": self.seed, "n_tokens": self.n_tokens, "resume": self.resume}
-        output = Path(self.output or f"demo-output/{self.organism}")
+        output = files.user_path(self.output or f"demo-output/{self.organism}")
         found = run_demo(self.organism, output=str(output), **how)
         save_norm_figure(found.measurement, output)
         print(found)

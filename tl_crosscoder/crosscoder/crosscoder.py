@@ -90,7 +90,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
 
     def save(self, path: str | Path) -> Path:
         """Write `cfg.json` and `sae_weights.safetensors` into the folder, each atomically."""
-        path = Path(path)
+        path = files.user_path(path)
         files.write_tensors(path / WEIGHTS_NAME, self.state_dict())
         files.write_json(path / CFG_NAME, self.cfg.to_dict())
         return path
@@ -104,7 +104,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
             ValueError: a damaged file, non-finite weights, another kind of dictionary, or no such
                 device.
         """
-        path = embedded_run(path) or Path(path)
+        path = embedded_run(path) or files.user_path(path)
         devices_of(device, 1)
         _check_folder(path)
         try:

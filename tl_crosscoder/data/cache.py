@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
+from tl_crosscoder import files
 from tl_crosscoder.config.inputs import TextConfig
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data import storage
@@ -59,7 +60,7 @@ class ActivationCache(ActivationSource):
         verify: bool = True,
         show_progress: bool = False,
     ) -> None:
-        self.folder, self._device = Path(folder), torch.device(device)
+        self.folder, self._device = files.user_path(folder), torch.device(device)
         self.manifest = storage.read_manifest(self.folder)
         if not self.manifest["is_complete"]:
             raise ValueError(
@@ -241,7 +242,7 @@ def open_cache(config: RunConfig) -> ActivationCache:
     """
     assert config.cache is not None
     device = first_device(config.device)
-    cache = ActivationCache(Path(config.cache), device=device, show_progress=True)
+    cache = ActivationCache(files.user_path(config.cache), device=device, show_progress=True)
     if config.base is not None or config.hook_name is not None:
         _check_same_sites(cache, sites_of(config))
     _check_same_text(cache, config)

@@ -53,7 +53,7 @@ def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCac
         ValueError, FileNotFoundError: bad input or too small a disk, before any long work; nothing
             is overwritten.
     """
-    output = Path(config.output)
+    output = files.user_path(config.output)
     files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
     sites_of(config)
     check_text(config)
@@ -105,7 +105,7 @@ def write_cache(
             little space on the disk, before anything is written or when it runs out. Complete
             shards stay, and `resume` continues after them.
     """
-    output = Path(output)
+    output = files.user_path(output)
     files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
     text = _joined(training, held_out)
     identity = _identity(source, text, len(training), store=store, shard_tokens=shard_tokens)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from tl_crosscoder import files
 from tl_crosscoder.config.inputs import TextSource
 from tl_crosscoder.models.pretrained import PREFIX, embedded_text
 
@@ -90,7 +91,7 @@ def stream_documents(source: TextSource, *, seed: int | None = None) -> Iterator
     elif is_dataset_name(name):
         rows = _read_dataset(source, file_seed)
     else:
-        rows = _read(Path(name).expanduser(), source.text_column, file_seed)
+        rows = _read(files.user_path(name), source.text_column, file_seed)
     rows = islice(_with_text(rows, name), source.max_documents)
     if source.name is not None:
         rows = ({**row, "source": source.name} for row in rows)
@@ -163,7 +164,7 @@ def _with_text(rows: Iterable[Document], name: str) -> Iterator[Document]:
 
 def is_dataset_name(source: str | Path) -> bool:
     """Whether this names a dataset of the hub, not a local file or folder or embedded text."""
-    path = Path(source)
+    path = files.user_path(source)
     if not isinstance(source, str) or path.exists() or path.suffix in _SUFFIXES:
         return False
     return "\\" not in source and not source.startswith((".", "/", "~", PREFIX))

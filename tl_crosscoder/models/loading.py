@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tl_crosscoder import files
 from tl_crosscoder.models.adapter import no_merge_message, with_adapter
 from tl_crosscoder.models.devices import (
     Precision,
@@ -205,7 +206,7 @@ def _adapter_folder(adapter: str | Path, revision: str | None) -> Path:
 def _folder(name: str | Path, wanted: str, what: str) -> Path | None:
     """The folder that a name means, or None. Raises FileNotFoundError if `wanted` is missing."""
     name = resolve_model(name)
-    path = Path(name).expanduser()
+    path = files.user_path(name)
     is_path_like = isinstance(name, Path) or str(name).startswith((".", "/", "~"))
     if not path.is_dir() and (is_path_like or len(path.parts) > 2):
         raise FileNotFoundError(f"folder '{name}' does not exist; check the path of {what}.")

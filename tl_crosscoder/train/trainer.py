@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_crosscoder import files
 from tl_crosscoder.config.presets import BatchTopK, Preset
 from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
@@ -91,7 +92,7 @@ class Trainer:
         self.plan = plan = plan_of(source, text, config, recipe)
         self.config = config = replace(config, **asdict(plan))
         self.source, self.held_out = source, held_out
-        self.output = Path(output) if output is not None else None
+        self.output = files.user_path(output) if output is not None else None
         self.cfg = crosscoder_config(source, config, recipe)
         if held_out.n_tokens == 0:
             raise ValueError("the held-out text is empty: the threshold is calibrated on it.")
