@@ -94,6 +94,7 @@ class Trainer:
         self.source, self.held_out = source, held_out
         self.output = files.user_path(output) if output is not None else None
         self.cfg = crosscoder_config(source, config, recipe)
+        self.cfg.metadata.context_size = text.context_size
         if held_out.n_tokens == 0:
             raise ValueError("the held-out text is empty: the threshold is calibrated on it.")
         self.loader = ActivationLoader(
