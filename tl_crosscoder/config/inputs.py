@@ -31,6 +31,8 @@ class ModelsConfig:
     merge_adapter: bool | None = None
     """Merge the adapter into the weights, or run it beside them; None merges unless the base is
     4-bit."""
+    tokenizer: str | None = None
+    """Tokenizer of all models: a name or a folder; None is the models' own."""
     hook_name: str | None = None
     """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post.
     Several, with commas between them, are read in every model; then the base alone is enough."""

@@ -72,6 +72,7 @@ class ActivationCache(ActivationSource):
         storage.check_shards(self.folder, self.manifest, verify=verify, show_progress=show_progress)
         self.model_sites = tuple(Site.from_dict(s) for s in self.manifest["sites"])
         self.weight_processing = self.manifest["weight_processing"]
+        self.tokenizer_name = self.manifest["made_with"].get("tokenizer")
         self._compare(None)
         self._stored = [self._open(shard) for shard in self.shards]
         self._first_rows = torch.tensor([0, *accumulate(s.n_rows for s in self.shards)])
@@ -110,7 +111,7 @@ class ActivationCache(ActivationSource):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        tokenizer = load_tokenizer(self.model_sites[-1])
+        tokenizer = load_tokenizer(self.model_sites[-1], self.tokenizer_name)
         if tokenizer_sha256(tokenizer) != self.manifest["tokenizer_sha256"]:
             raise ValueError(
                 f"the tokenizer of {self.model_sites[-1].model_name!r} is another one than when "
@@ -252,7 +253,7 @@ def open_cache(config: RunConfig) -> ActivationCache:
 
 def _check_same_text(cache: ActivationCache, config: RunConfig) -> None:
     """What the run says of text and number format must be what the harvest said, or nothing."""
-    names = [f.name for f in fields(TextConfig)] + ["dtype", "merge_adapter"]
+    names = [f.name for f in fields(TextConfig)] + ["dtype", "merge_adapter", "tokenizer"]
     default = {f.name: f.default for f in fields(RunConfig)}
     asked, made = config.to_dict(), cache.manifest["made_with"]
     differing = [

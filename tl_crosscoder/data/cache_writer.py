@@ -112,6 +112,7 @@ def write_cache(
     # The statistics of a shard depend on them, so they are measured before the first one.
     medians = median_norms(source, text, batch_size=batch_size)
     identity["sink_limits"] = [SINK_MULTIPLE * median for median in medians]
+    made_with = {**(made_with or {}), "tokenizer": source.tokenizer_name}
     manifest = storage.claim(output, identity, made_with=made_with)
     n_left = manifest["n_shards"] - len(manifest["shards"])
     size = _check_space(source, text, output, store, share=n_left / manifest["n_shards"])

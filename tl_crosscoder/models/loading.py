@@ -7,7 +7,7 @@ reason and the next step. Limit: decoder-only language models, each whole on one
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,11 @@ from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.hub_errors import explained
 from tl_crosscoder.models.pretrained import resolve_model
 from tl_crosscoder.models.site import Site
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "spiece.model", "vocab.json",
+    "vocab.txt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,66 @@ def options_of_each(
     ]
 
 
+def tokenizer_of_all(sites: Sequence[Site], given: Any) -> tuple[Any, str | None]:
+    """The tokenizer that all models are loaded with, and its name; None where each has its own.
+
+    `given` is a tokenizer, or its name or folder. Where the folder of a model has none, that of an
+    adapter or of another model is taken. Raises ValueError where there is none at all.
+    """
+    if given is None:
+        lacking = [s.model_name for s in sites if not _has_tokenizer(s.model_name)]
+        if not lacking:
+            return None, None
+        adapters = [s.adapter for s in reversed(sites) if s.adapter and _is_local(s.adapter)]
+        places = [*adapters, *(s.model_name for s in reversed(sites))]
+        given = next((name for name in places if _has_tokenizer(name)), None)
+        if given is None:
+            raise ValueError(
+                f"'{lacking[0]}' has no tokenizer, and no other model here has one. Save one there "
+                "with tokenizer.save_pretrained(), or name one (tokenizer=, --tokenizer)."
+            )
+        warnings.warn(
+            f"'{lacking[0]}' has no tokenizer: that of '{given}' is taken for all models.",
+            stacklevel=3,
+        )
+    if not isinstance(given, str | Path):
+        return given, getattr(given, "name_or_path", None) or None
+    return _named_tokenizer(given, None), str(given)
+
+
+def _named_tokenizer(name: str | Path, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    path = files.user_path(resolve_model(name))
+    with explained(name, revision):
+        return AutoTokenizer.from_pretrained(path if path.is_dir() else name, revision=revision)
+
+
+def _has_tokenizer(name: str | Path) -> bool:
+    """Whether a folder holds a tokenizer; of a model on the hub it is taken for granted."""
+    path = files.user_path(resolve_model(name))
+    return not path.is_dir() or any((path / file).is_file() for file in _TOKENIZER_FILES)
+
+
+def _is_local(name: str | Path) -> bool:
+    return files.user_path(resolve_model(name)).is_dir()
+
+
+def _adapters_tokenizer(folder: Path, site: Site) -> Any:
+    """The tokenizer beside an adapter where it has a chat template and the base has none."""
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return None
+    own = _named_tokenizer(folder, None)
+    if own.chat_template is None or load_tokenizer(site).chat_template is not None:
+        return None
+    warnings.warn(
+        f"'{site.model_name}' has no chat template: tokenizer and template of the adapter "
+        f"'{site.adapter}' are taken.",
+        stacklevel=3,
+    )
+    return own
+
+
 def load_site(site: Site, how: LoadOptions) -> HookedModel:
     """The model of a site as a `TransformerBridge`, raw, its adapter merged or attached.
 
@@ -71,6 +136,8 @@ def load_site(site: Site, how: LoadOptions) -> HookedModel:
     """
     name, adapter, revision = site.model_name, site.adapter, site.model_revision
     folder = None if adapter is None else _adapter_folder(adapter, site.revision)
+    if folder is not None and how.tokenizer is None:
+        how = replace(how, tokenizer=_adapters_tokenizer(folder, site))
     source, hf_model = _source(name), None
     with explained(name, revision):
         if folder is not None or how.precision.is_4bit:
@@ -85,14 +152,12 @@ def load_site(site: Site, how: LoadOptions) -> HookedModel:
     return model
 
 
-def load_tokenizer(site: Site) -> Any:
-    """The tokenizer of a site's model, without the model. Raises as `load_site` does."""
-    from transformers import AutoTokenizer
-
-    source = _source(site.model_name)
-    revision = site.model_revision
-    with explained(site.model_name, revision):
-        return AutoTokenizer.from_pretrained(source, revision=revision)
+def load_tokenizer(site: Site, name: str | None = None) -> Any:
+    """The tokenizer of a site's model, or a named one, without the model. Raises as `load_site`."""
+    if name is not None:
+        return _named_tokenizer(name, None)
+    _source(site.model_name)  # a folder that is not there is said better
+    return _named_tokenizer(site.model_name, site.model_revision)
 
 
 def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) -> HookedModel:

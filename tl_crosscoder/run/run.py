@@ -111,6 +111,7 @@ class Run:
             device=self.device,
             dtype=training.get("dtype", "float32"),
             merge_adapter=training.get("merge_adapter"),
+            tokenizer=self.record.get("tokenizer"),
         )
 
     @property
