@@ -240,7 +240,7 @@ class _Writer:
             files.write_json(self.output / storage.MANIFEST, manifest)
 
     def _write_shard(self, i: int, text: TokenizedText, bar: Any) -> None:
-        path = self.output / f"shards/{i:05d}.safetensors"
+        path = self.output / storage.shard_name(i)
         tensors = self._tensors(text, bar)
         # One key: safetensors writes several in any order, and files would differ.
         files.write_tensors(path, tensors, metadata={"cache": self.manifest["cache_id"]})

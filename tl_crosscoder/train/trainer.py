@@ -43,6 +43,7 @@ from tl_crosscoder.train.checkpoint import (
 from tl_crosscoder.train.metrics import (
     MetricsLog,
     bar_text,
+    check_rows,
     row_factors,
     scales_of_rows,
     step_metrics,
@@ -140,6 +141,7 @@ class Trainer:
         """
         if self.state is None:
             sample, sites = self.first_rows() if sample is None else sample, self.source.sites
+            check_rows(sample, sites)
             self.state = TrainState(
                 position=Position(),
                 tokens_since_fired=torch.zeros(
