@@ -57,7 +57,7 @@ def test_statistics_are_what_a_naive_loop_counts(taboo_pair, cache):
 
 
 def test_activations_that_are_no_numbers_are_refused_or_left_out(small, write, tmp_path):
-    """A token of the third shard overflows in one model, with all that follow in its context."""
+    """A token of a later shard overflows, with all that follow in its context."""
     names = ["tl_crosscoder/world-base"] * 2
     pair = ModelPair.from_pretrained(*names, hook_name=HOOK, dtype="float16")
     early, late = (set(part.flatten().tolist()) for part in small[0].tokens.split([24, 16]))
@@ -65,9 +65,7 @@ def test_activations_that_are_no_numbers_are_refused_or_left_out(small, write, t
         pair.models[1].W_E[min(late - early)] = torch.inf
     text, held_out = (replace(part, drops_nonfinite=True) for part in small)
     is_wrong = [~pair.activations(part.tokens).isfinite().all(-1).all(-1) for part in small]
-    said = (
-        rf"NaN or infinite for [\d,]+ at 'finetuned' \({HOOK}\); .*in float16.*--on-nonfinite drop"
-    )
+    said = rf"NaN or infinite for [\d,]+ at 'base' \({HOOK}\).*in float16.*--on-nonfinite drop"
     with pytest.raises(ValueError, match=said):
         list(harvest_rows(pair, small[0]))
     rows = torch.cat([*harvest_rows(pair, text)])
@@ -76,7 +74,8 @@ def test_activations_that_are_no_numbers_are_refused_or_left_out(small, write, t
 
     with pytest.raises(ValueError, match=said):
         write(pair, *small, tmp_path / "c")
-    assert len(json.loads((tmp_path / "c/manifest.json").read_text())["shards"]) == 2
+    n_good = int((is_wrong[0] & text.mask).any(dim=1).nonzero()[0]) // 10  # contexts a shard
+    assert len(json.loads((tmp_path / "c/manifest.json").read_text())["shards"]) == n_good >= 2
     cache = write(pair, text, held_out, tmp_path / "c", resume=True)
     assert torch.equal(cache.training.mask, text.mask & ~is_wrong[0])
     assert cache.manifest["mask_counts"]["nonfinite"] == sum(int(wrong.sum()) for wrong in is_wrong)

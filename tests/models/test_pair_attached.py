@@ -92,8 +92,9 @@ def tied(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("tied"), tie_word_embeddings=True)
 
 
-# PEFT warns of what the package does about it.
+# PEFT warns, while it saves, of what the package does about it.
 @pytest.mark.filterwarnings("ignore:.*tied layer is part of the adapter:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize(
     "adapted",
     [
@@ -135,6 +136,7 @@ def test_an_adapter_whose_merge_changes_the_model_stays_attached(folders, tmp_pa
     torch.testing.assert_close(kept.logits(tokens), attached.logits(tokens), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 def test_an_adapter_saved_with_more_tokens_than_the_base_has(folders, tmp_path):
     """As of a chat fine-tune; ids that the base does not have stay refused."""
     from peft import LoraConfig, get_peft_model

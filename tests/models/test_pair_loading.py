@@ -128,6 +128,7 @@ def test_an_adapter_of_prompts_is_refused(folders, tmp_path):
 
 def test_a_folder_of_weights_that_do_not_open_is_explained(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    (tmp_path / "tokenizer.json").touch()
     with pytest.raises(ValueError, match="could not be loaded"):
         ModelPair.from_pretrained(tmp_path, tmp_path, hook_name=HOOK)
 

@@ -143,7 +143,7 @@ def without(text: TokenizedText, keep: Bool[Tensor, " tokens"], *, reason: str) 
 
 def finite_rows(
     source: ActivationSource, text: TokenizedText, rows: Float[Tensor, "tokens *row"]
-) -> tuple[TokenizedText, Float[Tensor, "tokens *row"]]:
+) -> tuple[TokenizedText, Float[Tensor, "kept *row"]]:
     """Contexts and rows without the tokens that are NaN or infinite at a site.
 
     Raises ValueError for such a token, unless the text drops them.

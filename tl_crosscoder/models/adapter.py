@@ -98,10 +98,8 @@ def _resize_vocabulary_(hf_model: Any, saved: Mapping[str, Tensor]) -> None:
 
     The new rows are the adapter's own.
     """
-    vocabulary = hf_model.get_input_embeddings(), hf_model.get_output_embeddings()
-    names = {
-        name for name, module in hf_model.named_modules() if any(module is m for m in vocabulary)
-    }
+    embedding, head = hf_model.get_input_embeddings(), hf_model.get_output_embeddings()
+    names = {name for name, m in hf_model.named_modules() if m is embedding or m is head}
     n_tokens = {
         len(tensor)
         for key, tensor in saved.items()

@@ -75,12 +75,12 @@ def tokenizer_of_all(sites: Sequence[Site], given: Any) -> tuple[Any, str | None
     adapter or of another model is taken. Raises ValueError where there is none at all.
     """
     if given is None:
-        lacking = [s.model_name for s in sites if not _has_tokenizer(s.model_name)]
+        lacking = [s.model_name for s in sites if _lacks_tokenizer(s.model_name)]
         if not lacking:
             return None, None
-        adapters = [s.adapter for s in reversed(sites) if s.adapter and _is_local(s.adapter)]
-        places = [*adapters, *(s.model_name for s in reversed(sites))]
-        given = next((name for name in places if _has_tokenizer(name)), None)
+        adapters = [s.adapter for s in reversed(sites) if s.adapter and _is_beside(s.adapter)]
+        others = [s.model_name for s in reversed(sites) if s.model_name not in lacking]
+        given = next(iter([*adapters, *others]), None)
         if given is None:
             raise ValueError(
                 f"'{lacking[0]}' has no tokenizer, and no other model here has one. Save one there "
@@ -103,19 +103,21 @@ def _named_tokenizer(name: str | Path, revision: str | None) -> Any:
         return AutoTokenizer.from_pretrained(path if path.is_dir() else name, revision=revision)
 
 
-def _has_tokenizer(name: str | Path) -> bool:
-    """Whether a folder holds a tokenizer; of a model on the hub it is taken for granted."""
+def _is_beside(name: str | Path) -> bool:
+    """Whether the folder of a model or adapter holds a tokenizer."""
     path = files.user_path(resolve_model(name))
-    return not path.is_dir() or any((path / file).is_file() for file in _TOKENIZER_FILES)
+    return any((path / file).is_file() for file in _TOKENIZER_FILES)
 
 
-def _is_local(name: str | Path) -> bool:
-    return files.user_path(resolve_model(name)).is_dir()
+def _lacks_tokenizer(name: str) -> bool:
+    """Whether a model's folder has none; on the hub it is taken for granted."""
+    is_folder = (files.user_path(resolve_model(name)) / "config.json").is_file()
+    return is_folder and not _is_beside(name)
 
 
 def _adapters_tokenizer(folder: Path, site: Site) -> Any:
     """The tokenizer beside an adapter where it has a chat template and the base has none."""
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    if not _is_beside(folder):
         return None
     own = _named_tokenizer(folder, None)
     if own.chat_template is None or load_tokenizer(site).chat_template is not None:
