@@ -53,7 +53,6 @@ def test_what_is_not_given_follows_from_width_and_text():
         (HarvestConfig, {"shard_tokens": 0}, "shard_tokens is 0"),
         (HarvestConfig, {"n_first": -1}, "n_first is -1"),
         (HarvestConfig, {"max_norm_multiple": 0.5}, "it is above 1"),
-        (HarvestConfig, {"on_nonfinite": "skip"}, "on_nonfinite is .skip.; it must be"),
         (RunConfig, {"n_measured_tokens": 0}, "n_measured_tokens is 0"),
         (RunConfig, {"n_calibration_tokens": 0}, "n_calibration_tokens is 0"),
         (RunConfig, {"held_out": 1.0}, "held_out is 1.0"),

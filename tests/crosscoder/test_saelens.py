@@ -249,6 +249,7 @@ def test_the_language_model_runner_trains_a_pair(taboo_pair, texts, tmp_path):  
     assert crosscoder.decoder("finetuned").shape == (64, 96)
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")
 @pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples:UserWarning")
 @pytest.mark.parametrize("is_difference", [False, True])
 def test_a_store_of_saelens_is_made_from_what_a_dictionary_records(
