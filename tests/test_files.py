@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,11 +123,38 @@ def test_what_a_killed_process_of_the_same_number_left_is_not_mixed_in(tmp_path)
     assert content(tmp_path) == {"run/a": "new"}
 
 
+def test_a_path_in_the_home_folder_is_there(tmp_path, monkeypatch):
+    """Not in a folder named `~`; a shell does not expand `--output=~/run`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.new_folder("~/run") == files.user_path(Path("~/run")) == tmp_path / "run"
+    assert files.user_path("a/~") == Path("a/~")
+    with pytest.raises(ValueError, match=r"~nobody-here/run cannot be found .*whole path"):
+        files.user_path("~nobody-here/run")
+
+
+def test_every_path_of_a_user_goes_through_one_function():
+    """Names of shipped files, and the hook that travels without the package, stand apart."""
+    package = Path(files.__file__).parent
+    taken = re.compile(
+        r"(?<![.\w])Path\((path|folder|output|source|release|\w+\.output)\)|expanduser"
+    )
+    apart = "files.py", "models/pretrained.py", "interventions/standalone_hook.py"
+    found = [
+        f"{name}: {line.strip()}"
+        for path in package.rglob("*.py")
+        if (name := path.relative_to(package).as_posix()) not in apart
+        for line in path.read_text(encoding="utf-8").splitlines()
+        # A run and a sweep's folder expand what they are given.
+        if taken.search(line) and "Run(path=" not in line and " / name" not in line
+    ]
+    assert not found
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_json_refuses_what_is_not_json_and_keeps_the_old_file(tmp_path, value):
     path = tmp_path / "a.json"
     files.write_json(path, {"a": [1.5, None, "é"]})
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match=r"a\.json cannot be written: .*not JSON compliant"):
         files.write_json(path, {"a": {"b": [value]}})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1.5, None, "é"]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

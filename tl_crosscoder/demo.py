@@ -5,7 +5,6 @@ tiny base model; the figures show that the machinery works, not how it does on l
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
@@ -95,12 +94,12 @@ def run_demo(
     config = demo_config(name, output=output, seed=seed, n_tokens=n_tokens)
     measurement = train(config, resume=resume).measurement()
     entry, source = organism(name), ModelPair.from_config(config)
-    documents = load_documents(Path(output) / files.HELD_OUT_NAME)
+    documents = load_documents(files.user_path(output) / files.HELD_OUT_NAME)
     text = held_out_text(config, documents, source.tokenizer, n_tokens=config.n_measured_tokens)
     recovery = planted_recovery(
         measurement, text, source.tokenizer, planted_words=entry.planted_words
     )
-    files.write_json(Path(output) / files.RECOVERY_NAME, asdict(recovery))
+    files.write_json(files.user_path(output) / files.RECOVERY_NAME, asdict(recovery))
     return DemoResult(
         organism=name,
         planted=entry.planted,

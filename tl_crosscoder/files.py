@@ -119,8 +119,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON (NaN and infinity are refused: they are not JSON)."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """Write strict JSON. Raises ValueError for NaN and infinity, which are not JSON."""
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: a number in it is not ({error}).") from error
+    write_text(path, text + "\n")
 
 
 def write_tensors(
@@ -141,6 +145,18 @@ def write_tensors(
         temporary.chmod(mode)
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as a user gave it, `~` being the home folder: of every path that comes from outside.
+
+    Only a shell expands `~`, and not in `--output=~/run`, in YAML or in Python. Raises ValueError
+    for a home that is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be found ({error}) Write the whole path.") from error
+
+
 def is_empty_folder(path: Path) -> bool:
     """Whether nothing is there but what a killed process left of a file that it was writing."""
     return path.is_dir() and all(re.match(_TEMPORARY, p.name) for p in path.iterdir())
@@ -148,7 +164,7 @@ def is_empty_folder(path: Path) -> bool:
 
 def new_folder(folder: str | Path) -> Path:
     """The folder, which is not there or is empty. Raises ValueError for another."""
-    folder = Path(folder)
+    folder = user_path(folder)
     if folder.exists() and not is_empty_folder(folder):
         raise ValueError(f"{folder} is not an empty folder: choose another; nothing was written.")
     return folder

@@ -1,6 +1,9 @@
 """The trained dictionary: its formula, its views, its files, and what it refuses."""
 
+import copy
+import io
 import json
+import pickle
 
 import pytest
 import torch
@@ -142,6 +145,50 @@ def test_saelens_loads_both_forms_from_a_local_hub_cache(crosscoder, tmp_path, m
         sae = SAE.from_pretrained("somebody/crosscoders", name)
         assert type(sae) is kind
         assert torch.equal(sae.encode(X.flatten(1)), crosscoder.encode(X))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_in_another_dtype_it_takes_the_same_activations(crosscoder, tmp_path, dtype):
+    by_name = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float64: "double"}[dtype]
+    made = getattr(copy.deepcopy(crosscoder), by_name)()
+    assert made.encode(X).dtype == made.dtype == dtype
+    # A rounded threshold moves a code across it here and there.
+    assert (made(X).float() - crosscoder(X)).norm() < 0.1 * crosscoder(X).norm()
+    again = Crosscoder.load(made.save(tmp_path / "d"))
+    assert torch.equal(again(X), made(X))
+    assert torch.equal(made.float()(X).float(), again.float()(X))
+
+
+def test_a_pickled_dictionary_is_the_dictionary(crosscoder):
+    file = io.BytesIO()
+    torch.save(crosscoder, file)
+    file.seek(0)
+    copies = (
+        pickle.loads(pickle.dumps(crosscoder)),
+        torch.load(file, weights_only=False),
+        copy.deepcopy(crosscoder),
+    )
+    for made in copies:
+        assert made.sites == crosscoder.sites
+        assert torch.equal(made(X), crosscoder(X))
+        assert made.cfg.to_dict() == crosscoder.cfg.to_dict()
+        with torch.no_grad():
+            made.W_dec.zero_()
+    assert crosscoder.W_dec.any()
+
+
+def test_a_dictionary_larger_than_the_memory_is_refused_by_its_bytes(crosscoder, tmp_path):
+    # (2 * 24 + 2) * 2e12 * 4 bytes = 400,000 GB, and four times that in training.
+    large = {"d_in": 2 * D_MODEL, "d_sae": 2 * 10**12, "sites": crosscoder.sites}
+    said = "takes 400,000.0 GB, but cpu has .* Choose a d_sae .* below"
+    with pytest.raises(ValueError, match=said):
+        Crosscoder(CrosscoderConfig(**large))
+    with pytest.raises(ValueError, match=r"1,600,000\.0 GB with gradients and moments"):
+        new_training(d_sae=large["d_sae"])
+    path = crosscoder.save(tmp_path / "d") / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"d_sae": large["d_sae"]}))
+    with pytest.raises(ValueError, match="truncated or does not belong"):  # nor is it allocated
+        Crosscoder.load(tmp_path / "d")
 
 
 def test_the_export_keeps_the_sites_in_its_metadata(crosscoder, tmp_path):

@@ -24,9 +24,19 @@ from sae_lens.saes.matryoshka_batchtopk_sae import (
 from sae_lens.saes.sae import SAE, TrainingSAE, TrainStepInput
 from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
-from tl_crosscoder import L1, BatchTopK, Crosscoder, CrosscoderTraining, JumpReLU, TopK
+from tl_crosscoder import (
+    L1,
+    BatchTopK,
+    Crosscoder,
+    CrosscoderTraining,
+    JumpReLU,
+    TopK,
+    TrainConfig,
+    Trainer,
+)
 from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
 from tl_crosscoder.models.saelens import PairView
 
@@ -237,3 +247,24 @@ def test_the_language_model_runner_trains_a_pair(taboo_pair, texts, tmp_path):  
     x = taboo_pair.activations(texts[1].tokens)[texts[1].mask]
     assert (crosscoder(x) - x).pow(2).sum() < 0.8 * (x - x.mean(dim=0)).pow(2).sum()
     assert crosscoder.decoder("finetuned").shape == (64, 96)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples:UserWarning")
+@pytest.mark.parametrize("is_difference", [False, True])
+def test_a_store_of_saelens_is_made_from_what_a_dictionary_records(
+    taboo_pair, texts, tmp_path, is_difference
+):  # spec: C12
+    pair = taboo_pair.difference() if is_difference else taboo_pair
+    config = TrainConfig(d_sae=32, n_tokens=512, batch_size=128, n_calibration_tokens=256)
+    Trainer(pair, *texts, config=config, output=tmp_path / "run").fit()
+    crosscoder = Crosscoder.load(tmp_path / "run")
+    rows = Dataset.from_list([{"tokens": row} for row in texts[1].tokens.tolist()])
+    options = {"streaming": False, "store_batch_size_prompts": 3, "train_batch_size_tokens": 64}
+    store = ActivationsStore.from_sae(PairView(pair), crosscoder, rows, **options)
+    tokens = store.get_batch_tokens()
+    assert tokens.shape == (3, texts[0].context_size)
+    assert (tokens[:, 0] == pair.tokenizer.bos_token_id).all()
+    acts = store.get_activations(tokens)
+    assert torch.equal(acts.view(3, 32, -1), pair.activations(tokens).flatten(2))
+    assert crosscoder(acts.flatten(0, -2)).shape == (96, crosscoder.cfg.d_in)

@@ -177,11 +177,14 @@ def test_what_is_not_a_cache_or_not_complete_is_refused(copied, tmp_path):
         ActivationCache(tmp_path)
     path = copied / "manifest.json"
     content = path.read_text()
+    there = json.loads(content)
     for change, message in (
+        ({"sites": there["sites"][::-1]}, "has been changed since it was written"),
+        ({"shards": there["shards"][::-1]}, "names its shards in another order"),
         ({"is_complete": False}, "is not complete: it has 5 of 5 shards"),
         ({"format": 99}, "has format 99"),
     ):
-        path.write_text(json.dumps(json.loads(content) | change))
+        path.write_text(json.dumps(there | change))
         with pytest.raises(ValueError, match=message):
             ActivationCache(copied)
     path.write_text(content)

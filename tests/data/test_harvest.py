@@ -1,8 +1,13 @@
 """Harvested rows, and the statistics that a harvest for a cache takes on the way."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from models.tiny_pairs import HOOK
 
+from tl_crosscoder import ModelPair
 from tl_crosscoder.data.harvest import harvest, harvest_rows
 
 
@@ -49,3 +54,29 @@ def test_statistics_are_what_a_naive_loop_counts(taboo_pair, cache):
         expected = pytest.approx(difference[own].mean().item(), rel=1e-4) if own.any() else None
         assert found["mean_norm_by_role"][role] == expected
     assert cache.manifest["mask_counts"] == text.mask_counts
+
+
+def test_activations_that_are_no_numbers_are_refused_or_left_out(small, write, tmp_path):
+    """A token of a later shard overflows, with all that follow in its context."""
+    names = ["tl_crosscoder/world-base"] * 2
+    pair = ModelPair.from_pretrained(*names, hook_name=HOOK, dtype="float16")
+    early, late = (set(part.flatten().tolist()) for part in small[0].tokens.split([24, 16]))
+    with torch.no_grad():
+        pair.models[1].W_E[min(late - early)] = torch.inf
+    text, held_out = (replace(part, drops_nonfinite=True) for part in small)
+    is_wrong = [~pair.activations(part.tokens).isfinite().all(-1).all(-1) for part in small]
+    said = rf"NaN or infinite for [\d,]+ at 'base' \({HOOK}\).*in float16.*--on-nonfinite drop"
+    with pytest.raises(ValueError, match=said):
+        list(harvest_rows(pair, small[0]))
+    rows = torch.cat([*harvest_rows(pair, text)])
+    expected = pair.activations(text.tokens)[text.mask & ~is_wrong[0]]
+    torch.testing.assert_close(rows, expected, atol=0.05, rtol=0.01)
+
+    with pytest.raises(ValueError, match=said):
+        write(pair, *small, tmp_path / "c")
+    n_good = int((is_wrong[0] & text.mask).any(dim=1).nonzero()[0]) // 10  # contexts a shard
+    assert len(json.loads((tmp_path / "c/manifest.json").read_text())["shards"]) == n_good >= 2
+    cache = write(pair, text, held_out, tmp_path / "c", resume=True)
+    assert torch.equal(cache.training.mask, text.mask & ~is_wrong[0])
+    assert cache.manifest["mask_counts"]["nonfinite"] == sum(int(wrong.sum()) for wrong in is_wrong)
+    assert bool(cache.rows(cache.text).isfinite().all())

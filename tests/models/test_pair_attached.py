@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from models.tiny_pairs import HOOK, TEXTS, save_adapter
+from models.tiny_pairs import D_VOCAB, HOOK, TEXTS, save_adapter, save_model
+from transformers import AutoModelForCausalLM
 
 from tl_crosscoder import ModelPair
 
@@ -83,3 +84,72 @@ def test_in_bfloat16_attached_and_merged_differ_by_rounding_only(folders, tmp_pa
     tokens = merged.to_tokens(TEXTS)
     expected, found = (pair.activations(tokens)[:, :, 1] for pair in (merged, attached))
     assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """A model whose head is its embedding, in one tensor."""
+    return save_model(tmp_path_factory.mktemp("tied"), tie_word_embeddings=True)
+
+
+# PEFT warns, while it saves, of what the package does about it.
+@pytest.mark.filterwarnings("ignore:.*tied layer is part of the adapter:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize(
+    "adapted",
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+    ids=str,
+)
+def test_merging_into_one_of_two_tied_weights_leaves_the_other(tied, tmp_path, adapted):
+    """In place it would change both: logits of the embedded base were 17.2 away from PEFT's."""
+    adapter = save_adapter(tmp_path, tied, **adapted)
+    merged, attached = (
+        ModelPair.from_pretrained(tied, adapter=adapter, hook_name=HOOK, merge_adapter=merge)
+        for merge in (True, False)
+    )
+    assert not lora_layers(merged.models[1])
+    tokens = merged.to_tokens(TEXTS)
+    for site in ("base", "finetuned"):
+        found, expected = (pair.logits(tokens, site=site) for pair in (merged, attached))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(merged.logits(tokens), merged.logits(tokens, site="base"))
+
+
+def test_an_adapter_whose_merge_changes_the_model_stays_attached(folders, tmp_path, monkeypatch):
+    from peft.tuners.lora import Linear
+
+    base = folders["llama"][0]
+    adapter = save_adapter(tmp_path, base)
+    given = {"adapter": adapter, "hook_name": HOOK}
+    attached = ModelPair.from_pretrained(base, **given, merge_adapter=False)
+    wrong = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda *args: 3 * wrong(*args))
+    with pytest.warns(UserWarning, match="is attached, not merged: .* moves the logits by .*%"):
+        kept = ModelPair.from_pretrained(base, **given)
+    tokens = kept.to_tokens(TEXTS)
+    torch.testing.assert_close(kept.logits(tokens), attached.logits(tokens), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_an_adapter_saved_with_more_tokens_than_the_base_has(folders, tmp_path):
+    """As of a chat fine-tune; ids that the base does not have stay refused."""
+    from peft import LoraConfig, get_peft_model
+
+    base = folders["llama"][0]
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(D_VOCAB + 3, mean_resizing=False)
+    saved = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    get_peft_model(model, saved).save_pretrained(tmp_path)
+    pair = ModelPair.from_pretrained(base, adapter=tmp_path, hook_name=HOOK)
+    assert [model.cfg.d_vocab for model in pair.models] == [D_VOCAB, D_VOCAB + 3]
+    tokens = pair.to_tokens(TEXTS)
+    activations = pair.activations(tokens)
+    torch.testing.assert_close(activations[:, :, 0], activations[:, :, 1])
+    with pytest.raises(ValueError, match=f"the models know 0 to {D_VOCAB - 1}"):
+        pair.activations(torch.tensor([[D_VOCAB]]))

@@ -53,7 +53,7 @@ def test_models_of_another_dtype_are_refused(pairs, tokenizer):
 
 def test_a_tokenizer_is_needed_and_can_be_given(tokenizer):
     bare = [hooked_transformer(None, seed) for seed in (0, 1)]
-    with pytest.raises(ValueError, match=r"carries no tokenizer; pass tokenizer="):
+    with pytest.raises(ValueError, match=r"carries no tokenizer; name one .*--tokenizer"):
         ModelPair(*bare, hook_name=HOOK)
     pair = ModelPair(*bare, hook_name=HOOK, tokenizer=tokenizer)
     assert pair.tokenizer is tokenizer

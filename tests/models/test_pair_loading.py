@@ -2,11 +2,13 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
 import torch
 from models.tiny_pairs import D_MODEL, FAMILIES, HOOK, TEXTS, save_adapter, save_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tl_crosscoder.models.pair import ModelPair
@@ -87,6 +89,32 @@ def test_an_adapter_for_another_base_is_refused(folders, tmp_path):
         assert "It was trained on" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("trained_on", "message"),
+    [
+        (
+            {"base_model_name_or_path": "owner/other"},
+            "trained on 'owner/other', but is put on '/",
+        ),
+        ({"base_model_name_or_path": "/elsewhere/{name}"}, None),
+        ({"base_model_name_or_path": "/cache/models--owner--{name}/snapshots/0123"}, None),
+        ({"base_model_name_or_path": None}, None),
+        ({"revision": "v2"}, r"trained on '.*' at revision 'v2', but is put on '.*': unless"),
+        ({"revision": "main"}, None),
+    ],
+)
+def test_an_adapter_of_another_base_of_equal_shapes_is_named(
+    folders, tmp_path, trained_on, message
+):
+    base = folders["llama"][0]
+    path = save_adapter(tmp_path, base) / "adapter_config.json"
+    said = {k: v and v.format(name=base.name) for k, v in trained_on.items()}
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    expected = nullcontext() if message is None else pytest.warns(UserWarning, match=message)
+    with expected:
+        ModelPair.from_pretrained(base, adapter=tmp_path, hook_name=HOOK)
+
+
 def test_an_adapter_of_prompts_is_refused(folders, tmp_path):
     from peft import PromptTuningConfig, get_peft_model
 
@@ -100,8 +128,59 @@ def test_an_adapter_of_prompts_is_refused(folders, tmp_path):
 
 def test_a_folder_of_weights_that_do_not_open_is_explained(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    (tmp_path / "tokenizer.json").touch()
     with pytest.raises(ValueError, match="could not be loaded"):
         ModelPair.from_pretrained(tmp_path, tmp_path, hook_name=HOOK)
+
+
+def with_weights(folder, model, **changes):
+    """A copy of a saved model with some tensors replaced, or left out where they are None."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors") | changes
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("is_adapted", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.layers.1.mlp.up_proj.weight": None}, r"missing model\.layers\.1\.mlp\.up_proj\.w"),
+        (
+            {"lm_head.weight": None, "model.norm.weight": None},
+            "missing lm_head.*, model.norm.weight",
+        ),
+        (
+            {"model.norm.weight": torch.ones(5)},
+            rf"another shape model.norm.* \[5\] for \[{D_MODEL}",
+        ),
+        (
+            {"model.layers.9.gone": torch.ones(2)},
+            "without a place in the model model.layers.9",
+        ),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(folders, tmp_path, changes, message, is_adapted):
+    """transformers would fill what is missing with random numbers, other ones in each run."""
+    base = folders["llama"][0]
+    wrong = with_weights(tmp_path / "wrong", base, **changes)
+    pair = (
+        {"adapter": save_adapter(tmp_path / "adapter", base)} if is_adapted else {"finetuned": base}
+    )
+    with pytest.raises(ValueError, match=f"'{wrong}' could not be loaded: .*{message}") as caught:
+        ModelPair.from_pretrained(wrong, hook_name=HOOK, **pair)
+    assert "random numbers" in str(caught.value)
+
+
+def test_weights_beside_the_decoder_are_left_out_and_named(folders, pairs, tmp_path):
+    """As the value head of a trainer."""
+    base, tuned = folders["llama"]
+    tuned = with_weights(tmp_path / "tuned", tuned, **{"v_head.summary.weight": torch.ones(1, 4)})
+    with pytest.warns(UserWarning, match=r"CausalLM uses, left out: v_head\.summary\.weight"):
+        pair = ModelPair.from_pretrained(base, tuned, hook_name=HOOK)
+    tokens = pair.to_tokens(TEXTS)
+    assert torch.equal(pair.activations(tokens), pairs["llama"].activations(tokens))
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")

@@ -100,6 +100,7 @@ def dequantised(layer) -> torch.Tensor:
 
 
 @needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore:adapter .* was trained on:UserWarning")  # a copy of it
 def test_4_bit_activations_are_those_of_the_rounded_weights(wide, tmp_path):
     """Base and adapter: the rounded weights in float32, the adapter merged into them."""
     pair = loaded(wide, dtype="nf4")
@@ -133,6 +134,7 @@ def test_4_bit_models_of_any_kind_agree_with_their_sites(wide):
 
 
 @needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore:adapter .* was trained on:UserWarning")  # a copy of it
 def test_a_model_saved_in_4_bits_needs_no_dtype_for_it(wide, tmp_path):
     base, _, adapter = wide
     model = AutoModelForCausalLM.from_pretrained(

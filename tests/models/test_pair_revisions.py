@@ -70,6 +70,7 @@ def test_a_commit_is_a_revision_and_sites_find_theirs_again(hub, pairs):
     assert torch.equal(named.activations(tokens), expected)
 
 
+@pytest.mark.filterwarnings("ignore:adapter .* was trained on:UserWarning")  # a copy of it
 def test_an_adapter_has_a_revision_of_its_own_beside_that_of_its_base(hub):
     """The adapter at main adds nothing; at v2 it does."""
     at = {

@@ -1,9 +1,14 @@
+import shutil
+
 import pytest
 import torch
-from models.tiny_pairs import N_CTX, TEXTS, save_tokenizer
+from models.tiny_pairs import HOOK, N_CTX, TEXTS, save_adapter, save_model, save_tokenizer
 from transformers import AutoTokenizer
 
 from tl_crosscoder.models import tokenizer as tokenization
+from tl_crosscoder.models.pair import ModelPair
+
+CHAT = "{% for m in messages %}<|im|>{{ m.content }}{% endfor %}"
 
 
 @pytest.mark.parametrize("kind", ["hooked", "llama", "gemma2"])
@@ -76,7 +81,7 @@ def test_tokenizers_that_differ_are_refused(tmp_path, special, message):
     pair = [AutoTokenizer.from_pretrained(tmp_path / name) for name in "ab"]
     with pytest.raises(ValueError, match=message) as caught:
         tokenization.check_same_tokenizer(*pair, labels=["A", "B"])
-    assert "pass tokenizer=" in str(caught.value)
+    assert "--tokenizer" in str(caught.value)
 
 
 def test_another_end_of_text_or_padding_is_the_same_tokenizer(tmp_path):
@@ -87,3 +92,51 @@ def test_another_end_of_text_or_padding_is_the_same_tokenizer(tmp_path):
     tokenization.check_same_tokenizer(*pair, labels=["A", "B"])
     encoded = [tokenization.encode(t, tokenization.PROBE_TEXT, prepend_bos=True) for t in pair]
     assert encoded[0] == encoded[1]
+
+
+def save_chat_tokenizer(folder, base):
+    """That of a base, with a token and a template more."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<|im|>"], special_tokens=True)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer) - 1
+
+
+def test_tokens_that_a_fine_tune_added_are_named_and_refused(folders, pairs, tmp_path):
+    base, tuned = folders["llama"]
+    shutil.copytree(tuned, tmp_path / "chat")
+    added = save_chat_tokenizer(tmp_path / "chat", base)
+    said = rf"share {added} tokens, and 1 are in some of them alone \('<\|im\|>'\)"
+    with pytest.warns(UserWarning, match=said):
+        pair = ModelPair.from_pretrained(base, tmp_path / "chat", hook_name=HOOK)
+    assert pair.tokenizer.chat_template == CHAT
+    tokens = pair.to_tokens(TEXTS)
+    assert torch.equal(pair.activations(tokens), pairs["llama"].activations(tokens))
+    for call in (pair.to_tokens, lambda _: pair.activations(torch.tensor([[0, added]]))):
+        with pytest.raises(ValueError, match=r"1 of these tokens are '<\|im\|>', .*--tokenizer"):
+            call("<|im|>a")
+
+
+def test_a_model_without_a_tokenizer_takes_that_of_the_other(folders, tmp_path):
+    base = save_model(tmp_path / "base", has_tokenizer=False)
+    tuned = folders["llama"][1]
+    with pytest.warns(UserWarning, match=f"'{base}' has no tokenizer: that of '{tuned}' is taken"):
+        pair = ModelPair.from_pretrained(base, tuned, hook_name=HOOK)
+    assert pair.tokenizer_name == str(tuned)
+    again = ModelPair.from_sites(pair.sites, tokenizer=pair.tokenizer_name)
+    tokens = again.to_tokens(TEXTS)
+    assert torch.equal(again.activations(tokens), pair.activations(tokens))
+    with pytest.raises(ValueError, match=r"has no tokenizer, and no other .*--tokenizer"):
+        ModelPair.from_pretrained(base, base, hook_name=HOOK)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:the tokenizers share:UserWarning")
+def test_the_chat_template_beside_an_adapter_is_taken(folders, tmp_path):
+    base = folders["llama"][0]
+    adapter = save_adapter(tmp_path, base)
+    save_chat_tokenizer(adapter, base)
+    with pytest.warns(UserWarning, match="has no chat template: tokenizer and template of the ad"):
+        pair = ModelPair.from_pretrained(base, adapter=adapter, hook_name=HOOK)
+    assert pair.tokenizer.chat_template == CHAT

@@ -3,7 +3,7 @@ import torch
 
 from tl_crosscoder import Site
 from tl_crosscoder.models.site import compared_sites, row_shape, site_parts, subtracted_sites
-from tl_crosscoder.train.metrics import row_factors, scales_of_rows
+from tl_crosscoder.train.metrics import check_rows, row_factors, scales_of_rows
 
 
 def sites(*places: tuple[str, int]) -> list[Site]:
@@ -71,3 +71,22 @@ def test_the_scales_of_stacked_rows_are_those_of_the_same_rows_side_by_side():
         for part, s in zip(site_parts(rows, TWO), TWO, strict=True)
     ]
     torch.testing.assert_close(torch.cat(flat), torch.tensor(scales_of_rows(rows, TWO)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:, 1].fill_(3), r"site '1' \(a\) are the same for all .* 100 tokens.*is 6\)"),
+        (lambda x: x[:, 0].zero_(), r"site '0' \(a\) are the same .*is 0\)"),
+        # Beside so large an offset float32 has no digit left.
+        (lambda x: x[:, 0].add_(1e15), r"the same for all .* up to rounding .* is 2e\+15\)"),
+        (lambda x: x[:, 1].mul_(1e20), r"site '1' \(a\) reach .*e\+20: their squares are beyond"),
+        (lambda x: x.resize_(0, 2, 4), "are empty: the masks leave out every token"),
+    ],
+)
+def test_a_site_of_which_nothing_can_be_learned_is_refused(change, message):
+    rows = torch.randn(100, 2, 4, generator=torch.Generator().manual_seed(1))
+    check_rows(rows, TWO)
+    change(rows)
+    with pytest.raises(ValueError, match=message):
+        check_rows(rows, TWO)

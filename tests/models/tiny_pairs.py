@@ -105,7 +105,8 @@ def save_adapter(folder: Path, base: Path, *, is_zero: bool = False, **changes: 
     config = LoraConfig(**{"r": 2, "target_modules": ["q_proj", "up_proj"], **changes})
     adapted = get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
-        if "lora_B" in name and not is_zero:
+        # What begins as zero: of an embedding it is the other matrix.
+        if ("lora_B" in name or "lora_embedding_A" in name) and not is_zero:
             torch.nn.init.normal_(parameter, std=0.5)
     adapted.save_pretrained(folder)
     return folder

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from models.tiny_pairs import CORPUS, HOOK, save_model
 from safetensors.torch import load_file
 
 from tl_crosscoder import RunConfig, diff, preset
 from tl_crosscoder.cli.main import main
+from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 
 PAIR = {
@@ -53,3 +55,20 @@ def test_a_name_of_a_text_belongs_in_the_config(tmp_path):
     with pytest.raises(ValueError, match="no text was given"):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_models_have_no_tokenizer_opens_again_with_the_one_it_named(tmp_path):
+    names = [
+        save_model(tmp_path / name, seed=i, has_tokenizer=name == "named")
+        for i, name in enumerate(("base", "finetuned", "named"))
+    ]
+    base, finetuned, named = map(str, names)
+    config = RunConfig(
+        base=base, finetuned=finetuned, tokenizer=named, hook_name=HOOK, context_size=16,
+        n_tokens=640, d_sae=16, output=str(tmp_path / "run"), preset=preset("batchtopk", k=2),
+    )  # fmt: skip
+    documents = [{"text": f"{text} {i}"} for i in range(10) for text in CORPUS]
+    run = train(config, text=documents)
+    again = Run(path=run.path)
+    assert again.record["tokenizer"] == again.models.tokenizer_name == named
+    assert again.models.encode(CORPUS[0]) == run.models.encode(CORPUS[0])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tl_crosscoder import files
 from tl_crosscoder.analysis.example_file import ends_of, open_examples, unpacked, write_examples
 from tl_crosscoder.analysis.examples import ExampleSettings
 from tl_crosscoder.data.tokens import TokenizedText
@@ -107,7 +108,7 @@ class ExampleDatabase:
             FileNotFoundError: no such file.
             ValueError: another kind of file, of another version, or cut short.
         """
-        return cls(*open_examples(Path(path)))
+        return cls(*open_examples(files.user_path(path)))
 
     def close(self) -> None:
         """Close the file; closing it twice does no harm."""

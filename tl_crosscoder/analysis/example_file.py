@@ -68,7 +68,7 @@ def write_examples(
         ValueError: the text is not the one that the examples are of.
         OSError: the disk is full, or another failure of the file system.
     """
-    path = Path(path)
+    path = files.user_path(path)
     _check_text(collected, text)
     meta = {
         "d_sae": collected.d_sae,

@@ -157,7 +157,7 @@ class Measurement:
 
     def save(self, folder: str | Path) -> Path:
         """Write `analysis.json` and `analysis.safetensors`."""
-        folder = Path(folder)
+        folder = files.user_path(folder)
         tensors = self.latents.tensors() | {
             f"top_tokens.{k}": v for k, v in vars(self.top_tokens).items()
         }
@@ -182,7 +182,7 @@ class Measurement:
             FileNotFoundError: the folder holds no measures.
             ValueError: they are of an earlier version.
         """
-        folder = Path(folder)
+        folder = files.user_path(folder)
         paths = [folder / name for name in ANALYSIS_NAMES]
         if not all(p.is_file() for p in paths):
             raise FileNotFoundError(

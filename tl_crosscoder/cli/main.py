@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
+from tl_crosscoder import files
 from tl_crosscoder.cli.analyze import Analyze
 from tl_crosscoder.cli.causal import Ablate, Baselines, Patch, Steer
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
@@ -48,7 +49,7 @@ class Demo:
         from tl_crosscoder.report.figures import save_norm_figure
 
         how = {"seed": self.seed, "n_tokens": self.n_tokens, "resume": self.resume}
-        output = Path(self.output or f"demo-output/{self.organism}")
+        output = files.user_path(self.output or f"demo-output/{self.organism}")
         found = run_demo(self.organism, output=str(output), **how)
         save_norm_figure(found.measurement, output)
         print(found)
@@ -238,7 +239,6 @@ def _quieten() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -15,6 +15,7 @@ from tl_crosscoder.config.yaml import YamlConfig, check_choices, check_positive,
 
 CONTEXT_SIZE = 128
 OnBadDocument = Literal["error", "skip"]
+OnNonfinite = Literal["error", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class ModelsConfig:
     merge_adapter: bool | None = None
     """Merge the adapter into the weights, or run it beside them; None merges unless the base is
     4-bit."""
+    tokenizer: str | None = None
+    """Tokenizer of all models: a name or a folder; None is the models' own."""
     hook_name: str | None = None
     """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post.
     Several, with commas between them, are read in every model; then the base alone is enough."""
@@ -99,6 +102,8 @@ class Masks:
     """Leave out the tokens of the chat template."""
     max_norm_multiple: float | None = None
     """Leave out tokens whose norm is above so many times the median, in any site."""
+    on_nonfinite: OnNonfinite = "error"
+    """A token whose activation is NaN or infinite stops the run, or is left out and counted."""
 
     def __post_init__(self) -> None:
         if self.n_first < 0:
@@ -107,6 +112,7 @@ class Masks:
             raise ValueError(
                 f"max_norm_multiple is {self.max_norm_multiple}; it is above 1, such as 10."
             )
+        check_choices(self, on_nonfinite=OnNonfinite)
 
 
 @dataclass(frozen=True, kw_only=True)

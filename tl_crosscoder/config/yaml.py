@@ -12,6 +12,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from tl_crosscoder import files
+
 C = TypeVar("C", bound="YamlConfig")
 T = TypeVar("T")
 
@@ -98,7 +100,7 @@ def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file; FileNotFoundError or ValueError where there is none."""
     import yaml
 
-    path = Path(path)
+    path = files.user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no config file {path} (from {Path.cwd()}).")
     try:

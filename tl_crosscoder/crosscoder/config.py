@@ -11,11 +11,13 @@ from typing import Any, cast, get_args
 
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
+from sae_lens.util import str_to_dtype
 
 from tl_crosscoder.config.presets import ComputeDtype, DeltaScale, Kernels, Reconstruction
 from tl_crosscoder.crosscoder.partition import Partition, check_sites, placed, with_renamed_keys
 from tl_crosscoder.crosscoder.sparsity import Groups, Sparsity
 from tl_crosscoder.crosscoder.topk import BatchTopK
+from tl_crosscoder.models.devices import memory_of
 from tl_crosscoder.models.site import Site, subtracted_sites
 
 ARCHITECTURE = "tl_crosscoder"
@@ -57,6 +59,22 @@ class DeltaLoss:
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {choices}.")
+
+
+def check_memory(cfg: SAEConfig, *, is_training: bool) -> None:
+    """Raise ValueError for a dictionary that is larger than its device, before it is allocated.
+
+    In training every weight has a gradient and the two moments of Adam beside it.
+    """
+    n_weights = (2 * cfg.d_in + 2) * cfg.d_sae * (4 if is_training else 1)
+    n_bytes, there = n_weights * str_to_dtype(cfg.dtype).itemsize, memory_of(cfg.device)
+    if there is not None and n_bytes > there:
+        what = " with gradients and moments" if is_training else ""
+        raise ValueError(
+            f"a dictionary of d_sae {cfg.d_sae:,} on activations of width {cfg.d_in:,} takes "
+            f"{n_bytes / 1e9:,.1f} GB{what}, but {cfg.device} has {there / 1e9:,.1f} GB. Choose a "
+            f"d_sae (--d-sae) below {cfg.d_sae * there // n_bytes:,}, or another device."
+        )
 
 
 def _as_sites(sites: object, d_in: int) -> tuple[Site, ...]:

@@ -19,12 +19,12 @@ from jaxtyping import Float
 from sae_lens.registry import SAE_CLASS_REGISTRY, register_sae_class
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
-from sae_lens.util import str_to_dtype
+from sae_lens.util import dtype_to_str, str_to_dtype
 from safetensors import SafetensorError
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig
+from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig, check_memory
 from tl_crosscoder.crosscoder.site_views import SiteViews
 from tl_crosscoder.crosscoder.sparse.codes import Pattern, SparseCodes
 from tl_crosscoder.files import CFG_NAME, WEIGHTS_NAME
@@ -33,6 +33,11 @@ from tl_crosscoder.models.pretrained import embedded_run
 from tl_crosscoder.models.site import Site, site_columns
 from tl_crosscoder.results.render import Section, as_html
 
+_FUNCTIONS = {
+    "reshape_fn_in", "reshape_fn_out",
+    "run_time_activation_norm_fn_in", "run_time_activation_norm_fn_out",
+}  # fmt: skip
+"""Attributes of a SAELens SAE that are closures, which no pickle holds."""
 N_ROWS = 4096
 """Tokens whose codes are dense at a time."""
 
@@ -48,7 +53,27 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
     """Finds a dictionary by name; set by `hub.loading` when it is imported."""
 
     def __init__(self, cfg: CrosscoderConfig, use_error_term: bool = False) -> None:
+        check_memory(cfg, is_training=False)
         JumpReLUSAE.__init__(self, cfg, use_error_term)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Crosscoder":
+        """Of `.half()`, `.bfloat16()`, `.cuda()`: inputs are cast to what the config says."""
+        super()._apply(fn, recurse)
+        self.dtype, self.device = self.W_dec.dtype, self.W_dec.device
+        self.cfg.dtype, self.cfg.device = dtype_to_str(self.dtype), str(self.device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `pickle` and `torch.save` write: all but the functions that SAELens sets."""
+        return {name: value for name, value in vars(self).items() if name not in _FUNCTIONS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._setup_activation_normalization()
+        if self.cfg.reshape_activations == "hook_z":
+            self.turn_on_forward_pass_hook_z_reshaping()
+        else:
+            self.turn_off_forward_pass_hook_z_reshaping()
 
     def encode(self, x: Tensor) -> Float[Tensor, "... d_sae"]:
         """Codes of raw activations; a latent is active where its code is above zero."""
@@ -90,7 +115,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
 
     def save(self, path: str | Path) -> Path:
         """Write `cfg.json` and `sae_weights.safetensors` into the folder, each atomically."""
-        path = Path(path)
+        path = files.user_path(path)
         files.write_tensors(path / WEIGHTS_NAME, self.state_dict())
         files.write_json(path / CFG_NAME, self.cfg.to_dict())
         return path
@@ -104,7 +129,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
             ValueError: a damaged file, non-finite weights, another kind of dictionary, or no such
                 device.
         """
-        path = embedded_run(path) or Path(path)
+        path = embedded_run(path) or files.user_path(path)
         devices_of(device, 1)
         _check_folder(path)
         try:

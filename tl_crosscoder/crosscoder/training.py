@@ -22,7 +22,12 @@ from sae_lens.saes.sae import (
 )
 from torch import Tensor, nn
 
-from tl_crosscoder.crosscoder.config import ARCHITECTURE, CrosscoderConfig, CrosscoderTrainingConfig
+from tl_crosscoder.crosscoder.config import (
+    ARCHITECTURE,
+    CrosscoderConfig,
+    CrosscoderTrainingConfig,
+    check_memory,
+)
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.loss import Objective, auxk_codes, site_difference
 from tl_crosscoder.crosscoder.partition import project_decoder_, project_encoder_
@@ -68,6 +73,7 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
 
         Source: Minder et al. 2025 (crosscoder training, initialisation).
         """
+        check_memory(self.cfg, is_training=True)
         cfg, kind = self.cfg, {"dtype": self.dtype, "device": self.device}
         norm = cfg.decoder_init_norm
         norm = cfg.sparsity.decoder_init_norm if norm is None else norm

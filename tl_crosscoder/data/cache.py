@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
+from tl_crosscoder import files
 from tl_crosscoder.config.inputs import TextConfig
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data import storage
@@ -59,7 +60,7 @@ class ActivationCache(ActivationSource):
         verify: bool = True,
         show_progress: bool = False,
     ) -> None:
-        self.folder, self._device = Path(folder), torch.device(device)
+        self.folder, self._device = files.user_path(folder), torch.device(device)
         self.manifest = storage.read_manifest(self.folder)
         if not self.manifest["is_complete"]:
             raise ValueError(
@@ -71,6 +72,7 @@ class ActivationCache(ActivationSource):
         storage.check_shards(self.folder, self.manifest, verify=verify, show_progress=show_progress)
         self.model_sites = tuple(Site.from_dict(s) for s in self.manifest["sites"])
         self.weight_processing = self.manifest["weight_processing"]
+        self.tokenizer_name = self.manifest["made_with"].get("tokenizer")
         self._compare(None)
         self._stored = [self._open(shard) for shard in self.shards]
         self._first_rows = torch.tensor([0, *accumulate(s.n_rows for s in self.shards)])
@@ -109,7 +111,7 @@ class ActivationCache(ActivationSource):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        tokenizer = load_tokenizer(self.model_sites[-1])
+        tokenizer = load_tokenizer(self.model_sites[-1], self.tokenizer_name)
         if tokenizer_sha256(tokenizer) != self.manifest["tokenizer_sha256"]:
             raise ValueError(
                 f"the tokenizer of {self.model_sites[-1].model_name!r} is another one than when "
@@ -214,7 +216,8 @@ class ActivationCache(ActivationSource):
 
     @cached_property
     def _dropped(self) -> Tensor:
-        if self.manifest["norm_limits"] is None:
+        n_nonfinite = self.manifest["mask_counts"].get("nonfinite", 0)
+        if self.manifest["norm_limits"] is None and not n_nonfinite:
             return self._text_as_given.dropped
         parts = []
         for shard in self.shards:
@@ -240,7 +243,7 @@ def open_cache(config: RunConfig) -> ActivationCache:
     """
     assert config.cache is not None
     device = first_device(config.device)
-    cache = ActivationCache(Path(config.cache), device=device, show_progress=True)
+    cache = ActivationCache(files.user_path(config.cache), device=device, show_progress=True)
     if config.base is not None or config.hook_name is not None:
         _check_same_sites(cache, sites_of(config))
     _check_same_text(cache, config)
@@ -250,7 +253,7 @@ def open_cache(config: RunConfig) -> ActivationCache:
 
 def _check_same_text(cache: ActivationCache, config: RunConfig) -> None:
     """Refuse a run whose text or number format is not that of the harvest; unset ones are taken."""
-    names = [f.name for f in fields(TextConfig)] + ["dtype", "merge_adapter"]
+    names = [f.name for f in fields(TextConfig)] + ["dtype", "merge_adapter", "tokenizer"]
     default = {f.name: f.default for f in fields(RunConfig)}
     asked, made = config.to_dict(), cache.manifest["made_with"]
     differing = [

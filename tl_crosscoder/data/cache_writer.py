@@ -25,12 +25,15 @@ from tl_crosscoder.data.harvest import (
     SINK_MULTIPLE,
     Harvested,
     batches_of,
+    finite_rows,
+    has_row,
+    is_finite,
     median_norms,
     site_statistics,
     site_sums,
     sites_and_difference,
     within_limits,
-    without_sinks,
+    without,
 )
 from tl_crosscoder.data.text import check_text, text_of_harvest
 from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
@@ -50,7 +53,7 @@ def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCac
         ValueError, FileNotFoundError: bad input or too small a disk, before any long work; nothing
             is overwritten.
     """
-    output = Path(config.output)
+    output = files.user_path(config.output)
     files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
     sites_of(config)
     check_text(config)
@@ -102,13 +105,14 @@ def write_cache(
             little space on the disk, before anything is written or when it runs out. Complete
             shards stay, and `resume` continues after them.
     """
-    output = Path(output)
+    output = files.user_path(output)
     files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
     text = _joined(training, held_out)
     identity = _identity(source, text, len(training), store=store, shard_tokens=shard_tokens)
     # The statistics of a shard depend on them, so they are measured before the first one.
     medians = median_norms(source, text, batch_size=batch_size)
     identity["sink_limits"] = [SINK_MULTIPLE * median for median in medians]
+    made_with = {**(made_with or {}), "tokenizer": source.tokenizer_name}
     manifest = storage.claim(output, identity, made_with=made_with)
     n_left = manifest["n_shards"] - len(manifest["shards"])
     size = _check_space(source, text, output, store, share=n_left / manifest["n_shards"])
@@ -236,7 +240,7 @@ class _Writer:
             files.write_json(self.output / storage.MANIFEST, manifest)
 
     def _write_shard(self, i: int, text: TokenizedText, bar: Any) -> None:
-        path = self.output / f"shards/{i:05d}.safetensors"
+        path = self.output / storage.shard_name(i)
         tensors = self._tensors(text, bar)
         # One key: safetensors writes several in any order, and files would differ.
         files.write_tensors(path, tensors, metadata={"cache": self.manifest["cache_id"]})
@@ -256,8 +260,7 @@ class _Writer:
         stored, positions, sums = [], [], {}
         dropped = text.dropped.clone()
         for index, part, every in self._batches(text):
-            is_token = part.dropped != _PADDING
-            rows = every[part.mask[is_token].to(every.device)]
+            rows = every[part.mask[has_row(part)].to(every.device)]
             encoded = storage.encode(rows, sites, self.manifest["store"])
             stored.append({name: tensor.cpu() for name, tensor in encoded.items()})
             batch = Harvested(index=index, text=part, rows=rows)
@@ -279,16 +282,22 @@ class _Writer:
         return tensors | {"dropped": dropped} | {_SUMS + k: v for k, v in sums.items()}
 
     def _batches(self, text: TokenizedText) -> Iterator[tuple[Tensor, TokenizedText, Tensor]]:
-        """Index and final mask of contexts, and the activations of all their tokens but padding.
+        """Index and final mask of contexts, and the activations of all tokens that `has_row`.
 
         Dropped tokens are in the statistics by position, which are there to show BOS and sinks.
         """
         for index, part in batches_of(text, self.batch_size):
             every = replace(part, dropped=torch.where(part.dropped == _PADDING, _PADDING, 0).byte())
             rows = self.source.rows(every)
+            if (keep := is_finite(rows)) is not None:
+                # Refused among the kept tokens alone; a dropped BOS is only left out of statistics.
+                finite_rows(self.source, part, rows[part.mask[every.mask].to(rows.device)])
+                every, rows = without(every, keep, reason="nonfinite"), rows[keep]
+                dropped = torch.where(has_row(every), part.dropped, every.dropped)
+                part = replace(part, dropped=dropped)
             if part.norm_limits is not None:
                 keep = within_limits(rows, self.source.sites, part.norm_limits).cpu()
-                part = without_sinks(part, keep[part.mask[every.mask]])
+                part = without(part, keep[part.mask[every.mask]], reason="norm")
             yield index, part, rows
 
     def _measured(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from tl_crosscoder import files
 from tl_crosscoder.config.inputs import OnBadDocument, TextSource
 from tl_crosscoder.data.readers import (
     files_of,
@@ -113,7 +114,7 @@ def stream_documents(
     elif is_dataset_name(name):
         rows = _read_dataset(source, file_seed, own)
     else:
-        rows = _read(Path(name).expanduser(), source, file_seed, own)
+        rows = _read(files.user_path(name), source, file_seed, own)
     rows = islice(_with_text(rows, name), source.max_documents)
     if bad is None:
         rows = _then_warn(rows, own, name)
@@ -188,7 +189,7 @@ def _with_text(rows: Iterable[Document], name: str) -> Iterator[Document]:
 
 def is_dataset_name(source: str | Path) -> bool:
     """Whether this names a dataset of the hub, not a local file or folder or embedded text."""
-    if not isinstance(source, str) or Path(source).exists() or format_of(source):
+    if not isinstance(source, str) or files.user_path(source).exists() or format_of(source):
         return False
     return "\\" not in source and not source.startswith((".", "/", "~", PREFIX))
 

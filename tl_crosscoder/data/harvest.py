@@ -63,10 +63,10 @@ def harvest(
     batches = batches_of(text, batch_size)
     bar = tqdm(batches, desc=description, unit="batch", disable=None if description else True)
     for index, part in bar:
-        rows = source.rows(part, dtype=dtype)
+        part, rows = finite_rows(source, part, source.rows(part, dtype=dtype))
         if part.norm_limits is not None:
             keep = within_limits(rows, source.sites, part.norm_limits)
-            part, rows = without_sinks(part, keep.cpu()), rows[keep]
+            part, rows = without(part, keep, reason="norm"), rows[keep]
         yield Harvested(index=index, text=part, rows=rows)
 
 
@@ -131,17 +131,61 @@ def within_limits(
     return torch.stack([part.norm(dim=-1) <= limit for part, limit in parts]).all(dim=0)
 
 
-def without_sinks(text: TokenizedText, keep: Bool[Tensor, " tokens"]) -> TokenizedText:
-    """Contexts that drop those of their kept tokens where `keep` is False, for their norm."""
+def without(text: TokenizedText, keep: Bool[Tensor, " tokens"], *, reason: str) -> TokenizedText:
+    """Contexts that drop those of their kept tokens where `keep` is False."""
     dropped = text.dropped.clone()
-    dropped[text.mask] = torch.where(keep, 0, DROP_REASONS.index("norm")).to(dropped.dtype)
+    dropped[text.mask] = torch.where(keep.cpu(), 0, DROP_REASONS.index(reason)).to(dropped.dtype)
     return replace(text, dropped=dropped)
+
+
+# --- activations that are no numbers --------------------------------------------------------------
+
+
+def finite_rows(
+    source: ActivationSource, text: TokenizedText, rows: Float[Tensor, "tokens *row"]
+) -> tuple[TokenizedText, Float[Tensor, "kept *row"]]:
+    """Contexts and rows without the tokens that are NaN or infinite at a site.
+
+    Raises ValueError for such a token, unless the text drops them.
+    """
+    keep = is_finite(rows)
+    if keep is None:
+        return text, rows
+    if not text.drops_nonfinite:
+        raise ValueError(_nonfinite_message(source, rows))
+    return without(text, keep, reason="nonfinite"), rows[keep]
+
+
+def is_finite(rows: Float[Tensor, "tokens *row"]) -> Bool[Tensor, " tokens"] | None:
+    """True for rows of numbers; None where all are, which one sum tells."""
+    if bool(rows.sum().isfinite()):
+        return None
+    keep = rows.flatten(1).isfinite().all(dim=1)
+    return None if bool(keep.all()) else keep
+
+
+def _nonfinite_message(source: ActivationSource, rows: Float[Tensor, "tokens *row"]) -> str:
+    parts = zip(source.sites, site_parts(rows, source.sites), strict=True)
+    counts = {site: int((~part.isfinite().all(dim=1)).sum()) for site, part in parts}
+    where = ", ".join(f"{n:,} at {s.name!r} ({s.hook_name})" for s, n in counts.items() if n)
+    is_float16 = source.computed_in.startswith("torch.float16")
+    remedy = (
+        "float16 ends at 65,504: load the models in bfloat16 or float32 (dtype, --dtype bfloat16)"
+        if is_float16
+        else "Check the weights of the models"
+    )
+    return (
+        f"of {len(rows):,} tokens the activation is NaN or infinite for {where}; it was computed "
+        f"in {source.computed_in.removeprefix('torch.')}. {remedy}, or leave these tokens out and "
+        "count them (on_nonfinite='drop', --on-nonfinite drop)."
+    )
 
 
 # --- statistics of the sites ----------------------------------------------------------------------
 
 SINK_MULTIPLE = 10.0
 """A token whose norm is above this multiple of its site's median is a sink."""
+_HAVE_NO_ROW = torch.tensor([DROP_REASONS.index(reason) for reason in ("padding", "nonfinite")])
 _START = torch.tensor([DROP_REASONS.index(reason) for reason in ("bos", "first", "padding")])
 
 
@@ -156,13 +200,13 @@ def site_sums(
     """Sums in float64 over the tokens of some contexts; those of several contexts add up.
 
     Args:
-        rows: of every token but padding, dropped ones included.
+        rows: of every token that `has_row`, dropped ones included.
         text: these contexts, with the final mask.
         sites: of the rows.
         sink_limits: norm from which a token is a sink, for each site.
         n_positions: context size of the whole text, of which these contexts may be cut.
     """
-    is_token = text.dropped != DROP_REASONS.index("padding")
+    is_token = has_row(text)
     kept = text.mask[is_token].to(rows.device)
     position = torch.arange(text.context_size).expand_as(is_token)[is_token].to(rows.device)
     # BOS and the first positions, where norms are largest, would hide how roles differ.
@@ -179,6 +223,11 @@ def site_sums(
         "rows": rows[kept].flatten(1).sum(dim=0, keepdim=True).double(),
     }
     return {name: value.cpu() for name, value in sums.items()}
+
+
+def has_row(text: TokenizedText) -> Bool[Tensor, "contexts pos"]:
+    """True for every token that is real and has finite activations, dropped ones included."""
+    return ~torch.isin(text.dropped, _HAVE_NO_ROW)
 
 
 def sites_and_difference(

@@ -116,7 +116,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}. Harvest "
             "again."
         )
+    names = [*manifest]
+    identity = {n: manifest[n] for n in names[: names.index("cache_id")]}
+    if cache_id(identity) != manifest["cache_id"]:
+        raise ValueError(
+            f"{path} has been changed since it was written: its cache_id is not that of its sites, "
+            "text and number format. Restore it, or harvest again."
+        )
     return manifest
+
+
+def cache_id(identity: Mapping[str, Any]) -> str:
+    """Hash of all that decides which rows a cache holds; in a manifest it follows these fields."""
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def claim(
@@ -129,7 +141,7 @@ def claim(
     """
     if not (folder / MANIFEST).is_file():
         manifest = identity | {
-            "cache_id": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+            "cache_id": cache_id(identity),
             "made_with": dict(made_with or {}),
             "n_shards": math.ceil(identity["n_contexts"] / identity["shard_contexts"]),
             "is_complete": False,
@@ -147,6 +159,11 @@ def claim(
     return manifest
 
 
+def shard_name(i: int) -> str:
+    """Path of a shard in the folder of its cache."""
+    return f"shards/{i:05d}.safetensors"
+
+
 def shards_of(manifest: dict[str, Any]) -> list[Shard]:
     """The complete shards, in their order."""
     return [Shard(**s) for s in manifest["shards"]]
@@ -162,7 +179,10 @@ def check_shards(
     """
     advice = f"Delete {folder} and harvest again, or restore this file."
     off = None if show_progress else True
-    for shard in tqdm(shards_of(manifest), desc="Verifying", unit="shard", disable=off):
+    shards = shards_of(manifest)
+    if [shard.name for shard in shards] != [shard_name(i) for i in range(len(shards))]:
+        raise ValueError(f"{folder / MANIFEST} names its shards in another order. {advice}")
+    for shard in tqdm(shards, desc="Verifying", unit="shard", disable=off):
         path = folder / shard.name
         if not path.is_file():
             raise FileNotFoundError(f"shard {path} is missing. {advice}")

@@ -23,7 +23,7 @@ from tl_crosscoder.data.documents import source_of
 from tl_crosscoder.data.records import BadDocuments, Document
 from tl_crosscoder.models.tokenizer import own_bos_id, pad_id
 
-DROP_REASONS = ("kept", "bos", "first", "template", "norm", "padding")
+DROP_REASONS = ("kept", "bos", "first", "template", "norm", "padding", "nonfinite")
 """Why a token is dropped; the first reason that applies. 0 means that the token is kept."""
 _MAX_SOURCES = 64
 """Sources that are told apart: firing is counted for each source and latent."""
@@ -46,6 +46,8 @@ class TokenizedText:
     """Positions of these contexts in the whole text."""
     norm_limits: tuple[float, ...] | None = None
     """Tokens whose norm at a site is above its limit are dropped as well, once models have run."""
+    drops_nonfinite: bool = False
+    """Whether tokens with NaN or infinity at a site are dropped as well, or refused."""
 
     def __len__(self) -> int:
         """Number of contexts."""
@@ -248,6 +250,7 @@ class Packer:
             source_ids=torch.from_numpy(named[sources]),
             sources=names,
             context_ids=torch.arange(len(tokens)),
+            drops_nonfinite=self.masks.on_nonfinite == "drop",
         )
 
     def _named_sources(self) -> tuple[tuple[str, ...], np.ndarray]:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tl_crosscoder import files
 from tl_crosscoder.config.inputs import ModelsConfig
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
@@ -146,7 +147,7 @@ def _check_scales(foreign: Foreign, scales: Sequence[float]) -> None:
 
 def _read(source: str | Path, revision: str | None) -> ForeignFiles:
     """Read tensors and config from a folder, a weights file, or the hub."""
-    local = Path(source).expanduser()
+    local = files.user_path(source)
     if local.is_dir():
         path = _weights_path(local)
     elif local.is_file():

@@ -184,7 +184,7 @@ def export_site(
         ValueError: a folder that is not empty, an unknown or single site or one whose width no
             other has, a dictionary of other models, or a text of too few tokens.
     """
-    files.new_folder(folder)
+    folder = files.new_folder(folder)
     check_source(source, crosscoder)
     at, sites = exported_site(crosscoder, site), crosscoder.sites
     compared = _other_site(sites, at).name, sites[at].name

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from tl_crosscoder import files
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.files import CFG_NAME, WEIGHTS_NAME
 from tl_crosscoder.hub.registry import WEIGHTS, Entry, find, nearest
@@ -59,7 +60,7 @@ Crosscoder.pretrained_loader = load_pretrained
 
 
 def _refuse_a_folder(release: str, sae_id: str) -> None:
-    path = Path(release).expanduser()
+    path = files.user_path(release)
     here = next((p for p in (path / sae_id, path) if (p / CFG_NAME).is_file()), None)
     is_path_like = release.startswith((".", "/", "~")) or "\\" in release
     if here is not None or is_path_like:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_crosscoder.files import RECORD_NAME
+from tl_crosscoder.files import RECORD_NAME, user_path
 from tl_crosscoder.hub import card
 from tl_crosscoder.hub.published_run import SAELENS_FOLDER, Content, PublishedRun, findings
 from tl_crosscoder.hub.repository import CARD_NAME, Repository, check_login, read_repository
@@ -77,7 +77,7 @@ def plan_publication(
     Raises:
         FileNotFoundError, ValueError: no dictionary, a damaged one, or names that cannot be.
     """
-    folder = (embedded_run(dictionary) or Path(dictionary)).resolve()
+    folder = (embedded_run(dictionary) or user_path(dictionary)).resolve()
     id = folder.name if id is None else id
     _check_names(repo, id)
     run = PublishedRun.read(folder, renamed=renamed, with_examples=with_examples)
@@ -196,7 +196,7 @@ def _model_warnings(run: PublishedRun) -> Iterator[str]:
     """Models that others cannot load, or that may be other ones by then."""
     for site in run.read_sites:
         name = site.label
-        if Path(name).exists():
+        if user_path(name).exists():
             yield (
                 f"site {site.name} names the folder {name!r}: nobody else has it. Give what others "
                 f"load with --rename {name}=owner/name."

@@ -167,7 +167,7 @@ class BaseEstimate:
 
     def save(self, folder: str | Path) -> Path:
         """Write the weights and the facts into a folder, each atomically."""
-        folder = Path(folder)
+        folder = files.user_path(folder)
         facts = {
             "sites": [s.to_dict() for s in self.sites],
             **{k: getattr(self, k) for k in ("base", "finetuned", "ridge", "n_tokens")},
@@ -184,7 +184,7 @@ class BaseEstimate:
             FileNotFoundError: no estimate there.
             ValueError: a damaged file.
         """
-        folder = Path(folder)
+        folder = files.user_path(folder)
         missing = [n for n in (WEIGHTS_NAME, FACTS_NAME) if not (folder / n).is_file()]
         if missing:
             raise FileNotFoundError(

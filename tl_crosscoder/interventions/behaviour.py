@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder import files
 from tl_crosscoder.config.inputs import Masks
 from tl_crosscoder.data.chat import ROLES, encode_documents
 from tl_crosscoder.data.documents import Document
@@ -185,7 +186,7 @@ class Behaviour(Effect):
         cls, path: str | Path, tokenizer: Any, *, masks: Masks | None = None
     ) -> "Behaviour":
         """The questions of a JSONL file, tokenised. Raises as `read_questions` and `of` do."""
-        path = Path(path)
+        path = files.user_path(path)
         return cls.of(path.stem, read_questions(path), tokenizer, masks=masks)
 
     @property
@@ -237,7 +238,7 @@ def read_questions(path: str | Path) -> list[Question]:
         FileNotFoundError: no such file.
         ValueError: a line that is not a question.
     """
-    path = Path(path)
+    path = files.user_path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there: a behaviour is a JSONL file of prompts and completions."

@@ -23,7 +23,7 @@ from torch import Tensor
 
 def load(folder: str | Path) -> tuple[str, Callable[..., Tensor]]:
     """Name of the hook point, and the function to put there."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     facts = json.loads((folder / "mitigation.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "mitigation.safetensors")
     width = facts["d_model"]

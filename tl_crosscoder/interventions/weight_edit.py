@@ -63,14 +63,14 @@ class WeightEdit:
 
     def save(self, path: str | Path) -> Path:
         """Write a `.safetensors` file of the changed parameters."""
-        path = Path(path)
+        path = files.user_path(path)
         files.write_tensors(path, self.parameters, metadata={"hook_name": self.hook_name})
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> "WeightEdit":
         """Read what `save` wrote. Raises FileNotFoundError, or ValueError for another file."""
-        path = Path(path)
+        path = files.user_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: save a WeightEdit first.")
         try:

@@ -4,9 +4,14 @@ Contract: every check returns what it measured, or raises a one-paragraph ValueE
 values and the next step. `labels` name the models in messages, one for each.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from tl_crosscoder.models import hooked as hooked_model
 from tl_crosscoder.models import tokenizer as tokenization
@@ -23,17 +28,49 @@ def check_equal(values: Sequence[Any], what: str, labels: Sequence[str], advice:
             )
 
 
-def common_tokenizer(models: Sequence[HookedModel], given: Any, labels: Sequence[str]) -> Any:
-    """The tokenizer for all: the one given, else the last model's, which has the chat template."""
+def common_tokenizer(
+    models: Sequence[HookedModel], given: Any, labels: Sequence[str]
+) -> tuple[Any, dict[str, int]]:
+    """The tokenizer for all, and the ids of tokens that only some of the models' own have.
+
+    It is the one given, else the last model's, which has the chat template.
+    """
     if given is not None:
-        return given
+        return given, {}
+    added: dict[str, int] = {}
     for model, label in zip(models, labels, strict=True):
         if model.tokenizer is None:
-            raise ValueError(f"the {label} carries no tokenizer; pass tokenizer= for all.")
-        tokenization.check_same_tokenizer(
+            raise ValueError(
+                f"the {label} carries no tokenizer; name one for all (tokenizer=, --tokenizer)."
+            )
+        added |= tokenization.check_same_tokenizer(
             models[0].tokenizer, model.tokenizer, labels=(labels[0], label)
         )
-    return models[-1].tokenizer
+    if added:
+        n_shared = len(models[-1].tokenizer.get_vocab().keys() - added.keys())
+        warnings.warn(
+            f"the tokenizers share {n_shared:,} tokens, and {len(added)} are in some of them alone "
+            f"({', '.join(map(repr, [*added][:4]))}): the models are compared on the shared ones, "
+            "and text that has others is refused.",
+            stacklevel=2,
+        )
+    return models[-1].tokenizer, added
+
+
+def check_shared(tokens: Int[Tensor, "batch pos"], added: Mapping[str, int]) -> None:
+    """Raise ValueError for ids that only some of the tokenizers have."""
+    if not added:
+        return
+    is_added = torch.isin(tokens, torch.tensor([*added.values()], device=tokens.device))
+    if bool(is_added.any()):
+        found = set(tokens[is_added].tolist())
+        names = [token for token, i in added.items() if i in found]
+        raise ValueError(
+            f"{int(is_added.sum())} of these tokens are {', '.join(map(repr, names[:4]))}, which "
+            "only some of the models' tokenizers have: the others never learned them. Use text "
+            "and a chat template without them, or say which tokenizer feeds all models "
+            "(tokenizer=, --tokenizer)."
+        )
 
 
 def check_same_kind(models: Sequence[HookedModel], labels: Sequence[str]) -> str:
@@ -48,7 +85,7 @@ def check_same_kind(models: Sequence[HookedModel], labels: Sequence[str]) -> str
     weights = [next(iter(model.parameters())) for model in models]
     check_equal([w.device.type for w in weights], "device", labels, "Move one with .to(device).")
     check_equal(
-        [_dtype(model) for model in models],
+        [dtype_name(model) for model in models],
         "dtype",
         labels,
         "Load both in one: rounding alone would look like a difference.",
@@ -60,7 +97,7 @@ def check_same_kind(models: Sequence[HookedModel], labels: Sequence[str]) -> str
     return how[0].name
 
 
-def _dtype(model: HookedModel) -> str:
+def dtype_name(model: HookedModel) -> str:
     """What a model computes in, and whether some of its weights are rounded further."""
     weights = list(model.parameters())
     # Quantised weights are packed into integers; LoRA's are float32 beside bfloat16 ones.

@@ -10,6 +10,7 @@ Limit: 4-bit weights are rounded by about 9 % (NF4, blocks of 64), which is more
 fine-tunes change: compare 4-bit models with 4-bit models only. On a CPU they are for trying out.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -46,6 +47,16 @@ def devices_of(device: str, n_models: int) -> list[str]:
 def first_device(device: str) -> str:
     """Where activations and the dictionary live: the first of a comma list."""
     return str(device).split(",")[0].strip()
+
+
+def memory_of(device: str) -> int | None:
+    """Bytes of memory of a device, free or in use; None where that is not known."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if kind == "cpu" and hasattr(os, "sysconf"):  # not on Windows
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 def moved_together(

@@ -1,23 +1,21 @@
-"""A PEFT adapter on a base model: merged into its weights, or attached beside them.
+"""Load models by name: from the hub, from a folder, or as a base with a PEFT adapter.
 
-Contract: all of the adapter is used or none; attached and merged give the same activations up to
-float error. Limit: LoRA-like adapters; an attached one costs a little time in every forward pass.
-
-Load models by name: from the hub, from a folder, or as a base with a PEFT adapter.
-
-Contract: the weights come back raw (nothing folded, nothing centred) and shared with no other
-model; what cannot be loaded raises one paragraph with the name, the reason and the next step.
-Limit: decoder-only language models, each whole on one device.
+Contract: the weights come back raw (nothing folded, nothing centred), all of them read from the
+files and shared with no other model; what cannot be loaded raises one paragraph with the name, the
+reason and the next step. Limit: decoder-only language models, each whole on one device.
 """
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from tl_crosscoder import files
+from tl_crosscoder.models.adapter import no_merge_message, with_adapter
 from tl_crosscoder.models.devices import (
     Precision,
     devices_of,
@@ -26,70 +24,14 @@ from tl_crosscoder.models.devices import (
     settle_on_cpu,
 )
 from tl_crosscoder.models.hooked import HookedModel
-from tl_crosscoder.models.hub_errors import explained, first_line
+from tl_crosscoder.models.hub_errors import explained
 from tl_crosscoder.models.pretrained import resolve_model
 from tl_crosscoder.models.site import Site
 
-
-def with_adapter(
-    hf_model: Any, folder: Path, *, base: str, adapter: str, merge: bool | None
-) -> Any:
-    """The Hugging Face model with an adapter, its own weights or modules changed in place.
-
-    `merge` None merges into float weights and attaches to quantised ones, where merging would
-    round a second time. `base` and `adapter` are names for messages. Raises ValueError for a
-    second rounding, and where the adapter does not fit.
-    """
-    from peft import PeftConfig
-
-    is_quantized = bool(getattr(hf_model, "is_quantized", False))
-    if merge and is_quantized:
-        raise ValueError(no_merge_message(f"'{base}'"))
-    with explained(adapter, None):
-        config = PeftConfig.from_pretrained(str(folder))
-    if config.is_prompt_learning:
-        raise ValueError(
-            f"adapter '{adapter}' is {config.peft_type}, which changes no weights: use a "
-            "LoRA-like adapter or a fine-tuned model."
-        )
-    try:
-        adapted = _adapt(hf_model, str(folder))
-    except (RuntimeError, ValueError, UserWarning) as error:
-        raise ValueError(
-            f"adapter '{adapter}' does not fit base model '{base}': {first_line(error)} "
-            f"It was trained on '{config.base_model_name_or_path}': give that as the base."
-        ) from error
-    is_merged = not is_quantized if merge is None else merge
-    return adapted.merge_and_unload() if is_merged else adapted.get_base_model()
-
-
-def no_merge_message(base: str) -> str:
-    """Why an adapter is not merged into quantised weights."""
-    return (
-        f"merge_adapter=True on {base}: merging into quantised weights rounds them again. Set "
-        "it to False to attach the adapter, or merge in float weights, save them with "
-        "save_pretrained() and give that folder as the fine-tuned model."
-    )
-
-
-def _adapt(hf_model: Any, source: str) -> Any:
-    """Put an adapter on a model, all of it or none."""
-    from peft import PeftModel
-    from peft.utils import get_peft_model_state_dict, load_peft_weights
-
-    with warnings.catch_warnings():
-        # PEFT only warns when it leaves layers without their adapter weights, and says nothing of
-        # adapter weights for which the model has no place.
-        warnings.filterwarnings("error", message=".*missing adapter keys.*")
-        # PEFT on transformers 5.23; nothing that a user of ours can change.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        adapted: Any = PeftModel.from_pretrained(hf_model, source)
-    used = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    saved = load_peft_weights(source, device="cpu")
-    unused = [key for key in saved if adapted.base_model.prefix in key and key not in used]
-    if unused:
-        raise ValueError(f"the base has no place for {unused[0]!r}")
-    return adapted
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "spiece.model", "vocab.json",
+    "vocab.txt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +68,68 @@ def options_of_each(
     ]
 
 
+def tokenizer_of_all(sites: Sequence[Site], given: Any) -> tuple[Any, str | None]:
+    """The tokenizer that all models are loaded with, and its name; None where each has its own.
+
+    `given` is a tokenizer, or its name or folder. Where the folder of a model has none, that of an
+    adapter or of another model is taken. Raises ValueError where there is none at all.
+    """
+    if given is None:
+        lacking = [s.model_name for s in sites if _lacks_tokenizer(s.model_name)]
+        if not lacking:
+            return None, None
+        adapters = [s.adapter for s in reversed(sites) if s.adapter and _is_beside(s.adapter)]
+        others = [s.model_name for s in reversed(sites) if s.model_name not in lacking]
+        given = next(iter([*adapters, *others]), None)
+        if given is None:
+            raise ValueError(
+                f"'{lacking[0]}' has no tokenizer, and no other model here has one. Save one there "
+                "with tokenizer.save_pretrained(), or name one (tokenizer=, --tokenizer)."
+            )
+        warnings.warn(
+            f"'{lacking[0]}' has no tokenizer: that of '{given}' is taken for all models.",
+            stacklevel=3,
+        )
+    if not isinstance(given, str | Path):
+        return given, getattr(given, "name_or_path", None) or None
+    return _named_tokenizer(given, None), str(given)
+
+
+def _named_tokenizer(name: str | Path, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    path = files.user_path(resolve_model(name))
+    with explained(name, revision):
+        return AutoTokenizer.from_pretrained(path if path.is_dir() else name, revision=revision)
+
+
+def _is_beside(name: str | Path) -> bool:
+    """Whether the folder of a model or adapter holds a tokenizer."""
+    path = files.user_path(resolve_model(name))
+    return any((path / file).is_file() for file in _TOKENIZER_FILES)
+
+
+def _lacks_tokenizer(name: str) -> bool:
+    """Whether a model's folder has none; on the hub it is taken for granted."""
+    is_folder = (files.user_path(resolve_model(name)) / "config.json").is_file()
+    return is_folder and not _is_beside(name)
+
+
+def _adapters_tokenizer(folder: Path, site: Site) -> Any:
+    """The tokenizer beside an adapter where it has a chat template and the base has none."""
+    if not _is_beside(folder):
+        return None
+    own = _named_tokenizer(folder, None)
+    if own.chat_template is None or load_tokenizer(site).chat_template is not None:
+        return None
+    warnings.warn(
+        f"'{site.model_name}' has no chat template: tokenizer and template of the adapter "
+        f"'{site.adapter}' are taken.",
+        stacklevel=3,
+    )
+    return own
+
+
 def load_site(site: Site, how: LoadOptions) -> HookedModel:
     """The model of a site as a `TransformerBridge`, raw, its adapter merged or attached.
 
@@ -134,27 +138,28 @@ def load_site(site: Site, how: LoadOptions) -> HookedModel:
     """
     name, adapter, revision = site.model_name, site.adapter, site.model_revision
     folder = None if adapter is None else _adapter_folder(adapter, site.revision)
+    if folder is not None and how.tokenizer is None:
+        how = replace(how, tokenizer=_adapters_tokenizer(folder, site))
     source, hf_model = _source(name), None
     with explained(name, revision):
         if folder is not None or how.precision.is_4bit:
             hf_model = _hf_model(source, how, revision)
     if folder is not None:
         named = {"base": name, "adapter": str(adapter)}
-        hf_model = with_adapter(hf_model, folder, **named, merge=how.merge_adapter)
+        how_merged = {"merge": how.merge_adapter, "revision": revision}
+        hf_model = with_adapter(hf_model, folder, **named, **how_merged)
     with explained(name, revision):
         model = _boot(source, hf_model, how, revision)
     settle_on_cpu(model, name)
     return model
 
 
-def load_tokenizer(site: Site) -> Any:
-    """The tokenizer of a site's model, without the model. Raises as `load_site` does."""
-    from transformers import AutoTokenizer
-
-    source = _source(site.model_name)
-    revision = site.model_revision
-    with explained(site.model_name, revision):
-        return AutoTokenizer.from_pretrained(source, revision=revision)
+def load_tokenizer(site: Site, name: str | None = None) -> Any:
+    """The tokenizer of a site's model, or a named one, without the model. Raises as `load_site`."""
+    if name is not None:
+        return _named_tokenizer(name, None)
+    _source(site.model_name)  # a folder that is not there is said better
+    return _named_tokenizer(site.model_name, site.model_revision)
 
 
 def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) -> HookedModel:
@@ -167,13 +172,68 @@ def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) ->
         dtype=how.precision.dtype,
         revision=revision,
         tokenizer=how.tokenizer,
+        # What a bridge loads its model with.
+        model_class=SimpleNamespace(from_pretrained=_whole_model),
     )
+
+
+def _whole_model(source: str, *, config: Any, **options: Any) -> Any:
+    from transformer_lens.model_bridge.sources.transformers import (
+        determine_architecture_from_hf_config,
+        get_hf_model_class_for_architecture,
+    )
+
+    architecture = determine_architecture_from_hf_config(config)
+    model_class = get_hf_model_class_for_architecture(architecture)
+    return _whole(model_class, source, config=config, **options)
+
+
+def _whole(model_class: Any, source: str, **options: Any) -> Any:
+    """What `model_class.from_pretrained` loads. Raises ValueError unless it is the whole model.
+
+    transformers fills what is missing with random numbers, and says so in a warning alone. Weights
+    beside the decoder, such as the value head of a trainer, are left out with a warning.
+    """
+    # Of another shape is reported with the rest.
+    asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    hf_model, found = model_class.from_pretrained(source, **options, **asked)
+    decoder = f"{hf_model.base_model_prefix}."
+    wrong = {
+        "missing": sorted(found["missing_keys"]),
+        "of another shape": [
+            f"{name} {[*there]} for {[*wanted]}"
+            for name, there, wanted in sorted(found["mismatched_keys"])
+        ],
+        "without a place in the model": sorted(
+            key for key in found["unexpected_keys"] if key.startswith(decoder)
+        ),
+    }
+    if any(wrong.values()):
+        listed = "; ".join(f"{what} {_first(names)}" for what, names in wrong.items() if names)
+        raise ValueError(
+            f"its weights are not those of the model in its config.json, and would be filled with "
+            f"random numbers or left out: {listed}. Save the whole model with save_pretrained()."
+        )
+    beside = sorted(found["unexpected_keys"])
+    if beside:
+        warnings.warn(
+            f"'{source}' has weights that no part of its {type(hf_model).__name__} uses, left out: "
+            f"{_first(beside)}.",
+            stacklevel=2,
+        )
+    return hf_model
+
+
+def _first(names: Sequence[str], n: int = 4) -> str:
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
 
 
 def _hf_model(source: str, how: LoadOptions, revision: str | None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    hf_model: Any = AutoModelForCausalLM.from_pretrained(
+    hf_model = _whole(
+        AutoModelForCausalLM,
         source,
         revision=revision,
         dtype=how.precision.dtype,
@@ -213,7 +273,7 @@ def _adapter_folder(adapter: str | Path, revision: str | None) -> Path:
 def _folder(name: str | Path, wanted: str, what: str) -> Path | None:
     """The folder that a name means, or None. Raises FileNotFoundError if `wanted` is missing."""
     name = resolve_model(name)
-    path = Path(name).expanduser()
+    path = files.user_path(name)
     is_path_like = isinstance(name, Path) or str(name).startswith((".", "/", "~"))
     if not path.is_dir() and (is_path_like or len(path.parts) > 2):
         raise FileNotFoundError(f"folder '{name}' does not exist; check the path of {what}.")

@@ -94,7 +94,8 @@ class ModelPair(ActivationSource):
             hooked.check_hook(model, site.hook_name, label)
         distinct = {id(model): (model, label) for model, _, label in located}
         each, own_labels = zip(*distinct.values(), strict=True)
-        self._tokenizer = checks.common_tokenizer(each, tokenizer, own_labels)
+        self._tokenizer, self._added = checks.common_tokenizer(each, tokenizer, own_labels)
+        self.tokenizer_name = getattr(tokenizer, "name_or_path", None) or None
         self.weight_processing = checks.check_same_kind(each, own_labels)
         for model in each:
             model.eval()
@@ -124,7 +125,8 @@ class ModelPair(ActivationSource):
                 base alone is enough for several hook points.
             hook_name: hook point that is read in every model, or several.
             adapter: PEFT adapter on another copy of the base, or several.
-            tokenizer: for all models, instead of their own.
+            tokenizer: for all models, instead of their own, or its name or folder. Where a model
+                has none, that of an adapter or of another model is taken, with a warning.
             device: one for all models, or one for each model with commas ("cuda:0,cuda:1");
                 activations live on the first.
             dtype: of the models; "nf4" is 4-bit weights (bitsandbytes), computed in bfloat16.
@@ -171,6 +173,7 @@ class ModelPair(ActivationSource):
             name = "finetuned" if minus.name == "base" else "minuend"
             sites = [minus, replace(sites[0], name=name, minus=None)]
         sites = _with_base_revisions(sites)
+        tokenizer, tokenizer_name = loading.tokenizer_of_all(sites, tokenizer)
         of_model: dict[tuple[str | None, ...], Site] = {}
         for site in sites:
             of_model.setdefault(_model_key(site), site)
@@ -187,6 +190,7 @@ class ModelPair(ActivationSource):
         }
         models = [loaded[_model_key(site)] for site in sites]
         pair = cls(*models, sites=sites, tokenizer=tokenizer)
+        pair.tokenizer_name = tokenizer_name
         return pair if minus is None else pair.difference()
 
     @classmethod
@@ -195,7 +199,7 @@ class ModelPair(ActivationSource):
 
         Raises ValueError or FileNotFoundError as `sites_of` and `from_sites` do.
         """
-        how = {"device": config.device, "dtype": config.dtype}
+        how = {"device": config.device, "dtype": config.dtype, "tokenizer": config.tokenizer}
         models = cls.from_sites(sites_of(config), merge_adapter=config.merge_adapter, **how)
         return models.difference() if config.difference else models
 
@@ -225,6 +229,11 @@ class ModelPair(ActivationSource):
     def device(self) -> torch.device:
         """Device of tokens and activations: the first model's."""
         return self.devices[0]
+
+    @property
+    def computed_in(self) -> str:
+        """Number format that the models compute in, the same for all."""
+        return checks.dtype_name(self.models[0])
 
     def site_index(self, site: str) -> int:
         """Position of a model site by name. Raises ValueError for an unknown one."""
@@ -328,6 +337,7 @@ class ModelPair(ActivationSource):
 
     def _checked(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
         hooked.check_tokens(tokens, d_vocab=self.d_vocab, n_ctx=self.n_ctx)
+        checks.check_shared(tokens, self._added)
         return tokens.long()
 
     # --- interventions ---------------------------------------------------------------------------

@@ -56,6 +56,8 @@ class ActivationSource(ABC):
     """Every (model, hook point), in order; the first is the base."""
     compared: tuple[int, int] | None
     """Positions of the base and of the fine-tuned site; None for a single site."""
+    tokenizer_name: str | None = None
+    """Name or folder of a tokenizer that is not the models' own; recorded, to load it again."""
     is_difference: bool = False
     """Whether rows are x^1 - x^0 of the compared sites, instead of all sites side by side."""
 
@@ -73,6 +75,11 @@ class ActivationSource(ABC):
     @abstractmethod
     def n_ctx(self) -> int:
         """Longest context, in tokens."""
+
+    @property
+    def computed_in(self) -> str:
+        """Number format that the models compute in, for messages."""
+        return "the format of the cache"
 
     @property
     def cache_id(self) -> str | None:

@@ -114,20 +114,27 @@ def token_text(tokenizer: Any, token: int) -> str:
     return decode_continuation(tokenizer, head, [token]) or tokenizer.decode([token])
 
 
-def check_same_tokenizer(base: Any, finetuned: Any, *, labels: Sequence[str]) -> None:
+def check_same_tokenizer(base: Any, finetuned: Any, *, labels: Sequence[str]) -> dict[str, int]:
     """Raise ValueError unless two tokenizers give the same ids, BOS included.
 
     End-of-text and padding ids may differ: instruction tuning changes the first, and padded
-    positions are never read.
+    positions are never read. One of them may have tokens added beyond the ids of the other, as chat
+    fine-tunes do; these are returned with their ids.
     """
     advice = (
         "An activation pair is one token seen by both models: use models with one vocabulary, such "
-        "as a base and its fine-tune, or pass tokenizer= to say which tokenizer feeds both."
+        "as a base and its fine-tune, or say which tokenizer feeds both (tokenizer=, --tokenizer)."
     )
     vocabs = base.get_vocab(), finetuned.get_vocab()
-    odd = sorted(
-        t for t in vocabs[0].keys() | vocabs[1].keys() if vocabs[0].get(t) != vocabs[1].get(t)
-    )
+    ids = [set(vocab.values()) for vocab in vocabs]
+    added = {
+        token: i
+        for tokenizer, own, others in ((base, 0, 1), (finetuned, 1, 0))
+        for token, i in tokenizer.get_added_vocab().items()
+        if vocabs[own].get(token) == i and token not in vocabs[others] and i not in ids[others]
+    }
+    every = (vocabs[0].keys() | vocabs[1].keys()) - added.keys()
+    odd = sorted(t for t in every if vocabs[0].get(t) != vocabs[1].get(t))
     if odd:
         ids = [vocab.get(odd[0], "absent") for vocab in vocabs]
         raise ValueError(
@@ -141,3 +148,4 @@ def check_same_tokenizer(base: Any, finetuned: Any, *, labels: Sequence[str]) ->
             f"the tokenizers encode {PROBE_TEXT!r} differently: {probes[0]} for the {labels[0]}, "
             f"{probes[1]} for the {labels[1]}. {advice}"
         )
+    return added

@@ -119,7 +119,7 @@ def diff(
         FloatingPointError, TrainingInterruptedError: see `Trainer.fit`; `resume` goes on.
     """
     if output is not None:
-        check_output(Path(output), resume=resume)
+        check_output(files.user_path(output), resume=resume)
     elif resume:
         raise ValueError("resume continues the run of a folder: name it with output.")
     settings |= {"hook_name": hook_name, "preset": preset, "d_sae": d_sae, "k": k, "seed": seed}
@@ -221,7 +221,7 @@ def load_diff(
     """
     if models is not None:
         device = str(models.device)
-    run = Run(path=Path(folder), device=device, loaded=models)
+    run = Run(path=files.user_path(folder), device=device, loaded=models)
     return ModelDiff(run=run)
 
 

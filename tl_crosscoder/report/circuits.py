@@ -148,8 +148,8 @@ class TokensHtml:
 
     def save(self, path: str | Path, title: str = "Tokens") -> Path:
         """Write `page`, atomically."""
-        files.write_text(Path(path), self.page(title))
-        return Path(path)
+        files.write_text(files.user_path(path), self.page(title))
+        return files.user_path(path)
 
     def __add__(self, other: "TokensHtml") -> "TokensHtml":
         """Panels of both, one below the other, with one copy of the script."""

@@ -72,7 +72,7 @@ class Tabular(ABC):
 
     def save(self, path: str | Path) -> Path:
         """Write a `.json` or `.parquet` file, atomically. Raises ValueError for another ending."""
-        path = Path(path)
+        path = files.user_path(path)
         content = {"kind": type(self).__name__, "about": self.about()}
         if _ending(path) == ".json":
             columns = self.columns()
@@ -92,7 +92,7 @@ class Tabular(ABC):
             FileNotFoundError: no such file.
             ValueError: not a file of this kind of result.
         """
-        path = Path(path)
+        path = files.user_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: save a {cls.__name__} first.")
         try:

@@ -36,7 +36,7 @@ def write_contrastive(config: ContrastiveConfig, *, resume: bool = False) -> Pat
         ValueError, FileNotFoundError: an output that exists already or has other settings,
             prompts or models that cannot be used, or no prompt that gave texts.
     """
-    path = Path(config.output)
+    path = files.user_path(config.output)
     _check_output(path, resume=resume)
     prompts = None if config.prompts is None else _read_prompts(config)
     source = _load_source(config)
@@ -66,7 +66,7 @@ def describe_contrastive(path: str | Path) -> str:
     Raises:
         ValueError, FileNotFoundError: no complete file of contrastive texts.
     """
-    path = Path(path)
+    path = files.user_path(path)
     record = _read_record(path)
     if not record["is_complete"]:
         raise ValueError(f"{path} is not complete. Continue it with resume (--resume).")

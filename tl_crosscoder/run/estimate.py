@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tl_crosscoder import files
 from tl_crosscoder.config.training import HarvestConfig, Plan, RunConfig
 from tl_crosscoder.crosscoder.partition import placed
 from tl_crosscoder.crosscoder.sparse.step import MAX_DENSITY
@@ -279,7 +280,7 @@ def _read_config(name: str, revision: str | None) -> tuple[Any, bool]:
     from transformers import AutoConfig
 
     found = resolve_model(name)
-    path = Path(found).expanduser()
+    path = files.user_path(found)
     with explained(name, revision):
         if path.is_dir():
             return AutoConfig.from_pretrained(path), True

@@ -49,7 +49,7 @@ def opened_path(path: str | Path) -> Path:
     """
     embedded = embedded_run(path)
     if embedded is None:
-        return Path(path)
+        return files.user_path(path)
     copy = Path(COPIES) / embedded.name
     if not copy.exists():
         with files.replacing(copy) as temporary:
@@ -111,6 +111,7 @@ class Run:
             device=self.device,
             dtype=training.get("dtype", "float32"),
             merge_adapter=training.get("merge_adapter"),
+            tokenizer=self.record.get("tokenizer"),
         )
 
     @property

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
+from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement, measure_all
 from tl_crosscoder.config.inputs import CONTEXT_SIZE
 from tl_crosscoder.config.presets import preset_name
@@ -77,7 +78,7 @@ def train_all(
         FloatingPointError, TrainingInterruptedError: see `Trainer.fit`.
     """
     for config in configs:
-        check_output(Path(config.output), resume=resume)
+        check_output(files.user_path(config.output), resume=resume)
     source, content = _opened(configs[0], models, text)
     configs = [_fitted(config, source, content, is_loaded=models is not None) for config in configs]
     for config in configs:
@@ -152,7 +153,7 @@ def _say(trainers: Sequence[Trainer], text: SplitText) -> None:
 
 
 def _fit_and_measure(trainers: list[Trainer], source: ActivationSource, text: SplitText) -> None:
-    folders = [Path(t.output) for t in trainers if t.output is not None]
+    folders = [t.output for t in trainers if t.output is not None]
     is_done = [t.is_complete and _is_measured(f) for f, t in zip(folders, trainers, strict=True)]
     if text.held_out_documents:
         for folder in folders:

@@ -59,6 +59,7 @@ def run_record(
     return {
         "sites": [s.to_dict() for s in source.sites],
         "weight_processing": source.weight_processing,
+        "tokenizer": source.tokenizer_name,
         "cache_id": source.cache_id,
         "training": config.to_dict(),
         **{

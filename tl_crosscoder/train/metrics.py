@@ -24,6 +24,31 @@ from tl_crosscoder.files import METRICS_NAME
 from tl_crosscoder.models.site import Site, row_shape, site_parts, subtracted_sites
 from tl_crosscoder.train.checkpoint import TrainState
 
+_LEAST_VARIANCE = 1e-12
+"""Share of the mean squared norm below which float32 has nothing but rounding."""
+
+
+def check_rows(rows: Float[Tensor, "tokens *row"], sites: Sequence[Site]) -> None:
+    """Raise ValueError for a site that nothing can be learned of, before the first step."""
+    if not len(rows):
+        raise ValueError("the first batches are empty: the masks leave out every token.")
+    for site, part in zip(sites, site_parts(rows, sites), strict=True):
+        x = part.cpu().double()
+        square, largest = x.pow(2).sum(dim=-1).mean().item(), x.abs().max().item()
+        variance = (x - x.mean(dim=0)).pow(2).sum(dim=-1).mean().item()
+        what = f"activations of site {site.name!r} ({site.hook_name})"
+        if not square < torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"the {what} reach {largest:g}: their squares are beyond float32. Check the "
+                "weights of its model, or choose another hook point."
+            )
+        if variance <= _LEAST_VARIANCE * square:
+            raise ValueError(
+                f"the {what} are the same for all of the first {len(rows):,} tokens, up to "
+                f"rounding (their mean norm is {math.sqrt(square):g}): there is nothing to learn. "
+                "Choose another hook point, other text, or models that differ."
+            )
+
 
 def scales_of_rows(rows: Float[Tensor, "tokens *row"], sites: Sequence[Site]) -> tuple[float, ...]:
     """For each site the factor that makes its mean squared norm equal to its width."""

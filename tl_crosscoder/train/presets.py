@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from tl_crosscoder.config import presets
 from tl_crosscoder.config.presets import Preset
 from tl_crosscoder.config.training import Plan, TrainConfig
-from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
+from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss, check_memory
 from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparsity import L1, JumpReLU, Sparsity
 from tl_crosscoder.crosscoder.topk import BatchTopK, TopK
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.saelens import PairView
 from tl_crosscoder.models.source import ActivationSource
-from tl_crosscoder.models.tokenizer import tokenizer_sha256
+from tl_crosscoder.models.tokenizer import own_bos_id, tokenizer_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,11 @@ def crosscoder_config(
         auxk=AuxK(weight=config.auxk_weight) if config.auxk_weight else None,
         reconstruction=config.reconstruction,
     )
-    cfg.metadata.hook_name = source.sites[-1].hook_name
+    check_memory(cfg, is_training=True)  # before a folder is claimed for the run
+    # What an `ActivationsStore` of SAELens reads; a single site is at a hook of its own model.
+    is_plain = len(source.sites) == 1 and source.sites[0].minus is None
+    cfg.metadata.hook_name = source.sites[0].hook_name if is_plain else PairView.HOOK_NAME
+    cfg.metadata.prepend_bos = own_bos_id(source.tokenizer) is not None
     cfg.metadata.model_name = source.sites[-1].model_name
     cfg.metadata.weight_processing = source.weight_processing
     cfg.metadata.tokenizer_sha256 = tokenizer_sha256(source.tokenizer)

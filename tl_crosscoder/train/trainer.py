@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_crosscoder import files
 from tl_crosscoder.config.presets import BatchTopK, Preset
 from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
@@ -42,6 +43,7 @@ from tl_crosscoder.train.checkpoint import (
 from tl_crosscoder.train.metrics import (
     MetricsLog,
     bar_text,
+    check_rows,
     row_factors,
     scales_of_rows,
     step_metrics,
@@ -91,8 +93,9 @@ class Trainer:
         self.plan = plan = plan_of(source, text, config, recipe)
         self.config = config = replace(config, **asdict(plan))
         self.source, self.held_out = source, held_out
-        self.output = Path(output) if output is not None else None
+        self.output = files.user_path(output) if output is not None else None
         self.cfg = crosscoder_config(source, config, recipe)
+        self.cfg.metadata.context_size = text.context_size
         if held_out.n_tokens == 0:
             raise ValueError("the held-out text is empty: the threshold is calibrated on it.")
         self.loader = ActivationLoader(
@@ -138,6 +141,7 @@ class Trainer:
         """
         if self.state is None:
             sample, sites = self.first_rows() if sample is None else sample, self.source.sites
+            check_rows(sample, sites)
             self.state = TrainState(
                 position=Position(),
                 tokens_since_fired=torch.zeros(

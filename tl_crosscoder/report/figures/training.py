@@ -14,6 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tl_crosscoder import files
 from tl_crosscoder.analysis.agreement import Agreement, SeedAgreements
 from tl_crosscoder.files import METRICS_NAME
 from tl_crosscoder.report.figures.latents import cosine_range, histogram
@@ -39,7 +40,7 @@ def read_metrics(folder: str | Path) -> dict[str, list[float]]:
         FileNotFoundError: no `metrics.jsonl` there.
         ValueError: a damaged line.
     """
-    path = Path(folder) / METRICS_NAME
+    path = files.user_path(folder) / METRICS_NAME
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there: give the folder of a run, or train with an output folder."

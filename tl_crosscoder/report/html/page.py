@@ -67,8 +67,8 @@ def report(
             not end in `.html`.
         FileNotFoundError: no run, no measures, or samples without a text.
     """
-    run = run if isinstance(run, Run) else Run(path=Path(run))
-    path = run.path / files.REPORT_NAME if output is None else Path(output)
+    run = run if isinstance(run, Run) else Run(path=files.user_path(run))
+    path = run.path / files.REPORT_NAME if output is None else files.user_path(output)
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"{path} must end in .html: that is what a report is.")
     data = collect(run, settings, show_progress=show_progress)
