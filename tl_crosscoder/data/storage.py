@@ -142,8 +142,8 @@ def claim(
     there = {name: manifest.get(name) for name in identity}
     files.check_same(there, identity, what=f"{folder} holds another cache")
     check_shards(folder, manifest, verify=True)
-    for leftover in (folder / "shards").glob(".*"):  # of a killed process
-        leftover.unlink()
+    for part in (folder, folder / "shards"):
+        files.sweep(part)
     return manifest
 
 
