@@ -43,12 +43,13 @@ JUDGED_NAME = "judged.json"
 REPORT_NAME = "report.html"
 
 # Unmistakable: whatever bears another name is somebody's file, and is never deleted.
-_OWN = ".tl_crosscoder."
+OWN = ".tl_crosscoder."
 _TEMPORARY = re.compile(r"\..+\.\d+\.tl_crosscoder\.(tmp|old)")
+_LOCK = re.compile(r"\..+\.tl_crosscoder\.lock")
 
 
 def _beside(path: Path, end: str) -> Path:
-    return path.parent / f".{path.name}.{os.getpid()}{_OWN}{end}"
+    return path.parent / f".{path.name}.{os.getpid()}{OWN}{end}"
 
 
 def is_temporary(path: Path) -> bool:
@@ -56,10 +57,16 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
-def sweep(folder: Path) -> None:
-    """Delete from a folder what killed processes left of files; nothing else, and not below."""
+def sweep(folder: Path, *, of: str = "") -> None:
+    """Delete from a folder what killed processes left of files; nothing else, and not below.
+
+    Args:
+        folder: it need not be there.
+        of: only what is left of the file of this name.
+    """
     if folder.is_dir():
-        _remove(*filter(is_temporary, folder.iterdir()))
+        own = (path for path in folder.iterdir() if path.name.startswith(f".{of}"))
+        _remove(*filter(is_temporary, own))
 
 
 def discard(folder: Path) -> None:
@@ -139,8 +146,19 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file. Raises ValueError for a damaged one, with its path."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): it is damaged. Copy it again.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that is a mapping. Raises ValueError for any other, with its path."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__} in place of a mapping: it is damaged, or of "
+            "something else. Copy it again."
+        )
+    return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -173,7 +191,7 @@ def _inside(path: Path) -> Iterator[Path]:
 
     A kill would leave it, and nobody could tell it from a file of the user.
     """
-    folder = path.parent / f".{path.name}.folder.{os.getpid()}{_OWN}tmp"
+    folder = path.parent / f".{path.name}.folder.{os.getpid()}{OWN}tmp"
     _remove(folder)
     folder.mkdir()
     try:
@@ -184,7 +202,7 @@ def _inside(path: Path) -> Iterator[Path]:
 
 def is_empty_folder(path: Path) -> bool:
     """Whether nothing is there but what a killed process left of a file that it was writing."""
-    return path.is_dir() and all(map(is_temporary, path.iterdir()))
+    return path.is_dir() and all(is_temporary(p) or _LOCK.fullmatch(p.name) for p in path.iterdir())
 
 
 def new_folder(folder: str | Path) -> Path:

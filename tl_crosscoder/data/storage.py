@@ -110,7 +110,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not an activation cache: it has no {MANIFEST}. Give a folder that "
             "`tl-crosscoder harvest` wrote."
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = files.read_object(path)
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}. Harvest "
