@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,9 +18,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tl_crosscoder import RunConfig, TrainConfig, Trainer
+from tl_crosscoder import RunConfig, TrainConfig, Trainer, files, load_documents
+from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.config.sweep import read_sweep, run_name, sweep
+from tl_crosscoder.config.training import HarvestConfig
+from tl_crosscoder.data.cache_writer import run_harvest
+from tl_crosscoder.locks import locked
+from tl_crosscoder.run.contrastive import write_contrastive
 from tl_crosscoder.run.training import train, train_all
 from tl_crosscoder.train.trainer import fit_together
 
@@ -169,6 +178,119 @@ def test_runs_that_are_ahead_go_back_to_the_common_step(taboo_pair, texts, tmp_p
         assert torch.equal(one.W_dec, other.W_dec)
 
 
+def test_a_run_that_is_added_leaves_the_checkpoints_of_the_others(taboo_pair, texts, tmp_path):
+    """The one that is ahead goes on where it stands, when the new one has come as far."""
+    config = TrainConfig(d_sae=32, n_tokens=64 * 12, batch_size=64, checkpoint_every=4)
+
+    def made(*ks, resume=False):
+        how = {"config": config, "resume": resume}
+        return [
+            Trainer(
+                taboo_pair, *texts, recipe=preset("batchtopk", k=k), output=tmp_path / str(k), **how
+            )
+            for k in ks
+        ]
+
+    (trainer,) = made(2)
+    trainer.begin()
+    for batch in islice(trainer.loader.batches(), 9):
+        trainer.advance(*batch)
+    added = made(2, 3, resume=True)
+    assert [None if t.state is None else t.state.step for t in added] == [8, None]
+    steps = {2: [], 3: []}
+    for k, each in zip(steps, added, strict=True):
+        each.advance = partial(noted, each.advance, steps[k])
+    fit_together(added)
+    assert steps == {2: [9, 10, 11, 12], 3: [*range(1, 13)]}
+
+
+def noted(advance, steps, batch, position, *, is_last):
+    text = advance(batch, position, is_last=is_last)
+    steps.append(advance.__self__.state.step)
+    return text
+
+
+def test_one_run_that_diverges_is_named_and_the_others_end(tmp_path, taboo_pair):
+    changes = [{"name": "wild", "lr": 1e30, "max_grad_norm": 1e30}, {"name": "tame"}]
+    configs = sweep(config_of(tmp_path / "o", base=None, adapter=None, hook_name=None), changes)
+    documents = load_documents("tl_crosscoder/taboo", max_documents=400)
+    configs = [replace(c, text=None) for c in configs]
+    with pytest.raises(FloatingPointError, match=r"1 of 2 runs failed.*loss of .*wild is not fin"):
+        train_all(configs, models=taboo_pair, text=documents)
+    assert {p.name for p in (tmp_path / "o/tame").iterdir()} >= {"cfg.json", "analysis.json"}
+    assert not (tmp_path / "o/wild/cfg.json").exists()
+
+
+def test_what_is_missing_after_training_is_made_again(together, tmp_path):
+    """A kill between the files that follow; `analysis.json` is the last one."""
+    configs, _ = together
+    made = Path(configs[0].output)
+    folder = shutil.copytree(made, tmp_path / "run")
+    config = replace(configs[0], output=str(folder))
+    for name in ("examples.sqlite", "analysis.json", "analysis.safetensors"):
+        (folder / name).unlink()
+        (folder / f".{name}.7.tl_crosscoder.tmp").write_text("half")
+    flipped = bytearray((made / "analysis.safetensors").read_bytes())
+    flipped[-1] ^= 1
+    for kept in ({}, {"analysis.json", "analysis.safetensors"}, {"examples.sqlite"}):
+        for name in kept:
+            shutil.copy(made / name, folder)
+        train(config, resume=True)
+        files = {p.name: p.read_bytes() for p in made.iterdir()}
+        assert files.keys() == {p.name for p in folder.iterdir()}
+        for name in ("examples.sqlite", "analysis.json", "analysis.safetensors"):
+            assert (folder / name).read_bytes() == files[name], name
+            (folder / name).unlink()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tl_crosscoder.locks import locked
+with locked(Path(sys.argv[1]), is_file=sys.argv[2] == "file"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held(path, kind):
+    """Another process that writes to an output, and is killed at the end."""
+    command = [sys.executable, "-c", HOLDER, str(path), kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_an_output_belongs_to_one_process_and_a_killed_one_holds_nothing(tmp_path):
+    config = config_of(tmp_path / "run")
+    pairs = ContrastiveConfig(
+        base=config.base, adapter=config.adapter, output=str(tmp_path / "pairs.jsonl"), n_prompts=2
+    )
+    cache = HarvestConfig(
+        base=config.base, adapter=config.adapter, hook_name=config.hook_name, text=config.text,
+        output=str(tmp_path / "run"),
+    )  # fmt: skip
+    with held(tmp_path / "run", "folder") as process:
+        message = f"process {process.pid} on .* is writing to .*run now"
+        with pytest.raises(ValueError, match=message):
+            train_all([config])
+        with pytest.raises(ValueError, match=message):
+            run_harvest(cache)
+    with held(tmp_path / "pairs.jsonl", "file"), pytest.raises(ValueError, match="is writing to"):
+        write_contrastive(pairs)
+    with locked(tmp_path / "run"), locked(tmp_path / "run"):
+        assert files.is_empty_folder(tmp_path / "run")
+    with locked(tmp_path / "new/run"):
+        pass
+    assert not (tmp_path / "new").exists()
+    write_contrastive(replace(pairs, max_new_tokens=2))
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "pairs.jsonl", "pairs.json"}
+    assert not [*(tmp_path / "run").iterdir()]
+
+
 def test_one_that_is_complete_is_not_trained_again(taboo_pair, texts, tmp_path):
     config = TrainConfig(d_sae=32, n_tokens=64 * 10, batch_size=64)
     options = {"config": config, "resume": True}
@@ -202,6 +324,10 @@ def test_what_is_shared_may_not_differ(taboo_pair, null_pair, texts):
         ("- {hook_name: x}", r"changes \['hook_name'\], which the runs of a sweep share"),
         ("- preset: {k: 3}\n- preset: {k: 3}", r"several runs called \['k=3'\]"),
         ("- {lr: -1.0}", "lr is -1"),
+        *(
+            (f"- {{name: '{name}'}}", r"has runs called \[.*\]: each is a folder in")
+            for name in ("../../x", "/tmp/x", ".", "..", "a/b", ".hidden", "a" * 300)
+        ),
         ("- {preset: diff-sae}", "trained on the difference of the sites and the others are not"),
     ],
 )

@@ -100,7 +100,7 @@ class MetricsLog:
         if self.path and self.path.exists():
             with self.path.open("rb+") as file:
                 kept = file.read(state.metrics_bytes)
-                file.truncate(kept.rfind(b"\n") + 1)
+                state.metrics_bytes = file.truncate(kept.rfind(b"\n") + 1)
         self._wandb = _open_wandb(output, config) if config.wandb_project else None
 
     def write(self, step: int, metrics: dict[str, float]) -> int:
