@@ -150,14 +150,25 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON ({error}): it is damaged. Copy it again.") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Content of a JSON file that is a mapping. Raises ValueError for any other, with its path."""
+def read_object(path: Path, **kinds: type) -> dict[str, Any]:
+    """Content of a JSON file that is a mapping and has, at least, fields of these types.
+
+    Raises:
+        ValueError: any other content, with the path and the field.
+    """
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds a {type(content).__name__} in place of a mapping: it is damaged, or of "
             "something else. Copy it again."
         )
+    for name, kind in kinds.items():
+        # JSON's true is no number.
+        if type(content.get(name)) is not kind:
+            raise ValueError(
+                f"{path}: {name} is {_short(content.get(name))}; it must be a {kind.__name__}. It "
+                "is damaged, or of another version. Copy it again."
+            )
     return content
 
 
@@ -198,6 +209,16 @@ def _inside(path: Path) -> Iterator[Path]:
         yield folder / path.name
     finally:
         _remove(folder)
+
+
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
+    """Tensors of a safetensors file. Raises ValueError for a damaged one, with its path."""
+    from safetensors.torch import load_file  # torch, which the command line's help does without
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
 
 
 def is_empty_folder(path: Path) -> bool:

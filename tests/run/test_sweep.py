@@ -9,7 +9,6 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -146,75 +145,50 @@ def test_a_killed_sweep_resumes_to_the_same_bits(together, tmp_path):
             assert torch.equal(weights(tmp_path / "o" / name)[key], value), (name, key)
 
 
-def test_runs_that_are_ahead_go_back_to_the_common_step(taboo_pair, texts, tmp_path):
+def test_a_sweep_that_was_killed_and_has_got_a_run_goes_on_where_each_stands(
+    taboo_pair, texts, tmp_path, monkeypatch
+):
+    """Two checkpoints, one and none: those that are ahead wait for the rest."""
     config = TrainConfig(d_sae=32, n_tokens=64 * 12, batch_size=64, checkpoint_every=4)
+    steps: dict[int, list[int]] = {2: [], 3: [], 4: []}
+    step = Trainer.step
 
-    def made(resume=False):
+    def noted(self, batch):
+        output = step(self, batch)
+        if self.output:
+            steps[int(self.output.name)].append(self.state.step)
+        return output
+
+    def made(*, folder: Path | None, resume=False):
+        how = {"config": config, "resume": resume}
         return [
             Trainer(
                 taboo_pair,
                 *texts,
-                config=config,
                 recipe=preset("batchtopk", k=k),
-                output=tmp_path / str(k),
-                resume=resume,
+                output=folder and folder / str(k),
+                **how,
             )
-            for k in (2, 3)
+            for k in steps
         ]
 
-    # The first has two checkpoints, the second was killed before its second.
-    for trainer, n in zip(made(), (8, 4), strict=True):
-        trainer.begin(trainer.first_rows())
-        batches = trainer.loader.batches()
-        for _ in range(n):
-            trainer.advance(*next(batches))
+    for trainer, n in zip(made(folder=tmp_path)[:2], (8, 4), strict=True):
+        trainer.begin()
+        for batch in islice(trainer.loader.batches(), n):
+            trainer.advance(*batch)
         trainer.close()
-    resumed = fit_together(made(resume=True))
-    whole = [
-        Trainer(taboo_pair, *texts, config=config, recipe=preset("batchtopk", k=k)).fit()
-        for k in (2, 3)
-    ]
-    for one, other in zip(resumed, whole, strict=True):
+    monkeypatch.setattr(Trainer, "step", noted)
+    resumed = fit_together(made(folder=tmp_path, resume=True))
+    assert steps == {2: [*range(9, 13)], 3: [*range(5, 13)], 4: [*range(1, 13)]}
+    for one, other in zip(resumed, fit_together(made(folder=None)), strict=True):
         assert torch.equal(one.W_dec, other.W_dec)
-
-
-def test_a_run_that_is_added_leaves_the_checkpoints_of_the_others(taboo_pair, texts, tmp_path):
-    """The one that is ahead goes on where it stands, when the new one has come as far."""
-    config = TrainConfig(d_sae=32, n_tokens=64 * 12, batch_size=64, checkpoint_every=4)
-
-    def made(*ks, resume=False):
-        how = {"config": config, "resume": resume}
-        return [
-            Trainer(
-                taboo_pair, *texts, recipe=preset("batchtopk", k=k), output=tmp_path / str(k), **how
-            )
-            for k in ks
-        ]
-
-    (trainer,) = made(2)
-    trainer.begin()
-    for batch in islice(trainer.loader.batches(), 9):
-        trainer.advance(*batch)
-    added = made(2, 3, resume=True)
-    assert [None if t.state is None else t.state.step for t in added] == [8, None]
-    steps = {2: [], 3: []}
-    for k, each in zip(steps, added, strict=True):
-        each.advance = partial(noted, each.advance, steps[k])
-    fit_together(added)
-    assert steps == {2: [9, 10, 11, 12], 3: [*range(1, 13)]}
-
-
-def noted(advance, steps, batch, position, *, is_last):
-    text = advance(batch, position, is_last=is_last)
-    steps.append(advance.__self__.state.step)
-    return text
 
 
 def test_one_run_that_diverges_is_named_and_the_others_end(tmp_path, taboo_pair):
     changes = [{"name": "wild", "lr": 1e30, "max_grad_norm": 1e30}, {"name": "tame"}]
-    configs = sweep(config_of(tmp_path / "o", base=None, adapter=None, hook_name=None), changes)
-    documents = load_documents("tl_crosscoder/taboo", max_documents=400)
-    configs = [replace(c, text=None) for c in configs]
+    given = {"base": None, "adapter": None, "hook_name": None, "text": None, "n_tokens": 512}
+    configs = sweep(config_of(tmp_path / "o", **given, n_measured_tokens=300), changes)
+    documents = load_documents("tl_crosscoder/taboo", max_documents=80)
     with pytest.raises(FloatingPointError, match=r"1 of 2 runs failed.*loss of .*wild is not fin"):
         train_all(configs, models=taboo_pair, text=documents)
     assert {p.name for p in (tmp_path / "o/tame").iterdir()} >= {"cfg.json", "analysis.json"}
@@ -227,20 +201,21 @@ def test_what_is_missing_after_training_is_made_again(together, tmp_path):
     made = Path(configs[0].output)
     folder = shutil.copytree(made, tmp_path / "run")
     config = replace(configs[0], output=str(folder))
-    for name in ("examples.sqlite", "analysis.json", "analysis.safetensors"):
-        (folder / name).unlink()
+    names = ("examples.sqlite", "analysis.json", "analysis.safetensors")
+    for name in names:
         (folder / f".{name}.7.tl_crosscoder.tmp").write_text("half")
     flipped = bytearray((made / "analysis.safetensors").read_bytes())
     flipped[-1] ^= 1
-    for kept in ({}, {"analysis.json", "analysis.safetensors"}, {"examples.sqlite"}):
-        for name in kept:
-            shutil.copy(made / name, folder)
+    for damage in (
+        lambda: [(folder / name).unlink() for name in names[1:]],
+        lambda: (folder / names[0]).unlink(),
+        lambda: (folder / names[2]).write_bytes(flipped),
+    ):
+        damage()
         train(config, resume=True)
-        files = {p.name: p.read_bytes() for p in made.iterdir()}
-        assert files.keys() == {p.name for p in folder.iterdir()}
-        for name in ("examples.sqlite", "analysis.json", "analysis.safetensors"):
-            assert (folder / name).read_bytes() == files[name], name
-            (folder / name).unlink()
+        assert {p.name for p in folder.iterdir()} == {p.name for p in made.iterdir()}
+        for name in names:
+            assert (folder / name).read_bytes() == (made / name).read_bytes(), name
 
 
 HOLDER = """

@@ -250,7 +250,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     folder = shutil.copytree(stopped, tmp_path / "run")
     damage(checkpoints(folder))
     if step is None:
-        with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+        with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
             new_trainer(taboo_pair, texts, folder, config=SHORT, resume=True)
         return
     resumed = new_trainer(taboo_pair, texts, folder, config=SHORT, resume=True)
@@ -269,7 +269,7 @@ def test_a_resume_sweeps_what_a_kill_left_and_keeps_what_somebody_put_there(
     (folder / ".metrics.jsonl.7.tl_crosscoder.tmp").write_text("half")
     trainer = new_trainer(taboo_pair, texts, folder, config=SHORT, resume=True)
     assert trainer.state.step == 10
-    assert not [p for p in folder.rglob(".*")]
+    assert not [*folder.rglob(".*")]
     trainer.fit()
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step_mine"]
     assert (kept / "state.json").is_file()
@@ -310,7 +310,7 @@ def test_a_model_folder_that_was_trained_further_is_refused(
     (model / "model.safetensors").write_bytes(b"weights")
     (model / "notes.txt").write_text("not decisive")
     sites = tuple(replace(site, model_name=str(model)) for site in taboo_pair.sites)
-    monkeypatch.setattr(taboo_pair, "sites", sites)
+    monkeypatch.setattr(type(taboo_pair), "sites", sites)
     new_trainer(taboo_pair, texts, tmp_path / "run")
     (model / "notes.txt").write_text("still not")
     new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.training import StoreDtype
+from tl_crosscoder.config.yaml import from_mapping
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.site import Site, row_shape, site_parts
 
@@ -29,6 +30,10 @@ MANIFEST = "manifest.json"
 TEXT = "text.safetensors"
 FORMAT = 2
 TEXT_TENSORS = ("tokens", "dropped", "role_ids", "source_ids")
+_FIELDS = {
+    "cache_id": str, "sites": list, "shards": list, "n_shards": int, "is_complete": bool,
+    "store": str, "n_contexts": int, "n_training_contexts": int, "sources": list,
+}  # fmt: skip
 
 StoredTensors = Mapping[str, Tensor]
 """`rows`, and for int8 `scales`, `[n, n_sites]` in float32."""
@@ -116,7 +121,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}. Harvest "
             "again."
         )
-    return manifest
+    return files.read_object(path, **_FIELDS)
 
 
 def claim(
@@ -148,8 +153,8 @@ def claim(
 
 
 def shards_of(manifest: dict[str, Any]) -> list[Shard]:
-    """The complete shards, in their order."""
-    return [Shard(**s) for s in manifest["shards"]]
+    """The complete shards, in their order. Raises ValueError for one that is not described."""
+    return [from_mapping(Shard, s, name="a shard of the manifest") for s in manifest["shards"]]
 
 
 def check_shards(

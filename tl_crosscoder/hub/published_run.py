@@ -77,7 +77,7 @@ class PublishedRun:
         Crosscoder.load(folder)
 
         def read(name: str) -> dict[str, Any]:
-            return _renamed(files.read_json(folder / name), renamed or {})
+            return _renamed(files.read_object(folder / name), renamed or {})
 
         has = {p.name for p in folder.iterdir() if p.is_file()}
         record = read(RECORD_NAME) if RECORD_NAME in has else None

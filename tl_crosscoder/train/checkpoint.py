@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -127,7 +126,7 @@ def read_record(output: Path) -> dict[str, Any]:
             f"{output} is not a run: {what}. Give a folder that `tl-crosscoder train` or `demo` "
             "wrote, or a dictionary of `tl-crosscoder list`."
         )
-    return with_renamed_keys(files.read_object(path))
+    return with_renamed_keys(files.read_object(path, training=dict, held_out=dict))
 
 
 @dataclass(kw_only=True)
@@ -218,7 +217,7 @@ def load_checkpoint(
         ValueError: it is damaged; model and optimizer are as they were.
     """
     plain = _checked_state(path)
-    weights, tensors = (load_file(path / name) for name in _NAMES)
+    weights, tensors = (files.read_tensors(path / name) for name in _NAMES)
     model.load_state_dict(weights)
     fired = tensors.pop("tokens_since_fired")
     moments: dict[int, dict[str, Tensor]] = {}
