@@ -149,7 +149,16 @@ def test_a_sweep_that_was_killed_and_has_got_a_run_goes_on_where_each_stands(
     taboo_pair, texts, tmp_path, monkeypatch
 ):
     """Two checkpoints, one and none: those that are ahead wait for the rest."""
-    config = TrainConfig(d_sae=32, n_tokens=64 * 12, batch_size=64, checkpoint_every=4)
+    monkeypatch.setattr("tl_crosscoder.train.trainer.N_INITIAL_ROWS", 128)
+    config = TrainConfig(
+        d_sae=32,
+        n_tokens=64 * 12,
+        batch_size=64,
+        checkpoint_every=4,
+        n_calibration_tokens=64,
+        buffer_contexts=8,
+        prefetch=0,
+    )
     steps: dict[int, list[int]] = {2: [], 3: [], 4: []}
     step = Trainer.step
 

@@ -1,9 +1,10 @@
 """`ExampleDatabase`: the examples of all latents with their text, in one SQLite file.
 
-Contract: opening checks the file, which may come from anywhere; the examples of a latent are a few pages that lie together; a
-search finds the latents whose examples contain a text. Neither models nor tokenizer are needed to
-read it. Limits: an example shows `n_before` tokens and `n_after`, as collected, and a search looks
-no further; a search reads all contexts, which takes about a second for 5 million tokens.
+Contract: opening checks the file, which may come from anywhere; the examples of a latent are a few
+pages that lie together; a search finds the latents whose examples contain a text. Neither models
+nor tokenizer are needed to read it. Limits: an example shows `n_before` tokens and `n_after`, as
+collected, and a search looks no further; a search reads all contexts, which takes about a second
+for 5 million tokens.
 """
 
 import sqlite3
