@@ -135,7 +135,7 @@ def reply_of(content: Any) -> bytes:
 )  # fmt: skip
 def test_a_reply_that_is_no_answer_is_an_error_of_one_sentence(judge, server, reply):
     server.reply = reply
-    with pytest.raises(OSError, match="'rule' could not be asked: .*without choices that hold"):
+    with pytest.raises(OSError, match=r"'rule' could not be asked: .*without choices that hold"):
         judge.ask([ask("the moon")])
 
 

@@ -3,11 +3,11 @@
 Prompts in, answers out in the same order. Answers are kept in one SQLite file (`AnswerCache`) by a
 hash of the endpoint and of the whole request, each as it comes, so that nothing is paid for twice
 and an interrupt or an error loses none. Temperature 0 and a seed; busy endpoints are asked again by
-the `openai` library. An endpoint may answer anything: a reply is read up to `MAX_BYTES`, one that is
-no chat completion is an error, and one without text counts as no answer and is asked for again. The
-key is read from `OPENAI_API_KEY` alone, never stored, and never shown where an endpoint echoes it.
-Limits: one process writes the file at a time; endpoints need not be deterministic: the file is what makes a
-result repeatable.
+the `openai` library. An endpoint may answer anything: a reply is read up to `MAX_BYTES`, one that
+is no chat completion is an error, and one without text counts as no answer and is asked for again.
+The key is read from `OPENAI_API_KEY` alone, never stored, and never shown where it is echoed.
+Limits: one process writes the file at a time; endpoints need not be deterministic: the file is what
+makes a result repeatable.
 """
 
 import hashlib
@@ -166,7 +166,7 @@ def _answer(client: Any, request: dict[str, Any], *, key: str) -> str:
     try:
         response = client.chat.completions.create(**request)
         answer = response.choices[0].message.content
-    except (AttributeError, TypeError, LookupError, ValueError):
+    except (AttributeError, TypeError, LookupError, ValueError, RecursionError):
         answer = response
     if not isinstance(answer, str | None) or answer is response:
         raise OSError(
