@@ -8,6 +8,7 @@ passes; in examples secrets are looked for and paths are not.
 
 import io
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 Content = Path | bytes
@@ -69,16 +70,6 @@ _PATHS = (
     r"%(?:USERPROFILE|HOMEPATH|APPDATA|LOCALAPPDATA|TEMP)%[^\s\"']*",
     rf"(?i:%2F){_ROOT}(?i:%2F)[^\s\"']+",
 )
-
-
-def _either(patterns: dict[str, str]) -> re.Pattern[str]:
-    """One pattern of all: what two of them match is found once, by the first that begins."""
-    return re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in patterns.items()))
-
-
-_KINDS = {f"secret_{i}": what for i, what in enumerate(_SECRETS)}
-_SECRET = _either(dict(zip(_KINDS, _SECRETS.values(), strict=True)))
-_PATH = _either({f"path_{i}": pattern for i, pattern in enumerate(_PATHS)})
 _EXAMPLE = re.compile(r'^\s*"(?:before|token|after)": ')
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(/))")
 
@@ -113,11 +104,18 @@ def _header(content: Content) -> str:
 
 def _in_line(where: str, text: str, *, with_paths: bool) -> list[str]:
     secrets = [
-        f"{where}: {_KINDS[found.lastgroup or '']}, {found.group()[:4] + '…'!r}"
-        for found in _SECRET.finditer(text)
+        f"{where}: {what}, {found[:4] + '…'!r}" for what, found in _matches(text, _SECRETS.items())
     ]
-    paths = [
-        f"{where}: a path of this machine, {found.group()!r}"
-        for found in (_PATH.finditer(text) if with_paths else ())
-    ]
-    return secrets + paths
+    kinds = [("a path of this machine", pattern) for pattern in _PATHS if with_paths]
+    return secrets + [f"{where}: {what}, {found!r}" for what, found in _matches(text, kinds)]
+
+
+def _matches(text: str, kinds: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """What is found, once where several match: as the first of them."""
+    taken: list[range] = []
+    # One pattern of all would take twice the time: `re` looks for how a pattern begins.
+    for what, pattern in kinds:
+        for found in re.finditer(pattern, text):
+            if not any(found.start() < one.stop and one.start < found.end() for one in taken):
+                taken.append(range(*found.span()))
+                yield what, found.group()
