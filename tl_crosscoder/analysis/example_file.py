@@ -8,6 +8,7 @@ changed.
 import errno
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -132,7 +133,7 @@ def open_examples(path: Path) -> tuple[sqlite3.Connection, dict[str, Any]]:
 def _restrict(connection: sqlite3.Connection) -> None:
     """Distrust a file that may have come from anywhere: what it defines, its sizes, its time."""
     connection.execute("PRAGMA trusted_schema = OFF")
-    if hasattr(connection, "setlimit"):  # from Python 3.11
+    if sys.version_info >= (3, 11):
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
     end = time.monotonic() + MAX_SECONDS
     connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)

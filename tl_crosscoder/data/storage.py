@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 TEXT = "text.safetensors"
 FORMAT = 2
 TEXT_TENSORS = ("tokens", "dropped", "role_ids", "source_ids")
-_FIELDS = {
+_FIELDS: dict[str, type] = {
     "cache_id": str, "sites": list, "shards": list, "n_shards": int, "is_complete": bool,
     "store": str, "n_contexts": int, "n_training_contexts": int, "sources": list,
 }  # fmt: skip

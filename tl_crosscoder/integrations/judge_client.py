@@ -122,9 +122,13 @@ class Judge:
 
     def _send(self, requests: Sequence[dict[str, Any]], description: str | None) -> None:
         openai, config, key = _library(), self.config, _api_key()
-        how = {"max_retries": config.n_retries, "timeout": config.timeout_s, "api_key": key}
         hooks = {"response": [partial(_read_body, timeout_s=config.timeout_s)]}
-        how["http_client"] = openai.DefaultHttpxClient(event_hooks=hooks)
+        how: dict[str, Any] = {
+            "max_retries": config.n_retries,
+            "timeout": config.timeout_s,
+            "api_key": key,
+            "http_client": openai.DefaultHttpxClient(event_hooks=hooks),
+        }
         pool = ThreadPoolExecutor(config.n_parallel)
         with openai.OpenAI(base_url=self._endpoint or None, **how) as client:
             waiting = {pool.submit(_answer, client, r, key=key): r for r in requests}

@@ -311,7 +311,7 @@ def fit_each(trainers: Sequence[Trainer]) -> list[Crosscoder | FloatingPointErro
 
 def _train(trainers: Sequence[Trainer]) -> dict[Trainer, FloatingPointError]:
     """Bring all to the last step; the errors of those that did not get there."""
-    running, failed = [*trainers], {}
+    running, failed = [*trainers], dict[Trainer, FloatingPointError]()
     is_new = any(trainer.state is None for trainer in trainers)
     sample = trainers[0].first_rows() if is_new else None
     with ExitStack() as stack:
