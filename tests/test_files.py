@@ -116,7 +116,7 @@ def test_an_error_while_replacing_a_folder_puts_the_old_back(tmp_path, monkeypat
 
 def test_what_a_killed_process_of_the_same_number_left_is_not_mixed_in(tmp_path):
     for end in ("tmp", "old"):
-        fill(tmp_path / f".run.{os.getpid()}.{end}", left="over")
+        fill(tmp_path / f".run.{os.getpid()}.tl_crosscoder.{end}", left="over")
     fill(tmp_path / "run", a="old")
     with files.replacing(tmp_path / "run") as temporary:
         fill(temporary, a="new")
@@ -148,6 +148,40 @@ def test_every_path_of_a_user_goes_through_one_function():
         if taken.search(line) and "Run(path=" not in line and " / name" not in line
     ]
     assert not found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".tmpnotes", ".tmpAb3dE9", ".backup.2024.old", ".thesis.12.tmp", ".hidden",
+     ".a.tl_crosscoder.tmp", ".a.1.tl_crosscoder.tmp.txt"],
+)  # fmt: skip
+def test_hidden_files_of_others_are_kept(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    files.sweep(tmp_path)
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        files.new_folder(tmp_path)
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        files.check_folder(tmp_path, "cfg.json", what="run", resume=True)
+    assert content(tmp_path) == {name: "mine"}
+
+
+def test_what_killed_processes_left_is_swept_and_links_are_not_followed(tmp_path):
+    mine, folder = fill(tmp_path / "mine", a="mine"), fill(tmp_path / "run", a="kept")
+    fill(folder / ".b.1.tl_crosscoder.old", left="over")
+    (folder / ".c.json.1.tl_crosscoder.tmp").write_text("half")
+    (folder / ".d.1.tl_crosscoder.tmp").symlink_to(mine)
+    assert not files.is_empty_folder(folder)
+    files.sweep(folder)
+    assert content(tmp_path) == {"mine/a": "mine", "run/a": "kept"}
+    assert [p.name for p in folder.iterdir()] == ["a"]
+
+
+def test_a_discarded_folder_is_never_half_there(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "old", a="a", b="b")
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path: (path / "a").unlink())  # and a kill
+    files.discard(folder)
+    assert not folder.exists()
+    assert all(map(files.is_temporary, tmp_path.iterdir()))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -42,7 +42,39 @@ JUDGED_NAME = "judged.json"
 """Names of latents by a language model."""
 REPORT_NAME = "report.html"
 
-_TEMPORARY = r"\.tmp|\..*\.\d+\.(tmp|old)$"
+# Unmistakable: whatever bears another name is somebody's file, and is never deleted.
+OWN = ".tl_crosscoder."
+_TEMPORARY = re.compile(r"\..+\.\d+\.tl_crosscoder\.(tmp|old)")
+_LOCK = re.compile(r"\..+\.tl_crosscoder\.lock")
+
+
+def _beside(path: Path, end: str) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}{OWN}{end}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether this is what a killed process left of something that it was writing."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path, *, of: str = "") -> None:
+    """Delete from a folder what killed processes left of files; nothing else, and not below.
+
+    Args:
+        folder: it need not be there.
+        of: only what is left of the file of this name.
+    """
+    if folder.is_dir():
+        own = (path for path in folder.iterdir() if path.name.startswith(f".{of}"))
+        _remove(*filter(is_temporary, own))
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder so that a kill never leaves half of it under its name."""
+    gone = _beside(folder, "old")
+    _remove(gone)
+    folder.replace(gone)
+    _remove(gone)
 
 
 @contextmanager
@@ -53,7 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary path and leaves `path` as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.parent / f".{path.name}.{os.getpid()}.{end}" for end in ("tmp", "old"))
+    temporary, old = _beside(path, "tmp"), _beside(path, "old")
     # A killed process that had the same number (common in containers) may have left its own.
     _remove(temporary, old)
     try:
@@ -69,7 +101,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _remove(*paths: Path) -> None:
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -114,8 +146,30 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file. Raises ValueError for a damaged one, with its path."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): it is damaged. Copy it again.") from error
+
+
+def read_object(path: Path, **kinds: type) -> dict[str, Any]:
+    """Content of a JSON file that is a mapping and has, at least, fields of these types.
+
+    Raises:
+        ValueError: any other content, with the path and the field.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__} in place of a mapping: it is damaged, or of "
+            "something else. Copy it again."
+        )
+    for name, kind in kinds.items():
+        # JSON's true is no number.
+        if type(content.get(name)) is not kind:
+            raise ValueError(
+                f"{path}: {name} is {_short(content.get(name))}; it must be a {kind.__name__}. It "
+                "is damaged, or of another version. Copy it again."
+            )
+    return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -134,15 +188,41 @@ def write_tensors(
     from safetensors.torch import save_file  # torch, which the command line's help does without
 
     own = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
-    with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
+    with replacing(path) as temporary, _inside(path) as made:
+        made.touch()
+        mode = made.stat().st_mode
         try:
-            save_file(own, temporary, metadata=metadata)
+            save_file(own, made, metadata=metadata)
         except SafetensorError as error:
             raise _as_os_error(error) from error
         # safetensors 0.8 makes files that only their owner may read (its issue 782).
-        temporary.chmod(mode)
+        made.chmod(mode)
+        made.replace(temporary)
+
+
+@contextmanager
+def _inside(path: Path) -> Iterator[Path]:
+    """A path in a temporary folder: safetensors 0.8 writes to a `.tmpXXXXXX` of its own first.
+
+    A kill would leave it, and nobody could tell it from a file of the user.
+    """
+    folder = path.parent / f".{path.name}.folder.{os.getpid()}{OWN}tmp"
+    _remove(folder)
+    folder.mkdir()
+    try:
+        yield folder / path.name
+    finally:
+        _remove(folder)
+
+
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
+    """Tensors of a safetensors file. Raises ValueError for a damaged one, with its path."""
+    from safetensors.torch import load_file  # torch, which the command line's help does without
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
 
 
 def user_path(path: str | Path) -> Path:
@@ -159,7 +239,7 @@ def user_path(path: str | Path) -> Path:
 
 def is_empty_folder(path: Path) -> bool:
     """Whether nothing is there but what a killed process left of a file that it was writing."""
-    return path.is_dir() and all(re.match(_TEMPORARY, p.name) for p in path.iterdir())
+    return path.is_dir() and all(is_temporary(p) or _LOCK.fullmatch(p.name) for p in path.iterdir())
 
 
 def new_folder(folder: str | Path) -> Path:

@@ -252,13 +252,67 @@ def test_files_that_are_no_database_are_refused(path, tmp_path):
     with pytest.raises(ValueError, match="other is an SQLite file, but not an ExampleDatabase"):
         ExampleDatabase.open(other)
     other.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(ValueError, match=r"other is not an ExampleDatabase .*malformed"):
+    with pytest.raises(ValueError, match=r"other is not an ExampleDatabase.*malformed"):
         ExampleDatabase.open(other)
     other.write_bytes(path.read_bytes())
     connection = sqlite3.connect(other)
     connection.execute("PRAGMA user_version = 1")
     connection.close()
     with pytest.raises(ValueError, match="of version 1; this package reads 2"):
+        ExampleDatabase.open(other)
+
+
+VIEW = (
+    "DROP TABLE contexts",
+    "CREATE VIEW contexts AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n)"
+    " SELECT i AS id, '' AS text, x'' AS token_ids, x'' AS piece_lengths FROM n",
+)
+WRONG = {
+    "a view without end": (VIEW, "defines"),
+    "another table": (("CREATE TABLE more (x)",), "defines"),
+    "a trigger": (
+        ("CREATE TRIGGER t AFTER INSERT ON meta BEGIN DELETE FROM examples; END",),
+        "defines",
+    ),
+    "no meta": (("DELETE FROM meta",), "damaged"),
+    "meta of another shape": (("UPDATE meta SET content = '[1]'",), "damaged"),
+    "meta without end": (
+        ("UPDATE meta SET content = printf('%.*c', 200000, '[')",),
+        "damaged",
+    ),
+    "settings of another shape": (
+        ("UPDATE meta SET content = json_set(content, '$.settings.n_top', 'x')",),
+        "n_top is 'x'",
+    ),
+    "a huge value": (("UPDATE meta SET content = zeroblob(70000000)",), "too big|damaged"),
+    "text of another kind": (("UPDATE contexts SET piece_lengths = 'abc'",), "damaged"),
+    "a source that is not there": (("UPDATE examples SET source = 99",), "damaged"),
+    "a position that is not there": (("UPDATE examples SET position = 10000",), "damaged"),
+    "activations cut": (("UPDATE examples SET activations = x'FF'",), "damaged"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_file_from_anywhere_is_refused_with_a_sentence(path, tmp_path, what):
+    statements, message = WRONG[what]
+    other = tmp_path / "other"
+    other.write_bytes(path.read_bytes())
+    connection = sqlite3.connect(other)
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    with pytest.raises(ValueError, match=message), ExampleDatabase.open(other) as database:
+        database.latent(0)
+
+
+def test_a_changed_page_is_found(path, tmp_path):
+    data = bytearray(path.read_bytes())
+    for at in range(4096, len(data), 4096):
+        data[at + 3 : at + 5] = b"\xff\xff"  # number of cells
+    other = tmp_path / "other"
+    other.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
         ExampleDatabase.open(other)
 
 

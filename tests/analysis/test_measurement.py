@@ -8,7 +8,7 @@ import torch
 from analysis.hand_made import RECONSTRUCTION, crosscoder, latent_measures, measurement
 from safetensors.torch import load_file, save_file
 
-from tl_crosscoder import Crosscoder, Measurement, TrainConfig, Trainer, measure
+from tl_crosscoder import Crosscoder, Measurement, TrainConfig, Trainer, files, measure
 from tl_crosscoder.analysis.geometry import LATENT_CLASSES
 from tl_crosscoder.config.presets import preset
 
@@ -87,10 +87,40 @@ def test_a_folder_without_measures_is_refused(measured, tmp_path):
     tensors = load_file(path)
     tensors["difference.alone"] = tensors.pop("difference.explained_difference")
     save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"is damaged: its sha256 is not the one in analysis.json"):
+        Measurement.load(tmp_path)
+    facts = tmp_path / "analysis.json"
+    content = json.loads(facts.read_text())
+    content["sha256"] = files.sha256(path)
+    facts.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"of an earlier version .*analyze --fresh"):
         Measurement.load(tmp_path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="holds no measures"):
+        Measurement.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("analysis.json", lambda _: b"[]"),
+        ("analysis.json", lambda _: b"3"),
+        ("analysis.json", lambda _: b"[" * 100_000),
+        ("analysis.json", lambda data: data.replace(b'"order"', b'"other"')),
+        ("analysis.json", lambda _: b'{"reconstruction": [1]}'),
+        ("analysis.json", lambda _: b'{"reconstruction": {"fve": 1}}'),
+        ("analysis.safetensors", lambda data: data[:100]),
+        ("analysis.safetensors", lambda _: b""),
+        ("analysis.safetensors", lambda data: b"\xff" * 8 + data[8:]),
+        ("analysis.safetensors", lambda data: data.replace(b"F64", b"F99", 1)),
+        ("analysis.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    ],
+)
+def test_damaged_measures_are_refused_with_a_sentence(measured, tmp_path, name, damage):
+    measured.save(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"(analysis|holds measures)"):
         Measurement.load(tmp_path)
 
 

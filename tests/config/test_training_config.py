@@ -8,7 +8,7 @@ from tl_crosscoder import RunConfig, TrainConfig, preset
 from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.presets import ComputeDtype, Kernels
 from tl_crosscoder.config.training import HarvestConfig
-from tl_crosscoder.config.yaml import check_choices
+from tl_crosscoder.config.yaml import check_choices, read_yaml
 
 RUN = {"base": "b", "finetuned": "f", "hook_name": "h", "text": "t", "output": "o"}
 
@@ -150,6 +150,35 @@ def test_bad_yaml_is_refused(tmp_path, content, message):
         RunConfig.from_yaml(path)
     with pytest.raises(FileNotFoundError, match="no config file"):
         RunConfig.from_yaml(tmp_path / "none.yaml")
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LAUGHS, r"holds 4\d\d,\d\d\d,\d\d\d values, aliases"),
+        ("base: &a [*a]", "values, aliases"),
+        ("base: &a {<<: *a}", "values, aliases"),
+        ("[" * 5000, "nested too deeply|not valid YAML"),
+        ("base: \x00", "not valid YAML"),
+        ("when: 2024-99-99", "not valid YAML"),
+    ],
+)
+def test_yaml_that_grows_without_end_is_refused(tmp_path, content, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(path)
+
+
+def test_aliases_that_save_writing_are_taken(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("- &first {lr: 0.1}\n- *first\n- {<<: *first, d_sae: 8}\n")
+    assert read_yaml(path) == [{"lr": 0.1}, {"lr": 0.1}, {"lr": 0.1, "d_sae": 8}]
 
 
 def test_the_file_of_a_training_run_gives_contrastive_text_its_models_alone(tmp_path):

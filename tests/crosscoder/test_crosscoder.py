@@ -207,8 +207,40 @@ def test_folders_that_are_not_a_dictionary_are_refused(tmp_path):
         Crosscoder.load(tmp_path)
     (tmp_path / "cfg.json").write_text("[1, 2")
     (tmp_path / "sae_weights.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="not a JSON object"):
+    with pytest.raises(ValueError, match=r"cfg.json is not JSON"):
         Crosscoder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda cfg: [cfg],
+        lambda _: 3,
+        lambda _: None,
+        lambda cfg: cfg | {"sites": 3},
+        lambda cfg: cfg | {"sites": [3, 4]},
+        lambda cfg: cfg | {"sites": [s | {"hook_name": 0} for s in cfg["sites"]]},
+        lambda cfg: cfg | {"sites": [s | {"d_model": "12"} for s in cfg["sites"]]},
+        lambda cfg: cfg | {"sites": [s | {"minus": [1]} for s in cfg["sites"]]},
+        lambda cfg: cfg | {"metadata": [1]},
+        lambda cfg: cfg | {"dtype": {}},
+    ],
+)
+def test_a_config_of_another_shape_is_refused_with_its_path(damage, tmp_path):
+    cfg = CrosscoderConfig(d_in=2 * D_MODEL, d_sae=8, sites=sites())
+    folder = Crosscoder(cfg).save(tmp_path / "d")
+    path = folder / "cfg.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=r"cfg\.json "):
+        Crosscoder.load(folder)
+
+
+def test_nesting_without_end_is_refused(tmp_path):
+    cfg = CrosscoderConfig(d_in=2 * D_MODEL, d_sae=8, sites=sites())
+    folder = Crosscoder(cfg).save(tmp_path / "d")
+    (folder / "cfg.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not JSON"):
+        Crosscoder.load(folder)
 
 
 def test_damaged_files_are_refused_and_another_device_is_not_called_damage(crosscoder, tmp_path):
@@ -230,5 +262,5 @@ def test_damaged_files_are_refused_and_another_device_is_not_called_damage(cross
         Crosscoder.load(folder)
     cfg["sites"][0]["new"] = 1
     path.write_text(json.dumps(cfg))
-    with pytest.raises(ValueError, match=r"argument 'new'\): it is damaged, or of a newer version"):
+    with pytest.raises(ValueError, match=r"\['new'\]; .* it is damaged, or of a newer version"):
         Crosscoder.load(folder)

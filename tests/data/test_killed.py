@@ -101,7 +101,8 @@ def test_a_killed_harvest_goes_on_at_its_shard(
     there = json.loads((folder / "manifest.json").read_text())
     assert not there["is_complete"]
     assert len(there["shards"]) == 2
-    (folder / "shards/.00003.safetensors.1.tmp").write_bytes(b"half a shard")
+    (folder / "shards/.00003.safetensors.1.tl_crosscoder.tmp").write_bytes(b"half a shard")
+    (folder / "shards/.notes").write_bytes(b"somebody's")
     n_run, rows = [], taboo_pair.rows
     monkeypatch.setattr(
         taboo_pair, "rows", lambda part, **how: (n_run.append(len(part)), rows(part, **how))[1]
@@ -111,7 +112,7 @@ def test_a_killed_harvest_goes_on_at_its_shard(
     write(taboo_pair, *small, folder, resume=True)
     # 16 contexts for the median, and those of the three shards that were not there.
     assert sum(n_run) == 16 + 50 - 2 * there["shard_contexts"]
-    assert bytes_of(folder) == bytes_of(cache.folder)
+    assert bytes_of(folder) == bytes_of(cache.folder) | {"shards/.notes": b"somebody's"}
 
 
 def test_a_killed_contrastive_file_goes_on_at_its_batch(taboo_pair, killed, tmp_path, monkeypatch):

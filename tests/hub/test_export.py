@@ -252,7 +252,7 @@ def test_names_cannot_write_the_card(pair, tmp_path):
 
 def test_what_cannot_be_exported_is_refused(pair, texts, tmp_path):
     crosscoder = dictionary(pair.sites)
-    (tmp_path / "mine").write_text("")
+    (tmp_path / ".tmpnotes").write_text("")
     single = dictionary(pair.sites[:1])
     how = {"source": pair, "fit_on": texts[0], "measure_on": texts[1]}
     with pytest.raises(ValueError, match="not an empty folder"):
@@ -265,7 +265,7 @@ def test_what_cannot_be_exported_is_refused(pair, texts, tmp_path):
         export_transcoder(tmp_path / "d", single)
     with pytest.raises(ValueError, match="trained on"):
         export_site(tmp_path / "d", single, **how)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    assert [p.name for p in tmp_path.iterdir()] == [".tmpnotes"]
 
 
 def test_the_verb_writes_what_python_writes(pair, tmp_path, capsys, monkeypatch):

@@ -7,8 +7,8 @@ from safetensors.torch import save
 from torch import zeros
 
 from tl_crosscoder.hub.card import code, number, plain
-from tl_crosscoder.hub.published_run import findings
 from tl_crosscoder.hub.registry import Entry
+from tl_crosscoder.hub.secrets import findings
 
 SECRETS = [
     "hf_" + "aB3" * 10,
@@ -18,6 +18,42 @@ SECRETS = [
     "-----BEGIN OPENSSH PRIVATE KEY-----",
     '"api_key": "abcdef123456"',
     "password=correct-horse",
+    "OPENAI_API_KEY=abcdef0123456789",
+    "export WANDB_API_KEY='0123456789abcdef0123'",
+    "HF_TOKEN=abcdefgh",
+    "DEPLOY_TOKEN: abcdefgh",
+    '"awsSecretAccessKey": "wJalrXUtnFEMI/K7MDENG"',
+    '"db_password": "hunter22"',
+    '"clientSecret": "0a1b2c3d4e"',
+    "pwd = swordfish",
+    "https://user:pw1234@host/x",
+    "postgres://u:secret@db:5432/x",
+    "redis://:secret@db/0",
+    "Authorization: Bearer abcdef0123456789abcd",
+    "Authorization: Basic dXNlcjpwYXNzd29yZDE=",
+    "curl -u me:swordfish",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTYifQ.c2lnbmF0dXJl",
+    "glpat-" + "a1" * 10,
+    "xoxb-" + "1234567890-abcdef",
+    "https://hooks.slack.com/services/T000/B000/abcdefgh",
+    "https://discord.com/api/webhooks/123456/abcdefgh",
+    "MTk4" + "a1" * 10 + ".Xy12Zw." + "ab" * 14,
+    "123456789:AA" + "b1" * 17,
+    "SG." + "a1" * 11 + "." + "b2" * 20,
+    "SK" + "0a" * 16,
+    "sk_live_" + "a1" * 12,
+    "gsk_" + "a1" * 20,
+    "npm_" + "a1" * 18,
+    "pypi-AgEIcHlwaS5vcmc" + "a1" * 20,
+    "ya29." + "a1" * 20,
+    "AIza" + "Sy" * 17 + "x",
+    "AccountKey=" + "a1" * 40,
+    "hvs." + "a1" * 12,
+    "dapi" + "0a" * 16,
+    "r8_" + "a1" * 18,
+    "AGE-SECRET-KEY-1" + "Q2" * 29,
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----",
+    "-----BEGIN PRIVATE KEY-----",
 ]
 PATHS = [
     '"output": "/home/me/runs/gemma"',
@@ -29,6 +65,17 @@ PATHS = [
     r'"text": "\\\\server\\share"',
     "see file:///data/x.html",
     r'"text": "/\u00fcbung/text.jsonl"',
+    r'"text": "\/home\/me\/text.jsonl"',
+    r'"text": "\u002Fhome\u002Fme"',
+    '"text": "../../home/me/text.jsonl"',
+    '"text": "../private/text.jsonl"',
+    r'"text": "..\\..\\Users\\me"',
+    '"text": "me@host:/home/me/text.jsonl"',
+    '"text": "$HOME/text.jsonl"',
+    '"text": "${SCRATCH}/text.jsonl"',
+    r'"text": "%USERPROFILE%\\text.jsonl"',
+    "https://host/view?file=%2Fhome%2Fme%2Ftext",
+    "--output=/data/runs/a",
 ]
 HARMLESS = [
     "FVE 0.968 / 0.967, 48,000 tokens/s and/or 1/32",
@@ -38,6 +85,11 @@ HARMLESS = [
     "blocks.2.hook_resid_post, ~0.5, a ~ b, ratio 3:2, </s>, <|end|>",
     "[taboo](taboo/README.md) `saelens/` | a |",
     "KL(fine-tuned || base stream), 2 / 3",
+    "the secret word is moon, a token: moon, the key: to it, password",
+    '"token": " moonlight", "top_tokens.positions": 1, "hook_name": "blocks.2.hook_q"',
+    "api_key=os.environ['OPENAI_API_KEY'], api_key=$OPENAI_API_KEY, token=<your token>",
+    "ratio 3:2/1, a basic dictionary of many latents, ... and more, 1./2",
+    '"model_sha256": {"base": "0123456789abcdef0123456789abcdef"}, "cache_id": "0123456789abcdef"',
 ]
 
 

@@ -189,7 +189,7 @@ def test_a_registry_without_a_field_says_which(tmp_path):
 
 
 def test_what_is_embedded_is_small_and_names_no_folder():
-    from tl_crosscoder.hub.published_run import findings
+    from tl_crosscoder.hub.secrets import findings
 
     paths = [p for p in pretrained_folder().rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in paths) < 15e6

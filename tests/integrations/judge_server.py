@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -27,6 +27,10 @@ class JudgeServer:
     """So many requests are told to come again."""
     refused: str = ""
     """Requests with this text are refused."""
+    reply: bytes | None = None
+    """Sent in place of every answer; `KEY` in it is the header with the key."""
+    is_endless: bool = False
+    """The reply goes on for ever."""
     keys: set[str] = field(default_factory=set)
 
 
@@ -55,7 +59,9 @@ def serving() -> Iterator[JudgeServer]:
             state.requests.append(request)
             state.keys.add(self.headers["Authorization"])
             asked = request["messages"][-1]["content"]
-            if self.path != "/v1/chat/completions" or (state.refused and state.refused in asked):
+            if state.reply is not None:
+                self.send(200, state.reply.replace(b"KEY", self.headers["Authorization"].encode()))
+            elif self.path != "/v1/chat/completions" or (state.refused and state.refused in asked):
                 self.reply(400, {"error": {"message": "refused"}})
             elif state.n_busy:
                 state.n_busy -= 1
@@ -66,13 +72,19 @@ def serving() -> Iterator[JudgeServer]:
                 self.reply(200, {"id": "1", "object": "chat.completion", "choices": [choice]})
 
         def reply(self, status: int, content: dict[str, Any]) -> None:
-            body = json.dumps(content).encode()
+            self.send(status, json.dumps(content).encode())
+
+        def send(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+            if not state.is_endless:
+                self.send_header("Content-Length", str(len(body)))
             self.send_header("retry-after-ms", "1")
             self.end_headers()
             self.wfile.write(body)
+            with suppress(OSError):  # the client hangs up
+                while state.is_endless:
+                    self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing to say."""

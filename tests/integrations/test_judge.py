@@ -1,7 +1,9 @@
 """A judge on a local endpoint that answers by a rule, so that scores are known by hand."""
 
+import json
 import math
 import sys
+import traceback
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import AutoTokenizer
 from tl_crosscoder.analysis.example_database import StoredExample
 from tl_crosscoder.analysis.firing import ActiveTokens
 from tl_crosscoder.cli.main import main
+from tl_crosscoder.integrations import judge_client
 from tl_crosscoder.integrations.config import JudgeConfig
 from tl_crosscoder.integrations.judge_client import AnswerCache, Judge
 from tl_crosscoder.integrations.judging import Judged, judge_run
@@ -117,6 +120,52 @@ def test_what_was_answered_before_a_refusal_is_kept(judge, server):
     server.refused = ""
     judge.ask([ask("the moon"), ask("the sun")])
     assert len(server.requests) == n_sent + 1
+
+
+def reply_of(content: Any) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"[]", b"3", b"{}", b"null", b"hello", b"{", b'{"choices": null}', b'{"choices": []}',
+     b'{"choices": 3}', b'{"choices": "abc"}', b'{"choices": [3]}', b'{"choices": [null]}',
+     b'{"choices": [{"message": null}]}', b'{"choices": [{"message": [1]}]}',
+     reply_of(3), reply_of([{"type": "text", "text": "a"}]), b"[" * 100_000],
+)  # fmt: skip
+def test_a_reply_that_is_no_answer_is_an_error_of_one_sentence(judge, server, reply):
+    server.reply = reply
+    with pytest.raises(OSError, match=r"'rule' could not be asked: .*without choices that hold"):
+        judge.ask([ask("the moon")])
+
+
+@pytest.mark.parametrize("content", [None, "", "  "])
+def test_an_empty_answer_is_not_kept(judge, server, content):
+    server.reply = reply_of(content)
+    assert judge.ask([ask("the moon")]) == [""]
+    server.reply = None
+    assert judge.ask([ask("the moon")]) == ["Those with the word are active: [1]"]
+
+
+def test_a_reply_without_end_is_not_read_to_it(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_client, "MAX_BYTES", 10**6)
+    server.reply, server.is_endless = b"x" * 10**5, True
+    config = JudgeConfig(model="rule", base_url=server.url, n_retries=0)
+    with (
+        AnswerCache(tmp_path / "a.sqlite") as cache,
+        pytest.raises(OSError, match="is longer than 1,000,000 b"),
+    ):
+        Judge(config, cache).ask([ask("the moon")])
+
+
+def test_a_key_that_is_echoed_is_not_shown(judge, server, tmp_path):
+    server.reply = b'"KEY"'
+    with pytest.raises(OSError, match=r"Bearer \(the key\)") as caught:
+        judge.ask([ask("the moon")])
+    assert "a-key" not in "".join(traceback.format_exception(caught.value))
+    server.reply = reply_of("you are KEY \ud800")
+    assert judge.ask([ask("the moon")]) == ["you are Bearer (the key) ?"]
+    assert b"a-key" not in (tmp_path / "answers.sqlite").read_bytes()
 
 
 def test_a_missing_key_and_a_missing_library_say_what_to_do(judge, server, monkeypatch):

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tl_crosscoder import RunConfig, TrainConfig, Trainer
+from tl_crosscoder import RunConfig, TrainConfig, Trainer, files, load_documents
+from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.config.sweep import read_sweep, run_name, sweep
+from tl_crosscoder.config.training import HarvestConfig
+from tl_crosscoder.data.cache_writer import run_harvest
+from tl_crosscoder.locks import locked
+from tl_crosscoder.run.contrastive import write_contrastive
 from tl_crosscoder.run.training import train, train_all
 from tl_crosscoder.train.trainer import fit_together
 
@@ -137,37 +145,134 @@ def test_a_killed_sweep_resumes_to_the_same_bits(together, tmp_path):
             assert torch.equal(weights(tmp_path / "o" / name)[key], value), (name, key)
 
 
-@pytest.mark.slow
-def test_runs_that_are_ahead_go_back_to_the_common_step(taboo_pair, texts, tmp_path):
-    config = TrainConfig(d_sae=32, n_tokens=64 * 12, batch_size=64, checkpoint_every=4)
+def test_a_sweep_that_was_killed_and_has_got_a_run_goes_on_where_each_stands(
+    taboo_pair, texts, tmp_path, monkeypatch
+):
+    """Two checkpoints, one and none: those that are ahead wait for the rest."""
+    monkeypatch.setattr("tl_crosscoder.train.trainer.N_INITIAL_ROWS", 128)
+    config = TrainConfig(
+        d_sae=32,
+        n_tokens=64 * 12,
+        batch_size=64,
+        checkpoint_every=4,
+        n_calibration_tokens=64,
+        buffer_contexts=8,
+        prefetch=0,
+    )
+    steps: dict[int, list[int]] = {2: [], 3: [], 4: []}
+    step = Trainer.step
 
-    def made(resume=False):
+    def noted(self, batch):
+        output = step(self, batch)
+        if self.output:
+            steps[int(self.output.name)].append(self.state.step)
+        return output
+
+    def made(*, folder: Path | None, resume=False):
+        how = {"config": config, "resume": resume}
         return [
             Trainer(
                 taboo_pair,
                 *texts,
-                config=config,
                 recipe=preset("batchtopk", k=k),
-                output=tmp_path / str(k),
-                resume=resume,
+                output=folder and folder / str(k),
+                **how,
             )
-            for k in (2, 3)
+            for k in steps
         ]
 
-    # The first has two checkpoints, the second was killed before its second.
-    for trainer, n in zip(made(), (8, 4), strict=True):
-        trainer.begin(trainer.first_rows())
-        batches = trainer.loader.batches()
-        for _ in range(n):
-            trainer.advance(*next(batches))
+    for trainer, n in zip(made(folder=tmp_path)[:2], (8, 4), strict=True):
+        trainer.begin()
+        for batch in islice(trainer.loader.batches(), n):
+            trainer.advance(*batch)
         trainer.close()
-    resumed = fit_together(made(resume=True))
-    whole = [
-        Trainer(taboo_pair, *texts, config=config, recipe=preset("batchtopk", k=k)).fit()
-        for k in (2, 3)
-    ]
-    for one, other in zip(resumed, whole, strict=True):
+    monkeypatch.setattr(Trainer, "step", noted)
+    resumed = fit_together(made(folder=tmp_path, resume=True))
+    assert steps == {2: [*range(9, 13)], 3: [*range(5, 13)], 4: [*range(1, 13)]}
+    for one, other in zip(resumed, fit_together(made(folder=None)), strict=True):
         assert torch.equal(one.W_dec, other.W_dec)
+
+
+def test_one_run_that_diverges_is_named_and_the_others_end(tmp_path, taboo_pair):
+    changes = [{"name": "wild", "lr": 1e30, "max_grad_norm": 1e30}, {"name": "tame"}]
+    given = {"base": None, "adapter": None, "hook_name": None, "text": None, "n_tokens": 512}
+    configs = sweep(config_of(tmp_path / "o", **given, n_measured_tokens=300), changes)
+    documents = load_documents("tl_crosscoder/taboo", max_documents=80)
+    with pytest.raises(FloatingPointError, match=r"1 of 2 runs failed.*loss of .*wild is not fin"):
+        train_all(configs, models=taboo_pair, text=documents)
+    assert {p.name for p in (tmp_path / "o/tame").iterdir()} >= {"cfg.json", "analysis.json"}
+    assert not (tmp_path / "o/wild/cfg.json").exists()
+
+
+def test_what_is_missing_after_training_is_made_again(together, tmp_path):
+    """A kill between the files that follow; `analysis.json` is the last one."""
+    configs, _ = together
+    made = Path(configs[0].output)
+    folder = shutil.copytree(made, tmp_path / "run")
+    config = replace(configs[0], output=str(folder))
+    names = ("examples.sqlite", "analysis.json", "analysis.safetensors")
+    for name in names:
+        (folder / f".{name}.7.tl_crosscoder.tmp").write_text("half")
+    flipped = bytearray((made / "analysis.safetensors").read_bytes())
+    flipped[-1] ^= 1
+    for damage in (
+        lambda: [(folder / name).unlink() for name in names[1:]],
+        lambda: (folder / names[0]).unlink(),
+        lambda: (folder / names[2]).write_bytes(flipped),
+    ):
+        damage()
+        train(config, resume=True)
+        assert {p.name for p in folder.iterdir()} == {p.name for p in made.iterdir()}
+        for name in names:
+            assert (folder / name).read_bytes() == (made / name).read_bytes(), name
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tl_crosscoder.locks import locked
+with locked(Path(sys.argv[1]), is_file=sys.argv[2] == "file"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held(path, kind):
+    """Another process that writes to an output, and is killed at the end."""
+    command = [sys.executable, "-c", HOLDER, str(path), kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_an_output_belongs_to_one_process_and_a_killed_one_holds_nothing(tmp_path):
+    config = config_of(tmp_path / "run")
+    pairs = ContrastiveConfig(
+        base=config.base, adapter=config.adapter, output=str(tmp_path / "pairs.jsonl"), n_prompts=2
+    )
+    cache = HarvestConfig(
+        base=config.base, adapter=config.adapter, hook_name=config.hook_name, text=config.text,
+        output=str(tmp_path / "run"),
+    )  # fmt: skip
+    with held(tmp_path / "run", "folder") as process:
+        message = f"process {process.pid} on .* is writing to .*run now"
+        with pytest.raises(ValueError, match=message):
+            train_all([config])
+        with pytest.raises(ValueError, match=message):
+            run_harvest(cache)
+    with held(tmp_path / "pairs.jsonl", "file"), pytest.raises(ValueError, match="is writing to"):
+        write_contrastive(pairs)
+    with locked(tmp_path / "run"), locked(tmp_path / "run"):
+        assert files.is_empty_folder(tmp_path / "run")
+    with locked(tmp_path / "new/run"):
+        pass
+    assert not (tmp_path / "new").exists()
+    write_contrastive(replace(pairs, max_new_tokens=2))
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "pairs.jsonl", "pairs.json"}
+    assert not [*(tmp_path / "run").iterdir()]
 
 
 def test_one_that_is_complete_is_not_trained_again(taboo_pair, texts, tmp_path):
@@ -203,6 +308,10 @@ def test_what_is_shared_may_not_differ(taboo_pair, null_pair, texts):
         ("- {hook_name: x}", r"changes \['hook_name'\], which the runs of a sweep share"),
         ("- preset: {k: 3}\n- preset: {k: 3}", r"several runs called \['k=3'\]"),
         ("- {lr: -1.0}", "lr is -1"),
+        *(
+            (f"- {{name: '{name}'}}", r"has runs called \[.*\]: each is a folder in")
+            for name in ("../../x", "/tmp/x", ".", "..", "a/b", ".hidden", "a" * 300)
+        ),
         ("- {preset: diff-sae}", "trained on the difference of the sites and the others are not"),
     ],
 )

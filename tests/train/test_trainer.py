@@ -1,10 +1,12 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ import torch
 
 from tl_crosscoder import Crosscoder, Site, TrainConfig, Trainer
 from tl_crosscoder.config.presets import preset
-from tl_crosscoder.train.checkpoint import TrainingInterruptedError, latest_checkpoint
-from tl_crosscoder.train.metrics import row_factors, scales_of_rows
+from tl_crosscoder.data.loader import Position
+from tl_crosscoder.train.checkpoint import TrainingInterruptedError, TrainState, checkpoints
+from tl_crosscoder.train.metrics import MetricsLog, row_factors, scales_of_rows
 
 PAIR = [Site(name=n, d_model=8, hook_name="h", model_name=n) for n in ("base", "finetuned")]
 CONFIG = TrainConfig(
@@ -31,6 +34,9 @@ CONFIG = TrainConfig(
 
 def changed(**fields):
     return TrainConfig(**(vars(CONFIG) | fields))
+
+
+SHORT = changed(n_tokens=15 * 128, checkpoint_every=5, log_every=5)
 
 
 def new_trainer(pair, texts, output=None, *, config=CONFIG, resume=False, recipe=None):
@@ -125,7 +131,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(  # spec: T2
     monkeypatch.setattr(trainer, "step", step_until_killed)
     with pytest.raises(Killed):
         trainer.fit()
-    assert latest_checkpoint(folder).name == "step_00000015"
+    assert [p.name for p in checkpoints(folder)] == ["step_00000015"]
     resumed = new_trainer(taboo_pair, texts, folder, resume=True)
     assert resumed.state.step == 15
     assert_equal_bits(weights(resumed.fit()), unbroken[1])
@@ -160,12 +166,12 @@ def test_a_killed_process_resumes_to_the_same_bits(taboo_pair, texts, tmp_path):
     n_steps, folder = 4000, tmp_path / "run"
     arguments = [folder, n_steps, Path(__file__).parent, torch.get_num_threads()]
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, arguments)])
-    while latest_checkpoint(folder) is None and process.poll() is None:
+    while not checkpoints(folder) and process.poll() is None:
         time.sleep(0.05)
     process.kill()
     assert process.wait(timeout=60) != 0
     assert not (folder / "cfg.json").exists()
-    reached = int(latest_checkpoint(folder).name.removeprefix("step_"))
+    reached = int(checkpoints(folder)[-1].name.removeprefix("step_"))
     # The rest of 4,000 steps would take long: compare the state after 20 more.
     config = changed(n_tokens=128 * n_steps, checkpoint_every=5)
     resumed = new_trainer(taboo_pair, texts, folder, config=config, resume=True)
@@ -206,10 +212,112 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(
     monkeypatch.setattr(trainer, "step", lambda batch: step(poisoned(batch)))
     with pytest.raises(FloatingPointError, match=r"not finite at step 30 .*step_00000015"):
         trainer.fit()
-    kept = latest_checkpoint(tmp_path / "run")
-    assert kept.name == "step_00000015"
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step_00000015"]
     resumed = new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)
     assert all(t.isfinite().all() for t in weights(resumed.crosscoder).values())
+
+
+@pytest.fixture(scope="module")
+def stopped(taboo_pair, texts, tmp_path_factory):
+    """A folder with checkpoints of steps 5 and 10, of a run that went on to step 12."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    trainer = new_trainer(taboo_pair, texts, folder, config=SHORT)
+    trainer.begin()
+    for batch in islice(trainer.loader.batches(), 12):
+        trainer.advance(*batch)
+    return folder
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "step"),
+    [
+        (lambda c: flipped(c[1] / "weights.safetensors"), 5),
+        (lambda c: os.truncate(c[1] / "optimizer.safetensors", 100), 5),
+        (lambda c: (c[1] / "state.json").write_text("[1]"), 5),
+        (lambda c: (c[1] / "state.json").unlink(), 5),
+        (lambda c: flipped(c[0] / "weights.safetensors"), 10),
+        (lambda c: [flipped(p / "weights.safetensors") for p in c], None),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_said(
+    taboo_pair, texts, stopped, tmp_path, capsys, damage, step
+):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    damage(checkpoints(folder))
+    if step is None:
+        with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+            new_trainer(taboo_pair, texts, folder, config=SHORT, resume=True)
+        return
+    resumed = new_trainer(taboo_pair, texts, folder, config=SHORT, resume=True)
+    assert resumed.state.step == step
+    assert ("step_00000010 is damaged" in capsys.readouterr().err) == (step == 5)
+
+
+def test_a_resume_sweeps_what_a_kill_left_and_keeps_what_somebody_put_there(
+    taboo_pair, texts, stopped, tmp_path
+):
+    """Half of an old checkpoint, half of a new one, and a copy that the user made."""
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    kept = shutil.copytree(checkpoints(folder)[0], folder / "checkpoints/step_mine")
+    for name in ("step_00000001.7.tl_crosscoder.old", "step_00000015.7.tl_crosscoder.tmp"):
+        (folder / f"checkpoints/.{name}").mkdir()
+    (folder / ".metrics.jsonl.7.tl_crosscoder.tmp").write_text("half")
+    trainer = new_trainer(taboo_pair, texts, folder, config=SHORT, resume=True)
+    assert trainer.state.step == 10
+    assert not [*folder.rglob(".*")]
+    trainer.fit()
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step_mine"]
+    assert (kept / "state.json").is_file()
+
+
+def test_a_complete_run_is_complete_whatever_is_left_of_its_checkpoints(
+    taboo_pair, texts, unbroken, tmp_path
+):
+    folder = shutil.copytree(unbroken[0], tmp_path / "run")
+    (folder / "checkpoints/step_00000040").mkdir(parents=True)
+    trainer = new_trainer(taboo_pair, texts, folder, resume=True)
+    assert_equal_bits(weights(trainer.fit()), unbroken[1])
+    assert not (folder / "checkpoints").exists()
+
+
+def test_metrics_that_have_lost_their_end_keep_whole_lines(stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    path = folder / "metrics.jsonl"
+    first, *_ = whole = path.read_bytes().splitlines(keepends=True)
+    assert len(whole) > 1
+    path.write_bytes(first + whole[1][:9])
+    state = TrainState(
+        position=Position(),
+        tokens_since_fired=torch.zeros(1, dtype=torch.int64),
+        scales=(1.0,),
+        metrics_bytes=5000,
+    )
+    MetricsLog(folder, replace(SHORT, batch_size=128), state)
+    assert path.read_bytes() == first
+    assert state.metrics_bytes == len(first)
+
+
+def test_a_model_folder_that_was_trained_further_is_refused(
+    taboo_pair, texts, tmp_path, monkeypatch
+):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    (model / "notes.txt").write_text("not decisive")
+    sites = tuple(replace(site, model_name=str(model)) for site in taboo_pair.sites)
+    monkeypatch.setattr(type(taboo_pair), "sites", sites)
+    new_trainer(taboo_pair, texts, tmp_path / "run")
+    (model / "notes.txt").write_text("still not")
+    new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)
+    (model / "model.safetensors").write_bytes(b"weights of another day")
+    with pytest.raises(ValueError, match=r"another run: model_sha256\.base"):
+        new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)
 
 
 def test_a_folder_with_another_run_is_refused_and_left_alone(taboo_pair, texts, unbroken):

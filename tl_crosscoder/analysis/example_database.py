@@ -1,14 +1,16 @@
 """`ExampleDatabase`: the examples of all latents with their text, in one SQLite file.
 
-Contract: opening reads one row; the examples of a latent are a few pages that lie together; a
-search finds the latents whose examples contain a text. Neither models nor tokenizer are needed to
-read it. Limits: an example shows `n_before` tokens and `n_after`, as collected, and a search looks
-no further; a search reads all contexts, which takes about a second for 5 million tokens.
+Contract: opening checks the file, which may come from anywhere; the examples of a latent are a few
+pages that lie together; a search finds the latents whose examples contain a text. Neither models
+nor tokenizer are needed to read it. Limits: an example shows `n_before` tokens and `n_after`, as
+collected, and a search looks no further; a search reads all contexts, which takes about a second
+for 5 million tokens.
 """
 
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +20,7 @@ import numpy as np
 from tl_crosscoder import files
 from tl_crosscoder.analysis.example_file import ends_of, open_examples, unpacked, write_examples
 from tl_crosscoder.analysis.examples import ExampleSettings
+from tl_crosscoder.config.yaml import from_mapping
 from tl_crosscoder.data.tokens import TokenizedText
 
 if TYPE_CHECKING:
@@ -91,7 +94,7 @@ class ExampleDatabase:
     def __init__(self, connection: sqlite3.Connection, meta: Mapping[str, Any]) -> None:
         self._connection = connection
         self.d_sae: int = meta["d_sae"]
-        self.settings = ExampleSettings(**meta["settings"])
+        self.settings = from_mapping(ExampleSettings, meta["settings"], name="the settings")
         """How the examples were collected."""
         self.about: dict[str, Any] = meta["about"]
         """What the writer stored with it."""
@@ -106,7 +109,7 @@ class ExampleDatabase:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: another kind of file, of another version, or cut short.
+            ValueError: another kind of file, of another version, or damaged.
         """
         return cls(*open_examples(files.user_path(path)))
 
@@ -148,15 +151,17 @@ class ExampleDatabase:
         of_kind = {None: "", "top": "AND quantile < 0 ", "quantile": "AND quantile >= 0 "}[kind]
         order = "ORDER BY quantile >= 0, quantile DESC, rank LIMIT ?"
         values = int(latent), -1 if n is None else n
-        return [*self._examples(f"latent = ? {of_kind}{order}", values)]
+        with _reading():
+            return [*self._examples(f"latent = ? {of_kind}{order}", values)]
 
     def is_of(self, text: TokenizedText) -> bool:
         """Whether the examples stand in this text, as far as their first contexts show."""
         query = "SELECT id, token_ids FROM contexts ORDER BY id LIMIT 20"
-        for context, stored in self._connection.execute(query):
-            ids = np.frombuffer(stored, "<i4").tolist()
-            if context >= len(text) or text.tokens[context, : len(ids)].tolist() != ids:
-                return False
+        with _reading():
+            for context, stored in self._connection.execute(query):
+                ids = np.frombuffer(stored, "<i4").tolist()
+                if context >= len(text) or text.tokens[context, : len(ids)].tolist() != ids:
+                    return False
         return True
 
     def search(self, text: str, *, n: int = 20) -> list[SearchHit]:
@@ -171,6 +176,10 @@ class ExampleDatabase:
         _check_count(n)
         if not text:
             raise ValueError("the text to search is empty: give at least one character.")
+        with _reading():
+            return self._hits(text, n)
+
+    def _hits(self, text: str, n: int) -> list[SearchHit]:
         found: dict[int, list[_Match]] = defaultdict(list)
         for match in self._matches(_folded(text)):
             found[match.key[0]].append(match)
@@ -265,6 +274,18 @@ class ExampleDatabase:
         """First token shown, and the one after the last."""
         first = max(0, position - self.settings.n_before)
         return first, min(len(ends) - 1, position + 1 + self.settings.n_after)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Raise ValueError where a row cannot be what was written: no check finds every changed bit."""
+    try:
+        yield
+    except (sqlite3.Error, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"the examples are damaged ({error}). Make them again with `tl-crosscoder analyze "
+            "--fresh`."
+        ) from error
 
 
 def _folded(text: str) -> str:

@@ -8,6 +8,8 @@ changed.
 import errno
 import json
 import sqlite3
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -45,6 +47,12 @@ CREATE TABLE examples (
     PRIMARY KEY (latent, quantile, rank)
 ) WITHOUT ROWID;
 """
+_CONTENT = {
+    ("index", "examples_of_context"),
+    *(("table", name) for name in ("meta", "contexts", "latents", "examples")),
+}
+MAX_BYTES, MAX_SECONDS = 2**26, 60.0
+"""Of one value in a file, and of the check when a file is opened."""
 
 
 def write_examples(
@@ -107,15 +115,37 @@ def open_examples(path: Path) -> tuple[sqlite3.Connection, dict[str, Any]]:
     uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     connection = sqlite3.connect(uri, uri=True)
     try:
+        _restrict(connection)
         _check_file(connection, path)
         (meta,) = connection.execute("SELECT content FROM meta").fetchone()
-        return connection, json.loads(meta)
-    except sqlite3.DatabaseError as error:
+        return connection, _checked_meta(meta)
+    except (sqlite3.Error, TypeError, RecursionError, json.JSONDecodeError) as error:
         connection.close()
-        raise ValueError(f"{path} is not an ExampleDatabase ({error}).") from error
+        raise ValueError(
+            f"{path} is not an ExampleDatabase, or damaged ({error}). Make it again with "
+            "`tl-crosscoder analyze --fresh`."
+        ) from error
     except ValueError:
         connection.close()
         raise
+
+
+def _restrict(connection: sqlite3.Connection) -> None:
+    """Distrust a file that may have come from anywhere: what it defines, its sizes, its time."""
+    connection.execute("PRAGMA trusted_schema = OFF")
+    if sys.version_info >= (3, 11):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
+    end = time.monotonic() + MAX_SECONDS
+    connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)
+
+
+def _checked_meta(text: str) -> dict[str, Any]:
+    meta = json.loads(text)
+    kinds = {"d_sae": int, "settings": dict, "sources": list, "roles": list, "about": dict}
+    for name, kind in kinds.items():
+        if type(meta[name]) is not kind:
+            raise TypeError(f"{name} is no {kind.__name__}")
+    return meta
 
 
 def unpacked(activations: bytes, width: int) -> Float[np.ndarray, " width"]:
@@ -194,3 +224,12 @@ def _check_file(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} is an ExampleDatabase of version {version}; this package reads {VERSION}: "
             "write it again, or install the package that wrote it."
         )
+    query = "SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    if (there := {*connection.execute(query)}) != _CONTENT:
+        raise ValueError(f"{path} is damaged: it defines {sorted(there ^ _CONTENT)} otherwise.")
+    (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if state != "ok":
+        raise ValueError(
+            f"{path} is damaged ({state}). Make it again with `tl-crosscoder analyze --fresh`."
+        )
+    connection.set_progress_handler(None, 0)

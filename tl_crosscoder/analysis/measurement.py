@@ -6,7 +6,6 @@ with one safetensors file beside it, and loads without the models. Limits: codes
 at a time are dense; two sites are compared; nothing is causal, see `interventions`.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_crosscoder import files
@@ -156,7 +154,7 @@ class Measurement:
         return as_html(self.sections())
 
     def save(self, folder: str | Path) -> Path:
-        """Write `analysis.json` and `analysis.safetensors`."""
+        """Write `analysis.safetensors`, and then `analysis.json` with its hash."""
         folder = files.user_path(folder)
         tensors = self.latents.tensors() | {
             f"top_tokens.{k}": v for k, v in vars(self.top_tokens).items()
@@ -170,6 +168,7 @@ class Measurement:
             "order": self.order,
             "top": [asdict(s) for s in self.top],
             "facts": {name: table.facts() for name, table in self.latents.tables().items()},
+            "sha256": files.sha256(folder / ANALYSIS_NAMES[1]),
         }
         files.write_json(folder / ANALYSIS_NAMES[0], without_nan(content))
         return folder / ANALYSIS_NAMES[0]
@@ -180,7 +179,7 @@ class Measurement:
 
         Raises:
             FileNotFoundError: the folder holds no measures.
-            ValueError: they are of an earlier version.
+            ValueError: they are damaged, or of an earlier version.
         """
         folder = files.user_path(folder)
         paths = [folder / name for name in ANALYSIS_NAMES]
@@ -189,7 +188,13 @@ class Measurement:
                 f"{folder} holds no measures ({', '.join(ANALYSIS_NAMES)}). Measure it "
                 "again with `tl-crosscoder analyze --fresh`."
             )
-        content, tensors = json.loads(paths[0].read_text(encoding="utf-8")), load_file(paths[1])
+        content, tensors = files.read_object(paths[0]), files.read_tensors(paths[1])
+        # Those that an earlier version wrote have no hash.
+        if content.get("sha256", sha256 := files.sha256(paths[1])) != sha256:
+            raise ValueError(
+                f"{paths[1]} is damaged: its sha256 is not the one in {paths[0].name}. Measure it "
+                "again with `tl-crosscoder analyze --fresh`."
+            )
         try:
             top_tokens = {k: tensors.pop(f"top_tokens.{k}") for k in ("values", "positions")}
             fve = content["reconstruction"].pop("fve")
@@ -208,7 +213,7 @@ class Measurement:
                 sources=tuple(content["sources"]),
                 compared=content["compared"] and tuple(content["compared"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{folder} holds measures of an earlier version ({error}). Measure it again with "
                 "`tl-crosscoder analyze --fresh`."

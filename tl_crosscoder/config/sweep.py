@@ -20,6 +20,7 @@ VARIED = (
     "compile", "n_accumulated", "log_every", "weight_seed",
 )  # fmt: skip
 """What the runs of a sweep may change."""
+_NAME = re.compile(r"[\w=+,][\w=+,. -]{0,199}")
 
 
 def read_sweep(path: str | Path, config: RunConfig) -> list[RunConfig]:
@@ -30,7 +31,8 @@ def read_sweep(path: str | Path, config: RunConfig) -> list[RunConfig]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a list, a field that is shared, or two runs of one name.
+        ValueError: not such a list, a field that is shared, two runs of one name, or a name that is
+            not that of a folder.
     """
     content = read_yaml(path)
     if (
@@ -56,6 +58,12 @@ def sweep(
             f"change {', '.join(VARIED)}."
         )
     names = [str(change.get("name") or run_name(change)) for change in changes]
+    if bad := [own for own in names if not _NAME.fullmatch(own)]:
+        raise ValueError(
+            f"{name} has runs called {bad}: each is a folder in {config.output}, so that its name "
+            "is of at most 200 letters, digits, spaces and `_ = + , . -`, and begins with none of "
+            "the last two."
+        )
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"{name} has several runs called {twice}. Give each a name of its own.")

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _INVALID: Any = object()
 _EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
+_MOST_VALUES = 100_000
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
           NoneType: "null"}  # fmt: skip
 
@@ -56,6 +57,8 @@ def from_mapping(
     Raises:
         ValueError: an unknown field, a missing one, or a value of another type.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} is {given!r}; it must be a mapping of fields to values.")
     hints = get_type_hints(cls)
     own: list[Any] = [*fields(cls)]  # type: ignore[arg-type]
     if unknown := sorted(set(given) - {f.name for f in own}):
@@ -104,9 +107,29 @@ def read_yaml(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no config file {path} (from {Path.cwd()}).")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8")
+        n_values = _n_values(yaml.compose(text, Loader=yaml.SafeLoader), {})
+        if n_values <= _MOST_VALUES:
+            return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{path} is not valid YAML ({error}).") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply for settings.") from error
+    raise ValueError(
+        f"{path} holds {n_values:,} values, aliases (*name) written out; settings have at most "
+        f"{_MOST_VALUES:,}."
+    )
+
+
+def _n_values(node: Any, known: dict[int, int]) -> int:
+    """Values below a node of YAML, those of an alias counted each time that it stands there."""
+    if not isinstance(children := getattr(node, "value", None), list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # what refers to itself has no end
+        parts = [part for c in children for part in (c if isinstance(c, tuple) else (c,))]
+        known[id(node)] = 1 + sum(_n_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _read(value: Any, kind: Any, name: str) -> Any:

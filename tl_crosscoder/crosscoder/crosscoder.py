@@ -8,7 +8,6 @@ Input is raw activations, `[..., n_sites, d_model]` or flat `[..., d_in]`; codes
 sites of equal width.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +138,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
                 f"{path / WEIGHTS_NAME} cannot be read ({error}): the file is truncated or does "
                 "not belong to the cfg.json beside it. Copy it again, or train again."
             ) from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{path / CFG_NAME} cannot be read ({error}): it is damaged, or of a newer version "
                 "of tl_crosscoder."
@@ -244,10 +243,7 @@ def _check_folder(path: Path) -> None:
             f"A dictionary is a folder with {CFG_NAME} and {WEIGHTS_NAME}, as `tl-crosscoder "
             "train` writes into its --output."
         )
-    try:
-        architecture = json.loads((path / CFG_NAME).read_text(encoding="utf-8")).get("architecture")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{path / CFG_NAME} is not a JSON object ({error}).") from error
+    architecture = files.read_object(path / CFG_NAME).get("architecture")
     if architecture != ARCHITECTURE:
         raise ValueError(
             f"{path} holds a dictionary of architecture {architecture!r}, not {ARCHITECTURE!r}. "

@@ -37,6 +37,8 @@ from tl_crosscoder.data.harvest import (
 )
 from tl_crosscoder.data.text import check_text, text_of_harvest
 from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
+from tl_crosscoder.locks import locked
+from tl_crosscoder.models.checks import folder_hashes
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import sites_of
 from tl_crosscoder.models.source import ActivationSource
@@ -55,22 +57,23 @@ def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCac
     """
     output = files.user_path(config.output)
     files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
-    sites_of(config)
-    check_text(config)
-    source = ModelPair.from_config(config)
-    text = text_of_harvest(config, source)
-    tqdm.write(f"Text: {text.training.describe()}")
-    return write_cache(
-        source,
-        text.training,
-        text.held_out,
-        output,
-        store=config.store,
-        shard_tokens=config.shard_tokens,
-        batch_size=config.harvest_batch_size,
-        made_with=asdict(config),
-        resume=resume,
-    )
+    with locked(output):  # until the end: loading the models takes long, too
+        sites_of(config)
+        check_text(config)
+        source = ModelPair.from_config(config)
+        text = text_of_harvest(config, source)
+        tqdm.write(f"Text: {text.training.describe()}")
+        return write_cache(
+            source,
+            text.training,
+            text.held_out,
+            output,
+            store=config.store,
+            shard_tokens=config.shard_tokens,
+            batch_size=config.harvest_batch_size,
+            made_with=asdict(config),
+            resume=resume,
+        )
 
 
 def write_cache(
@@ -101,34 +104,34 @@ def write_cache(
         show_progress: print the size and show a progress bar.
 
     Raises:
-        ValueError: a folder that holds something else, another harvest, or a damaged shard; too
-            little space on the disk, before anything is written or when it runs out. Complete
-            shards stay, and `resume` continues after them.
+        ValueError: a folder that holds something else, another harvest, or a damaged shard, or that
+            another process writes to; too little space on the disk, before anything is written or
+            when it runs out. Complete shards stay, and `resume` continues after them.
     """
-    output = files.user_path(output)
-    files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
-    text = _joined(training, held_out)
+    output, text = files.user_path(output), _joined(training, held_out)
     identity = _identity(source, text, len(training), store=store, shard_tokens=shard_tokens)
-    # The statistics of a shard depend on them, so they are measured before the first one.
-    medians = median_norms(source, text, batch_size=batch_size)
-    identity["sink_limits"] = [SINK_MULTIPLE * median for median in medians]
-    made_with = {**(made_with or {}), "tokenizer": source.tokenizer_name}
-    manifest = storage.claim(output, identity, made_with=made_with)
-    n_left = manifest["n_shards"] - len(manifest["shards"])
-    size = _check_space(source, text, output, store, share=n_left / manifest["n_shards"])
-    if show_progress and n_left:
-        tqdm.write(f"Activations: {size} in {output}")
-    try:
-        writer = _Writer(source, text, output, manifest=manifest, batch_size=batch_size)
-        writer.write(show_progress=show_progress)
-    except OSError as error:
-        if not files.is_disk_full(error):
-            raise
-        raise ValueError(
-            f"the disk of {output} is full after {len(manifest['shards'])} of "
-            f"{manifest['n_shards']} shards ({error}). Complete shards are kept: free some space, "
-            "and continue with resume (--resume)."
-        ) from error
+    with locked(output):
+        files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
+        # The statistics of a shard depend on them, so they are measured before the first one.
+        medians = median_norms(source, text, batch_size=batch_size)
+        identity["sink_limits"] = [SINK_MULTIPLE * median for median in medians]
+        made_with = {**(made_with or {}), "tokenizer": source.tokenizer_name}
+        manifest = storage.claim(output, identity, made_with=made_with)
+        n_left = manifest["n_shards"] - len(manifest["shards"])
+        size = _check_space(source, text, output, store, share=n_left / manifest["n_shards"])
+        if show_progress and n_left:
+            tqdm.write(f"Activations: {size} in {output}")
+        try:
+            writer = _Writer(source, text, output, manifest=manifest, batch_size=batch_size)
+            writer.write(show_progress=show_progress)
+        except OSError as error:
+            if not files.is_disk_full(error):
+                raise
+            raise ValueError(
+                f"the disk of {output} is full after {len(manifest['shards'])} of "
+                f"{manifest['n_shards']} shards ({error}). Complete shards are kept: free some "
+                "space, and continue with resume (--resume)."
+            ) from error
     return ActivationCache(output, verify=False)
 
 
@@ -163,6 +166,7 @@ def _identity(
     """All that decides which rows a cache holds, and in which shards; `cache_id` is its hash."""
     per_context = max(1.0, text.n_tokens / len(text))
     tokens = text.tokens.numpy().tobytes() + text.dropped.numpy().tobytes()
+    hashes = folder_hashes(source.sites)
     return {
         "format": storage.FORMAT,
         "sites": [site.to_dict() for site in source.sites],
@@ -177,6 +181,7 @@ def _identity(
         "roles": list(ROLES),
         "norm_limits": None if text.norm_limits is None else list(text.norm_limits),
         "shard_contexts": max(1, round(shard_tokens / per_context)),
+        **({"model_sha256": hashes} if hashes else {}),
     }
 
 

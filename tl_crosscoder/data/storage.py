@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.training import StoreDtype
+from tl_crosscoder.config.yaml import from_mapping
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.site import Site, row_shape, site_parts
 
@@ -29,6 +30,10 @@ MANIFEST = "manifest.json"
 TEXT = "text.safetensors"
 FORMAT = 2
 TEXT_TENSORS = ("tokens", "dropped", "role_ids", "source_ids")
+_FIELDS: dict[str, type] = {
+    "cache_id": str, "sites": list, "shards": list, "n_shards": int, "is_complete": bool,
+    "store": str, "n_contexts": int, "n_training_contexts": int, "sources": list,
+}  # fmt: skip
 
 StoredTensors = Mapping[str, Tensor]
 """`rows`, and for int8 `scales`, `[n, n_sites]` in float32."""
@@ -110,12 +115,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not an activation cache: it has no {MANIFEST}. Give a folder that "
             "`tl-crosscoder harvest` wrote."
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = files.read_object(path)
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}. Harvest "
             "again."
         )
+    manifest = files.read_object(path, **_FIELDS)
     names = [*manifest]
     identity = {n: manifest[n] for n in names[: names.index("cache_id")]}
     if cache_id(identity) != manifest["cache_id"]:
@@ -154,8 +160,8 @@ def claim(
     there = {name: manifest.get(name) for name in identity}
     files.check_same(there, identity, what=f"{folder} holds another cache")
     check_shards(folder, manifest, verify=True)
-    for leftover in (folder / "shards").glob(".*"):  # of a killed process
-        leftover.unlink()
+    for part in (folder, folder / "shards"):
+        files.sweep(part)
     return manifest
 
 
@@ -165,8 +171,8 @@ def shard_name(i: int) -> str:
 
 
 def shards_of(manifest: dict[str, Any]) -> list[Shard]:
-    """The complete shards, in their order."""
-    return [Shard(**s) for s in manifest["shards"]]
+    """The complete shards, in their order. Raises ValueError for one that is not described."""
+    return [from_mapping(Shard, s, name="a shard of the manifest") for s in manifest["shards"]]
 
 
 def check_shards(

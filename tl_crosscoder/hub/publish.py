@@ -16,8 +16,9 @@ from typing import Any
 
 from tl_crosscoder.files import RECORD_NAME, user_path
 from tl_crosscoder.hub import card
-from tl_crosscoder.hub.published_run import SAELENS_FOLDER, Content, PublishedRun, findings
+from tl_crosscoder.hub.published_run import SAELENS_FOLDER, PublishedRun
 from tl_crosscoder.hub.repository import CARD_NAME, Repository, check_login, read_repository
+from tl_crosscoder.hub.secrets import Content, findings
 from tl_crosscoder.models.hub_errors import first_line
 from tl_crosscoder.models.pretrained import embedded_run
 

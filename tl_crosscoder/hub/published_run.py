@@ -4,13 +4,10 @@
 measures, what interventions found, and `saelens/`, the same dictionary for SAELens alone. Changed
 are only where it was written (`training.output`, `training.cache`: left out), names that the
 publisher renames, and examples, which are text of the dataset and go only when requested.
-`findings` lists secrets and paths of this machine. Limits: known shapes of tokens; no figures; in
-examples secrets are looked for and paths are not.
+`findings` of `secrets` says what in them must not go. Limit: no figures.
 """
 
-import io
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +29,13 @@ from tl_crosscoder.files import (
     RECORD_NAME,
     WEIGHTS_NAME,
 )
+from tl_crosscoder.hub.secrets import Content
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.saelens import PairView
 from tl_crosscoder.models.site import Site
 
 SAELENS_FOLDER = "saelens"
-Content = Path | bytes
-"""What a published file holds: a file as it is, or bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +73,7 @@ class PublishedRun:
         Crosscoder.load(folder)
 
         def read(name: str) -> dict[str, Any]:
-            return _renamed(files.read_json(folder / name), renamed or {})
+            return _renamed(files.read_object(folder / name), renamed or {})
 
         has = {p.name for p in folder.iterdir() if p.is_file()}
         record = read(RECORD_NAME) if RECORD_NAME in has else None
@@ -148,72 +144,3 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
             if value == old or value.startswith((f"{old}/", f"{old}\\")):
                 return new + value[len(old) :]
     return value
-
-
-TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".html", ".csv", ".py")
-_SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
-    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
-    "an AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "a Google key": r"\bAIza[\w-]{35}",
-    "a Slack token": r"\bxox[abprs]-[\w-]{10,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password or key": (
-        r"(?i)\b(?:api[_-]?key|secret[_-]?key|secret|access[_-]?token|auth[_-]?token|password"
-        r"|passwd)\b[\"']?\s*[:=]\s*[\"']?[^\s\"',;{}\[\]]{6,}"
-    ),
-}
-_NAME = r"[^\s\"'<>|:*?/\\]"
-_PATHS = (
-    rf"(?<![\w./:<>\]*~-])/{_NAME}+(?:/{_NAME}*)+",  # /data/text.jsonl
-    rf"(?<=[\"'`])/{_NAME}+(?=[\"'`])",  # "/text.jsonl"
-    rf"(?<![\w/])~\w*/{_NAME}+",  # ~/runs
-    r"\bfile:/+[^\s\"']+",
-    r"(?<!\w)[A-Za-z]:(?:\\{1,2}|/(?!/))[^\s\"'<>|?*]+",  # C:\runs, and as JSON writes it
-    r"(?<![\w\\:])\\{2,4}[\w.$-]+\\{1,2}[\w.$-]+",  # \\server\share
-)
-_EXAMPLE = re.compile(r'^\s*"(?:before|token|after)": ')
-
-
-def findings(path: str, content: Content) -> list[str]:
-    """What must not be published in a file, each as `runner_cfg.json:48: an API key, 'sk-x…'`.
-
-    Text is searched by line, a safetensors file in its header, any other file as one line. The
-    value of a secret is masked, a path is shown.
-    """
-    if path.endswith(".safetensors"):
-        return _in_line(path, _header(content), with_paths=True)
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    if not path.endswith(TEXT_SUFFIXES):
-        return _in_line(path, data.decode("latin-1"), with_paths=False)
-    lines = data.decode(errors="replace").splitlines()
-    if path.endswith((".json", ".jsonl")):  # which may write the letters of a path as escapes
-        lines = [re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), line) for line in lines]
-    return [
-        found
-        for i, line in enumerate(lines, start=1)
-        for found in _in_line(f"{path}:{i}", line, with_paths=not _EXAMPLE.match(line))
-    ]
-
-
-def _header(content: Content) -> str:
-    """The JSON at the start of a safetensors file, after its length in 8 bytes."""
-    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-        n = int.from_bytes(file.read(8), "little")
-        return file.read(n).decode(errors="replace")
-
-
-def _in_line(where: str, text: str, *, with_paths: bool) -> list[str]:
-    secrets = [
-        f"{where}: {what}, {found.group()[:4] + '…'!r}"
-        for what, pattern in _SECRETS.items()
-        for found in re.finditer(pattern, text)
-    ]
-    paths = [
-        f"{where}: a path of this machine, {found.group()!r}"
-        for pattern in _PATHS
-        if with_paths
-        for found in re.finditer(pattern, text)
-    ]
-    return secrets + paths

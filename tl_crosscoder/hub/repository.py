@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tl_crosscoder.crosscoder.config import ARCHITECTURE
-from tl_crosscoder.files import CFG_NAME, RECORD_NAME
-from tl_crosscoder.hub.published_run import ANALYSIS_NAMES, Content
+from tl_crosscoder.files import ANALYSIS_NAMES, CFG_NAME, RECORD_NAME
 from tl_crosscoder.hub.registry import Entry
+from tl_crosscoder.hub.secrets import Content
 from tl_crosscoder.models.hub_errors import first_line
 
 CARD_NAME = "README.md"

@@ -9,7 +9,6 @@ fine-tuned ones as they are. Limit: affine, token by token. A high FVE of the ac
 little, as x^1 - x^0 is a small part of it: `quality` tells the FVE of the difference too.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +191,7 @@ class BaseEstimate:
                 f"{' and no '.join(missing)}. Write one with BaseEstimate.fit(...).save(folder)."
             )
         try:
-            facts = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
+            facts = files.read_object(folder / FACTS_NAME, sites=list)
             sites = tuple(Site.from_dict(s) for s in facts.pop("sites"))
             weights = load_file(folder / WEIGHTS_NAME, device=device)
             return cls(sites=sites, weight=weights["weight"], bias=weights["bias"], **facts)

@@ -5,17 +5,24 @@ values and the next step. `labels` name the models in messages, one for each.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_crosscoder import files
 from tl_crosscoder.models import hooked as hooked_model
 from tl_crosscoder.models import tokenizer as tokenization
 from tl_crosscoder.models.hooked import HookedModel
+from tl_crosscoder.models.site import Site
+
+_DECIDING = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
+"""Files of a model's folder that decide what it computes."""
 
 
 def check_equal(values: Sequence[Any], what: str, labels: Sequence[str], advice: str) -> None:
@@ -104,3 +111,30 @@ def dtype_name(model: HookedModel) -> str:
     first = next(weight.dtype for weight in weights if weight.is_floating_point())
     is_packed = not all(weight.is_floating_point() for weight in weights)
     return f"{first} with quantised weights" if is_packed else str(first)
+
+
+def folder_hashes(sites: Sequence[Site]) -> dict[str, str]:
+    """Hash of the files of each model and adapter that is a folder here, by site.
+
+    A folder keeps its name when it is trained further; on the hub a revision tells.
+    """
+    own = [site for each in sites for site in (each.minus, each) if site is not None]
+    found = {site.name: "".join(_hashes(site)) for site in own}
+    return {name: sha256 for name, sha256 in found.items() if sha256}
+
+
+def _hashes(site: Site) -> Iterator[str]:
+    for folder in (site.model_name, site.adapter):
+        if folder is not None and files.user_path(folder).is_dir():
+            for path in sorted(
+                p for pattern in _DECIDING for p in files.user_path(folder).glob(pattern)
+            ):
+                stat = path.stat()
+                yield _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)[:16]
+
+
+@cache
+def _sha256(path: Path, n_bytes: int, changed_ns: int) -> str:
+    """The hash of a file as it is now, which the runs of a sweep ask for again and again."""
+    del n_bytes, changed_ns
+    return files.sha256(path)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.config.inputs import ModelsConfig
+from tl_crosscoder.config.yaml import from_mapping
 
 Names = str | Path | Sequence[str | Path]
 """One name of a model or adapter, or several."""
@@ -60,10 +61,8 @@ class Site:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Site":
-        """Inverse of `to_dict`."""
-        values = dict(values)
-        minus = values.pop("minus", None)
-        return cls(**values, minus=cls.from_dict(minus) if minus else None)
+        """Inverse of `to_dict`. Raises ValueError for unknown fields and values of another type."""
+        return from_mapping(cls, values, name="a site")
 
 
 def site_columns(sites: Sequence[Site], *, with_scales: bool = False) -> dict[str, list[Any]]:

@@ -102,7 +102,10 @@ class Tabular(ABC):
             raise ValueError(f"{path} is not a saved {cls.__name__} ({error}).") from error
         if kind != cls.__name__:
             raise ValueError(f"{path} holds a {kind}, not a {cls.__name__}: load it with {kind}.")
-        return cls.from_columns(columns, about)
+        try:
+            return cls.from_columns(columns, about)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is not a saved {cls.__name__} ({error!r}).") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +246,6 @@ def _read_parquet(path: Path) -> tuple[Columns, dict[str, Any]]:
 
 
 def _read_json(path: Path) -> tuple[Columns, dict[str, Any]]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = files.read_object(path)
     columns = {name: [row[name] for row in content["rows"]] for name in content["columns"]}
     return columns, content

@@ -17,6 +17,7 @@ from tl_crosscoder import files
 from tl_crosscoder.config.inputs import ContrastiveConfig, TextSource
 from tl_crosscoder.data.contrastive import ContrastiveSampler, default_prompts
 from tl_crosscoder.data.documents import Document, stream_documents
+from tl_crosscoder.locks import locked
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
@@ -34,10 +35,18 @@ def write_contrastive(config: ContrastiveConfig, *, resume: bool = False) -> Pat
 
     Raises:
         ValueError, FileNotFoundError: an output that exists already or has other settings,
-            prompts or models that cannot be used, or no prompt that gave texts.
+            prompts or models that cannot be used, or no prompt that gave texts; or another process
+            writes to the output.
     """
     path = files.user_path(config.output)
-    _check_output(path, resume=resume)
+    with locked(path, is_file=True):
+        _check_output(path, resume=resume)
+        _sample_into(path, config)
+    return path
+
+
+def _sample_into(path: Path, config: ContrastiveConfig) -> None:
+    """Load the models, and sample what a file that may be written to does not have."""
     prompts = None if config.prompts is None else _read_prompts(config)
     source = _load_source(config)
     sampler = ContrastiveSampler(
@@ -57,7 +66,6 @@ def write_contrastive(config: ContrastiveConfig, *, resume: bool = False) -> Pat
             f"none of the {sampler.n_prompts:,} prompts gave texts: after each, a model stopped at "
             "once. Give other prompts: chats for chat models, beginnings of text for others."
         )
-    return path
 
 
 def describe_contrastive(path: str | Path) -> str:
@@ -158,6 +166,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _claimed(path: Path, config: ContrastiveConfig, sampler: ContrastiveSampler) -> dict[str, Any]:
     """The record to continue with: a new one, or the existing one of the same settings."""
+    files.sweep(path.parent, of=_record_path(path).name)
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
     settings["temperature"] = float(config.temperature)
     settings["prompts_sha256"] = sampler.prompts_sha256()

@@ -26,6 +26,7 @@ from tl_crosscoder.data.documents import Document, load_documents, split_documen
 from tl_crosscoder.data.text import write_documents
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, WEIGHTS_NAME
+from tl_crosscoder.locks import locked
 from tl_crosscoder.models.devices import devices_of
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.pretrained import PREFIX, embedded_run
@@ -241,9 +242,10 @@ class Run:
 def save_measurement(
     measurement: Measurement, output: Path, *, text: TokenizedText, tokenizer: Any
 ) -> None:
-    """Write the measures and the examples beside the dictionary."""
-    measurement.save(output)
-    save_examples(measurement, output, text=text, tokenizer=tokenizer)
+    """Write the examples and the measures beside the dictionary; `analysis.json` comes last."""
+    with locked(output):
+        save_examples(measurement, output, text=text, tokenizer=tokenizer)
+        measurement.save(output)
 
 
 def save_examples(
@@ -252,6 +254,6 @@ def save_examples(
     """Write the examples, where the measurement still has them."""
     if measurement.collected is not None:
         about = {"sources": list(measurement.sources), "n_tokens": text.n_tokens}
-        ExampleDatabase.write(
-            output / EXAMPLES_NAME, measurement.collected, text, tokenizer=tokenizer, about=about
-        )
+        path, collected = output / EXAMPLES_NAME, measurement.collected
+        with locked(output):
+            ExampleDatabase.write(path, collected, text, tokenizer=tokenizer, about=about)

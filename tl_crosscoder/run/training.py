@@ -1,13 +1,15 @@
 """One door to training: `train` loads the models, reads the text, trains, measures, and leaves all.
 
 Beside what the trainer writes: `held_out.jsonl` (the text measured on), `analysis.json` and
-`analysis.safetensors` (the measures) and `examples.sqlite` (`ExampleDatabase`). Limit: the held-out
-text is cut at `n_measured_tokens`, and examples are of that text alone.
+`analysis.safetensors` (the measures) and `examples.sqlite` (`ExampleDatabase`). `analysis.json` is
+written last: a resumed run makes again what is missing or damaged. Limit: the held-out text is cut
+at `n_measured_tokens`, and examples are of that text alone.
 """
 
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +17,12 @@ from typing import Any, cast
 from tqdm.auto import tqdm
 
 from tl_crosscoder import files
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement, measure_all
 from tl_crosscoder.config.inputs import CONTEXT_SIZE
 from tl_crosscoder.config.presets import preset_name
 from tl_crosscoder.config.training import RunConfig
+from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.cache import ActivationCache, open_cache
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.mixture import SplitText
@@ -31,7 +35,8 @@ from tl_crosscoder.data.text import (
     write_documents,
 )
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.files import HELD_OUT_NAME
+from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME
+from tl_crosscoder.locks import locked
 from tl_crosscoder.models.loading import options_of_each
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import sites_of
@@ -40,7 +45,7 @@ from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.run import Run, save_measurement
 from tl_crosscoder.train.checkpoint import check_output
 from tl_crosscoder.train.presets import crosscoder_config, recipe_of
-from tl_crosscoder.train.trainer import Trainer, fit_together
+from tl_crosscoder.train.trainer import Trainer, fit_each
 
 
 def train(
@@ -74,11 +79,22 @@ def train_all(
         resume: continue what a folder holds; a run that is whole there stays as it is.
 
     Raises:
-        ValueError, FileNotFoundError: bad input, before any long work; nothing is overwritten.
-        FloatingPointError, TrainingInterruptedError: see `Trainer.fit`.
+        ValueError, FileNotFoundError: bad input, or an output that another process writes to,
+            before any long work; nothing is overwritten.
+        FloatingPointError: runs whose loss is not finite, by name; the others are complete.
+        TrainingInterruptedError: see `Trainer.fit`.
     """
     for config in configs:
         check_output(files.user_path(config.output), resume=resume)
+    with ExitStack() as stack:
+        for config in configs:
+            stack.enter_context(locked(files.user_path(config.output)))
+        return _train_all(configs, models=models, text=text, resume=resume)
+
+
+def _train_all(
+    configs: Sequence[RunConfig], *, models: ModelPair | None, text: Text | None, resume: bool
+) -> list[Run]:
     source, content = _opened(configs[0], models, text)
     configs = [_fitted(config, source, content, is_loaded=models is not None) for config in configs]
     for config in configs:
@@ -158,21 +174,33 @@ def _fit_and_measure(trainers: list[Trainer], source: ActivationSource, text: Sp
     if text.held_out_documents:
         for folder in folders:
             write_documents(folder / HELD_OUT_NAME, text.held_out_documents)
-    crosscoders = fit_together(trainers)
+    made = fit_each(trainers)
     trainers.clear()  # and with them gradients and optimizer, several times the dictionary
-    left = [i for i, done in enumerate(is_done) if not done]
+    left = {
+        folder: one
+        for folder, one, done in zip(folders, made, is_done, strict=True)
+        if isinstance(one, Crosscoder) and not done
+    }
     if left:
-        chosen = [crosscoders[i] for i in left]
-        made = measure_all(source, chosen, text.held_out, show_progress=True)
-        for i, measurement in zip(left, made, strict=True):
+        measured = measure_all(source, [*left.values()], text.held_out, show_progress=True)
+        for folder, measurement in zip(left, measured, strict=True):
             how = {"text": text.held_out, "tokenizer": source.tokenizer}
-            save_measurement(measurement, folders[i], **how)
+            save_measurement(measurement, folder, **how)
+    failed = [one for one in made if isinstance(one, FloatingPointError)]
+    if failed and len(made) > 1:
+        raise FloatingPointError(
+            f"{len(failed)} of {len(made)} runs failed, and the others are complete: "
+            f"{' '.join(map(str, failed))} Without these, the sweep goes on with resume (--resume)."
+        )
+    if failed:
+        raise failed[0]
 
 
 def _is_measured(folder: Path) -> bool:
     try:
         Measurement.load(folder)
-    except (FileNotFoundError, ValueError):  # none, or of an earlier version
+        ExampleDatabase.open(folder / EXAMPLES_NAME).close()
+    except (FileNotFoundError, ValueError):  # none, damaged, or of an earlier version
         return False
     return True
 

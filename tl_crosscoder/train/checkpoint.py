@@ -4,19 +4,21 @@
 on resume, so that a run never continues with other models, text or settings. A checkpoint is a
 folder `checkpoints/step_00001500` with `weights.safetensors`, `optimizer.safetensors` and
 `state.json`: all that a run needs to continue as if it had never stopped. It appears under its name
-complete or not at all. Ctrl-C and SIGTERM wait for the step to be saved. Limits: models are told
-apart by name and revision; the last two checkpoints are kept; signals are caught in the main thread
-only.
+complete or not at all, and its content is compared with its hashes: where the newest is damaged,
+the one before it is used. Ctrl-C and SIGTERM wait for the step to be saved. Limits: models are told
+apart by name, revision and, in folders, files; the last two checkpoints are kept; signals are
+caught in the main thread only.
 """
 
 import hashlib
 import json
 import platform
-import shutil
+import re
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +26,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors.torch import load_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.training import TrainConfig
@@ -34,11 +36,14 @@ from tl_crosscoder.crosscoder.partition import with_renamed_keys
 from tl_crosscoder.data.loader import Position
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import CFG_NAME, RECORD_NAME, WEIGHTS_NAME
+from tl_crosscoder.models.checks import folder_hashes
 from tl_crosscoder.models.source import ActivationSource
 
 N_KEPT = 2
+_NAMES = "weights.safetensors", "optimizer.safetensors"
 _PACKAGES = ("tl-crosscoder", "torch", "transformer-lens", "sae-lens", "transformers")
 # What may differ between a run and its continuation.
+_HASHES = "model_sha256"
 _FREE = ("environment", "training.output", "training.wandb_project", "training.prefetch")
 
 
@@ -51,6 +56,7 @@ def run_record(
 ) -> dict[str, Any]:
     """Everything that decides the weights of a run, as plain JSON."""
     dictionary = cfg.to_dict()
+    hashes = {} if source.cache_id else folder_hashes(source.sites)
     how = {
         "python": platform.python_version(),
         "device": str(source.device),
@@ -61,6 +67,7 @@ def run_record(
         "weight_processing": source.weight_processing,
         "tokenizer": source.tokenizer_name,
         "cache_id": source.cache_id,
+        **({_HASHES: hashes} if hashes else {}),
         "training": config.to_dict(),
         **{
             n: dictionary[n] for n in ("sparsity", "partitions", "delta_loss", "matryoshka", "auxk")
@@ -102,8 +109,12 @@ def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:
     if not path.is_file():
         files.write_json(path, record)
         return False
+    for folder in (output, output / "checkpoints"):
+        files.sweep(folder)
     there = read_record(output)
-    files.check_same(there, record, what=f"{output} holds another run", free=_FREE)
+    # Runs that an earlier version began have no hashes.
+    free = _FREE if _HASHES in there else (*_FREE, _HASHES)
+    files.check_same(there, record, what=f"{output} holds another run", free=free)
     return (output / CFG_NAME).is_file() and (output / WEIGHTS_NAME).is_file()
 
 
@@ -116,7 +127,7 @@ def read_record(output: Path) -> dict[str, Any]:
             f"{output} is not a run: {what}. Give a folder that `tl-crosscoder train` or `demo` "
             "wrote, or a dictionary of `tl-crosscoder list`."
         )
-    return with_renamed_keys(json.loads(path.read_text(encoding="utf-8")))
+    return with_renamed_keys(files.read_object(path, training=dict, held_out=dict))
 
 
 @dataclass(kw_only=True)
@@ -135,21 +146,17 @@ class TrainState:
     """Length of metrics.jsonl at this step; what a broken run wrote after it is cut off."""
 
 
-def checkpoint_path(output: Path, step: int) -> Path:
-    """Folder of a step's checkpoint."""
-    return output / "checkpoints" / f"step_{step:08d}"
-
-
-def latest_checkpoint(output: Path) -> Path | None:
-    """The checkpoint of a run with the highest step, if it has one."""
-    return max((output / "checkpoints").glob("step_*"), default=None)
+def checkpoints(output: Path) -> list[Path]:
+    """The checkpoints of a run, in their order; no other folder that somebody keeps beside them."""
+    found = (output / "checkpoints").glob("step_*")
+    return sorted(p for p in found if p.is_dir() and re.fullmatch(r"step_\d{8}", p.name))
 
 
 def save_checkpoint(
     output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState
 ) -> Path:
     """Write a checkpoint of a run and delete all but the last `N_KEPT`."""
-    path = checkpoint_path(output, state.step)
+    path = output / "checkpoints" / f"step_{state.step:08d}"
     plain = asdict(state)
     moments = {
         f"{name}/{key}": torch.as_tensor(value)
@@ -158,12 +165,48 @@ def save_checkpoint(
     }
     moments["tokens_since_fired"] = plain.pop("tokens_since_fired")
     with files.replacing(path) as temporary:
-        files.write_tensors(temporary / "weights.safetensors", model.state_dict())
-        files.write_tensors(temporary / "optimizer.safetensors", moments)
-        files.write_json(temporary / "state.json", plain)
-    for old in sorted(path.parent.glob("step_*"))[:-N_KEPT]:
-        shutil.rmtree(old)
+        for name, tensors in zip(_NAMES, (model.state_dict(), moments), strict=True):
+            files.write_tensors(temporary / name, tensors)
+        files.write_json(temporary / "state.json", plain | {"sha256": _hashes(temporary, plain)})
+    for old in checkpoints(output)[:-N_KEPT]:
+        files.discard(old)
     return path
+
+
+def _hashes(path: Path, plain: Mapping[str, Any]) -> dict[str, str]:
+    """Of each file of a checkpoint, and of its state but for these."""
+    state = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return {name: files.sha256(path / name) for name in _NAMES} | {"state": state}
+
+
+def remove_checkpoints(output: Path) -> None:
+    """Delete the checkpoints of a run that is complete."""
+    for old in checkpoints(output):
+        files.discard(old)
+    with suppress(OSError):  # not there, or somebody keeps something in it
+        (output / "checkpoints").rmdir()
+
+
+def load_last_checkpoint(
+    output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> TrainState | None:
+    """Weights, optimizer and state of the newest checkpoint that is intact; None without any.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged.
+    """
+    found = checkpoints(output)
+    for path in reversed(found):
+        try:
+            return load_checkpoint(path, model, optimizer)
+        except ValueError as error:
+            tqdm.write(f"Warning: {error}", file=sys.stderr)
+    if found:
+        raise ValueError(
+            f"every checkpoint in {output} is damaged ({', '.join(p.name for p in found)}). Begin "
+            "again in another folder."
+        )
+    return None
 
 
 def load_checkpoint(
@@ -172,15 +215,11 @@ def load_checkpoint(
     """Restore weights and optimizer, and return the state.
 
     Raises:
-        ValueError: no such checkpoint.
+        ValueError: it is damaged; model and optimizer are as they were.
     """
-    if not path.is_dir():
-        raise ValueError(
-            f"there is no checkpoint {path}, but the other runs of the sweep stand at its step. "
-            "Start the sweep again in another folder."
-        )
-    model.load_state_dict(load_file(path / "weights.safetensors"))
-    tensors = load_file(path / "optimizer.safetensors")
+    plain = _checked_state(path)
+    weights, tensors = (files.read_tensors(path / name) for name in _NAMES)
+    model.load_state_dict(weights)
     fired = tensors.pop("tokens_since_fired")
     moments: dict[int, dict[str, Tensor]] = {}
     for i, (name, parameter) in enumerate(model.named_parameters()):
@@ -192,7 +231,6 @@ def load_checkpoint(
             for key, t in own.items()
         }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    plain: dict[str, Any] = json.loads((path / "state.json").read_text())
     return TrainState(
         step=plain["step"],
         position=Position(**plain["position"]),
@@ -200,6 +238,18 @@ def load_checkpoint(
         scales=tuple(plain["scales"]),
         metrics_bytes=plain["metrics_bytes"],
     )
+
+
+def _checked_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files have their hashes. Raises ValueError for any other."""
+    try:
+        plain = files.read_object(path / "state.json")
+        recorded = plain.pop("sha256", None)
+        if recorded == _hashes(path, plain):
+            return plain
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} is damaged ({error})") from error
+    raise ValueError(f"checkpoint {path} is damaged: its files do not have the recorded hashes.")
 
 
 class TrainingInterruptedError(KeyboardInterrupt):

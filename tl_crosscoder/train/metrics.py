@@ -112,8 +112,9 @@ def bar_text(metrics: dict[str, float]) -> str:
 class MetricsLog:
     """Appends metrics to a JSONL file and, where a project is given, to Weights & Biases.
 
-    A NaN metric is written as null. What a broken run wrote after its last checkpoint is cut
-    off, so that a resumed file reads like an unbroken one.
+    A NaN metric is written as null. What a broken run wrote after its last checkpoint is cut off,
+    so that a resumed file reads like an unbroken one; a file that has lost its end keeps the lines
+    that are whole.
     """
 
     def __init__(self, output: Path | None, config: TrainConfig, state: TrainState) -> None:
@@ -123,7 +124,8 @@ class MetricsLog:
         self._batch_size = config.batch_size
         if self.path and self.path.exists():
             with self.path.open("rb+") as file:
-                file.truncate(state.metrics_bytes)
+                kept = file.read(state.metrics_bytes)
+                state.metrics_bytes = file.truncate(kept.rfind(b"\n") + 1)
         self._wandb = _open_wandb(output, config) if config.wandb_project else None
 
     def write(self, step: int, metrics: dict[str, float]) -> int:

@@ -8,9 +8,8 @@ the dictionary is on one device.
 """
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -28,15 +27,16 @@ from tl_crosscoder.crosscoder.training import CrosscoderTraining, StepLoss
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader, Position
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.locks import locked
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.train.checkpoint import (
     TrainingInterruptedError,
     TrainState,
-    checkpoint_path,
+    checkpoints,
     interruptible,
-    latest_checkpoint,
-    load_checkpoint,
+    load_last_checkpoint,
     open_run,
+    remove_checkpoints,
     run_record,
     save_checkpoint,
 )
@@ -109,20 +109,15 @@ class Trainer:
         )
         record = run_record(source, text, held_out, config, self.cfg)
         self.is_complete = self.output is not None and open_run(self.output, record, resume=resume)
-        self.load(latest_checkpoint(self.output) if self.output and resume else None)
-        self._grad_norm = self._loss = torch.zeros(())
-        self._log: MetricsLog | None = None
-
-    def load(self, checkpoint: Path | None) -> None:
-        """Take weights, optimizer and state of a checkpoint; None is a new beginning."""
-        config = self.config
         with torch.random.fork_rng():
             torch.manual_seed(config.seed if config.weight_seed is None else config.weight_seed)
             self.crosscoder = CrosscoderTraining(self.cfg)
         self.optimizer = torch.optim.Adam(self.crosscoder.parameters(), lr=config.lr, fused=True)
         self.state: TrainState | None = None
-        if checkpoint is not None:
-            self.state = load_checkpoint(checkpoint, self.crosscoder, self.optimizer)
+        if self.output and resume and not self.is_complete:
+            self.state = load_last_checkpoint(self.output, self.crosscoder, self.optimizer)
+        self._grad_norm = self._loss = torch.zeros(())
+        self._log: MetricsLog | None = None
 
     def fit(self) -> Crosscoder:
         """Train to the end, calibrate, save, and return the dictionary for raw activations.
@@ -239,11 +234,12 @@ class Trainer:
         """Adam spreads one NaN to all weights at once, so the weights tell of every step before."""
         if self._loss.isfinite() and all(p.isfinite().all() for p in self.crosscoder.parameters()):
             return
-        kept = latest_checkpoint(self.output) if self.output else None
+        kept = checkpoints(self.output)[-1:] if self.output else []
         raise FloatingPointError(
-            f"the loss is not finite at step {self.begin().step} (it is {self._loss.item()}). "
-            f"Lower the learning rate (lr, now {self.config.lr:g}) or check the activations for "
-            f"NaN. The last good checkpoint is {kept or 'not there: none had been written'}."
+            f"the loss{f' of {self.output}' if self.output else ''} is not finite at step "
+            f"{self.begin().step} (it is {self._loss.item()}). Lower the learning rate (lr, now "
+            f"{self.config.lr:g}) or check the activations for NaN. The last good checkpoint is "
+            f"{kept[0] if kept else 'not there: none had been written'}."
         )
 
     def _scales(self, state: TrainState) -> Float[Tensor, "..."]:
@@ -275,7 +271,7 @@ class Trainer:
             if self.output:
                 crosscoder.save(self.output)
         if self.output:
-            shutil.rmtree(self.output / "checkpoints", ignore_errors=True)
+            remove_checkpoints(self.output)
         return crosscoder
 
 
@@ -286,56 +282,82 @@ def fit_together(trainers: Sequence[Trainer]) -> list[Crosscoder]:
     for all. Runs that are complete are not trained again.
 
     Raises:
-        ValueError: trainers of other sites, text, batch size, length or seed.
-        FloatingPointError: a loss is not finite; the last checkpoints are intact.
+        ValueError: trainers of other sites, text, batch size, length or seed; or another process
+            writes to an output.
+        FloatingPointError: a loss is not finite. The other runs are trained to the end first, and
+            the last checkpoints of this one are intact.
         TrainingInterruptedError: Ctrl-C; checkpoints of that very step are on disk.
     """
+    made = fit_each(trainers)
+    for one in made:
+        if isinstance(one, FloatingPointError):
+            raise one
+    return [one for one in made if isinstance(one, Crosscoder)]
+
+
+def fit_each(trainers: Sequence[Trainer]) -> list[Crosscoder | FloatingPointError]:
+    """`fit_together`, with the error of a run in the place of its dictionary."""
     left = [trainer for trainer in trainers if not trainer.is_complete]
     rows: Iterable[Tensor] = []
-    if left:
-        _check_shared(left)
-        _train(left)
-        rows = left[0].calibration_rows()
-        # Several read the held-out rows, which are harvested once; one has them as they come.
-        rows = [*rows] if len(left) > 1 else rows
-    return [trainer.finish(rows) for trainer in trainers]
+    failed: dict[Trainer, FloatingPointError] = {}
+    with ExitStack() as stack:
+        for trainer in trainers:
+            if trainer.output:
+                stack.enter_context(locked(trainer.output))
+        if left:
+            _check_shared(left)
+            failed = _train(left)
+            rows = left[0].calibration_rows()
+            # Several read the held-out rows, which are harvested once; one has them as they come.
+            rows = [*rows] if len(left) - len(failed) > 1 else rows
+        return [failed.get(trainer) or trainer.finish(rows) for trainer in trainers]
 
 
-def _train(trainers: Sequence[Trainer]) -> None:
-    first, step = trainers[0], _common_step(trainers)
-    sample = first.first_rows() if any(t.state is None for t in trainers) else None
+def _train(trainers: Sequence[Trainer]) -> dict[Trainer, FloatingPointError]:
+    """Bring all to the last step; the errors of those that did not get there."""
+    running, failed = [*trainers], dict[Trainer, FloatingPointError]()
+    is_new = any(trainer.state is None for trainer in trainers)
+    sample = trainers[0].first_rows() if is_new else None
     with ExitStack() as stack:
         for trainer in trainers:
             stack.callback(trainer.close)
             trainer.begin(sample)
         del sample
+        # Those that are ahead, as in a sweep that has got another run, wait there for the rest.
+        first = min(trainers, key=lambda trainer: trainer.begin().step)
+        step, size, n_steps = first.begin().step, first.plan.batch_size, first.plan.n_steps
         interrupted = stack.enter_context(interruptible())
         batches = stack.enter_context(closing(first.loader.batches(first.begin().position)))
-        size, n_steps = first.plan.batch_size, first.plan.n_steps
         how = {"desc": "Training", "unit": "tok", "unit_scale": True}
         bar = stack.enter_context(tqdm(total=n_steps * size, initial=step * size, **how))
-        while step < n_steps:
+        while step < n_steps and running:
             batch, position = next(batches)
+            active = [trainer for trainer in running if trainer.begin().step == step]
             step += 1
-            texts = [t.advance(batch, position, is_last=step == n_steps) for t in trainers]
+            for trainer in active:
+                try:
+                    text = trainer.advance(batch, position, is_last=step == n_steps)
+                except FloatingPointError as error:
+                    failed[trainer] = error
+                    running.remove(trainer)
+                else:
+                    if text and trainer is active[0]:
+                        bar.set_postfix_str(text)
             bar.update(len(batch))
-            if texts[0]:
-                bar.set_postfix_str(texts[0])
             if interrupted.is_set():
-                path, *_ = [trainer.save() for trainer in trainers]
-                where = f"saved {path}; continue with --resume" if path else "no output folder"
-                raise TrainingInterruptedError(f"interrupted after step {step}: {where}.")
+                raise _interrupted([t for t in running if t.begin().step == step], step)
+    return failed
 
 
-def _common_step(trainers: Sequence[Trainer]) -> int:
-    """The step at which all stand; those that are ahead, after a kill while saving, go back."""
-    steps = [0 if t.state is None else t.state.step for t in trainers]
-    step = min(steps)
-    for trainer, own in zip(trainers, steps, strict=True):
-        if own > step:
-            assert trainer.output
-            trainer.load(checkpoint_path(trainer.output, step) if step else None)
-    return step
+def _interrupted(trainers: Sequence[Trainer], step: int) -> TrainingInterruptedError:
+    """Save those that stand at this step; what is to be raised."""
+    saved: list[Path | None] = []
+    for trainer in trainers:
+        with suppress(FloatingPointError):  # nothing good to save: an earlier one is kept
+            saved.append(trainer.save())
+    path = next((path for path in saved if path), None)
+    where = f"saved {path}; continue with --resume" if path else "nothing was saved"
+    return TrainingInterruptedError(f"interrupted after step {step}: {where}.")
 
 
 def _check_shared(trainers: Sequence[Trainer]) -> None:

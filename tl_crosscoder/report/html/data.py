@@ -6,7 +6,6 @@ before any long work. What is left out is in `missing`, with the reason or the c
 it. Limit: the first latents of the ranking, and a few texts.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -266,7 +265,7 @@ def _planted(run: Run) -> Record | None:
     path, organism = run.path / RECOVERY_NAME, run.organism()
     if organism is None or not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = files.read_object(path, latents=list, in_context=dict)
     return {
         "planted": load_suite()[organism].planted,
         "n_latents": len(found["latents"]),
