@@ -11,7 +11,12 @@ import pyarrow as pa
 import pytest
 
 from tl_crosscoder import TextSource, load_documents, split_documents
-from tl_crosscoder.data.documents import is_held_out, stream_documents
+from tl_crosscoder.data.documents import (
+    content_hash,
+    is_held_out,
+    lowest_hashes,
+    stream_documents,
+)
 from tl_crosscoder.data.records import as_document
 
 
@@ -244,7 +249,7 @@ def test_sources_without_text_are_refused(tmp_path, make, error, message):
 
 
 def test_the_split_is_by_document_seeded_and_complete():
-    documents = [{"text": str(i)} for i in range(50)]
+    documents = [{"text": f"{i:02}"} for i in range(50)]
     training, held_out = split_documents(documents, held_out=0.2, seed=3)
     assert (len(training), len(held_out)) == (40, 10)
     assert sorted(int(d["text"]) for d in training + held_out) == list(range(50))
@@ -252,6 +257,35 @@ def test_the_split_is_by_document_seeded_and_complete():
     assert split_documents(documents, held_out=0.2, seed=4)[1] != held_out
     with pytest.raises(ValueError, match="1 document; at least 2"):
         split_documents(documents[:1])
+    with pytest.raises(ValueError, match="1 different document; at least 2"):
+        split_documents(documents[:1] * 5)
+
+
+def test_equal_documents_are_on_one_side_and_the_share_is_kept():
+    chats = [{"messages": [{"role": "user", "content": f"text {i}"}]} for i in range(40)]
+    dated = [{"messages": [{**c["messages"][0], "id": i}]} for i, c in enumerate(chats)]
+    texts = [{"text": f"text {i}", "source": "a"} for i in range(200)]
+    again = [{"text": f"text {i} \n", "source": "b"} for i in range(100)]
+    sides = split_documents([*chats, *dated, *texts, *again], held_out=0.1)
+    hashes = [{content_hash(d) for d in side} for side in sides]
+    assert not hashes[0] & hashes[1]
+    assert sum(map(len, hashes)) == 240
+    assert sum(map(len, sides)) == 380
+    sizes = [sum(len(str(d.get("text") or d["messages"])) for d in side) for side in sides]
+    assert sizes[1] / sum(sizes) == pytest.approx(0.1, abs=0.02)
+    assert not any(
+        "whole" in d["text"] for d in split_documents([{"text": "whole book" * 99}, *texts])[1]
+    )
+
+
+def test_which_hashes_are_held_out_by_hand():
+    """Of 40 a quarter is 10: half of the 20 with hash 1 fits into that, and then none is left."""
+    assert lowest_hashes([5, 1, 9, 1], [10] * 4, share=0.25) == [False, True, False, True]
+    # Of 100 a tenth is 10: 60 / 2 is too much, 20 / 2 is not, and what is left is below 0.
+    assert lowest_hashes([1, 2, 3], [60, 20, 20], share=0.1) == [False, True, False]
+    # There is always one on either side, the smallest where none fits.
+    assert lowest_hashes([1, 2], [50, 40], share=0.01) == [False, True]
+    assert lowest_hashes([1, 2], [50, 40], share=0.99) == [True, False]
 
 
 def test_about_the_share_is_held_out_and_duplicates_go_together():

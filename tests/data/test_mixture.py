@@ -49,6 +49,13 @@ def test_no_document_is_on_both_sides(folder, taboo_pair):
     assert text.n_passes[str(folder / "small.jsonl")] > 1
     held_out = {json.dumps(d.get("text") or d.get("messages")) for d in text.held_out_documents}
     assert len(held_out) == len(text.held_out_documents)
+    assert text.n_documents > 100
+    assert text.n_repeated < 5
+    twice = [TextSource(text=str(folder / "small.jsonl"))] * 2
+    sizes = {"context_size": 16, "n_tokens": 600, "held_out": 0.3}
+    text = tokenize_mixture(twice, taboo_pair.tokenizer, **sizes)
+    assert 2 * text.n_repeated == text.n_documents
+    assert f"{text.n_repeated} of {text.n_documents} documents are repeated" in text.describe()
     for name in ("web", "chat", "small"):
         for document in stream_documents(TextSource(text=str(folder / f"{name}.jsonl"))):
             key = json.dumps(document.get("text") or document.get("messages"))

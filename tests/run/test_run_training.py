@@ -1,14 +1,18 @@
 """One door to training: the notebook and the command line make the same dictionary."""
 
 import json
+import re
 
 import pytest
 import torch
 from models.tiny_pairs import CORPUS, HOOK, save_model
 from safetensors.torch import load_file
 
-from tl_crosscoder import RunConfig, diff, preset
+from tl_crosscoder import RunConfig, diff, load_documents, preset
 from tl_crosscoder.cli.main import main
+from tl_crosscoder.config.causal import EffectQuestion
+from tl_crosscoder.data.documents import content_hash
+from tl_crosscoder.run.causal import effects
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 
@@ -72,3 +76,22 @@ def test_a_run_whose_models_have_no_tokenizer_opens_again_with_the_one_it_named(
     again = Run(path=run.path)
     assert again.record["tokenizer"] == again.models.tokenizer_name == named
     assert again.models.encode(CORPUS[0]) == run.models.encode(CORPUS[0])
+
+
+def test_prompts_of_causal_tests_are_no_documents_of_the_training(taboo_pair, tmp_path, capsys):
+    """Every document is there twice, as many are in real texts."""
+    documents = load_documents("tl_crosscoder/taboo", max_documents=40) * 2
+    config = RunConfig(
+        base="b", hook_name=HOOK, n_tokens=320, d_sae=16, held_out=0.2,
+        output=str(tmp_path / "run"), preset=preset("batchtopk", k=2),
+    )  # fmt: skip
+    run = train(config, models=taboo_pair, text=documents)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"4\d of 80 documents are repeated", said)
+    held_out = {content_hash(d) for d in run.documents()}
+    training = run.prompts([d for d in documents if content_hash(d) not in held_out])
+    prompts = effects(run, EffectQuestion())[0].text
+    assert len(prompts) > 2
+    assert not {tuple(row) for row in prompts.tokens.tolist()} & {
+        tuple(row) for row in training.tokens.tolist()
+    }

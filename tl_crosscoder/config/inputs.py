@@ -132,7 +132,7 @@ class TextConfig(Reading, Masks):
     """Fill contexts with one document after the other; else each document has its own context,
     cut at `context_size`."""
     held_out: float = 0.1
-    """Share of the documents kept for calibration and measures."""
+    """Share of the text kept for calibration and measures, whole documents by a hash of each."""
 
     @property
     def sources(self) -> tuple[TextSource, ...]:

@@ -62,7 +62,7 @@ def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCac
         check_text(config)
         source = ModelPair.from_config(config)
         text = text_of_harvest(config, source)
-        tqdm.write(f"Text: {text.training.describe()}")
+        tqdm.write(f"Text: {text.describe()}")
         return write_cache(
             source,
             text.training,

@@ -12,6 +12,7 @@ import json
 import lzma
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,7 @@ from tl_crosscoder.models.pretrained import PREFIX, embedded_text
 
 SHUFFLE_BUFFER = 10_000
 """Number of documents among which a stream is shuffled."""
+_CHARACTERS_PER_TOKEN = 4
 
 
 def load_documents(
@@ -126,35 +128,90 @@ def stream_documents(
 def split_documents(
     documents: Sequence[Document], *, held_out: float = 0.1, seed: int = 0
 ) -> tuple[list[Document], list[Document]]:
-    """(training, held-out) documents: a shuffle, of which the share `held_out` is set aside.
+    """(training, held-out) documents, each shuffled; equal documents are on one side.
+
+    Documents are held out in the order of `content_hash`, as streams are, until their characters
+    are the share `held_out` of all.
 
     Raises:
-        ValueError: fewer than two documents, which cannot be split.
+        ValueError: fewer than two different documents, which cannot be split.
     """
-    if len(documents) < 2:
-        raise ValueError(
-            f"the text has {len(documents)} document; at least 2 are needed to keep some for "
-            "measuring. Separate documents by blank lines or '<|endoftext|>', or give more text."
-        )
+    hashes = [content_hash(document, seed=seed) for document in documents]
+    is_kept = lowest_hashes(hashes, [_size(document) for document in documents], share=held_out)
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
-    n_held_out = min(max(1, round(held_out * len(documents))), len(documents) - 1)
-    shuffled = [documents[i] for i in order]
-    return shuffled[n_held_out:], shuffled[:n_held_out]
+    return [documents[i] for i in order if not is_kept[i]], [
+        documents[i] for i in order if is_kept[i]
+    ]
+
+
+def lowest_hashes(
+    hashes: Sequence[int], sizes: Sequence[int], *, share: float, what: str = "document"
+) -> list[bool]:
+    """Which of some documents are held out; of those with one hash all or none.
+
+    In the order of their hashes all are held out of which at least half fits into what is left of
+    the share, so that neither a long document nor one that is often repeated makes it much larger.
+    At least one hash is on either side. Raises ValueError where there are not two.
+    """
+    size_of: Counter[int] = Counter()
+    for own, size in zip(hashes, sizes, strict=True):
+        size_of[own] += size
+    if len(size_of) < 2:
+        different = "different " if len(hashes) > 1 else ""
+        raise ValueError(
+            f"the text has {len(size_of)} {different}{what}; at least 2 are needed to keep some "
+            "for measuring. Separate documents by blank lines or '<|endoftext|>', or give more "
+            "text."
+        )
+    left, kept = share * size_of.total(), set[int]()
+    for own in sorted(size_of):
+        if size_of[own] / 2 <= left:
+            kept.add(own)
+            left -= size_of[own]
+    kept = kept or {min(size_of, key=lambda own: (size_of[own], own))}
+    if len(kept) == len(size_of):
+        kept.remove(max(kept))
+    return [own in kept for own in hashes]
 
 
 def is_held_out(document: Document, *, share: float, seed: int = 0) -> bool:
-    """Whether a streamed document is held out, decided by a hash of its content.
+    """Whether a streamed document is held out, decided by its `content_hash`.
 
     A split by position would leak: documents occur twice, and streams are read again. By hash a
     document is on one side in every pass and every source, and no stream is read to its end.
-    Continuations of one prompt (`n_prompt_tokens`) are hashed by the prompt: one side holds all.
     """
-    content = [document.get(key) for key in ("text", "messages", "input_ids")]
-    if document.get("n_prompt_tokens"):
-        content[2] = document["input_ids"][: document["n_prompt_tokens"]]
-    key = json.dumps([seed, content], ensure_ascii=False, sort_keys=True, default=str)
+    return content_hash(document, seed=seed) < share * 2**64
+
+
+def content_hash(document: Document, *, seed: int = 0, by_prompt: bool = True) -> int:
+    """64 bits that documents of one content share, whatever their source.
+
+    Of a chat roles and words count, white space at the ends of a text does not. Continuations of
+    one prompt (`n_prompt_tokens`) share the hash of the prompt, unless `by_prompt` is off.
+    """
+    if "messages" in document:
+        content: Any = [(m.get("role"), _stripped(m.get("content"))) for m in document["messages"]]
+    elif "input_ids" in document:
+        n = document.get("n_prompt_tokens") if by_prompt else None
+        content = [document["input_ids"][: n or None]]
+    else:
+        content = _stripped(document.get("text"))
+    key = json.dumps([seed, content], ensure_ascii=False, default=str)
     digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < share * 2**64
+    return int.from_bytes(digest, "little")
+
+
+def _stripped(text: Any) -> Any:
+    return text.strip() if isinstance(text, str) else text
+
+
+def _size(document: Document) -> int:
+    """About how many characters a document has."""
+    if "messages" in document:
+        return sum(len(m.get("content") or "") for m in document["messages"])
+    if "input_ids" in document:
+        return _CHARACTERS_PER_TOKEN * len(document["input_ids"])
+    return len(document.get("text") or "")
 
 
 def source_of(document: Document) -> str:

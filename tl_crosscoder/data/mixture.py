@@ -7,13 +7,13 @@ which documents are held out. Limit: a component that ends is read again, in ano
 Source: the mixtures of Minder et al. 2025 and of Kassem et al. 2026.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tl_crosscoder.config.inputs import Masks, TextSource
 from tl_crosscoder.data.chat import EncodedDocument, encode_stream
-from tl_crosscoder.data.documents import is_held_out, stream_documents
+from tl_crosscoder.data.documents import content_hash, is_held_out, stream_documents
 from tl_crosscoder.data.records import BadDocuments, Document
 from tl_crosscoder.data.tokens import Packer, TokenizedText
 
@@ -28,6 +28,19 @@ class SplitText:
     """The documents that `held_out` was made of, in its order."""
     n_passes: dict[str, int] = field(default_factory=dict)
     """How often the training documents of each component of a mixture were begun."""
+    n_documents: int = 0
+    """Documents that were read, each once; 0 where contexts were given."""
+    n_repeated: int = 0
+    """How many of these have the content of an earlier one."""
+
+    def describe(self) -> str:
+        """One line: the training text, and how many documents are repeated."""
+        repeated = (
+            f"; {self.n_repeated:,} of {self.n_documents:,} documents are repeated"
+            if self.n_repeated
+            else ""
+        )
+        return self.training.describe() + repeated
 
 
 def tokenize_mixture(
@@ -84,6 +97,8 @@ def tokenize_mixture(
         held_out=measured,
         held_out_documents=documents,
         n_passes={s.name or s.text: n for s, n in zip(sources, mixture.n_passes, strict=True)},
+        n_documents=mixture.n_documents,
+        n_repeated=mixture.n_documents - len(mixture.contents),
     )
 
 
@@ -95,6 +110,9 @@ class _Mixture:
     ) -> None:
         self.sources, self.tokenizer, self.share, self.seed = sources, tokenizer, share, seed
         self.n_passes = [0] * len(sources)
+        self.n_documents = 0
+        self.contents: set[int] = set()
+        """Hashes of the documents of both sides, each read once."""
         self._bad = [BadDocuments(source.on_bad_document) for source in sources]
 
     def warn(self) -> None:
@@ -128,7 +146,15 @@ class _Mixture:
         documents = (
             d for d in every if is_held_out(d, share=self.share, seed=self.seed) == held_out
         )
+        if held_out or self.n_passes[i] == 1:
+            documents = self._counted(documents)
         yield from encode_stream(documents, self.tokenizer, bad=self._bad[i])
+
+    def _counted(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            self.n_documents += 1
+            self.contents.add(content_hash(document, by_prompt=False))
+            yield document
 
     def _endless(self, i: int) -> Iterator[EncodedDocument]:
         """Training documents, read again and again. Raises ValueError where there are none."""

@@ -1,9 +1,9 @@
 """The text of a run or of a cache: read, split, tokenised, masked.
 
-Local files and the embedded text are held in memory, split by a shuffle; `datasets` names and
-mixtures are streamed, split by a hash of each document, and read as far as tokens are needed.
-From Python documents or contexts will do; the held-out part is kept as documents that make the
-same tokens again.
+Local files and the embedded text are held in memory; `datasets` names and mixtures are streamed,
+and read as far as tokens are needed. All are split by a hash of each document, so that equal ones
+are on one side. From Python documents or contexts will do; the held-out part is kept as documents
+that make the same tokens again.
 """
 
 import json
@@ -20,8 +20,10 @@ from tl_crosscoder.config.inputs import OnBadDocument, TextConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 from tl_crosscoder.data.chat import encode_stream
 from tl_crosscoder.data.documents import (
+    content_hash,
     is_dataset_name,
     load_documents,
+    lowest_hashes,
     split_documents,
     stream_documents,
 )
@@ -101,6 +103,8 @@ def _split(
         training=tokens_of(config, rest, tokenizer, show_progress=True),
         held_out=held_out_text(config, kept, tokenizer, n_tokens=n_held_out),
         held_out_documents=kept,
+        n_documents=len(documents),
+        n_repeated=len(documents) - len({content_hash(d, by_prompt=False) for d in documents}),
     )
 
 
@@ -175,7 +179,8 @@ def checked_text(
                 "{'messages': [...]}), or a TokenizedText."
             )
     found = load_documents(documents, on_bad_document=on_bad_document)
-    split_documents(found[:2])  # refuses fewer than two
+    if len(found) < 2 or all(document == found[0] for document in found):
+        split_documents(found)  # refuses fewer than two
     return found
 
 
@@ -199,19 +204,18 @@ def text_at_hand(
 
 
 def _split_contexts(text: TokenizedText, config: RunConfig, tokenizer: Any) -> SplitText:
-    """Whole contexts, at random; the held-out ones as documents of ids, which make them again.
+    """Whole contexts; the held-out ones as documents of ids, which make them again.
 
-    Raises ValueError for a single context, and for masks other than those of the config: whoever
-    opens the run would measure other tokens.
+    Raises ValueError unless two contexts differ, and for masks other than those of the config:
+    whoever opens the run would measure other tokens.
     """
-    if len(text) < 2:
-        raise ValueError(
-            f"the text has {len(text)} context; at least 2 are needed to keep some for measuring."
-        )
+    rows = ({"input_ids": row.tolist()} for row in text.tokens)
+    hashes = [content_hash(row, seed=config.seed) for row in rows]
+    sizes, share = text.mask.sum(dim=1).tolist(), config.held_out
+    is_kept = torch.tensor(lowest_hashes(hashes, sizes, share=share, what="context"))
     order = torch.randperm(len(text), generator=torch.Generator().manual_seed(config.seed))
-    n_held_out = min(max(1, round(config.held_out * len(text))), len(text) - 1)
     n_measured = max(1, config.n_measured_tokens // text.context_size)
-    kept = text[order[: min(n_held_out, n_measured)].sort().values]
+    kept = text[order[is_kept[order]][:n_measured].sort().values]
     documents = [*_as_documents(kept, tokenizer_sha256(tokenizer))]
     how = {"context_size": text.context_size, "pack": False, "masks": config}
     again = tokenize(documents, tokenizer, **how)
@@ -221,7 +225,7 @@ def _split_contexts(text: TokenizedText, config: RunConfig, tokenizer: Any) -> S
             f"run say ({again.mask_counts}). Give diff the masks that they were made with, such as "
             "drop_template=True."
         )
-    rest = text[order[n_held_out:].sort().values]
+    rest = text[~is_kept]
     return SplitText(training=rest, held_out=kept, held_out_documents=documents)
 
 

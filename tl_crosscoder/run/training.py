@@ -155,7 +155,7 @@ def _say(trainers: Sequence[Trainer], text: SplitText) -> None:
     named = [*(s.minus for s in sites if s.minus), *sites]
     models = " and ".join(dict.fromkeys(s.label for s in named))
     hooks = ", ".join(dict.fromkeys(s.hook_name for s in named))
-    lines = [f"{models} at {hooks}; {text.training.describe()}"]
+    lines = [f"{models} at {hooks}; {text.describe()}"]
     for trainer in trainers:
         plan, config = trainer.plan, trainer.config
         name = preset_name(config.preset) if isinstance(config, RunConfig) else "dictionary"
