@@ -161,8 +161,20 @@ def test_hidden_files_of_others_are_kept(tmp_path, name):
     with pytest.raises(ValueError, match="is not an empty folder"):
         files.new_folder(tmp_path)
     with pytest.raises(ValueError, match="is not an empty folder"):
-        files.check_folder(tmp_path, "cfg.json", what="run", resume=True)
+        files.check_folder(tmp_path, "cfg.json", what="run", resume=True, saved=())
     assert content(tmp_path) == {name: "mine"}
+
+
+def test_what_was_begun_and_saved_nothing_may_begin_anew(tmp_path):
+    """As after a command that had too little memory."""
+    how = {"what": "run", "resume": False, "saved": ("checkpoints/step_*", "weights")}
+    folder = fill(tmp_path / "run", **{"record": "{}", "metrics": ""})
+    files.check_folder(folder, "record", **how)
+    fill(folder / "checkpoints")
+    files.check_folder(folder, "record", **how)
+    fill(folder / "checkpoints/step_1")
+    with pytest.raises(ValueError, match="already holds a run"):
+        files.check_folder(folder, "record", **how)
 
 
 def test_what_killed_processes_left_is_swept_and_links_are_not_followed(tmp_path):

@@ -215,6 +215,22 @@ def _inside(path: Path) -> Iterator[Path]:
         _remove(folder)
 
 
+def check_floats(path: Path) -> None:
+    """Raise ValueError where a tensor of a safetensors file holds no floating-point numbers.
+
+    Whole numbers and truth values would be read into weights, as zeros and ones.
+    """
+    from safetensors import safe_open  # torch, which the command line's help does without
+
+    with safe_open(path, "pt") as file:
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    if odd := {name: kind for name, kind in kinds.items() if not kind.startswith(("F", "BF"))}:
+        raise ValueError(
+            f"{path} holds {odd}: weights must be floating-point numbers. It is damaged, or of "
+            "something else. Copy it again."
+        )
+
+
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """Tensors of a safetensors file. Raises ValueError for a damaged one, with its path."""
     from safetensors.torch import load_file  # torch, which the command line's help does without
@@ -250,15 +266,31 @@ def new_folder(folder: str | Path) -> Path:
     return folder
 
 
-def check_folder(folder: Path, marker: str, *, what: str, resume: bool) -> None:
+def holds(folder: Path, patterns: Sequence[str]) -> bool:
+    """Whether something in a folder fits one of the patterns."""
+    return any(next(folder.glob(pattern), None) is not None for pattern in patterns)
+
+
+def check_folder(
+    folder: Path, marker: str, *, what: str, resume: bool, saved: Sequence[str]
+) -> None:
     """Refuse, without touching it, a folder that something may not be written to.
 
+    One that was begun (`marker` is there) and stopped before anything was saved, for want of memory
+    say, has nothing to lose: the corrected settings may begin there anew.
+
+    Args:
+        folder: it need not be there.
+        marker: name of the file that is written first.
+        what: what the folder would hold.
+        resume: whether what is there is to be continued.
+        saved: patterns of the files of which one is there when something was saved.
+
     Raises:
-        ValueError: it holds `what` (the file `marker` says so) and `resume` is off, or it holds
-            files that are no such thing.
+        ValueError: it holds `what` and `resume` is off, or it holds files that are no such thing.
     """
     if (folder / marker).is_file():
-        if not resume:
+        if not resume and holds(folder, saved):
             raise ValueError(
                 f"{folder} already holds a {what}. Choose another output folder, or continue that "
                 f"{what} with resume (--resume)."

@@ -1,3 +1,4 @@
+import math
 from dataclasses import asdict
 
 import pytest
@@ -122,6 +123,19 @@ def test_equal_models_and_a_constant_difference_have_nothing_to_explain(offset):
     assert result.difference_fve is None
     assert result.difference_fve_by_class is None
     assert result.difference_share == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e15])
+def test_a_site_that_is_the_same_at_all_tokens_has_no_fve(value):
+    """Neither -inf nor -3e14, which is the rounding of the offset."""
+    base = torch.arange(8.0).view(4, 1, 2)
+    x = torch.cat([base, torch.full_like(base, value)], dim=1)
+    made = crosscoder(torch.eye(2), torch.eye(2))
+    result = measured(x, torch.ones(4, 2), made, torch.tensor([SHARED, SHARED]))
+    assert math.isnan(result.fve["finetuned"])
+    assert math.isfinite(result.fve["base"])
+    assert result.difference_share is None
+    assert result.difference_fve is None or math.isfinite(result.difference_fve)
 
 
 def test_a_large_mean_does_not_drown_a_small_variance():

@@ -149,7 +149,7 @@ def test_baselines_need_no_dictionary(run, capsys):
         (["ablate", "RUN", "--behaviour", "none.jsonl"], "none.jsonl is not there: a behaviour is"),
         (["ablate", "RUN", "--export", "RUN"], "is not an empty folder: choose another"),
         (["ablate", "RUN", "--text", "none.txt"], "no text file or folder"),
-        (["steer", "RUN", "--n-random", "0"], "give one random direction or more"),
+        (["steer", "RUN", "--n-random", "0"], "n_random is 0; it must be above 0"),
         (["patch", "RUN", "--device", "cuda:99"], "device 'cuda:99' is not there"),
     ],
 )

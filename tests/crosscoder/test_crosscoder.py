@@ -256,6 +256,10 @@ def test_damaged_files_are_refused_and_another_device_is_not_called_damage(cross
     save_file(tensors, weights)
     with pytest.raises(ValueError, match=r"NaN or infinity in \['b_dec'\]"):
         Crosscoder.load(folder)
+    for kind, name in ((torch.int32, "I32"), (torch.bool, "BOOL")):
+        save_file(tensors | {"W_enc": tensors["W_enc"].to(kind)}, weights)
+        with pytest.raises(ValueError, match=rf"{{'W_enc': '{name}'}}: weights must be floating"):
+            Crosscoder.load(folder)
     weights.write_bytes(content)
     path.write_text(json.dumps(cfg | {"d_sae": 31}))
     with pytest.raises(ValueError, match="truncated or does not belong"):

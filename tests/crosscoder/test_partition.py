@@ -78,9 +78,12 @@ def test_selection_groups_by_hand():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Partition(name="a", share=0), "share of partition 'a' is 0; it is above 0"),
-        (lambda: Partition(name="a", share=1, k=0), "k of partition 'a' is 0; it must be above 0"),
-        (lambda: Partition(name="a", share=1, penalty_scale=-1), "penalty_scale of partition 'a'"),
+        (lambda: Partition(name="a", share=0), "share is 0; it must be above 0"),
+        (lambda: Partition(name="a", share=1, k=0), "k is 0; it must be above 0"),
+        (
+            lambda: Partition(name="a", share=1, penalty_scale=-1),
+            "penalty_scale is -1; it must be 0 or",
+        ),
         (lambda: Partition(name="a", share=1, tied=True, writes=("base",)), "leave `writes` out"),
         (lambda: placed(shares(0.5, 0.4), 40), r"\('p1', 0.4\)\] add up to 0.9; they must"),
         (lambda: placed((Partition(name="a", share=0.5),) * 2, 40), "names must differ"),

@@ -172,6 +172,26 @@ def test_a_shard_that_is_not_what_was_written_is_named(copied, damage, error, me
         ActivationCache(copied, verify=False)
 
 
+def test_values_that_are_no_numbers_are_named_in_measures_and_in_batches(copied):
+    """Also those whose squares are none: 1e20 in float32."""
+    path, manifest = copied / "shards/00004.safetensors", copied / "manifest.json"
+    content, tensors = json.loads(manifest.read_text()), load_file(path)
+    for value in (torch.nan, 1e20):
+        tensors["rows"][0, 1, 5] = value
+        files.write_tensors(path, tensors, metadata={"cache": content["cache_id"]})
+        content["shards"][4]["sha256"] = files.sha256(path)
+        manifest.write_text(json.dumps(content))
+        cache = ActivationCache(copied)
+        wanted = (
+            r"of [\d,]+ tokens the activation, or its square, is NaN or infinite for 1 at 'fine"
+        )
+        with pytest.raises(ValueError, match=wanted):
+            list(harvest_rows(cache, cache.text))
+        with pytest.raises(ValueError, match=wanted):
+            for _, position in ActivationLoader(cache, cache.text, batch_size=64).batches():
+                assert not position.n_passes
+
+
 def test_what_is_not_a_cache_or_not_complete_is_refused(copied, tmp_path):
     with pytest.raises(FileNotFoundError, match="is not an activation cache"):
         ActivationCache(tmp_path)

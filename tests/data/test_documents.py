@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import math
 from collections import Counter
 
@@ -110,6 +111,10 @@ def test_records_of_many_shapes_are_one_document(record, document):
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image'; only text"),
         ({"messages": [{"role": "user", "content": 3}]}, "content of a message is int 3"),
         ({"input_ids": [1, 2], "attention_mask": [1]}, "attention_mask has 1 values"),
+        ({"input_ids": [1, 2], "n_prompt_tokens": "1"}, "n_prompt_tokens is '1'; it must be a who"),
+        ({"input_ids": [1, 2], "n_prompt_tokens": 3}, "at most that of its 2 input_ids"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "the role list .'user'., which is"),
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, "content of a message is dict"),
         (
             {"input_ids": [1, 2], "attention_mask": [1, 2]},
             r"attention_mask holds \[2\]; it must be 1",
@@ -203,6 +208,20 @@ def test_a_damaged_file_is_named_with_the_place(tmp_path, name, content, message
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
+        load_documents(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt.gz", "a.json", "a.csv.xz"])
+def test_a_file_that_takes_more_memory_than_there_is_is_refused(tmp_path, name, monkeypatch):
+    """The machine is a small one; the first number of a parquet file is what it claims itself."""
+    path, text = tmp_path / name, "x" * 9_000
+    if name == "a.parquet":
+        pd.DataFrame({"text": [text]}).to_parquet(path)
+    else:
+        packed = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+        path.write_bytes(packed(text.encode()))
+    monkeypatch.setattr("tl_crosscoder.data.readers.memory_of", lambda _: 10_000)
+    with pytest.raises(ValueError, match=r"GB or more at once, and this machine has"):
         load_documents(path)
 
 

@@ -268,6 +268,40 @@ def test_a_pickle_of_more_than_tensors_is_not_opened(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({7: torch.ones(2)}, "holds Tensor under 7 and not tensors by name"),
+        ({"b_enc": torch.ones(1).expand(10**9)}, r"'b_enc' of shape .1000000000., which is more"),
+        (
+            {"b_enc": torch.empty(10**6, device="meta")},
+            r"'b_enc' of shape .1000000., which is more",
+        ),
+        ({"b_enc": torch.empty(2, device="meta")}, "holds Tensor under 'b_enc' and not tensors"),
+        ({"b_enc": torch.ones(F).to_sparse()}, "not tensors by name|cannot be read safely"),
+        (
+            {"W_enc": torch.ones(2, D, F, dtype=torch.int64)},
+            "{'W_enc': 'torch.int64'}: weights must",
+        ),
+        ({"b_enc": torch.ones(F, dtype=torch.bool)}, "{'b_enc': 'torch.bool'}: weights must be fl"),
+        ({"b_enc": torch.ones(F + 1)}, "are not of one dictionary|has another shape than"),
+        ({"W_enc": torch.ones(F)}, r"has W_enc of shape \[10\]"),
+    ],
+)
+def test_a_pickle_of_odd_tensors_is_refused_before_it_takes_memory(change, message, tmp_path):
+    tensors = {"W_enc": randn(2, D, F), "W_dec": randn(F, 2, D), "b_enc": randn(F)}
+    torch.save(tensors | {"b_dec": randn(2, D)} | change, tmp_path / "cc_weights.pt")
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path, **NAMES)
+
+
+def test_a_config_that_grows_without_end_is_refused(tmp_path):
+    write(tmp_path, {"_W_enc_XiDiL": randn(2, D, F), "_W_dec_LXoDo": randn(F, 2, D)})
+    (tmp_path / "model_cfg.yaml").write_text("a: &a [*a, *a]")
+    with pytest.raises(ValueError, match="values, aliases"):
+        convert(tmp_path, **NAMES)
+
+
 def test_what_is_not_there_or_no_dictionary_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder or file"):
         convert(tmp_path / "nothing", **NAMES)

@@ -266,7 +266,7 @@ def test_windows_with_the_latent_are_spread_over_its_quantiles(sampled):
     ("fields", "message"),
     [
         ({"model": ""}, "the judge has no model"),
-        ({"n_active": 0}, "n_active is 0; it must be 1 or more"),
+        ({"n_active": 0}, "n_active is 0; it must be above 0"),
         ({"n_retries": -1}, "n_retries is -1; it must be 0 or more"),
         ({"n_hard": 21}, r"n_hard is 21; it must be in \[0, n_inactive\], 20"),
         ({"n_top": 0, "n_quantile": 0}, "a name needs at least one example"),

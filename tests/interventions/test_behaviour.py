@@ -142,6 +142,9 @@ def test_a_file_holds_the_same_questions(pair, behaviour, tmp_path):
     ("line", "message"),
     [
         ("{not json", r"q\.jsonl:2 is not a question \(JSONDecodeError"),
+        ("[" * 100_000, r"q\.jsonl:2 is not a question \(RecursionError"),
+        ("[1]", r"q\.jsonl:2 is not a question \(TypeError"),
+        ('"prompt"', r"q\.jsonl:2 is not a question \(TypeError"),
         ('{"prompt": "a"}', r"q\.jsonl:2 is not a question \(KeyError: 'completions'\)"),
         ('{"text": "a", "completions": ["b"]}', r"q\.jsonl:2 is not a question \(KeyError: 'mess"),
         ("7", r"q\.jsonl:2 is not a question \(TypeError"),

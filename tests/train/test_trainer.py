@@ -15,7 +15,13 @@ import torch
 from tl_crosscoder import Crosscoder, Site, TrainConfig, Trainer
 from tl_crosscoder.config.presets import preset
 from tl_crosscoder.data.loader import Position
-from tl_crosscoder.train.checkpoint import TrainingInterruptedError, TrainState, checkpoints
+from tl_crosscoder.train.checkpoint import (
+    TrainingInterruptedError,
+    TrainState,
+    check_weights,
+    checkpoints,
+    read_record,
+)
 from tl_crosscoder.train.metrics import MetricsLog, row_factors, scales_of_rows
 
 PAIR = [Site(name=n, d_model=8, hook_name="h", model_name=n) for n in ("base", "finetuned")]
@@ -335,6 +341,25 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(taboo_pair, texts, 
 def test_a_complete_run_is_loaded_instead_of_trained_again(taboo_pair, texts, unbroken):
     trainer = new_trainer(taboo_pair, texts, unbroken[0], resume=True)
     assert_equal_bits(weights(trainer.fit()), unbroken[1])
+
+
+def test_a_run_that_saved_nothing_may_begin_anew_with_other_settings(taboo_pair, texts, tmp_path):
+    """As after one whose batches were too large for the memory."""
+    trainer = new_trainer(taboo_pair, texts, tmp_path / "run")
+    trainer = new_trainer(taboo_pair, texts, tmp_path / "run", config=changed(lr=0.5))
+    assert read_record(tmp_path / "run")["training"]["lr"] == 0.5
+    trainer.save()
+    with pytest.raises(ValueError, match="already holds a run"):
+        new_trainer(taboo_pair, texts, tmp_path / "run")
+
+
+def test_weights_that_are_not_those_of_the_record_are_refused(unbroken, tmp_path):
+    folder = shutil.copytree(unbroken[0], tmp_path / "run")
+    check_weights(folder, read_record(folder))
+    path = folder / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="is damaged or was changed: its sha256"):
+        check_weights(folder, read_record(folder))
 
 
 def test_nothing_is_written_where_a_run_cannot_be(taboo_pair, texts, tmp_path):

@@ -20,7 +20,7 @@ import numpy as np
 from tl_crosscoder import files
 from tl_crosscoder.analysis.example_file import ends_of, open_examples, unpacked, write_examples
 from tl_crosscoder.analysis.examples import ExampleSettings
-from tl_crosscoder.config.yaml import from_mapping
+from tl_crosscoder.config.settings import from_mapping
 from tl_crosscoder.data.tokens import TokenizedText
 
 if TYPE_CHECKING:

@@ -100,10 +100,22 @@ class Measurement:
                 f"Difference, R and classes compare {finetuned} (as finetuned) with {base} (as "
                 "base)."
             )
-        if self.compared and r.difference_share is None:
+        is_of_one_width = r.difference_share is not None or any(map(math.isnan, r.fve.values()))
+        if self.compared and not is_of_one_width:
             notes.append("The sites differ in width: there is no difference to explain.")
         elif self.compared and r.difference_fve is None:
             notes.append("The models are equal at this hook: there is no difference to explain.")
+        if constant := [site for site, fve in r.fve.items() if math.isnan(fve)]:
+            notes.append(
+                f"At {_listed(constant)} the activation is the same at all of these tokens: there "
+                "is no variance to explain."
+            )
+        if worse := [site for site, fve in r.fve.items() if fve < 0]:
+            notes.append(
+                f"At {_listed(worse)} the FVE is below 0: the mean activation is nearer than the "
+                "reconstruction. The dictionary is of other activations, or its training failed: "
+                "no number below means anything."
+            )
         columns = {f"FVE {site}": [fve] for site, fve in r.fve.items()}
         names = ("difference_fve", "difference_share", "l0", "dead_share")
         columns |= {n: [getattr(r, n)] for n in names if getattr(r, n) is not None}
@@ -218,6 +230,10 @@ class Measurement:
                 f"{folder} holds measures of an earlier version ({error}). Measure it again with "
                 "`tl-crosscoder analyze --fresh`."
             ) from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(map(repr, names))
 
 
 def _with_nan(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Activations are rows, `[batch, n_sites, d_model]` or `[batch, d_in]`, in raw spa
 entries. Limit: one difference, that of the two compared sites.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,9 @@ from tl_crosscoder.analysis.geometry import LATENT_CLASSES
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.models.site import site_parts
+
+_LEAST_VARIANCE = 1e-12
+"""Share of the mean squared norm below which float32 has nothing but rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,11 @@ class Moments:
         """Sum of ||v - mean||^2."""
         return (self.squares - self.total.pow(2).sum(dim=-1) / self.n).clamp(min=0)
 
+    @property
+    def varies(self) -> bool:
+        """Whether vectors differ by more than the rounding of their size in float32."""
+        return bool(self.sum_of_squared_deviations > _LEAST_VARIANCE * self.squares)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
@@ -52,7 +61,7 @@ class Reconstruction:
     n_tokens: int
     """Tokens measured on."""
     fve: dict[str, float]
-    """Site -> 1 - sum ||e^m||^2 / sum ||x^m - mean||^2."""
+    """Site -> 1 - sum ||e^m||^2 / sum ||x^m - mean||^2; NaN where x^m is the same at all tokens."""
     difference_fve: float | None = None
     """1 - sum ||e^1 - e^0||^2 / sum ||(x^1 - x^0) - mean||^2; None where the models are equal (or
     differ by the same vector at every token), and where there is no difference to take."""
@@ -121,8 +130,9 @@ class ReconstructionSums:
         if self._pair is not None:
             variance = moments["difference"].sum_of_squared_deviations
             of_finetuned = moments[f"x.{self._pair[1]}"].sum_of_squared_deviations
-            found["difference_share"] = (variance / of_finetuned).item()
-            if bool(variance > 0):
+            if moments[f"x.{self._pair[1]}"].varies:
+                found["difference_share"] = (variance / of_finetuned).item()
+            if moments["difference"].varies:
                 left = moments["left by class"].sum_of_squared_deviations
                 by_class = (1 - left / variance).tolist()
                 found["difference_fve"] = self._fve("error of the difference", "difference")
@@ -148,5 +158,7 @@ class ReconstructionSums:
         return torch.stack([own.times(finetuned - base) for own in by_class], dim=1)
 
     def _fve(self, error: str, of: str) -> float:
+        if not self._moments[of].varies:
+            return math.nan
         variance = self._moments[of].sum_of_squared_deviations
         return (1 - self._moments[error].squares / variance).item()

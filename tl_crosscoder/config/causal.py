@@ -6,17 +6,19 @@ uses: `patch` a `LatentsQuestion`, `baselines` an `EffectQuestion`, `ablate` and
 
 from dataclasses import dataclass
 
+from tl_crosscoder.config.settings import NaturalInt, PositiveInt, Settings
+
 
 @dataclass(frozen=True, kw_only=True)
-class PromptsQuestion:
+class PromptsQuestion(Settings):
     """Prompts to measure on."""
 
     text: str | None = None
     """Prompts to measure on: a file, a folder, or a `datasets` name. None is the run's held-out
     text; where there are chats, they alone."""
-    n_prompts: int = 100
+    n_prompts: PositiveInt = 100
     """Measure on so many of them."""
-    seed: int = 0
+    seed: NaturalInt = 0
     """Seed of controls and resamples."""
 
 
@@ -24,7 +26,7 @@ class PromptsQuestion:
 class LatentsQuestion(PromptsQuestion):
     """Prompts, and latents to test."""
 
-    latents: tuple[int, ...] | None = None
+    latents: tuple[NaturalInt, ...] | None = None
     """Latents to test, together; none are the first 3, 10 and 30 of the ranking."""
 
 
@@ -35,7 +37,7 @@ class EffectQuestion(PromptsQuestion):
     behaviour: str | None = None
     """JSONL of prompts and completions whose probability is the behaviour. None is the planted one
     of an embedded organism; else predictions alone are measured."""
-    n_random: int = 100
+    n_random: PositiveInt = 100
     """Norm-matched random directions as controls."""
 
 
@@ -43,7 +45,7 @@ class EffectQuestion(PromptsQuestion):
 class CausalQuestion(LatentsQuestion, EffectQuestion):
     """Everything that a test of latents is asked, with all controls."""
 
-    n_matched: int = 10
+    n_matched: NaturalInt = 10
     """Sets of latents of the same firing rate as controls."""
     null: str | None = None
     """Folder of a dictionary of a null pair (the base against itself) at the same hook, whose

@@ -3,7 +3,6 @@
 No torch here: the command line reads these classes to print its help.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +10,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tl_crosscoder.config.yaml import YamlConfig, check_choices, check_positive, read_mapping
+from tl_crosscoder.config.settings import (
+    NaturalInt,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ProperShare,
+    Range,
+    Settings,
+)
+from tl_crosscoder.config.yaml import YamlConfig, read_mapping
 
 CONTEXT_SIZE = 128
 OnBadDocument = Literal["error", "skip"]
@@ -19,7 +27,7 @@ OnNonfinite = Literal["error", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelsConfig:
+class ModelsConfig(Settings):
     """The models that are compared, and where."""
 
     base: str | None = None
@@ -52,12 +60,12 @@ class ModelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class Reading(Settings):
     """How a text is read."""
 
     text_column: str = "text"
     """Column of the text, or of chats, where there are none under `messages`."""
-    max_documents: int | None = None
+    max_documents: PositiveInt | None = None
     """Read at most so many documents."""
     dataset_config: str | None = None
     """Config of a `datasets` name that has several."""
@@ -67,10 +75,6 @@ class Reading:
     """What becomes of a document that cannot be read, such as a chat that the template refuses:
     `error` stops at the first, `skip` leaves them out and says how many, with three reasons."""
 
-    def _check_reading(self) -> None:
-        check_positive(self, "max_documents")
-        check_choices(self, on_bad_document=OnBadDocument)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource(YamlConfig, Reading):
@@ -78,41 +82,26 @@ class TextSource(YamlConfig, Reading):
 
     text: str
     """A .txt, .jsonl, .json, .csv or .parquet file, a folder, or a `datasets` name, streamed."""
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
     """Share of the tokens, relative to the other components."""
     name: str | None = None
     """What measures call it; None is the file's stem or the dataset's name."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            must = "finite" if self.weight > 0 else "above 0"
-            raise ValueError(f"the weight of {self.text!r} is {self.weight}; it must be {must}.")
-        self._check_reading()
-
 
 @dataclass(frozen=True, kw_only=True)
-class Masks:
+class Masks(Settings):
     """Which tokens do not count: neither trained on nor measured."""
 
     drop_bos: bool = True
     """Leave out BOS tokens: their norms dwarf all others (attention sink)."""
-    n_first: int = 1
+    n_first: NaturalInt = 1
     """Positions left out at the start of each context, where models of any kind have a sink."""
     drop_template: bool = False
     """Leave out the tokens of the chat template."""
-    max_norm_multiple: float | None = None
+    max_norm_multiple: Annotated[float, Range(1, is_open=True)] | None = None
     """Leave out tokens whose norm is above so many times the median, in any site."""
     on_nonfinite: OnNonfinite = "error"
     """A token whose activation is NaN or infinite stops the run, or is left out and counted."""
-
-    def __post_init__(self) -> None:
-        if self.n_first < 0:
-            raise ValueError(f"n_first is {self.n_first}; it is 0 or more positions.")
-        if self.max_norm_multiple is not None and not self.max_norm_multiple > 1:
-            raise ValueError(
-                f"max_norm_multiple is {self.max_norm_multiple}; it is above 1, such as 10."
-            )
-        check_choices(self, on_nonfinite=OnNonfinite)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +115,12 @@ class TextConfig(Reading, Masks):
     mixture: Annotated[tuple[TextSource, ...], tyro.conf.Suppress] = ()
     """Several texts with their shares of the tokens, in place of `text`; in YAML a list of
     mappings with the fields of `TextSource`."""
-    context_size: int = CONTEXT_SIZE
+    context_size: Annotated[int, Range(2)] = CONTEXT_SIZE
     """Tokens a context; the default is cut at what the models take."""
     pack: bool = True
     """Fill contexts with one document after the other; else each document has its own context,
     cut at `context_size`."""
-    held_out: float = 0.1
+    held_out: ProperShare = 0.1
     """Share of the text kept for calibration and measures, whole documents by a hash of each."""
 
     @property
@@ -142,22 +131,17 @@ class TextConfig(Reading, Masks):
         how: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Reading)}
         return (TextSource(text=self.text, **how),)
 
-    def _check_text(self) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.text is not None and self.mixture:
             raise ValueError(f"give text ({self.text!r}) or mixture, not both.")
         if self.text is not None and not self.text.strip():  # which as a path is this folder
             raise ValueError(f"text is {self.text!r}: name a file, a folder or a `datasets` name.")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it is a share, above 0 and below 1.")
-        if self.context_size < 2:
-            raise ValueError(f"context_size is {self.context_size}; it must be 2 or more.")
         if self.n_first >= self.context_size:
             raise ValueError(
                 f"n_first is {self.n_first}, which leaves nothing of contexts of "
                 f"{self.context_size} tokens."
             )
-        Masks.__post_init__(self)
-        self._check_reading()
 
 
 N_BUILT_IN = 64
@@ -183,18 +167,18 @@ class ContrastiveConfig(YamlConfig, ModelsConfig):
     """Config of a `datasets` name that has several."""
     dataset_split: str = "train"
     """Split of a `datasets` name."""
-    n_prompts: int = 1_000
+    n_prompts: PositiveInt = 1_000
     """At most so many prompts, in an order that is a function of the seed. The built-in set is
     repeated: each time other texts are sampled."""
-    max_prompt_tokens: int = 128
+    max_prompt_tokens: PositiveInt = 128
     """Prompts of plain text are cut at so many tokens; longer chats are left out."""
-    max_new_tokens: int = 128
+    max_new_tokens: PositiveInt = 128
     """Tokens that each model writes after a prompt, at most."""
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
     """Temperature of sampling; 1 is the models' own distribution, 0 their likeliest tokens."""
-    batch_size: int = 32
+    batch_size: PositiveInt = 32
     """Prompts of one length that go through a model together."""
-    seed: int = 0
+    seed: NaturalInt = 0
     """Seed of sampling and of the order of the prompts."""
     hook_name: str | None = None
     """Not needed here: no activation is read, and any hook point of the models will do."""
@@ -202,9 +186,7 @@ class ContrastiveConfig(YamlConfig, ModelsConfig):
     """No effect here."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "n_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; it is 0 (greedy) or above.")
+        super().__post_init__()
         if self.prompts is None and self.temperature == 0 and self.n_prompts > N_BUILT_IN:
             raise ValueError(
                 f"at temperature 0 each of the {N_BUILT_IN} built-in prompts gives one text a "

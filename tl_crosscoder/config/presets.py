@@ -11,7 +11,14 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 from tyro.conf import subcommand
 
-from tl_crosscoder.config.yaml import from_mapping
+from tl_crosscoder.config.settings import (
+    NonNegativeFloat,
+    PositiveFloat,
+    ProperShare,
+    Settings,
+    Share,
+    from_mapping,
+)
 
 Reconstruction = Literal["sum", "mean", "norm"]
 DeltaScale = Literal["absolute", "relative"]
@@ -20,8 +27,8 @@ ComputeDtype = Literal["bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Selecting:
-    k: float = 16
+class _Selecting(Settings):
+    k: PositiveFloat = 16
     """Mean number of active latents a token, all partitions together."""
 
 
@@ -29,14 +36,10 @@ class _Selecting:
 class BatchTopK(_Selecting):
     """K latents a token on average, chosen over the batch (Minder et al. 2025; k = 100 there)."""
 
-    k_initial: float | None = None
+    k_initial: PositiveFloat | None = None
     """k of the first step, from which k falls linearly; None keeps k constant."""
-    k_anneal_share: float = 0.1
+    k_anneal_share: Share = 0.1
     """Share of the steps over which k falls from `k_initial`."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.k_anneal_share <= 1:
-            raise ValueError(f"k_anneal_share is {self.k_anneal_share}; it must be in [0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +48,10 @@ class TopK(_Selecting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Penalised:
-    coefficient: float = 1.0
+class _Penalised(Settings):
+    coefficient: NonNegativeFloat = 1.0
     """Weight of the penalty for active latents; larger is sparser."""
-    warm_up_share: float = 0.05
+    warm_up_share: Share = 0.05
     """Share of the steps over which the weight rises linearly from 0."""
 
 
@@ -61,11 +64,11 @@ class L1(_Penalised):
 class JumpReLU(_Penalised):
     """Learned thresholds and a tanh penalty (Anthropic, January 2025 update)."""
 
-    warm_up_share: float = 1.0
+    warm_up_share: Share = 1.0
     """Share of the steps over which the weight rises linearly from 0."""
-    bandwidth: float = 0.05
+    bandwidth: PositiveFloat = 0.05
     """Width around a threshold within which pre-activations move it."""
-    threshold: float = 0.01
+    threshold: PositiveFloat = 0.01
     """Thresholds at the start."""
 
 
@@ -73,18 +76,14 @@ class JumpReLU(_Penalised):
 class Matryoshka(_Selecting):
     """BatchTopK whose first latents also reconstruct alone (Bussmann et al. 2025)."""
 
-    prefix_shares: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    prefix_shares: tuple[ProperShare, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
     """Shares of the latents that reconstruct alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shared:
-    shared_share: float = 0.2
+class _Shared(Settings):
+    shared_share: ProperShare = 0.2
     """Share of the latents that is shared."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.shared_share < 1:
-            raise ValueError(f"shared_share is {self.shared_share}; it must be in (0, 1).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ class DualK(_Shared, _Selecting):
     Source: Kassem et al. 2026. Of k, the delta latents get 1 / (1 + k_shared_multiple).
     """
 
-    k_shared_multiple: float = 2.0
+    k_shared_multiple: PositiveFloat = 2.0
     """Active shared latents for each active delta latent."""
 
 
@@ -102,7 +101,7 @@ class DualK(_Shared, _Selecting):
 class DeltaCompeting(_Shared, _Selecting):
     """Delta-Crosscoder whose delta latents compete with the shared ones for one k (ours)."""
 
-    delta_loss_weight: float = 0.005
+    delta_loss_weight: NonNegativeFloat = 0.005
     """Weight of the loss of the difference."""
     delta_loss_masked: bool = True
     """Whether delta latents alone must explain the difference."""
@@ -128,7 +127,7 @@ class Delta(DeltaCompeting, DualK):
 class DSF(_Penalised, _Shared):
     """Designated shared features: tied, with a smaller penalty (Anthropic, February 2025)."""
 
-    shared_penalty_scale: float = 0.15
+    shared_penalty_scale: NonNegativeFloat = 0.15
     """Penalty of the shared latents as a share of the others' (0.1 to 0.2 there)."""
 
 
@@ -136,7 +135,7 @@ class DSF(_Penalised, _Shared):
 class DFC(_Selecting):
     """Dedicated feature crosscoder: some latents belong to one site only (arXiv 2602.11729)."""
 
-    exclusive_share: float = 0.05
+    exclusive_share: ProperShare = 0.05
     """Share of the latents that reads and writes one site alone, for each of `exclusive_sites`."""
     exclusive_sites: tuple[str, ...] = ("base", "finetuned")
     """Names of the sites that have exclusive latents."""
@@ -151,11 +150,11 @@ class DiffSAE(_Selecting):
 class Structured(DualK):
     """Shared latents write the same to all sites, delta latents to the fine-tuned one (ours)."""
 
-    shared_share: float = 0.8
+    shared_share: ProperShare = 0.8
     """Share of the latents that is shared."""
     dual_k: bool = True
     """Whether shared and delta latents are selected apart."""
-    delta_loss_weight: float = 1.0
+    delta_loss_weight: NonNegativeFloat = 1.0
     """Weight of the loss of the difference."""
     delta_site: str = "finetuned"
     """Name of the site that delta latents write to."""

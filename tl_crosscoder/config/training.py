@@ -19,7 +19,15 @@ from tl_crosscoder.config.presets import (
     preset_from,
     preset_to_dict,
 )
-from tl_crosscoder.config.yaml import YamlConfig, check_choices, check_positive, read_mapping
+from tl_crosscoder.config.settings import (
+    NaturalInt,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    Share,
+)
+from tl_crosscoder.config.yaml import YamlConfig, read_mapping
 
 StoreDtype = Literal["float32", "bfloat16", "float16", "int8"]
 MOST_TOKENS, MOST_PASSES = 2_000_000, 10
@@ -53,32 +61,32 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """How a crosscoder is trained. What is None is chosen from width and text; see `plan`."""
 
-    d_sae: int | None = None
+    d_sae: PositiveInt | None = None
     """Number of latents; None is `expansion` times the width of the widest site, and without that
     one for every 100 activation pairs, at most 16 times the width."""
-    expansion: int | None = None
+    expansion: PositiveInt | None = None
     """Latents per dimension of the widest site, where `d_sae` is not given."""
-    n_tokens: int | None = None
+    n_tokens: PositiveInt | None = None
     """Activation pairs to train on; the text is read again where it is shorter. None is ten passes
     over the text, at most 2 million."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Activation pairs a step; None is 1,024, and fewer where that gives less than 500 steps."""
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     """Peak learning rate of Adam."""
-    lr_warmup_steps: int | None = None
+    lr_warmup_steps: NaturalInt | None = None
     """Steps over which the learning rate rises linearly from 0; None is a tenth of all, at most
     100."""
-    lr_decay_share: float = 0.2
+    lr_decay_share: Share = 0.2
     """Last share of the steps, over which the learning rate falls linearly to 0."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
-    dead_after_tokens: int | None = None
+    dead_after_tokens: PositiveInt | None = None
     """A latent that has not fired for so many tokens is dead; None is 10 million or a tenth of
     the run, the smaller (Gao et al. 2024)."""
-    auxk_weight: float = 1 / 32
+    auxk_weight: NonNegativeFloat = 1 / 32
     """Weight of the auxiliary loss that revives dead latents; 0 switches it off."""
     normalize: bool = True
     """Scale each site so that its mean squared norm is its width; folded in at save."""
@@ -91,45 +99,35 @@ class TrainConfig:
     weights, gradients and moments: faster on a GPU. None rounds nothing."""
     compile: bool = False
     """Put the terms of the loss through torch.compile: for GPUs; on a CPU it is slower."""
-    n_accumulated: int = 1
+    n_accumulated: PositiveInt = 1
     """Parts of a batch that go through one after the other before the optimizer's step; a
     BatchTopK selects within each part. More need less memory."""
-    n_calibration_tokens: int = 65_536
+    n_calibration_tokens: PositiveInt = 65_536
     """Held-out tokens on which the inference threshold is set at the end."""
-    buffer_contexts: int = 256
+    buffer_contexts: PositiveInt = 256
     """Contexts whose activations are shuffled together."""
-    harvest_batch_size: int = 32
+    harvest_batch_size: PositiveInt = 32
     """Contexts a forward pass of the models."""
-    prefetch: int = 2
+    prefetch: NaturalInt = 2
     """Batches made ahead in a thread while the step before runs; 0 makes each when it is due."""
-    log_every: int = 50
+    log_every: PositiveInt = 50
     """Steps between two lines of metrics."""
-    checkpoint_every: int = 500
+    checkpoint_every: PositiveInt = 500
     """Steps between two checkpoints; a kill loses at most these."""
-    seed: int = 0
+    seed: NaturalInt = 0
     """Seed of the initial weights, the split and the order of the data."""
-    weight_seed: int | None = None
+    weight_seed: NaturalInt | None = None
     """Seed of the initial weights alone; None is `seed`."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            self, "n_tokens", "batch_size", "lr", "max_grad_norm", "log_every", "expansion",
-            "checkpoint_every", "buffer_contexts", "harvest_batch_size", "n_calibration_tokens",
-            "n_accumulated", "d_sae",
-        )  # fmt: skip
-        choices = {"kernels": Kernels, "compute_dtype": ComputeDtype}
-        check_choices(self, reconstruction=Reconstruction, **choices)
+        super().__post_init__()
         if self.batch_size is not None and self.batch_size % self.n_accumulated:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into {self.n_accumulated} equal "
                 "parts (n_accumulated)."
             )
-        if self.prefetch < 0:
-            raise ValueError(f"prefetch is {self.prefetch}; it is 0 or more batches.")
-        if not 0 <= self.lr_decay_share <= 1:
-            raise ValueError(f"lr_decay_share is {self.lr_decay_share}; it is a share, 0 to 1.")
         if self.n_tokens and self.batch_size and self.n_tokens < self.batch_size:
             raise ValueError(
                 f"n_tokens is {self.n_tokens:,}, less than one batch of {self.batch_size:,}."
@@ -178,17 +176,16 @@ class RunConfig(YamlConfig, TrainConfig, TextConfig, ModelsConfig):
     """Folder for the dictionary and everything about the run; must be new or empty."""
     cache: str | None = None
     """Folder of activations that `tl-crosscoder harvest` wrote, in place of models and text."""
-    n_measured_tokens: int = 200_000
+    n_measured_tokens: PositiveInt = 200_000
     """Held-out tokens to measure on, at most."""
     preset: Preset = field(default_factory=BatchTopK)
     """The dictionary: a named combination of sparsity, partitions and losses, with its options."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "preset", preset_from(self.preset))
         super().__post_init__()
-        self._check_text()
-        if isinstance(preset_from(self.preset), DiffSAE):
+        if isinstance(self.preset, DiffSAE):
             object.__setattr__(self, "difference", True)
-        check_positive(self, "n_measured_tokens")
 
     @classmethod
     def from_mapping(
@@ -210,15 +207,15 @@ class HarvestConfig(YamlConfig, TextConfig, ModelsConfig):
 
     output: str
     """Folder for the cache; must be new or empty."""
-    n_tokens: int = 2_000_000
+    n_tokens: PositiveInt = 2_000_000
     """Tokens that count to harvest, held-out ones included; fewer where the text is shorter."""
     store: StoreDtype = "bfloat16"
     """Number format on disk. int8 has one scale for each row and site; its error is measured."""
-    shard_tokens: int = 65_536
+    shard_tokens: PositiveInt = 65_536
     """Tokens a shard, about: what a kill loses, and at a time is written."""
-    harvest_batch_size: int = 32
+    harvest_batch_size: PositiveInt = 32
     """Contexts a forward pass of the models."""
-    seed: int = 0
+    seed: NaturalInt = 0
     """Seed of the split, the mixture and the order of the contexts."""
 
     @classmethod
@@ -235,8 +232,3 @@ class HarvestConfig(YamlConfig, TextConfig, ModelsConfig):
         if of_run & given.keys():
             given = {k: v for k, v in given.items() if k not in of_run and k != "output"}
         return cls.from_mapping(given, name=str(path), default=default)
-
-    def __post_init__(self) -> None:
-        self._check_text()
-        check_positive(self, "n_tokens", "shard_tokens", "harvest_batch_size")
-        check_choices(self, store=StoreDtype)

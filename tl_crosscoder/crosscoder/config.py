@@ -14,6 +14,7 @@ from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
 from tl_crosscoder.config.presets import ComputeDtype, DeltaScale, Kernels, Reconstruction
+from tl_crosscoder.config.settings import NonNegativeFloat, PositiveInt, Settings
 from tl_crosscoder.crosscoder.partition import Partition, check_sites, placed, with_renamed_keys
 from tl_crosscoder.crosscoder.sparsity import Groups, Sparsity
 from tl_crosscoder.crosscoder.topk import BatchTopK
@@ -24,24 +25,24 @@ ARCHITECTURE = "tl_crosscoder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuxK:
+class AuxK(Settings):
     """Dead latents learn to reconstruct the residual of the others (Gao et al. 2024, A.2)."""
 
-    weight: float = 1 / 32
+    weight: NonNegativeFloat = 1 / 32
     """Weight of the term: the squared error of the residual over the residual's variance."""
-    k: int | None = None
+    k: PositiveInt | None = None
     """Dead latents a token; None is half of d_in, and never more than are dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeltaLoss:
+class DeltaLoss(Settings):
     """|| (x^1 - x^0) - sum_{j in partition} f_j (d_j^1 - d_j^0) ||^2, fine-tuned minus base site.
 
     Source: Kassem et al. 2026, whose masked form sums over the delta latents alone. Over all
     latents and with the bias it is ||e^1 - e^0||^2: the error of the difference.
     """
 
-    weight: float = 0.005
+    weight: NonNegativeFloat = 0.005
     partition: str | None = "delta"
     """Latents that must explain the difference; None is all of them (unmasked)."""
     scale: DeltaScale = "absolute"
@@ -49,11 +50,6 @@ class DeltaLoss:
     on how large the difference is."""
     with_bias: bool = False
     """Whether b_dec^1 - b_dec^0 helps to explain the difference."""
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"the weight of the delta loss is {self.weight}; it is 0 or more.")
-        _check_choice("scale", self.scale, get_args(DeltaScale))
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

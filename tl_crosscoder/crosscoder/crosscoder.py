@@ -132,6 +132,7 @@ class Crosscoder(SiteViews, JumpReLUSAE):  # type: ignore[misc]
         devices_of(device, 1)
         _check_folder(path)
         try:
+            files.check_floats(path / WEIGHTS_NAME)
             crosscoder = cls.load_from_disk(path, device=device)
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(

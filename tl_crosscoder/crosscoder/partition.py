@@ -18,17 +18,18 @@ from einops import reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_crosscoder.config.settings import NonNegativeFloat, PositiveFloat, Settings
 from tl_crosscoder.models.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class Partition:
+class Partition(Settings):
     """A range of latents with rules of its own."""
 
     name: str
-    share: float
+    share: PositiveFloat
     """Share of the latents, above 0; the shares of all partitions add up to 1."""
-    k: float | None = None
+    k: PositiveFloat | None = None
     """Mean active latents a token, chosen among this partition alone (Kassem et al. 2026, Dual-K).
     None: its latents compete for the k of the sparsity with all others that have none."""
     tied: bool = False
@@ -37,28 +38,18 @@ class Partition:
     """Sites that the encoder reads; None is all, others have zero weights throughout."""
     writes: Sequence[str] | None = None
     """Sites that the decoder writes; None is all, others have zero weights throughout."""
-    penalty_scale: float = 1.0
+    penalty_scale: NonNegativeFloat = 1.0
     """Factor of the sparsity's penalty on these latents."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("reads", "writes"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
-        if self.share <= 0:
-            raise ValueError(
-                f"the share of partition {self.name!r} is {self.share}; it is above 0."
-            )
-        if self.k is not None and self.k <= 0:
-            raise ValueError(f"k of partition {self.name!r} is {self.k}; it must be above 0.")
         if self.tied and self.writes is not None:
             raise ValueError(
                 f"partition {self.name!r} is tied, so it writes to every site: leave `writes` out."
-            )
-        if self.penalty_scale < 0:
-            raise ValueError(
-                f"penalty_scale of partition {self.name!r} is {self.penalty_scale}; it must be 0 "
-                "or more."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,6 +16,12 @@ from jaxtyping import Bool, Float
 from sae_lens.saes.sae import TrainCoefficientConfig
 from torch import Tensor
 
+from tl_crosscoder.config.settings import (
+    NaturalInt,
+    NonNegativeFloat,
+    PositiveFloat,
+    Settings,
+)
 from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.sparse.selection import Found, Scores
@@ -26,7 +32,7 @@ _KINDS: "dict[str, type[Sparsity]]" = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sparsity:
+class Sparsity(Settings):
     """All that differs between sparsities; the answers here are those of free ReLU codes.
 
     A subclass is a frozen dataclass with a `kind`, by which its files find it again.
@@ -155,16 +161,10 @@ class Penalty(Sparsity):
     penalty_name: ClassVar[str]
     """Name of the term in `metrics.jsonl`."""
 
-    coefficient: float = 1.0
+    coefficient: NonNegativeFloat = 1.0
     """Weight of the penalty; larger is sparser."""
-    warm_up_steps: int = 0
+    warm_up_steps: NaturalInt = 0
     """Steps over which the weight rises linearly from 0."""
-
-    def __post_init__(self) -> None:
-        if self.coefficient < 0:
-            raise ValueError(
-                f"the {self.kind} coefficient is {self.coefficient}; it must be 0 or more."
-            )
 
     def coefficients(self) -> dict[str, TrainCoefficientConfig]:
         """The one weight, under the penalty's name."""
@@ -184,7 +184,7 @@ class L1(Penalty):
     decoder_init_norm: ClassVar[float] = 0.05
     has_auxk: ClassVar[bool] = False
 
-    coefficient: float = 4.1e-2
+    coefficient: NonNegativeFloat = 4.1e-2
     """mu, the weight of the penalty; larger is sparser."""
 
     def penalty(self, codes: Codes, norms: Tensor, scale: Tensor | None) -> Float[Tensor, ""]:
@@ -204,20 +204,14 @@ class JumpReLU(Penalty):
     penalty_name: ClassVar[str] = "tanh"
     decoder_init_norm: ClassVar[float] = 0.1
 
-    tanh_scale: float = 4.0
+    tanh_scale: PositiveFloat = 4.0
     """c: codes above about 1 / (c n_j) cost the same."""
-    init_threshold: float = 0.01
+    init_threshold: PositiveFloat = 0.01
     """theta at the start."""
-    bandwidth: float = 0.05
+    bandwidth: PositiveFloat = 0.05
     """Pre-activations within half of it around theta move theta."""
     ste_to_input: bool = False
     """Whether the straight-through gradient also reaches the encoder (Anthropic) or not."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("tanh_scale", "init_threshold", "bandwidth"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
 
     def margin(self) -> float:
         """Half the bandwidth."""

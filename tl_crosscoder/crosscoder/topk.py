@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_crosscoder.config.settings import NaturalInt, PositiveFloat, Share
 from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.sparse.selection import Found, Scores, batch_topk, largest, token_topk
@@ -28,9 +29,9 @@ class Selection(Sparsity, ABC):
     calibrated on held-out tokens to keep k on average.
     """
 
-    k: float = 100
+    k: PositiveFloat = 100
     """Mean number of active latents a token."""
-    threshold_momentum: float = 0.999
+    threshold_momentum: Share = 0.999
     """Momentum of the running threshold, which starts at its first observation. It lags in short
     runs: the trainer here replaces it at the end; for SAELens's trainer choose 0.9 to 0.99."""
 
@@ -97,7 +98,8 @@ class TopK(Selection):
     kind: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.k != round(self.k):
+        super().__post_init__()
+        if self.k != round(self.k):
             raise ValueError(f"k is {self.k}; TopK takes a whole number above 0.")
 
     def groups(self, partitions: Sequence[tuple[Partition, slice]], d_sae: int) -> Groups:
@@ -133,17 +135,16 @@ class BatchTopK(Selection):
 
     kind: ClassVar[str] = "batchtopk"
 
-    k_initial: float | None = None
+    k_initial: PositiveFloat | None = None
     """k of the first step, from which k falls linearly over `k_anneal_steps`."""
-    k_anneal_steps: int = 0
+    k_anneal_steps: NaturalInt = 0
     """Steps until k is reached; 0 is k from the first step on."""
 
     def __post_init__(self) -> None:
-        if self.k <= 0:
-            raise ValueError(f"k is {self.k}; it must be above 0.")
+        super().__post_init__()
         if self.k_initial is not None and self.k_initial < self.k:
             raise ValueError(f"k_initial is {self.k_initial}, below k = {self.k}: k only falls.")
-        if self.k_anneal_steps < 0 or (self.k_anneal_steps > 0) != (self.k_initial is not None):
+        if (self.k_anneal_steps > 0) != (self.k_initial is not None):
             raise ValueError(
                 "annealing k needs both k_initial and k_anneal_steps above 0, got "
                 f"{self.k_initial} and {self.k_anneal_steps}."

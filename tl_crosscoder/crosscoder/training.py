@@ -186,6 +186,8 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
             step: of the run, from 0, for k annealing.
         """
         x = self.flatten(x).flatten(0, -2)
+        if not len(x):
+            raise ValueError("the batch has no tokens: its loss would be the mean of nothing.")
         request = self._request(x, is_dead=is_dead, step=step)
         done = self._sparse_step(request) if self._takes_the_sparse_step() else None
         if done is None:

@@ -56,7 +56,7 @@ def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCac
             is overwritten.
     """
     output = files.user_path(config.output)
-    files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
+    storage.check_output(output, resume=resume)
     with locked(output):  # until the end: loading the models takes long, too
         sites_of(config)
         check_text(config)
@@ -111,7 +111,7 @@ def write_cache(
     output, text = files.user_path(output), _joined(training, held_out)
     identity = _identity(source, text, len(training), store=store, shard_tokens=shard_tokens)
     with locked(output):
-        files.check_folder(output, storage.MANIFEST, what="cache", resume=resume)
+        storage.check_output(output, resume=resume)
         # The statistics of a shard depend on them, so they are measured before the first one.
         medians = median_norms(source, text, batch_size=batch_size)
         identity["sink_limits"] = [SINK_MULTIPLE * median for median in medians]

@@ -24,6 +24,8 @@ ROLES = ("text", "system", "user", "assistant", "tool", "template")
 """What a token is part of; `text` is any document that is not a chat."""
 _TEXT, _TEMPLATE = 0, ROLES.index("template")
 _TOGETHER = 256
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What a template raises: it is a program, and messages may hold anything beside their content."""
 _MARK = "\ue000{}\ue001"
 """Stands for a message: of private-use characters, which no template writes."""
 
@@ -214,7 +216,7 @@ def _rendered(
 
     try:
         text = render(messages)
-    except (TemplateError, TypeError) as error:  # TypeError: a message without content, added up
+    except _REFUSALS as error:
         raise ValueError(
             f"the tokenizer's chat template refuses a chat of {source_of(document)!r} "
             f"({error}; its roles are {[m.get('role') for m in messages]}). Remove or merge "
@@ -245,7 +247,7 @@ def _spans(
     try:
         spans = _aligned(messages, spoken, text, render)
         spans = _varied(messages, spoken, text, render) if spans is None else spans
-    except (TemplateError, TypeError):  # refuses a mark where it took the message
+    except _REFUSALS:  # of a mark where it took the message
         spans = None
     if spans is None:
         raise ValueError(

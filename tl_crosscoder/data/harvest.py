@@ -157,16 +157,30 @@ def finite_rows(
 
 
 def is_finite(rows: Float[Tensor, "tokens *row"]) -> Bool[Tensor, " tokens"] | None:
-    """True for rows of numbers; None where all are, which one sum tells."""
-    if bool(rows.sum().isfinite()):
+    """True for rows whose squares are numbers; None where all are, which one product tells.
+
+    Norms and losses are sums of squares, which float32 has up to values of about 1e19.
+    """
+    flat = rows.reshape(-1)
+    if bool((flat @ flat if flat.dtype == torch.float32 else flat.sum()).isfinite()):
         return None
-    keep = rows.flatten(1).isfinite().all(dim=1)
+    keep = _has_norm(rows)
     return None if bool(keep.all()) else keep
+
+
+def check_finite(source: ActivationSource, rows: Float[Tensor, "tokens *row"]) -> None:
+    """Raise ValueError for rows of which one is NaN, infinite or beyond float32's squares."""
+    if is_finite(rows) is not None:
+        raise ValueError(_nonfinite_message(source, rows))
+
+
+def _has_norm(rows: Float[Tensor, "tokens *row"]) -> Bool[Tensor, " tokens"]:
+    return rows.flatten(1).float().square().sum(dim=1).isfinite()
 
 
 def _nonfinite_message(source: ActivationSource, rows: Float[Tensor, "tokens *row"]) -> str:
     parts = zip(source.sites, site_parts(rows, source.sites), strict=True)
-    counts = {site: int((~part.isfinite().all(dim=1)).sum()) for site, part in parts}
+    counts = {site: int((~_has_norm(part)).sum()) for site, part in parts}
     where = ", ".join(f"{n:,} at {s.name!r} ({s.hook_name})" for s, n in counts.items() if n)
     is_float16 = source.computed_in.startswith("torch.float16")
     remedy = (
@@ -175,9 +189,9 @@ def _nonfinite_message(source: ActivationSource, rows: Float[Tensor, "tokens *ro
         else "Check the weights of the models"
     )
     return (
-        f"of {len(rows):,} tokens the activation is NaN or infinite for {where}; it was computed "
-        f"in {source.computed_in.removeprefix('torch.')}. {remedy}, or leave these tokens out and "
-        "count them (on_nonfinite='drop', --on-nonfinite drop)."
+        f"of {len(rows):,} tokens the activation, or its square, is NaN or infinite for {where}; "
+        f"it was computed in {source.computed_in.removeprefix('torch.')}. {remedy}, or leave these "
+        "tokens out and count them (on_nonfinite='drop', --on-nonfinite drop)."
     )
 
 

@@ -18,18 +18,22 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from tl_crosscoder import files
+from tl_crosscoder.models.devices import memory_of
+
 Rows = Iterator[Any]
 
 SEPARATOR = "<|endoftext|>"
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _ROWS_TOGETHER = 1_000
+_PART, _LONGEST_LINE = 2**24, 2**29
 _SAVED = ("state.json", "dataset_dict.json")
 """One of them is in a folder that `datasets` saved."""
 
 
 def format_of(path: str | Path) -> str | None:
     """Suffix of the format, `.jsonl` for `a.jsonl.gz`; None for a file that is no text."""
-    path = Path(path)
+    path = files.user_path(path)
     inner = path.with_suffix("") if path.suffix.lower() in _OPENERS else path
     suffix = inner.suffix.lower()
     return suffix if suffix in _READERS and (inner is path or suffix != ".parquet") else None
@@ -137,7 +141,13 @@ def _json_lines(path: Path, columns: Collection[str]) -> Rows:
     del columns
     at = 0
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        for number, line in enumerate(lines, 1):
+            if len(line) == _LONGEST_LINE:
+                raise ValueError(
+                    f"line {number:,} of {path} has more than {_LONGEST_LINE / 1e9:,.1f} GB, which "
+                    "is no document. Give one document a line."
+                )
             if line.strip():
                 yield _json_line(line, path, number, at)
             at += len(line)
@@ -208,11 +218,21 @@ def _parquet(path: Path, columns: Collection[str]) -> Rows:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             used = [name for name in names if name in columns]
+            _check_row_groups(path, file.metadata, used)
             batches = file.iter_batches(_ROWS_TOGETHER, columns=used)
             yield from _first_with((row for b in batches for row in b.to_pylist()), names)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not a parquet file that can be read ({reason}).") from error
+
+
+def _check_row_groups(path: Path, metadata: Any, used: Collection[str]) -> None:
+    """Refuse a file that claims more bytes for a group of rows than there is memory."""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        columns = map(group.column, range(group.num_columns))
+        own = [c for c in columns if c.path_in_schema.split(".")[0] in used]
+        _check_size(path, sum(max(0, c.total_uncompressed_size) for c in own))
 
 
 _READERS: dict[str, Callable[[Path, Collection[str]], Rows]] = {
@@ -239,8 +259,23 @@ def _open(path: Path) -> io.BufferedIOBase:
 
 
 def _content(path: Path) -> str:
+    """The whole of a file, of which the compressed size says little."""
+    parts, n_bytes = [], 0
     with _open(path) as file:
-        return _decoded(file.read(), path, 0)
+        while part := file.read(_PART):
+            parts.append(part)
+            _check_size(path, n_bytes := n_bytes + len(part))
+    return _decoded(b"".join(parts), path, 0)
+
+
+def _check_size(path: Path, n_bytes: int) -> None:
+    there = memory_of("cpu")
+    if there is not None and n_bytes > there // 2:  # as bytes and as text, at least
+        raise ValueError(
+            f"{path} takes {n_bytes / 1e9:,.1f} GB or more at once, and this machine has "
+            f"{there / 1e9:,.1f} GB of memory. It is damaged, or too large: split it into several "
+            "files, or give it as JSON lines (.jsonl)."
+        )
 
 
 def _decoded(content: bytes, path: Path, at: int) -> str:

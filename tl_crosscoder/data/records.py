@@ -121,8 +121,8 @@ def _filled(record: Document, text_column: str) -> tuple[str, Any]:
             return key, content
     if not has_content(record, text_column):
         raise ValueError(
-            f"it has no column {text_column!r} and no 'messages'; it has {sorted(record)}. Name "
-            "the column with text_column (--text-column)"
+            f"it has no column {text_column!r} and no 'messages'; it has "
+            f"{sorted(map(str, record))}. Name the column with text_column (--text-column)"
         )
     return "text", ""
 
@@ -211,6 +211,12 @@ def _token_ids(record: Document, ids: Any) -> dict[str, Any]:
     if not isinstance(ids, list):
         raise ValueError(f"its input_ids are {_shown(ids)}, not a list of whole numbers")
     beside = {k: _plain(record.get(k)) for k in _BESIDE_IDS}
+    n_prompt = beside["n_prompt_tokens"]
+    if n_prompt is not None and not (type(n_prompt) is int and 0 <= n_prompt <= len(ids)):
+        raise ValueError(
+            f"its n_prompt_tokens is {_shown(n_prompt)}; it must be a whole number, at most that "
+            f"of its {len(ids)} input_ids"
+        )
     made = {"input_ids": ids} | {k: v for k, v in beside.items() if v is not None}
     if (mask := made.pop("attention_mask", None)) is None:
         return made

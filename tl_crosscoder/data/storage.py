@@ -21,14 +21,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder import files
+from tl_crosscoder.config.settings import from_mapping
 from tl_crosscoder.config.training import StoreDtype
-from tl_crosscoder.config.yaml import from_mapping
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.site import Site, row_shape, site_parts
 
 MANIFEST = "manifest.json"
 TEXT = "text.safetensors"
 FORMAT = 2
+_SAVED = ("shards/*.safetensors",)
 TEXT_TENSORS = ("tokens", "dropped", "role_ids", "source_ids")
 _FIELDS: dict[str, type] = {
     "cache_id": str, "sites": list, "shards": list, "n_shards": int, "is_complete": bool,
@@ -137,6 +138,11 @@ def cache_id(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
+def check_output(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that a cache may not be written to. Raises ValueError."""
+    files.check_folder(folder, MANIFEST, what="cache", resume=resume, saved=_SAVED)
+
+
 def claim(
     folder: Path, identity: dict[str, Any], *, made_with: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def claim(
     Raises:
         ValueError: a cache of another identity, or with a damaged shard.
     """
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file() or not files.holds(folder, _SAVED):
         manifest = identity | {
             "cache_id": cache_id(identity),
             "made_with": dict(made_with or {}),
@@ -154,6 +160,7 @@ def claim(
             "shards": [],
         }
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / TEXT).unlink(missing_ok=True)  # of settings that stopped before the first shard
         files.write_json(folder / MANIFEST, manifest)
         return manifest
     manifest = read_manifest(folder)

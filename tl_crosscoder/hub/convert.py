@@ -9,9 +9,7 @@ tensors. No code of a file is run: pickles are opened with `weights_only=True`, 
 loader. Limit: files do not record whether the models' weights were processed.
 """
 
-import json
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,17 @@ import torch
 import yaml
 from einops import rearrange
 from sae_lens.saes.sae import SAEMetadata
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tl_crosscoder import files
 from tl_crosscoder.config.inputs import ModelsConfig
+from tl_crosscoder.config.yaml import read_yaml
 from tl_crosscoder.crosscoder.config import CrosscoderConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.files import WEIGHTS_NAME
 from tl_crosscoder.hub.layouts import LAYOUTS, Foreign, ForeignFiles
+from tl_crosscoder.models.devices import memory_of
 from tl_crosscoder.models.hub_errors import explained
 from tl_crosscoder.models.site import Site, sites_of
 
@@ -86,7 +85,13 @@ def _understood(files: ForeignFiles) -> Foreign:
     """Read by the layout that the names of the tensors tell."""
     for needed, read in LAYOUTS.values():
         if needed <= files.tensors.keys():
-            return read(files)
+            try:
+                return read(files)
+            except (TypeError, LookupError, AttributeError, RuntimeError) as error:
+                raise ValueError(
+                    f"{files.path} or the config beside it is damaged: something in it has "
+                    f"another shape than the layout of its tensors ({error}). Copy it again."
+                ) from error
     known = "; ".join(f"{name} ({', '.join(sorted(n))})" for name, (n, _) in LAYOUTS.items())
     raise ValueError(
         f"{files.path} holds {sorted(files.tensors)[:12]}: the tensors of no known layout. Known "
@@ -129,7 +134,10 @@ def _assembled(foreign: Foreign, named: tuple[Site, ...], name: str) -> Crosscod
         "b_dec": foreign.b_dec.flatten(),
         "threshold": foreign.threshold,
     }
-    crosscoder.load_state_dict({n: t.to(torch.float32) for n, t in weights.items()})
+    try:
+        crosscoder.load_state_dict({n: t.to(torch.float32) for n, t in weights.items()})
+    except RuntimeError as error:
+        raise ValueError(f"{name}: the tensors are not of one dictionary ({error}).") from error
     return crosscoder
 
 
@@ -226,12 +234,11 @@ _SafeLoader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
 
 
 def _config(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
     try:
-        is_json = path.suffix == ".json"
         # The loader is a safe one: it makes plain values only.
-        config = json.loads(text) if is_json else yaml.load(text, Loader=_SafeLoader)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        is_json = path.suffix == ".json"
+        config = files.read_json(path) if is_json else read_yaml(path, loader=_SafeLoader)
+    except ValueError as error:
         raise ValueError(
             f"{path} cannot be read as plain values ({error}). Where it names Python objects, "
             "write what they stand for (such as dtype: float32) and try again."
@@ -243,21 +250,66 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        found = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        found = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+    except _TooLargeError:
+        raise
+    except Exception as error:  # a pickle may raise anything
         raise ValueError(
             f"{path} cannot be read safely ({error}). A pickle may hold tensors by name and "
             "nothing else: save model.state_dict() with the library that made it."
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(
-            f"{path} holds {type(found).__name__} and not tensors by name: save "
-            "model.state_dict() with the library that made it."
-        )
+    _check_named(found, path)
     # torch.compile puts this before every name.
     named = {name.removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
     return {n: t.double() if t.is_floating_point() else t for n, t in named.items()}
+
+
+class _TooLargeError(ValueError):
+    """Tensors that are larger than their file or the memory."""
+
+
+def _unpickled(path: Path) -> Any:
+    """The content of a pickle, read at first without its data, so that sizes come before memory."""
+    found = torch.load(path, map_location="meta", weights_only=True)
+    if isinstance(found, dict):
+        _check_sizes({n: t for n, t in found.items() if isinstance(t, Tensor)}, path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_sizes(tensors: Mapping[Any, Tensor], path: Path) -> None:
+    """Refuse a tensor that claims more than its file has, as an expanded one does."""
+    n_there, memory = path.stat().st_size, memory_of("cpu")
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > n_there:
+            raise _TooLargeError(
+                f"{path} holds {name!r} of shape {list(tensor.shape)}, which is more than the file "
+                f"has ({n_there:,} bytes): an expanded tensor, or none (meta). Save "
+                "model.state_dict() with contiguous tensors."
+            )
+    n_bytes = 8 * sum(tensor.numel() for tensor in tensors.values())
+    if memory is not None and n_bytes > memory:
+        raise _TooLargeError(
+            f"{path} takes {n_bytes / 1e9:,.1f} GB in float64, and this machine has "
+            f"{memory / 1e9:,.1f} GB of memory: convert it on a larger one."
+        )
+
+
+def _check_named(found: Any, path: Path) -> None:
+    """Refuse what is not plain tensors by name."""
+    items = found.items() if isinstance(found, dict) else [(None, None)]
+    odd = [
+        (name, tensor)
+        for name, tensor in items
+        if not isinstance(name, str)
+        or not isinstance(tensor, Tensor)
+        or tensor.is_meta
+        or tensor.layout != torch.strided
+    ]
+    if odd:
+        (name, tensor), *_ = odd
+        what = type(found).__name__ if name is None else f"{type(tensor).__name__} under {name!r}"
+        raise ValueError(
+            f"{path} holds {what} and not tensors by name: save model.state_dict() with the "
+            "library that made it."
+        )
+    _check_sizes(found, path)

@@ -63,6 +63,13 @@ def _check_tensors(files: ForeignFiles, needed: set[str], *, optional: set[str])
             f"{files.path} lacks the tensors {missing}: the file is not whole, or of another "
             "variant of the layout. Save model.state_dict() again."
         )
+    whole = {"k", "code_normalization_id", "is_folded", "target_rms"}
+    if odd := [n for n, t in files.tensors.items() if n not in whole and not t.is_floating_point()]:
+        kinds = {name: str(files.tensors[name].dtype) for name in odd}
+        raise ValueError(
+            f"{files.path} holds {kinds}: weights must be floating-point numbers. It is damaged, "
+            "or of something else. Save model.state_dict() again."
+        )
     more = sorted(set(files.tensors) - needed - optional)
     if more:
         raise _unrepresentable(files, f"the tensors {more}", f"only {sorted(needed | optional)}")

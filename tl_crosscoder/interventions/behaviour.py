@@ -243,8 +243,11 @@ def read_questions(path: str | Path) -> list[Question]:
         raise FileNotFoundError(
             f"{path} is not there: a behaviour is a JSONL file of prompts and completions."
         )
-    # Not `splitlines`: JSON strings may hold separators such as U+2028.
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        # Not `splitlines`: JSON strings may hold separators such as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}): a behaviour is a JSONL file.") from error
     return [_question(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -286,7 +289,7 @@ def _question(line: str, where: str) -> Question:
         }.items():
             if not is_right:
                 raise TypeError(fault)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{where} is not a question ({type(error).__name__}: {error}): it must be a JSON "
             "object with `messages` or `prompt`, and `completions`, a list."

@@ -24,20 +24,33 @@ from torch import Tensor
 def load(folder: str | Path) -> tuple[str, Callable[..., Tensor]]:
     """Name of the hook point, and the function to put there."""
     folder = Path(folder).expanduser()
-    facts = json.loads((folder / "mitigation.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "mitigation.safetensors")
-    width = facts["d_model"]
+    try:
+        facts = json.loads((folder / "mitigation.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "mitigation.safetensors")
+        hook_name, width = facts["hook_name"], facts["d_model"]
+        # Of the shapes that are used below, in the smallest case.
+        mitigated(torch.zeros(1, 2, width), tensors)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{folder} holds no mitigation that can be read ({type(error).__name__}: {error}): "
+            "mitigation.json names hook_name and d_model, and mitigation.safetensors has tensors "
+            "of that width. Export it again."
+        ) from error
+    if not isinstance(hook_name, str):
+        raise ValueError(f"{folder}: hook_name is {hook_name!r}, which is no name.")
 
     def ablate(activation: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001
         flat = activation.flatten(start_dim=2)
         if flat.shape[-1] != width:
             raise ValueError(
-                f"the activation at {facts['hook_name']!r} is {flat.shape[-1]} wide, but the "
+                f"the activation at {hook_name!r} is {flat.shape[-1]} wide, but the "
                 f"mitigation is for {width}: load the model that mitigation.json names."
             )
         return mitigated(flat, tensors).to(activation).reshape(activation.shape)
 
-    return facts["hook_name"], ablate
+    return hook_name, ablate
 
 
 def mitigated(x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:

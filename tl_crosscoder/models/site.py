@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.config.inputs import ModelsConfig
-from tl_crosscoder.config.yaml import from_mapping
+from tl_crosscoder.config.settings import from_mapping
 
 Names = str | Path | Sequence[str | Path]
 """One name of a model or adapter, or several."""

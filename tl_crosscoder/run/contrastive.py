@@ -134,13 +134,21 @@ def _check_output(path: Path, *, resume: bool) -> None:
     if path.suffix != ".jsonl":
         raise ValueError(f"output is {str(path)!r}; it must be a file that ends in .jsonl.")
     existing = next((p for p in (path, _record_path(path)) if p.exists()), None)
-    if existing is not None and not resume:
+    if existing is not None and not resume and not _is_only_begun(path):
         raise ValueError(
             f"{existing} exists already. Choose another output, or continue it with resume "
             "(--resume)."
         )
     if existing is not None:
         _read_record(path)
+
+
+def _is_only_begun(path: Path) -> bool:
+    """Whether nothing was written yet but the record, as where memory did not suffice."""
+    try:
+        return _read_record(path)["n_batches"] == 0
+    except (FileNotFoundError, ValueError, KeyError):  # not ours
+        return False
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -171,7 +179,7 @@ def _claimed(path: Path, config: ContrastiveConfig, sampler: ContrastiveSampler)
     settings["temperature"] = float(config.temperature)
     settings["prompts_sha256"] = sampler.prompts_sha256()
     settings["tokenizer_sha256"] = tokenizer_sha256(sampler.source.tokenizer)
-    if not _record_path(path).exists():
+    if not _record_path(path).exists() or _is_only_begun(path):
         record = {
             "settings": settings,
             "models": {site.name: site.label for site in sampler.source.sites},

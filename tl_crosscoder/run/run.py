@@ -32,7 +32,7 @@ from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.pretrained import PREFIX, embedded_run
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.organisms.suite import load_suite
-from tl_crosscoder.train.checkpoint import read_record
+from tl_crosscoder.train.checkpoint import check_weights, read_record
 
 COPIES = "tl_crosscoder-runs"
 """Folder, below the current one, of the copies of embedded dictionaries."""
@@ -99,7 +99,9 @@ class Run:
     @cached_property
     def crosscoder(self) -> Crosscoder:
         """The dictionary."""
-        return Crosscoder.load(self.path, device=self.device)
+        crosscoder = Crosscoder.load(self.path, device=self.device)
+        check_weights(self.path, self.record)
+        return crosscoder
 
     @cached_property
     def models(self) -> ModelPair:

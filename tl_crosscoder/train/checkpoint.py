@@ -44,7 +44,9 @@ _NAMES = "weights.safetensors", "optimizer.safetensors"
 _PACKAGES = ("tl-crosscoder", "torch", "transformer-lens", "sae-lens", "transformers")
 # What may differ between a run and its continuation.
 _HASHES = "model_sha256"
-_FREE = ("environment", "training.output", "training.wandb_project", "training.prefetch")
+_WEIGHTS = "weights_sha256"
+_SAVED = ("checkpoints/step_*", WEIGHTS_NAME)
+_FREE = (_WEIGHTS, "environment", "training.output", "training.wandb_project", "training.prefetch")
 
 
 def run_record(
@@ -95,7 +97,7 @@ def _description(text: TokenizedText) -> dict[str, Any]:
 
 def check_output(output: Path, *, resume: bool) -> None:
     """Refuse a folder that a run may not write to. Raises ValueError."""
-    files.check_folder(output, RECORD_NAME, what="run", resume=resume)
+    files.check_folder(output, RECORD_NAME, what="run", resume=resume, saved=_SAVED)
 
 
 def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:
@@ -106,7 +108,8 @@ def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:
     """
     check_output(output, resume=resume)
     path = output / RECORD_NAME
-    if not path.is_file():
+    if not path.is_file() or not files.holds(output, _SAVED):
+        files.sweep(output)
         files.write_json(path, record)
         return False
     for folder in (output, output / "checkpoints"):
@@ -116,6 +119,22 @@ def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:
     free = _FREE if _HASHES in there else (*_FREE, _HASHES)
     files.check_same(there, record, what=f"{output} holds another run", free=free)
     return (output / CFG_NAME).is_file() and (output / WEIGHTS_NAME).is_file()
+
+
+def record_weights(output: Path) -> None:
+    """Write the hash of the weights of a run that is complete into its record."""
+    sha256 = files.sha256(output / WEIGHTS_NAME)
+    files.write_json(output / RECORD_NAME, read_record(output) | {_WEIGHTS: sha256})
+
+
+def check_weights(output: Path, record: Mapping[str, Any]) -> None:
+    """Raise ValueError for weights other than those that the record of a run has the hash of."""
+    path = output / WEIGHTS_NAME
+    if record.get(_WEIGHTS, sha256 := files.sha256(path)) != sha256:
+        raise ValueError(
+            f"{path} is damaged or was changed: its sha256 is not the one in {RECORD_NAME}. Copy "
+            "it again; a dictionary that was changed belongs in a folder of its own."
+        )
 
 
 def read_record(output: Path) -> dict[str, Any]:

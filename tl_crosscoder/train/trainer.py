@@ -36,6 +36,7 @@ from tl_crosscoder.train.checkpoint import (
     interruptible,
     load_last_checkpoint,
     open_run,
+    record_weights,
     remove_checkpoints,
     run_record,
     save_checkpoint,
@@ -270,6 +271,7 @@ class Trainer:
             crosscoder.fold_site_scales_(state.scales)
             if self.output:
                 crosscoder.save(self.output)
+                record_weights(self.output)
         if self.output:
             remove_checkpoints(self.output)
         return crosscoder
