@@ -74,8 +74,8 @@ def test_nan_and_none_survive_saving_and_the_file_is_strict_json(tmp_path):
     )
     made = measurement(latents, examples={1: []}, reconstruction=undefined)
     assert made.latents.relative_decoder_norm[0].isnan()
-    (note,) = made.sections()[0].notes[:1]
-    assert note.startswith("At 'base' the activation is the same at all of these tokens")
+    wanted = "At 'base' the activation is the same at all of these tokens"
+    assert any(note.startswith(wanted) for note in made.sections()[0].notes)
     path = made.save(tmp_path)
     json.loads(path.read_text(), parse_constant=pytest.fail)
     assert_equal(Measurement.load(tmp_path), made)
@@ -85,9 +85,7 @@ def test_an_fve_below_zero_is_said():
     worse = replace(RECONSTRUCTION, fve={"base": -1.6e24, "finetuned": 0.5})
     latents = latent_measures([0.0, 1.0], [0.0, 1.0], [0, 20])
     made = measurement(latents, examples={1: []}, reconstruction=worse)
-    assert "At 'base' the FVE is below 0: the mean activation is nearer" in str(
-        as_text(made.sections())
-    )
+    assert any("At 'base' the FVE is below 0" in note for note in made.sections()[0].notes)
 
 
 def test_a_folder_without_measures_is_refused(measured, tmp_path):
