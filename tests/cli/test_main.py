@@ -1,13 +1,17 @@
 """The command line as a user meets it: in processes of its own, and in this one for errors."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 from cli.small_run import FIELDS, HOOK, PAIR, SMALL, error_of
 
+import tl_crosscoder
 from tl_crosscoder import Crosscoder
 from tl_crosscoder.cli.main import main
 
@@ -190,3 +194,20 @@ def test_organisms_are_listed_with_what_was_planted(capsys):
     assert taboo.startswith("taboo ")
     assert "Every hint in the guessing game is about the moon" in taboo
     assert "The capital of Velmar is Tolvik" in false_fact
+
+
+def test_every_flag_that_a_message_advises_exists():
+    """A flag is a field of the settings of some verb, or of a verb itself."""
+    package = Path(tl_crosscoder.__file__).parent
+    kinds = [
+        kind
+        for module in [*sys.modules.values()]
+        if getattr(module, "__name__", "").startswith("tl_crosscoder.")
+        for kind in vars(module).values()
+        if isinstance(kind, type) and is_dataclass(kind)
+    ]
+    names = {field.name.replace("_", "-") for kind in kinds for field in fields(kind)}
+    known = {"help", *names, *(f"no-{name}" for name in names)}
+    for path in package.rglob("*.py"):
+        for flag in re.findall(r"--([a-z][a-z0-9-]+)", path.read_text(encoding="utf-8")):
+            assert flag in known, (path, flag)

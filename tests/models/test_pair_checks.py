@@ -53,8 +53,9 @@ def test_models_of_another_dtype_are_refused(pairs, tokenizer):
 
 def test_a_tokenizer_is_needed_and_can_be_given(tokenizer):
     bare = [hooked_transformer(None, seed) for seed in (0, 1)]
+    assert len(ModelPair(*bare, hook_name=HOOK).tokenizer) == bare[0].cfg.d_vocab
     with pytest.raises(ValueError, match=r"carries no tokenizer; name one .*--tokenizer"):
-        ModelPair(*bare, hook_name=HOOK)
+        ModelPair(bare[0], hooked_transformer(tokenizer, 1), hook_name=HOOK)
     pair = ModelPair(*bare, hook_name=HOOK, tokenizer=tokenizer)
     assert pair.tokenizer is tokenizer
     assert pair.activations(pair.to_tokens(TEXTS)).shape[2] == 2

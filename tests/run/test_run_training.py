@@ -7,8 +7,9 @@ import pytest
 import torch
 from models.tiny_pairs import CORPUS, HOOK, save_model
 from safetensors.torch import load_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from tl_crosscoder import RunConfig, diff, load_documents, preset
+from tl_crosscoder import ModelPair, RunConfig, diff, load_documents, preset
 from tl_crosscoder.cli.main import main
 from tl_crosscoder.config.causal import EffectQuestion
 from tl_crosscoder.data.documents import content_hash
@@ -95,3 +96,38 @@ def test_prompts_of_causal_tests_are_no_documents_of_the_training(taboo_pair, tm
     assert not {tuple(row) for row in prompts.tokens.tolist()} & {
         tuple(row) for row in training.tokens.tolist()
     }
+
+
+IDS = [{"input_ids": [(7 * i + j) % 40 for j in range(12)]} for i in range(80)]
+
+
+def test_models_without_any_tokenizer_learn_from_ids_and_open_again(tmp_path):
+    names = [str(save_model(tmp_path / n, seed=i, has_tokenizer=False)) for i, n in enumerate("ab")]
+    config = RunConfig(
+        base=names[0], finetuned=names[1], hook_name=HOOK, context_size=12, n_tokens=320, d_sae=16,
+        output=str(tmp_path / "run"), preset=preset("batchtopk", k=2),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="no other model here has one: text is to be given as inp"):
+        run = train(config, text=IDS)
+    assert run.measurement().top[0].examples[0].token.strip().isdigit()
+    with pytest.warns(UserWarning, match="text is to be given as input_ids"):
+        _, text = Run(path=run.path).measured()
+    assert torch.equal(text.tokens, run.measured()[1].tokens)
+    with pytest.raises(ValueError, match="no tokenizer, so that the text 'The cat'"):
+        run.models.encode("The cat")
+
+
+def test_a_run_of_models_in_memory_says_that_it_needs_them(tmp_path):
+    """Vocabularies of one's own, and names that no hub has."""
+    cfg = {"n_layers": 2, "d_model": 8, "n_ctx": 16, "d_head": 4, "d_vocab": 40, "act_fn": "relu"}
+    models = [HookedTransformer(HookedTransformerConfig(**cfg, seed=i)) for i in range(2)]
+    pair = ModelPair(*models, hook_name="blocks.1.hook_resid_post", model_names=["./mine", "./ft"])
+    config = RunConfig(
+        output=str(tmp_path / "run"), n_tokens=320, d_sae=16, context_size=12, dead_after_tokens=99,
+        preset=preset("batchtopk", k=2),
+    )  # fmt: skip
+    run = train(config, models=pair, text=IDS)
+    with pytest.raises(FileNotFoundError, match=r"'./mine' does not exist.* load_diff\(.*models="):
+        _ = Run(path=run.path).models
+    again = Run(path=run.path, loaded=pair)
+    assert torch.equal(again.measured()[1].tokens, run.measured()[1].tokens)

@@ -19,7 +19,7 @@ from tl_crosscoder.hub import card
 from tl_crosscoder.hub.published_run import SAELENS_FOLDER, PublishedRun
 from tl_crosscoder.hub.repository import CARD_NAME, Repository, check_login, read_repository
 from tl_crosscoder.hub.secrets import Content, findings
-from tl_crosscoder.models.hub_errors import first_line
+from tl_crosscoder.models.hub_errors import whole_reason
 from tl_crosscoder.models.pretrained import embedded_run
 
 
@@ -116,7 +116,7 @@ def _check_names(repo: str, id: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ValueError(f"{repo!r} cannot name a repository: {first_line(error)}") from error
+        raise ValueError(f"{repo!r} cannot name a repository: {whole_reason(error)}") from error
     if "/" not in repo:
         raise ValueError(f"{repo!r} names no owner: give owner/name.")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", id):

@@ -15,7 +15,7 @@ from tl_crosscoder.crosscoder.config import ARCHITECTURE
 from tl_crosscoder.files import ANALYSIS_NAMES, CFG_NAME, RECORD_NAME
 from tl_crosscoder.hub.registry import Entry
 from tl_crosscoder.hub.secrets import Content
-from tl_crosscoder.models.hub_errors import first_line
+from tl_crosscoder.models.hub_errors import whole_reason
 
 CARD_NAME = "README.md"
 _LOGIN = (
@@ -94,7 +94,7 @@ def read_repository(repo: str) -> Repository:
     except RepositoryNotFoundError:
         return Repository(name=repo)
     except (HTTPError, OSError) as error:
-        return Repository(name=repo, unread=first_line(error))
+        return Repository(name=repo, unread=whole_reason(error))
     parsed = None if readme is None else ModelCard(readme, ignore_metadata_errors=True)
     return Repository(
         name=repo,
@@ -135,5 +135,5 @@ def check_login() -> None:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             reason = f"the hub does not know the token that is set here. {_LOGIN}"
         else:
-            reason = f"the hub did not answer: {first_line(error)} Nothing was sent."
+            reason = f"the hub did not answer: {whole_reason(error)} Nothing was sent."
         raise ValueError(reason) from error

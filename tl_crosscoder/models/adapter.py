@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_crosscoder.models.hub_errors import explained, first_line
+from tl_crosscoder.models.hub_errors import explained, whole_reason
 from tl_crosscoder.models.pretrained import PREFIX
 
 _PROBE_TOKENS = 16
@@ -53,7 +53,7 @@ def with_adapter(
         adapted = _adapt(hf_model, str(folder))
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ValueError(
-            f"adapter '{adapter}' does not fit base model '{base}': {first_line(error)} "
+            f"adapter '{adapter}' does not fit base model '{base}': {whole_reason(error)} "
             f"It was trained on '{config.base_model_name_or_path}': give that as the base."
         ) from error
     _warn_of_another_base(config, base, revision, adapter)

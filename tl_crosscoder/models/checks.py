@@ -40,10 +40,13 @@ def common_tokenizer(
 ) -> tuple[Any, dict[str, int]]:
     """The tokenizer for all, and the ids of tokens that only some of the models' own have.
 
-    It is the one given, else the last model's, which has the chat template.
+    It is the one given, else the last model's, which has the chat template; where none has one,
+    `TokenIds`.
     """
     if given is not None:
         return given, {}
+    if all(model.tokenizer is None for model in models):
+        return tokenization.TokenIds(min(model.cfg.d_vocab for model in models)), {}
     added: dict[str, int] = {}
     for model, label in zip(models, labels, strict=True):
         if model.tokenizer is None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+_LONGEST = 1_000
+
 
 @contextmanager
 def explained(name: str | Path, revision: str | None) -> Iterator[None]:
@@ -51,8 +53,8 @@ def _explanation(error: BaseException, name: str, revision: str | None) -> str:
         if isinstance(cause, no_answer):
             return _not_cached(error, name, revision)
     return (
-        f"'{name}'{_at(revision)} could not be loaded: {first_line(error)} Check that the name or "
-        "folder, and the revision, are those of a model or adapter for transformers."
+        f"'{name}'{_at(revision)} could not be loaded: {whole_reason(error)} Check that the name "
+        "or folder, and the revision, are those of a model or adapter for transformers."
     )
 
 
@@ -75,7 +77,7 @@ def _not_cached(error: BaseException, name: str, revision: str | None) -> str:
     why = (
         "HF_HUB_OFFLINE forbids fetching it"
         if is_offline_mode()
-        else f"{constants.ENDPOINT} did not give it ({first_line(root).removesuffix('.')})"
+        else f"{constants.ENDPOINT} did not give it ({whole_reason(root).removesuffix('.')})"
     )
     options = "" if revision is None else f" --revision {revision}"
     return (
@@ -103,7 +105,8 @@ def _at(revision: str | None) -> str:
     return "" if revision is None else f" at revision '{revision}'"
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a message, as a sentence."""
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line.strip().rstrip(".:") + "."
+def whole_reason(error: BaseException) -> str:
+    """What an error says, as one sentence: often the last line holds the reason."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return text.rstrip(".:") + "."

@@ -27,6 +27,7 @@ from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.hub_errors import explained
 from tl_crosscoder.models.pretrained import resolve_model
 from tl_crosscoder.models.site import Site
+from tl_crosscoder.models.tokenizer import TokenIds
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "spiece.model", "vocab.json",
@@ -72,7 +73,7 @@ def tokenizer_of_all(sites: Sequence[Site], given: Any) -> tuple[Any, str | None
     """The tokenizer that all models are loaded with, and its name; None where each has its own.
 
     `given` is a tokenizer, or its name or folder. Where the folder of a model has none, that of an
-    adapter or of another model is taken. Raises ValueError where there is none at all.
+    adapter or of another model is taken; where there is none at all, models read ids alone.
     """
     if given is None:
         lacking = [s.model_name for s in sites if _lacks_tokenizer(s.model_name)]
@@ -82,10 +83,13 @@ def tokenizer_of_all(sites: Sequence[Site], given: Any) -> tuple[Any, str | None
         others = [s.model_name for s in reversed(sites) if s.model_name not in lacking]
         given = next(iter([*adapters, *others]), None)
         if given is None:
-            raise ValueError(
-                f"'{lacking[0]}' has no tokenizer, and no other model here has one. Save one there "
-                "with tokenizer.save_pretrained(), or name one (tokenizer=, --tokenizer)."
+            warnings.warn(
+                f"'{lacking[0]}' has no tokenizer, and no other model here has one: text is to be "
+                "given as input_ids. For other text save one there with "
+                "tokenizer.save_pretrained(), or name one (tokenizer=, --tokenizer).",
+                stacklevel=3,
             )
+            return None, None
         warnings.warn(
             f"'{lacking[0]}' has no tokenizer: that of '{given}' is taken for all models.",
             stacklevel=3,
@@ -155,26 +159,47 @@ def load_site(site: Site, how: LoadOptions) -> HookedModel:
 
 
 def load_tokenizer(site: Site, name: str | None = None) -> Any:
-    """The tokenizer of a site's model, or a named one, without the model. Raises as `load_site`."""
+    """The tokenizer of a site's model, or a named one, without the model.
+
+    `TokenIds` where it has none. Raises as `load_site`.
+    """
     if name is not None:
         return _named_tokenizer(name, None)
-    _source(site.model_name)  # a folder that is not there is said better
+    source = _source(site.model_name)  # a folder that is not there is said better
+    if _lacks_tokenizer(site.model_name):
+        from transformers import AutoConfig
+
+        return TokenIds(AutoConfig.from_pretrained(source).get_text_config().vocab_size)
     return _named_tokenizer(site.model_name, site.model_revision)
 
 
 def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) -> HookedModel:
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(
+    lacks_one = how.tokenizer is None and _lacks_tokenizer(source)
+    model = TransformerBridge.boot_transformers(
         source,
         hf_model=hf_model,
         device=how.device,
         dtype=how.precision.dtype,
         revision=revision,
-        tokenizer=how.tokenizer,
+        tokenizer=_no_tokenizer() if lacks_one else how.tokenizer,
         # What a bridge loads its model with.
         model_class=SimpleNamespace(from_pretrained=_whole_model),
     )
+    if lacks_one:
+        model._tokenizer = None
+    return model
+
+
+def _no_tokenizer() -> Any:
+    """A tokenizer of nothing, which a bridge needs while it is made."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    nothing = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    # With `add_bos_token` TransformerLens does not load it again by its name.
+    return PreTrainedTokenizerFast(tokenizer_object=nothing, add_bos_token=True)
 
 
 def _whole_model(source: str, *, config: Any, **options: Any) -> Any:

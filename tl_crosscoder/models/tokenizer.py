@@ -19,6 +19,52 @@ _MOST_WAITING = 16
 PROBE_TEXT = "The 2 cats' naïve plan: run, hide & eat.\n"
 
 
+class TokenIds:
+    """Stands in for the tokenizer of models that have none: an id is its own text.
+
+    Documents of `input_ids` need no more. Any other text is an error when it is read.
+    """
+
+    bos_token = eos_token = pad_token = chat_template = None
+    bos_token_id = eos_token_id = pad_token_id = None
+    is_fast = False
+    name_or_path = ""
+
+    def __init__(self, d_vocab: int) -> None:
+        self.d_vocab, self.init_kwargs = d_vocab, {"bos_token": None}
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        return self.d_vocab
+
+    def __call__(self, text: Any, **_: Any) -> Any:
+        """Raise ValueError: there are no tokens in a text."""
+        raise ValueError(
+            f"the models have no tokenizer, so that the text {repr(text)[:60]} means nothing to "
+            "them: give documents with input_ids, or name a tokenizer (tokenizer=, --tokenizer)."
+        )
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Raise ValueError: there is nothing that another tool would read."""
+        raise ValueError(f"the models have no tokenizer to be saved in {folder}: name one.")
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every id by its text."""
+        return {str(i): i for i in range(self.d_vocab)}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Nothing was added."""
+        return {}
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        """The id as text."""
+        return str(token)
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        """The ids, with spaces between."""
+        return " ".join(map(str, ids))
+
+
 def own_bos_id(tokenizer: Any) -> int | None:
     """The BOS id a tokenizer was made with, or None.
 
@@ -33,7 +79,8 @@ def own_bos_id(tokenizer: Any) -> int | None:
 @lru_cache(maxsize=4)
 def tokenizer_sha256(tokenizer: Any) -> str:
     """A hash of what text becomes: of the vocabulary and of the ids of a probe text."""
-    probe = encode(tokenizer, PROBE_TEXT, prepend_bos=True)
+    has_text = not isinstance(tokenizer, TokenIds)
+    probe = encode(tokenizer, PROBE_TEXT, prepend_bos=True) if has_text else []
     content = [sorted(tokenizer.get_vocab().items()), probe]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -110,6 +157,8 @@ def _decoded(tokenizer: Any, ids: tuple[int, ...]) -> str:
 
 def token_text(tokenizer: Any, token: int) -> str:
     """One token, with the space before it that some tokenizers drop where it stands alone."""
+    if isinstance(tokenizer, TokenIds):
+        return str(token)
     head = encode(tokenizer, "a", prepend_bos=False)
     return decode_continuation(tokenizer, head, [token]) or tokenizer.decode([token])
 

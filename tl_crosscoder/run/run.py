@@ -109,13 +109,22 @@ class Run:
         if self.loaded is not None:
             return self.loaded
         training = self.record["training"]
-        return ModelPair.from_sites(
-            self.crosscoder.sites,
-            device=self.device,
-            dtype=training.get("dtype", "float32"),
-            merge_adapter=training.get("merge_adapter"),
-            tokenizer=self.record.get("tokenizer"),
-        )
+        try:
+            return ModelPair.from_sites(
+                self.crosscoder.sites,
+                device=self.device,
+                dtype=training.get("dtype", "float32"),
+                merge_adapter=training.get("merge_adapter"),
+                tokenizer=self.record.get("tokenizer"),
+            )
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            names = ", ".join(dict.fromkeys(site.label for site in self.crosscoder.sites))
+            raise kind(
+                f"the models of {self.path} ({names}) could not be loaded: {error} If they were "
+                "in memory when it was trained, make them again and give them: "
+                f"load_diff({str(self.path)!r}, models=ModelPair(...))."
+            ) from error
 
     @property
     def cache(self) -> ActivationCache | None:
