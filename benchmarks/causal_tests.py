@@ -5,7 +5,7 @@
 
 For each dictionary: KL recovery of its latents, and sufficiency and necessity of the latents that
 the package ranks first and of those of largest relative decoder norm (the Delta paper's choice),
-each against 100 norm-matched random directions and 10 sets of latents of the same firing rate.
+each against 100 controls of each kind and 10 sets of latents of the same firing rate.
 Dictionaries are those of `tl-crosscoder demo` but for the preset. Beside them, without a
 dictionary: the mean difference at positions 1, 2 and over all (ADL) and two principal components
 of differences, taken of neutral text.
@@ -24,26 +24,26 @@ from result_file import ResultFile
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.baselines.difference import activation_difference, difference_pca
 from tl_crosscoder.config.presets import preset_from
-from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.interventions.behaviour import Behaviour
 from tl_crosscoder.interventions.causal import causal_test
 from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.controls import gaussian_factors
 from tl_crosscoder.interventions.patching import patching
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
+from tl_crosscoder.organisms import suite
 from tl_crosscoder.organisms.scores import planted_behaviour
+from tl_crosscoder.run.causal import neutral_text
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 
 ORGANISMS = ("taboo", "false-fact")
-PLANTED_SOURCES = {"taboo": ("taboo", "game"), "false-fact": ("false-fact",)}
-"""Sources whose text the fine-tune is about."""
 PRESETS: dict[str, dict[str, Any]] = {
     "batchtopk": {"name": "batchtopk"},
     "delta": {"name": "delta", "delta_loss_weight": 1.0},
 }
 NO_DICTIONARY = "no dictionary"
-N_PROMPTS, N_NEUTRAL_TOKENS, N_MATCHED = 150, 4096, 10
+N_PROMPTS, N_MATCHED = 150, 10
 N_BASELINE_TOKENS = 50_000
 SIZES = {"score": (3, 10, 30), "R": (3, 30)}
 """Latents of a set; 3 by R is the choice of the Delta paper."""
@@ -66,11 +66,6 @@ def behaviour_of(organism: str, tokenizer: Any) -> Behaviour:
     return planted_behaviour(organism, tokenizer)
 
 
-def neutral_text(run: Run, organism: str) -> TokenizedText:
-    others = [d for d in run.documents() if d.get("source") not in PLANTED_SOURCES[organism]]
-    return run.some(run.text(others), N_NEUTRAL_TOKENS)
-
-
 def one_run(organism: str, preset: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     run = trained(organism, preset, seed, arguments)
     latents = run.measurement().latents
@@ -86,7 +81,7 @@ def one_run(organism: str, preset: str, seed: int, arguments: argparse.Namespace
         seed=seed,
     )
     given = (run.models, run.crosscoder)
-    what = (behaviour_of(organism, run.models.tokenizer), neutral_text(run, organism))
+    what = (behaviour_of(organism, run.models.tokenizer), neutral_text(run))
     how = {"latents": latents, "settings": settings, "show_progress": True}
     shifted = causal_test(*given, *what, sets=sets, tests=("necessity", "insert"), **how)
     few = {name: ids for name, ids in sets.items() if len(ids) == 3}
@@ -112,8 +107,12 @@ def no_dictionary(organism: str, seed: int, arguments: argparse.Namespace) -> di
     """
     run = trained(organism, "batchtopk", seed, arguments)
     ctx, effect = InterventionContext.of(run.models), behaviour_of(organism, run.models.tokenizer)
-    neutral = neutral_text(run, organism)
-    others = [d for d in run.documents() if d.get("source") not in PLANTED_SOURCES[organism]]
+    neutral = neutral_text(run)
+    others = [
+        d
+        for d in run.documents()
+        if d.get("source") not in suite.organism(organism).planted_sources
+    ]
     text = run.some(run.text(others), N_BASELINE_TOKENS)
     adl = activation_difference(ctx.models, text)
     pca = difference_pca(ctx.models, text, n_components=2)
@@ -121,9 +120,10 @@ def no_dictionary(organism: str, seed: int, arguments: argparse.Namespace) -> di
         n_random=5 if arguments.quick else arguments.n_random, alphas=(0.5, 1.0), seed=seed
     )
     signed = replace(settings, alphas=(-1.0, -0.5, 0.5, 1.0))
+    how = {"factors": gaussian_factors(ctx, neutral, settings.controls)}
     trials = [
-        *(t for which in (1, 2, "mean") for t in adl.trials(ctx, which, settings=settings)),
-        *(t for which in (0, 1) for t in pca.trials(ctx, which, settings=signed)),
+        *(t for w in (1, 2, "mean") for t in adl.trials(ctx, w, settings=settings, **how)),
+        *(t for w in (0, 1) for t in pca.trials(ctx, w, settings=signed, **how)),
     ]
     found = run_trials(ctx, effect, neutral, trials=trials, settings=settings)
     return {
@@ -154,10 +154,10 @@ def show(row: dict[str, Any]) -> str:
     for r in row["causal"]:
         lines.append(
             f"  {r['test']:<10} {_name(r):<26} {r['share']:+.3f} "
-            f"[{r['share_low']:+.3f}, {r['share_high']:+.3f}]  random {r['random_mean']:+.3f} "
-            f"(95 % {r['random_high']:+.3f})  p {r['p_random']:.3f} (Holm "
-            f"{r['p_random_holm']:.2f})  KL {r['off_target_kl']:.3f} "
-            f"(random {r['random_off_target_kl']:.3f})"
+            f"[{r['share_low']:+.3f}, {r['share_high']:+.3f}]  {r['strongest']} "
+            f"{r['control_mean']:+.3f} (95 % {r['control_high']:+.3f})  p {r['p_control']:.3f} "
+            f"(Holm {r['p_control_holm']:.2f})  KL {r['off_target_kl']:.3f} "
+            f"(control {r['control_off_target_kl']:.3f})  {r['flag']}"
         )
     return "\n".join(lines)
 

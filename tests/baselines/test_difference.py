@@ -3,6 +3,7 @@ from math import isnan
 
 import pytest
 import torch
+from interventions.same_norm import assert_of_same_norm
 from models.given_rows import GivenRows
 from models.tiny_pairs import TEXTS
 from text_of_ids import text_of
@@ -18,8 +19,9 @@ from tl_crosscoder.data.harvest import with_norm_limits
 from tl_crosscoder.data.tokens import DROP_REASONS
 from tl_crosscoder.interventions.behaviour import Behaviour, Question
 from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.controls import ControlSettings
 from tl_crosscoder.interventions.running import edited_logits
-from tl_crosscoder.interventions.trials import ControlSettings, run_trials
+from tl_crosscoder.interventions.trials import run_trials
 
 BOS, FIRST, PADDING = (DROP_REASONS.index(r) for r in ("bos", "first", "padding"))
 
@@ -133,18 +135,6 @@ def test_projection_replacement_takes_the_coefficient_of_the_base(pair, unpacked
     assert moved.norm() > 0.1
 
 
-def test_random_directions_have_the_norm_and_the_seed(pairs, unpacked):
-    found = activation_difference(pairs["hooked"], unpacked)
-    random = found.random(3, n=400, seed=1)
-    expected = found.direction(3).norm().expand(400)
-    torch.testing.assert_close(random.norm(dim=1), expected)
-    assert torch.equal(found.random(3, n=400, seed=1), random)
-    assert not torch.equal(found.random(3, n=400, seed=2), random)
-    # Means of 400 independent cosines of variance 1 / 16, five standard errors.
-    cosines = torch.nn.functional.cosine_similarity(random, found.direction(3), dim=1)
-    assert cosines.mean().abs() < 5 * (1 / 16 / 400) ** 0.5
-
-
 def test_trials_stand_in_the_table_of_latents(pair, unpacked):
     found, ctx = activation_difference(pair, unpacked), InterventionContext.of(pair)
     settings = ControlSettings(n_random=3, alphas=(0.5, 1.0), n_draws=20)
@@ -159,14 +149,16 @@ def test_trials_stand_in_the_table_of_latents(pair, unpacked):
     }
     half, whole, replaced = trials[3:]
     for steer, alpha in ((half, 0.5), (whole, 1.0)):
-        norms = [e.vector.norm().item() for e in (steer.own, *steer.random)]
+        norms = [e.vector.norm().item() for e in (steer.own, *steer.controls["random"])]
         assert norms == pytest.approx([alpha * found.activation_norms[0]] * 4)
     # The same three directions at each strength.
-    torch.testing.assert_close(2 * half.random[2].vector, whole.random[2].vector)
-    for edit, d in zip([replaced.own, *replaced.random], [found.mean, *found.random("mean", n=3)],
-                       strict=True):  # fmt: skip
+    one, other = (trial.controls["random"][2].vector for trial in (half, whole))
+    torch.testing.assert_close(2 * one, other)
+    random = replaced.controls["random"]
+    for edit in (replaced.own, *(control.edit for control in random)):
         assert (edit.site, edit.stream, edit.replacement) == (1, 1, 0)
-        assert torch.equal(edit.directions, d[None])
+    assert torch.equal(replaced.own.directions, found.mean[None])
+    assert_of_same_norm(ctx, unpacked, replaced)
 
 
 def test_lenses_read_every_direction(pairs, unpacked):

@@ -14,8 +14,10 @@ from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli.main import main
+from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.trials import CausalTest
+from tl_crosscoder.report.causes import causes_of
+from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.run.run import Run
 
 FEW = ["--n-prompts", "4", "--n-random", "3", "--n-matched", "2"]
@@ -57,7 +59,7 @@ def test_ablate_projects_the_ranked_latents_out(run, top, question, capsys):
         assert all(math.isfinite(row.null_mean) for row in result.rows)
         assert (result.n_prompts, result.n_random, result.n_matched) == (n_prompts, 3, 2)
     assert "Necessity: hints" in out
-    assert "1 prompts; controls: 3 random directions" in " ".join(out.split())
+    assert "1 prompts; controls: 3 of each kind, 2 sets" in " ".join(out.split())
     assert "top 10" in out
     assert "ablation_behaviour.json, ablation_predictions.json" in out
 
@@ -131,11 +133,22 @@ def test_analyze_compares_dictionaries_and_sides(run, capsys):
     assert "ce_loss_score" in printed(capsys, "analyze", run, "--evals")
 
 
-def test_baselines_need_no_dictionary(run, capsys):
-    few = ["--n-prompts", 2, "--n-random", 2]
+def test_baselines_need_no_dictionary_and_stand_beside_it(run, top, capsys):
+    few = ["--n-prompts", 2, "--n-random", 2, "--controls", "random", "--sizes", 1, 3]
     out = printed(capsys, "baselines", run, *few, "--strengths", 1)
     for part in ("ADL, mean", "PC 1 ", "Tokens that the mean difference promotes"):
         assert part in out
+    curves = CausalTest.load(run / "baselines_curves_behaviour.json")
+    methods = ["PCA", "PCA, neutral text", "mean difference (ADL)", "latents"]
+    expected = [(method, n) for method in methods for n in (1, 3)]
+    assert [(row.latents, row.n_latents) for row in curves.rows] == expected
+    assert {row.test for row in curves.rows} == {"necessity"}
+    assert {row.strongest for row in curves.rows} == {"random"}
+    # One ceiling for all: the whole activation.
+    assert len({row.ceiling for row in curves.rows}) == 1
+    assert "baselines_curves_behaviour_cost" in run_figures(run)
+    titles = [section.title for section in causes_of(run).sections]
+    assert any(title.startswith("At equal numbers of directions. Nec") for title in titles)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +163,8 @@ def test_baselines_need_no_dictionary(run, capsys):
         (["ablate", "RUN", "--export", "RUN"], "is not an empty folder: choose another"),
         (["ablate", "RUN", "--text", "none.txt"], "no text file or folder"),
         (["steer", "RUN", "--n-random", "0"], "n_random is 0; it must be above 0"),
+        (["ablate", "RUN", "--max-ce-cost", "-1"], "max_ce_cost is -1.0; it must be above 0"),
+        (["baselines", "RUN", "--n-random", "1", "--sizes", "0"], "sizes are [0]: give numbers of"),
         (["patch", "RUN", "--device", "cuda:99"], "device 'cuda:99' is not there"),
     ],
 )

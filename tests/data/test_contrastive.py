@@ -104,6 +104,24 @@ def test_a_prompt_after_which_a_model_stops_at_once_gives_no_row(taboo_pair, cap
     assert "4 of 5 prompts gave texts (1 a model stopped at once)" in said.out + said.err
 
 
+def test_a_prompt_after_which_one_model_alone_stops_at_once_gives_no_row_either(
+    taboo_pair, greedy, monkeypatch
+):
+    """A tokenizer that ends between their first ids: the larger one is unknown, and ends a text."""
+    pairs = zip(of(greedy, "base"), of(greedy, "finetuned"), strict=True)
+    firsts = [[row["input_ids"][row["n_prompt_tokens"]] for row in pair] for pair in pairs]
+    i = next(i for i, (one, other) in enumerate(firsts) if one != other)
+    said, known = of(greedy, "base")[i]["prompt"], min(firsts[i])
+    prompts = [*CHATS, *TEXTS]
+    words = [*HINTS, *(text["text"] for text in TEXTS)]
+    (prompt,) = [p for p, text in zip(prompts, words, strict=True) if text in said]
+    monkeypatch.setattr(type(taboo_pair.tokenizer), "__len__", lambda _: max(firsts[i]))
+    goes_on = ("base", "finetuned")[firsts[i].index(known)]
+    (row,) = sampled(taboo_pair, [prompt], temperature=0.0, sites=[goes_on])
+    assert row["input_ids"][row["n_prompt_tokens"]] == known
+    assert sampled(taboo_pair, [prompt], temperature=0.0) == []
+
+
 def test_ids_that_the_tokenizer_does_not_know_end_a_text(taboo_pair, greedy, monkeypatch):
     """Logits may be wider than the vocabulary: such an id could not be read again."""
     row = next(row for row in of(greedy, "base") if HINTS[0] in row["prompt"])

@@ -46,6 +46,13 @@ def test_the_order_is_a_function_of_the_seed_and_passes_differ(taboo_pair, texts
     assert not torch.equal(first, next_pass)
 
 
+def test_each_pass_takes_the_contexts_in_another_order(taboo_pair, texts):
+    loader = new_loader(taboo_pair, texts[0][:40])
+    orders = [loader._order(n).tolist() for n in (0, 1, 2)]
+    assert [sorted(order) for order in orders] == [[*range(40)]] * 3
+    assert len({tuple(order) for order in orders}) == 3
+
+
 def test_any_position_can_be_returned_to_bit_for_bit(taboo_pair, texts):
     """Within a buffer, at its end, at the end of a pass, and in the next pass."""
     text = texts[0][:50]

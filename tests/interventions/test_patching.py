@@ -2,6 +2,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from analysis.hand_made import by_nu, latent_measures
 
 from tl_crosscoder import load_documents, measure, split_documents, tokenize
 from tl_crosscoder.data.chat import ROLES
@@ -18,7 +19,7 @@ from tl_crosscoder.interventions.edits import (
     place_in_run,
     unchanged,
 )
-from tl_crosscoder.interventions.patching import PatchingResult, patching
+from tl_crosscoder.interventions.patching import PatchingResult, of_candidates, patching
 from tl_crosscoder.interventions.running import score_edits
 
 EVERY = {"all": TokenFilter()}
@@ -96,6 +97,36 @@ def test_the_empty_set_is_the_base_stream_in_the_finetuned_model(pair, ctx, word
                   directions=torch.zeros(0, 16))  # fmt: skip
     found = kl_of(ctx, text, [empty, ReplaceActivation(site=1, stream=0)])
     torch.testing.assert_close(found.float(), naive.repeat(2), rtol=1e-4, atol=1e-6)
+
+
+def test_a_prediction_belongs_to_the_token_that_it_is_about(pair, ctx, words):
+    """KL and cross-entropy of a token are taken at the position before it."""
+    roles, text = torch.zeros(3, 16, dtype=torch.uint8), words[1][:3]
+    for context, position in (places := [(0, 5), (0, 6), (1, 1), (2, 15)]):
+        roles[context, position] = ROLES.index("assistant")
+    text = replace(text, role_ids=roles)
+    kinds = {"said": TokenFilter(roles=("assistant",))}
+    edits = [ReplaceActivation(site=1, stream=0)]
+    found = score_edits(ctx, text, edits, reference=unchanged(1), kinds=kinds)
+    patched = pair.run_with_patch(text.tokens, pair.activations(text.tokens)[:, :, 0])
+    own, patched = (x.log_softmax(dim=-1) for x in (pair.logits(text.tokens), patched))
+    kl, ce = torch.zeros(2, 3, dtype=torch.float64)
+    for i, p in places:
+        kl[i] += (own[i, p - 1].exp() * (own[i, p - 1] - patched[i, p - 1])).sum()
+        ce[i] -= patched[i, p - 1, text.tokens[i, p]]
+    torch.testing.assert_close(found.kl[0, 0], kl, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.ce[0, 0], ce, rtol=1e-3, atol=1e-4)
+    assert found.counts.tolist() == [[2, 1, 1]]
+
+
+def test_the_better_half_by_nu_has_the_smallest(pairs, make_crosscoder):
+    ctx = InterventionContext.of(pairs["hooked"], make_crosscoder(pairs["hooked"]))
+    nu = [0.5, -0.1, 0.9, 0.2, *[2.0] * 8]
+    latents = latent_measures([1.0] * 12, [1.0] * 12, [100] * 12)
+    latents = replace(latents, scaling={"finetuned": by_nu("finetuned", nu, nu)})
+    found = {v.name: v.edit for v in of_candidates(ctx, torch.tensor([0, 1, 2, 3]), latents)}
+    halves = [found[f"{half} half by nu"].latents.tolist() for half in ("top", "bottom")]
+    assert halves == [[1, 3], [0, 2]]
 
 
 def test_edits_are_what_their_formulas_say(pair, crosscoder, ctx, words):  # spec: I1

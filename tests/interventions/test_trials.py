@@ -10,9 +10,11 @@ from models.random_models import random_crosscoder
 from models.tiny_pairs import HOOK, hooked_transformer
 
 from tl_crosscoder import ModelPair, load_documents, split_documents, tokenize
-from tl_crosscoder.interventions.behaviour import Predictions
+from tl_crosscoder.interventions.behaviour import Effect, Predictions
 from tl_crosscoder.interventions.causal import causal_test
+from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.controls import ControlSettings
 from tl_crosscoder.interventions.edits import (
     AddVector,
     EditAtTokens,
@@ -20,7 +22,7 @@ from tl_crosscoder.interventions.edits import (
     TokenFilter,
     unchanged,
 )
-from tl_crosscoder.interventions.trials import CausalTest, ControlSettings, Trial, run_trials
+from tl_crosscoder.interventions.trials import Trial, run_trials
 
 LATENTS = [1, 4, 7]
 FEW = ControlSettings(n_random=3, n_matched=2, alphas=(0.5, 2.0), n_draws=50)
@@ -83,14 +85,14 @@ def test_p_values_count_controls_and_are_corrected_within_a_test(split_pair, wor
     bad = AddVector(site=1, stream=1, vector=torch.full((16,), 30.0))
     controls = {"random": [full, nothing, bad], "matched": [full, bad], "null": [full, full]}
     trials = [
-        Trial(test="necessity", name="part", own=part, **controls),
-        Trial(test="necessity", name="bad", own=bad, random=[full, nothing, part]),
-        Trial(test="necessity", name="full", own=full, random=[bad, nothing, part]),
+        Trial(test="necessity", name="part", own=part, controls=controls),
+        Trial(test="necessity", name="bad", own=bad, controls={"random": [full, nothing, part]}),
+        Trial(test="necessity", name="full", own=full, controls={"random": [bad, nothing, part]}),
         Trial(
             test="insert",
             name="all",
             own=ReplaceActivation(site=0, stream=1),
-            random=[unchanged(0)] * 3,
+            controls={"random": [unchanged(0)] * 3},
         ),
     ]
     ctx = InterventionContext.of(split_pair)
@@ -104,21 +106,88 @@ def test_p_values_count_controls_and_are_corrected_within_a_test(split_pair, wor
     assert one.random_high > 0.5 > one.share > 0.01 > two.share
     # One of three is above; all of them; none.
     assert [r.p_random for r in found.rows] == [2 / 4, 4 / 4, 1 / 4, 1 / 4]
-    # 3 x 0.25, 2 x 0.5, 1 x 1; alone in its test, nothing is to correct.
-    assert [r.p_random_holm for r in found.rows] == [1.0, 1.0, 0.75, 0.25]
+    # Of part the null pair is the strongest, two of two above: 3 / 3. 3 x 0.25, 2 x 1, 1 x 1; alone
+    # in its test, nothing is to correct.
+    assert [r.strongest for r in found.rows] == ["null", "random", "random", "random"]
+    assert [r.p_control for r in found.rows] == [3 / 3, 4 / 4, 1 / 4, 1 / 4]
+    assert [r.p_control_holm for r in found.rows] == [1.0, 1.0, 0.75, 0.25]
     # One of two matched is above: (1 + 1) / (1 + 2).
     assert one.p_matched == pytest.approx(2 / 3)
     assert one.matched_mean == pytest.approx((1 + two.share) / 2, abs=1e-3)
     assert one.null_mean == pytest.approx(1.0, abs=1e-4)
-    # Of 1, 0 and bad: deviations above the mean, in standard deviations with n - 1.
-    shares = torch.tensor([1.0, 0.0, two.share], dtype=torch.float64)
-    assert one.random_mean == pytest.approx(shares.mean().item(), abs=1e-3)
-    size = (one.share - shares.mean()) / ((shares - shares.mean()).square().sum() / 2).sqrt()
-    assert one.effect_size == pytest.approx(size.item(), abs=1e-3)
+    assert (one.control_mean, one.control_high) == (one.null_mean, one.null_high)
+    assert one.random_mean == pytest.approx((1 + two.share) / 3, abs=1e-3)
+    # Of bad, 0 and part: deviations above the mean, in standard deviations with n - 1.
+    shares = torch.tensor([two.share, 0.0, one.share], dtype=torch.float64)
+    size = (1 - shares.mean()) / ((shares - shares.mean()).square().sum() / 2).sqrt()
+    assert three.effect_size == pytest.approx(size.item(), abs=1e-3)
     for row in (two, three, other):
         assert math.isnan(row.matched_mean)
         assert math.isnan(row.p_matched)
         assert math.isnan(row.null_mean)
+
+
+class Given(Effect):
+    """Scores of the base, of the fine-tuned model, then of each edit in its order."""
+
+    name, unit, n_prompts = "given", "probability", 2
+
+    def __init__(self, whole, *edits):
+        self.of_edits = torch.tensor([whole, *edits]).double()[:, None].expand(-1, 2)
+
+    def scores(self, ctx, edits, *, toward, description=None):  # noqa: ARG002
+        if len(edits) == 2:
+            return torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double()
+        return self.of_edits
+
+
+@pytest.fixture(scope="module")
+def harm(split_pair, words) -> tuple[torch.Tensor, float]:
+    """A vector at every token, and how far it raises -log p of the text, mean over its tokens."""
+    text = words[1][:4]
+    stream = split_pair.activations(text.tokens)[:, :, 1]
+    mask = text.lengths[:, None] > torch.arange(1, text.context_size)
+
+    def cross_entropy(x):
+        log_p = split_pair.run_with_patch(text.tokens, x, site="finetuned").log_softmax(dim=-1)
+        taken = log_p[:, :-1].gather(2, text.tokens[:, 1:, None].long()).squeeze(-1)
+        return -taken[mask].mean().item()
+
+    rises = [cross_entropy(stream + 30 * d) - cross_entropy(stream) for d in torch.eye(16)]
+    at = max(range(16), key=lambda i: rises[i])
+    assert rises[at] > 0.01
+    return 30 * torch.eye(16)[at], rises[at]
+
+
+@pytest.mark.parametrize(
+    ("whole", "own", "control", "hurts", "flag", "of_reachable"),
+    [
+        (0.2, 0.4, 1.0, "", "", 0.75),  # shares 0.8, 0.6 and 0
+        (0.2, -0.2, 1.0, "", "above 100 %", 1.5),
+        (0.2, -0.004, 1.0, "", "", 1.255),  # is printed as 100 %
+        (0.2, 0.4, 1.0, "own", "broken model", 0.75),
+        (0.2, -0.2, 1.0, "own", "broken model; above 100 %", 1.5),
+        (0.2, 0.4, -0.5, "control", "broken control; control above 100 %", 0.75),
+        (0.96, 0.4, 1.0, "", "nothing passes this hook", math.nan),
+        (1.1, 0.4, 1.0, "own", "nothing passes this hook; broken model", math.nan),
+    ],
+)
+def test_what_is_no_plain_share_is_flagged(
+    split_pair, words, harm, whole, own, control, hurts, flag, of_reachable
+):
+    fine, bad = unchanged(1), AddVector(site=1, stream=1, vector=harm[0])
+    edits = [bad if hurts == name else fine for name in ("own", "control")]
+    trial = Trial(test="necessity", name="x", own=edits[0], controls={"random": edits[1:]})
+    settings, ctx = replace(FEW, max_ce_cost=harm[1] / 2), InterventionContext.of(split_pair)
+    given = ctx, Given(whole, own, control), words[1][:4]
+    (row,) = run_trials(*given, trials=[trial], settings=settings).rows
+    assert (row.share, row.ceiling) == pytest.approx((1 - own, 1 - whole))
+    assert row.of_reachable == pytest.approx(of_reachable, nan_ok=True)
+    assert row.flag == flag
+    expected = [harm[1] if hurts == name else 0.0 for name in ("own", "control")]
+    found = row.off_target_ce, row.control_off_target_ce
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert row.off_target_ce_low <= row.off_target_ce <= row.off_target_ce_high
 
 
 def edited_stream(pair, crosscoder, text, *, test, mode, names, alpha=None):
@@ -302,6 +371,17 @@ def test_what_cannot_be_tested_is_refused(pairs, make_crosscoder, measures, word
     ):
         with pytest.raises(ValueError, match=message):
             causal(**changes)
-    for bad in ({"n_random": 0}, {"n_matched": -1}, {"alphas": ()}):
-        with pytest.raises(ValueError, match="give one random direction or more, and one strength"):
+    for bad, message in (
+        ({"n_random": 0}, "give one random direction or more, and one strength"),
+        ({"n_matched": -1}, "give one random direction or more, and one strength"),
+        ({"alphas": ()}, "give one random direction or more, and one strength"),
+        ({"controls": ()}, r"controls are \[\]: give one kind or more among \['random', 'cov"),
+        ({"controls": ("null",)}, r"controls are \['null'\]: give one kind"),
+        ({"max_ce_cost": 0.0}, "max_ce_cost is 0.0; it must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             ControlSettings(**bad)
+    ctx, plain = InterventionContext.of(pairs["hooked"]), unchanged(1)
+    odd = Trial(test="necessity", name="x", own=plain, controls={"placebo": [plain]})
+    with pytest.raises(ValueError, match=r"not \['placebo'\]"):
+        run_trials(ctx, Predictions.of(text), text, trials=[odd])

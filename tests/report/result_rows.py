@@ -2,8 +2,8 @@
 
 import math
 
+from tl_crosscoder.interventions.causal_rows import CausalRow, CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
-from tl_crosscoder.interventions.trials import CausalRow, CausalTest
 
 NAN = math.nan
 
@@ -32,16 +32,22 @@ def causal_row(latents: str = "top 3", **changes) -> CausalRow:
     values = {
         "test": "necessity", "n_latents": 3, "strength": NAN, "value": 0.25, "base": 0.0627,
         "finetuned": 0.9654, "share": 0.7934, "share_low": 0.7, "share_high": 0.85,
-        "random_mean": 0.012, "random_high": 0.034, "effect_size": 3.0, "p_random": 0.01,
-        "p_random_holm": 0.0297, "matched_mean": -0.056, "p_matched": 0.2, "null_mean": NAN,
+        "flag": "", "ceiling": 0.92, "ceiling_low": 0.8, "ceiling_high": 0.95,
+        "of_reachable": 0.8624, "strongest": "shuffled", "control_mean": 0.012,
+        "control_high": 0.034, "effect_size": 3.0, "p_control": 0.01, "p_control_holm": 0.0297,
         "off_target_kl": 0.0123, "off_target_low": 0.0, "off_target_high": 1.0,
-        "random_off_target_kl": 0.0456,
+        "off_target_ce": 0.0045, "off_target_ce_low": -0.1, "off_target_ce_high": 0.2,
+        "control_off_target_kl": 0.0456, "control_off_target_ce": 0.03,
     }  # fmt: skip
+    for kind in ("random", "covariance", "shuffled", "matched", "null"):
+        values |= dict.fromkeys((f"{kind}_mean", f"{kind}_high", f"p_{kind}"), NAN)
+    values |= {"shuffled_mean": 0.012, "shuffled_high": 0.034, "p_shuffled": 0.01}
+    values |= {"matched_mean": -0.056, "matched_high": 0.001, "p_matched": 0.2}
     return CausalRow(latents=latents, **(values | changes))
 
 
 def causal_result(*rows: CausalRow) -> CausalTest:
     return CausalTest(
         rows=rows, effect="taboo", unit="probability", n_prompts=12, n_random=100, n_matched=20,
-        sets={},
+        max_ce_cost=0.5, sets={},
     )  # fmt: skip

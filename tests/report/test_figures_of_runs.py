@@ -15,6 +15,7 @@ from tl_crosscoder.report.figures import (
     agreement_histogram,
     agreement_matrix,
     causal_curve,
+    cost_curves,
     read_metrics,
     recovery_bars,
     relative_norm_histogram,
@@ -101,7 +102,7 @@ def test_a_curve_by_size_has_intervals_and_controls():
     figure = causal_curve(
         causal_result(
             causal_row("large", n_latents=30, share=0.6, share_low=0.5, share_high=0.8,
-                       random_mean=0.02, random_high=0.05),
+                       control_mean=0.02, control_high=0.05),
             causal_row("small", n_latents=3, off_target_kl=0.01, off_target_low=0.0,
                        off_target_high=0.04),
             causal_row("other test", test="insert"),
@@ -112,18 +113,19 @@ def test_a_curve_by_size_has_intervals_and_controls():
     assert above["latents"].y == (0.7934, 0.6)
     assert above["latents"].error_y.array == pytest.approx((0.85 - 0.7934, 0.2))
     assert above["latents"].error_y.arrayminus == pytest.approx((0.7934 - 0.7, 0.1))
-    assert above["random directions, mean"].y == (0.012, 0.02)
-    assert above["random directions, 95th percentile"].y == (0.034, 0.05)
-    assert above["random directions, 95th percentile"].fill == "tonexty"
-    assert above["active as often, mean"].y == (-0.056, -0.056)
-    assert "null pair, mean" not in above
+    assert above["strongest control, mean"].y == (0.012, 0.02)
+    assert above["strongest control, 95th percentile"].y == (0.034, 0.05)
+    assert above["strongest control, 95th percentile"].fill == "tonexty"
+    assert above["whole activation"].y == (0.92, 0.92)
     assert below["latents"].y == (0.01, 0.0123)
     assert below["latents"].error_y.array[0] == pytest.approx(0.03)
-    assert below["random directions, mean"].y == (0.0456, 0.0456)
+    assert below["strongest control, mean"].y == (0.0456, 0.0456)
     text = above["latents"].hovertext[0]
     assert text.startswith("set: small<br>n latents: 3<br>value: 0.25<br>base: 0.0627")
     assert "<br>share: 79% [70%, 85%]<br>" in text
-    assert "<br>p: 0.01<br>p (Holm): 0.03<br>same rate mean: -6%<br>p same rate: 0.2" in text
+    assert "<br>of reachable: 86%<br>control: shuffled<br>control mean: 1%<br>" in text
+    assert "<br>p: 0.01<br>p (Holm): 0.03<br>" in text
+    assert "<br>matched mean: -6%<br>matched 95th: 0%<br>p matched: 0.2" in text
     layout = figure.layout
     # Between the words and the plot, so that a picture of its beginning, as in the README, has it.
     assert layout.title.text.count("<br>") * 21 < (1 - layout.legend.y) * layout.height
@@ -135,7 +137,7 @@ def test_a_curve_by_size_has_intervals_and_controls():
     said = words(figure)
     assert said.startswith("Necessity: taboo Share of the change from base (0.0627) to fine-tuned")
     assert "model (0.965) that is removed, probability, with 95 % intervals" in said
-    assert "over 12 prompts; 100 random directions of the same norms." in said
+    assert "over 12 prompts; 100 controls of each kind." in said
 
 
 def test_methods_without_latents_and_sets_of_one_size_are_joined_by_no_line():
@@ -144,15 +146,17 @@ def test_methods_without_latents_and_sets_of_one_size_are_joined_by_no_line():
     own = traces(figure)["this method"]
     assert (own.x, own.mode) == (("mean &lt;difference&gt;", "first component"), "markers")
     assert figure.layout.xaxis.type == "category"
-    rows = causal_row("a"), causal_row("b", random_high=0.5), causal_row("c", n_latents=9)
+    rows = causal_row("a"), causal_row("b", control_high=0.5), causal_row("c", n_latents=9)
     above = traces(causal_curve(causal_result(*rows)))
     assert above["latents"].mode == "markers"
-    assert above["random directions, 95th percentile"].y == (0.5, 0.034)
+    assert above["strongest control, 95th percentile"].y == (0.5, 0.034)
 
 
 def test_a_sweep_has_a_line_a_set_and_one_band():
     rows = [
-        causal_row(name, test="steer", strength=s, share=share, random_mean=mean, random_high=high)
+        causal_row(
+            name, test="steer", strength=s, share=share, control_mean=mean, control_high=high
+        )
         for name, s, share, mean, high in (
             ("top 3", 2.0, 0.5, 0.1, 0.3),
             ("top 3", 0.5, 0.2, 0.0, 0.1),
@@ -167,10 +171,45 @@ def test_a_sweep_has_a_line_a_set_and_one_band():
     assert above["top 3"].line.color != above["&lt;b&gt;"].line.color
     assert above["top 3"].marker.symbol != above["&lt;b&gt;"].marker.symbol
     # At 2.0 the mean of 0.1 and 0.3, and the higher percentile.
-    assert above["random directions, mean"].y == (0.0, 0.2)
-    assert above["random directions, 95th percentile"].y == (0.1, 0.3)
+    assert above["strongest control, mean"].y == (0.0, 0.2)
+    assert above["strongest control, 95th percentile"].y == (0.1, 0.3)
     assert "1 trials without a value are left out." in words(figure)
     assert "strength: 0.5" in above["top 3"].hovertext[0]
+
+
+def curves(**changes):
+    """Two methods at 1 and 10 directions; PCA costs more."""
+    return causal_result(
+        *(
+            causal_row(name, n_latents=n, share=share, off_target_kl=cost, **changes)
+            for name, n, share, cost in (
+                ("PCA", 10, 0.85, 0.09), ("PCA", 1, 0.2, 0.01),
+                ("latents", 1, 0.4, 0.001), ("latents", 10, 0.8, 0.03),
+            )
+        )
+    )  # fmt: skip
+
+
+def test_methods_at_several_sizes_are_lines_by_size_and_by_cost():
+    above = traces(causal_curve(curves()))
+    assert (above["PCA"].x, above["PCA"].y) == ((1, 10), (0.2, 0.85))
+    assert (above["latents"].y, above["latents"].mode) == ((0.4, 0.8), "lines+markers")
+    by_cost = cost_curves(curves())
+    own = {trace.name: trace for trace in by_cost.data}
+    assert (own["PCA"].x, own["PCA"].y, own["PCA"].text) == ((0.01, 0.09), (0.2, 0.85), ("1", "10"))
+    assert by_cost.layout.xaxis.title.text == "off-target KL (nats a token)"
+    with pytest.raises(NothingToDraw, match="no method at several numbers of directions"):
+        cost_curves(causal_result(causal_row()))
+
+
+def test_a_flag_stands_beside_its_point():
+    flagged = curves(flag="broken model")
+    point = traces(causal_curve(flagged))["PCA"]
+    assert (point.text, point.mode) == (("broken model",) * 2, "lines+markers+text")
+    assert {trace.text[0] for trace in cost_curves(flagged).data} == {"1, broken model"}
+    assert "Broken model: the edit raises the cross-entropy" in words(cost_curves(flagged))
+    nothing = causal_result(causal_row(flag="nothing passes this hook", ceiling=0.01))
+    assert "Nothing passes this hook: replacing the whole" in words(causal_curve(nothing))
 
 
 def test_what_is_far_off_or_without_a_value_is_said():
@@ -178,11 +217,11 @@ def test_what_is_far_off_or_without_a_value_is_said():
     figure = causal_curve(causal_result(far, causal_row(test="steer", strength=0.5)), test="steer")
     assert -1.2 < figure.layout.yaxis.range[0] < -1
     assert "values are beyond the axis" in words(figure)
-    row = causal_row(off_target_kl=NAN, off_target_low=NAN, random_off_target_kl=NAN)
+    row = causal_row(off_target_kl=NAN, off_target_low=NAN, control_off_target_kl=NAN)
     below = traces(causal_curve(causal_result(row)), panel=2)
     assert below["latents"].y == (None,)
-    assert "random directions, mean" not in below
-    assert "off-target" not in below["latents"].hovertext[0]
+    assert "strongest control, mean" not in below
+    assert "off-target KL" not in below["latents"].hovertext[0]
     result = causal_result(causal_row(share=NAN))
     with pytest.raises(NothingToDraw, match="1 trials of the test 'necessity' and none with a v"):
         causal_curve(result)
@@ -293,7 +332,7 @@ def test_cosines_of_a_pair_are_counted_by_whether_they_are_mutual():
 def test_a_folder_gives_the_figures_of_its_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a run"):
         run_figures(tmp_path)
-    (tmp_path / "runner_cfg.json").write_text("{}")
+    (tmp_path / "runner_cfg.json").write_text('{"training": {}, "held_out": {}}')
     assert run_figures(tmp_path) == {}
     found = measurement(latent_measures([1.0, 0.0], [1.0, 1.0], [4, 5]), examples={0: []})
     patched = patching_result(patching_row("base stream", 0.0), patching_row("all latents", 0.5))

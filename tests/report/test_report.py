@@ -1,7 +1,6 @@
 """What a report says, and of which runs it can be made; in a browser: `test_report_browser`."""
 
 import json
-import math
 import re
 import shutil
 from dataclasses import replace
@@ -15,13 +14,13 @@ from tl_crosscoder import ModelPair, TrainConfig, Trainer, load_diff, measure, p
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.cli.report import Report
 from tl_crosscoder.data.text import write_documents
+from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.pair import planned_sites
+from tl_crosscoder.report.causes import causes_of
 from tl_crosscoder.report.html import ReportSettings, SampleSettings, report
 from tl_crosscoder.report.html.data import ReportData, collect
 from tl_crosscoder.report.html.page import page
-from tl_crosscoder.report.sections import causes_of
 from tl_crosscoder.run.run import Run, save_measurement
 
 FEW = SampleSettings(prompts=("Hello!",), strengths=(1.0,), max_new_tokens=4)
@@ -102,14 +101,14 @@ def test_causes_are_in_the_first_words(data, tmp_path):
         ),
         compared=("base", "finetuned"), candidates="none", candidate_latents=(),
     ).save(tmp_path / "patching.json")  # fmt: skip
-    about = {"n_prompts": 7, "n_random": 100, "n_matched": 0, "sets": {}}
+    about = {"n_prompts": 7, "n_random": 100, "n_matched": 0, "max_ce_cost": 0.5, "sets": {}}
     for kind, effect, unit in (
         ("predictions", "predictions of response tokens", "KL, nats a prompt"),
         ("behaviour", f"hints{HOSTILE}", "probability"),
     ):
         rows = (
             causal_row("top 3"),
-            causal_row("top 9", n_latents=9, share=0.5, random_mean=-0.001, null_mean=math.nan),
+            causal_row("top 9", n_latents=9, share=0.5, control_mean=-0.001, flag="broken model"),
         )
         CausalTest(rows=rows, effect=effect, unit=unit, **about).save(
             tmp_path / f"ablation_{kind}.json"
@@ -123,7 +122,10 @@ def test_causes_are_in_the_first_words(data, tmp_path):
         "“hints&lt;/script&gt;"
     )
     assert said in words
-    assert "random directions 0 %, p = 0.03)" in words
+    assert "86 % of what passes this hook; strongest control, shuffled, 0 %, p = 0.03; " in words
+    assert "neutral text +0.0045 nats" in words
+    assert "Not a plain share: broken model." in words
+    assert "Broken model: the edit raises the cross-entropy of neutral text beyond the" in words
     assert HOSTILE not in html
     assert "tl-crosscoder steer" in words
     assert "tl-crosscoder ablate;" not in words

@@ -1,6 +1,7 @@
 """What the terminal prints of a measurement, of interventions and of samples."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,10 @@ from analysis.hand_made import RECONSTRUCTION, latent_measures, measurement, sit
 from report.result_rows import NAN, causal_result, causal_row, patching_result, patching_row
 
 from tl_crosscoder.analysis.examples import Example
+from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.trials import CausalTest
-from tl_crosscoder.report.sections import causal_sections, patching_sections, render, samples_text
+from tl_crosscoder.report.causes import causal_sections, patching_sections
+from tl_crosscoder.report.sections import render, samples_text
 from tl_crosscoder.results.render import WIDTH, as_text, n_columns
 
 
@@ -146,27 +148,37 @@ def test_a_causal_row_has_its_numbers_and_its_test_is_explained():
     assert necessity.splitlines()[0] == said
     joined = " ".join(necessity.split())
     assert "removed when the latents are ablated from the fine-tuned model. 12 prompts;" in joined
-    assert "100 random directions of the same norms and 20 sets of latents that are" in joined
-    expected = ["0.25", "79% [70%, 85%]", "1%", "3%", "-6%", "0.03", "0.0123", "0.0456"]
-    assert cells(necessity, "top 3") == ["top 3", *expected]
+    assert "controls: 100 of each kind, 20 sets of latents that are active as often." in joined
+    assert "the whole activation at this hook changes 92% [80%, 95%] of the effect" in joined
+    expected = ["shuffled", "1%", "3%", "0.03", "0.0123", "+0.0045"]
+    assert cells(necessity, "top 3") == ["top 3", "79% [70%, 85%]", "86%", *expected]
     assert steer.startswith("Sufficiency by steering")
-    assert cells(steer, "top 3") == ["top 3", "0.5", *expected]
+    assert cells(steer, "top 3") == ["top 3", "0.5", "79% [70%, 85%]", *expected]
     assert insert.startswith("Sufficiency by insertion")
 
 
 def test_what_has_no_value_is_a_dash():
     silent = causal_row(
-        "silent", share=NAN, share_low=NAN, share_high=NAN, random_mean=NAN, matched_mean=NAN,
-        p_random_holm=NAN, random_off_target_kl=NAN,
+        "silent", share=NAN, share_low=NAN, share_high=NAN, of_reachable=NAN, control_mean=NAN,
+        p_control_holm=NAN, off_target_ce=NAN,
     )  # fmt: skip
     text = causal_text(causal_result(silent, causal_row("near", share_high=math.inf)))
-    assert cells(text, "silent") == ["silent", "0.25", "-", "-", "3%", "-", "-", "0.0123", "-"]
+    dashes = ["silent", "-", "-", "shuffled", "-", "3%", "-", "0.0123", "-"]
+    assert cells(text, "silent") == dashes
     assert "79% [70%, inf%]" in text
     equal = patching_row("base stream", NAN, kl=0.0)
     random = patching_row("random latents 0", NAN, kl=0.0, group="random", n_latents=5)
     text = patching_text(patching_result(equal, random, patching_row("other", 0.5)))
     assert cells(text, "base stream")[-1] == "-"
     assert cells(text, "random latents")[-1] == "-"
+
+
+def test_curves_have_a_column_of_sizes_and_flags_stand_beside_the_share():
+    rows = [causal_row("PCA", n_latents=n, flag="above 100 %" if n == 10 else "") for n in (1, 10)]
+    text = causal_text(causal_result(*rows))
+    assert re.search(r"PCA +1 +79% \[70%, 85%\] +86% ", text)
+    assert re.search(r"PCA +10 +79% \[70%, 85%\] +above 100 % +86% ", text)
+    assert "Above 100 %: more than the whole change from one model to the other." in text
 
 
 LONG = "base reconstruction, fine-tuned error and more of that kind than there is space for"
@@ -194,12 +206,14 @@ def test_no_line_is_wider_than_the_terminal():
     patched = patching_text(patching_result(*rows))
     worst = {
         "value": -1.234e-5, "share": -9.98, "share_low": -99.0, "share_high": 9.98,
-        "random_mean": -99.0, "random_high": 99.0, "matched_mean": -99.0,
-        "off_target_kl": 10.1234, "random_off_target_kl": 10.1234,
+        "control_mean": -99.0, "control_high": 99.0, "strongest": "covariance", "flag":
+        "broken model; above 100 %; broken control; control above 100 %",
+        "off_target_kl": 10.1234, "off_target_ce": 10.1234, "of_reachable": -99.0,
     }  # fmt: skip
     causal = causal_text(causal_result(causal_row(LONG, **worst)))
     assert "…" in causal
-    assert "-1.23e-05  -998% [-9900%, 998%]" in causal
+    assert "-998% [-9900%, 998%]" in causal
+    assert "broken model; above 100 %; broken control" in causal
     samples = samples_text([("Hello? " * 40, {"base": "word " * 90, "a latent x 2": "x"})])
     assert WIDTH == 100
     for shown in (measured, patched, causal, samples):
@@ -218,4 +232,4 @@ def test_a_test_without_matched_latents_says_nothing_of_them(is_brief):
     result = replace(causal_result(causal_row(matched_mean=NAN)), n_matched=0)
     text = as_text(causal_sections(result, is_brief=is_brief))
     assert "active as often." not in text
-    assert "without values: same rate mean" in text
+    assert ("without values: " in text and "matched mean" in text) != is_brief

@@ -387,6 +387,14 @@ def test_dead_latents_are_counted_in_tokens(taboo_pair, texts):  # spec: C9
     assert state.tokens_since_fired.min() == 0
 
 
+def test_by_default_latents_are_dead_after_a_tenth_of_the_run(taboo_pair, texts):
+    """40 steps of 128 tokens: 512 tokens, and never a window that ends with the run."""
+    trainer = new_trainer(taboo_pair, texts, config=changed(dead_after_tokens=None))
+    fired = torch.tensor([511, 512])
+    state = TrainState(position=Position(), tokens_since_fired=fired, scales=(1.0,))
+    assert trainer.is_dead(state).tolist() == [False, True]
+
+
 def test_site_scales_make_the_mean_squared_norm_the_width():  # spec: C4
     x = torch.randn(1000, 2, 8) * torch.tensor([[3.0], [0.1]])
     scaled = x * row_factors(scales_of_rows(x, PAIR), PAIR)
@@ -410,10 +418,13 @@ def test_metrics_go_to_wandb_too(taboo_pair, texts, tmp_path, monkeypatch):
 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(taboo_pair, texts):
-    """TopK selects token by token, so that parts of a batch choose as the batch does."""
+    """TopK selects token by token, so that parts of a batch choose as the batch does.
+
+    Without a bound of the gradient's norm, which would hide a factor between them.
+    """
     trained = []
     for n in (1, 4):
-        config = replace(CONFIG, n_accumulated=n)
+        config = replace(CONFIG, n_accumulated=n, max_grad_norm=1e9)
         trainer = new_trainer(taboo_pair, texts, config=config, recipe=preset("topk", k=4))
         batch, _ = next(trainer.loader.batches())
         trainer.step(batch)

@@ -4,11 +4,13 @@
     projection replacement:   x^1 - P x^1 + P x^0            P = d d' / ||d||^2
 
 (Minder et al. 2025, arXiv 2510.13900). Contract: a direction is
-`[d_model]`, raw space; `trials` tests it as latents are tested, against random directions of its
-norm, so that `run_trials` puts both in one table. Limit: one hook point, edited at every token.
+`[d_model]`, raw space; `trials` tests it as latents are tested, against random directions whose
+edits are of the same norm at every token, so that `run_trials` puts both in one table. Limit: one
+hook point, edited at every token.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +21,9 @@ from torch import Tensor
 from tl_crosscoder.analysis.lens import LogitEffects, direction_logits
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.controls import gaussian_rows, of_same_norm
 from tl_crosscoder.interventions.edits import AddVector, ProjectOut
-from tl_crosscoder.interventions.latent_edits import random_like, steering
+from tl_crosscoder.interventions.latent_edits import steering
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.results.tables import TableOfColumns
@@ -60,11 +63,6 @@ class Directions(TableOfColumns):
         """All directions, in the order of `which`."""
         return torch.stack([self.direction(each) for each in self.which()])
 
-    def random(self, which: Which, *, n: int, seed: int = 0) -> Float[Tensor, "n d_model"]:
-        """Gaussian directions of the norm of a direction: its controls."""
-        generator = torch.Generator().manual_seed(seed)
-        return random_like(self.direction(which).expand(n, -1), generator)
-
     def steering(
         self, ctx: InterventionContext, which: Which, *, strength: float, site: str | None = None
     ) -> AddVector:
@@ -94,34 +92,53 @@ class Directions(TableOfColumns):
                 f"{self.label(which)!r} is zero, so there is nothing to replace: compare models "
                 "that differ below this hook."
             )
-        return _replacement(ctx, self.direction(which))
+        return replacement(ctx, self.direction(which)[None])
 
     def trials(
-        self, ctx: InterventionContext, which: Which, *, settings: ControlSettings | None = None
+        self,
+        ctx: InterventionContext,
+        which: Which,
+        *,
+        settings: ControlSettings | None = None,
+        factors: Mapping[str, Tensor | None] | None = None,
     ) -> list[Trial]:
         """Sufficiency (`steer`: the base, at each strength) and necessity (projection replacement).
 
-        For `run_trials`, beside those of latents or alone. Raises as the edits do.
+        For `run_trials`, beside those of latents or alone.
+
+        Args:
+            ctx: the models; needs no dictionary.
+            which: direction.
+            settings: of the controls.
+            factors: of the Gaussian controls, from `controls.gaussian_factors`; None is isotropic
+                directions alone.
+
+        Raises:
+            ValueError: as the edits do.
         """
         settings, base = settings or ControlSettings(), self.compared[0]
-        random = self.random(which, n=settings.n_random, seed=settings.seed)
+        own = self.projection_replacement(ctx, which)
+        row = self.direction(which)[None]
+        factors = {"random": None} if factors is None else factors
+        drawn = gaussian_rows(row, n=settings.n_random, seed=settings.seed, factors=factors)
         steer = [
             Trial(
                 test="steer",
                 name=self.label(which),
                 strength=alpha,
                 own=self.steering(ctx, which, strength=alpha, site=base),
-                random=[self._steering(ctx, r, alpha, base) for r in random],
+                controls={
+                    kind: [self._steering(ctx, r[0], alpha, base) for r in each]
+                    for kind, each in drawn.items()
+                },
             )
             for alpha in settings.alphas
         ]
-        replaced = Trial(
-            test="necessity",
-            name=self.label(which),
-            own=self.projection_replacement(ctx, which),
-            random=[_replacement(ctx, r) for r in random],
+        controls = of_same_norm(
+            own, drawn, stream=ctx.finetuned, make=lambda r: replacement(ctx, r)
         )
-        return [*steer, replaced]
+        name = self.label(which)
+        return [*steer, Trial(test="necessity", name=name, own=own, controls=controls)]
 
     def logit_lens(
         self, models: ModelPair, *, site: str | None = None, n: int = 10
@@ -168,6 +185,7 @@ class Directions(TableOfColumns):
             )
 
 
-def _replacement(ctx: InterventionContext, direction: Float[Tensor, " d_model"]) -> ProjectOut:
+def replacement(ctx: InterventionContext, rows: Float[Tensor, "n d_model"]) -> ProjectOut:
+    """The fine-tuned stream with the base's projection on the span of some rows."""
     site = ctx.finetuned
-    return ProjectOut(site=site, stream=site, directions=direction[None], replacement=ctx.base)
+    return ProjectOut(site=site, stream=site, directions=rows, replacement=ctx.base)

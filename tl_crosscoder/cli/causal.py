@@ -13,7 +13,7 @@ from tl_crosscoder.config.causal import CausalQuestion, EffectQuestion, LatentsQ
 from tl_crosscoder.files import PATCHING_NAME
 
 if TYPE_CHECKING:
-    from tl_crosscoder.interventions.trials import CausalTest
+    from tl_crosscoder.interventions.causal_rows import CausalTest
     from tl_crosscoder.run.run import Run
 
 
@@ -46,7 +46,7 @@ class Patch(_OfRun):
 
     def __call__(self) -> None:
         """Run and print."""
-        from tl_crosscoder.report.sections import patching_sections
+        from tl_crosscoder.report.causes import patching_sections
         from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.causal import patch_run
 
@@ -108,21 +108,24 @@ class Steer(_Tested):
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines(_OfRun):
-    """Tests without a dictionary, for comparison: mean difference (ADL), principal components."""
+    """Tests without a dictionary: mean difference (ADL) and PCA; latents at equal numbers."""
 
     question: Annotated[EffectQuestion, tyro.conf.OmitArgPrefixes]
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Strengths of steering, in units of the mean norm of the stream."""
+    sizes: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 30)
+    """Numbers of directions at which methods and latents are compared; none leaves it out."""
 
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder.interventions.context import InterventionContext
-        from tl_crosscoder.report.sections import lens_section
+        from tl_crosscoder.report.causes import lens_section
         from tl_crosscoder.results.render import as_text
-        from tl_crosscoder.run import causal
+        from tl_crosscoder.run.baselines import baseline_run
 
         run = self.run()
-        results, adl = causal.baseline_run(run, self.question, strengths=self.strengths)
+        how = {"strengths": self.strengths, "sizes": self.sizes}
+        results, adl = baseline_run(run, self.question, **how)
         _print_tests(results)
         lens = lens_section(adl, InterventionContext.of(run.models).models)
         print(f"\n{as_text([lens])}")
@@ -130,7 +133,7 @@ class Baselines(_OfRun):
 
 
 def _print_tests(results: "list[CausalTest]") -> None:
-    from tl_crosscoder.report.sections import causal_sections
+    from tl_crosscoder.report.causes import causal_sections
     from tl_crosscoder.results.render import as_text
 
     sections = [s for result in results for s in causal_sections(result, is_brief=True)]

@@ -5,8 +5,17 @@ uses: `patch` a `LatentsQuestion`, `baselines` an `EffectQuestion`, `ablate` and
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from tl_crosscoder.config.settings import NaturalInt, PositiveInt, Settings
+from tl_crosscoder.config.settings import NaturalInt, PositiveFloat, PositiveInt, Settings
+
+Control = Literal["random", "covariance", "shuffled", "matched"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+"""Kinds of control, the cheapest to make first; see `interventions.controls`."""
+MAX_CE_COST = 0.5
+"""Nats a token of neutral text above which an edited model is called broken: they multiply its
+perplexity by 1.65. Ablating 30 latents of the embedded dictionaries costs below 0.05, and random
+directions that "undo" more than all of a behaviour cost several nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +41,24 @@ class LatentsQuestion(PromptsQuestion):
 
 @dataclass(frozen=True, kw_only=True)
 class EffectQuestion(PromptsQuestion):
-    """Prompts, what to measure beside predictions, and random controls."""
+    """Prompts, what to measure beside predictions, and controls."""
 
     behaviour: str | None = None
     """JSONL of prompts and completions whose probability is the behaviour. None is the planted one
     of an embedded organism; else predictions alone are measured."""
+    neutral: str | None = None
+    """Text that has nothing to do with the fine-tune, on which the cost of edits is measured; a
+    file, a folder, or a `datasets` name. None is the run's held-out text, of an embedded organism
+    without what is about the planted behaviour."""
+    controls: tuple[Control, ...] = CONTROLS
+    """Kinds of control: isotropic directions (`random`), directions with the covariance of the
+    difference (`covariance`), rows of other latents (`shuffled`), other latents (`matched`). The
+    time of a test grows with their number."""
     n_random: PositiveInt = 100
-    """Norm-matched random directions as controls."""
+    """Controls of each kind but `matched`."""
+    max_ce_cost: PositiveFloat = MAX_CE_COST
+    """Nats a token by which an edit may raise the cross-entropy of neutral text before its shares
+    are marked as those of a broken model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,8 @@ from tl_crosscoder.files import (
     WEIGHTS_NAME,
 )
 from tl_crosscoder.hub.secrets import Content
+from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.saelens import PairView
 from tl_crosscoder.models.site import Site
 

@@ -4,9 +4,8 @@
     sufficiency    base model, h + sum_{j in S} f_j v_j (`insert`), or h + alpha s u (`steer`):
                    share of it induced                               v_j = d_j^1 - d_j^0
 
-Controls: Gaussian directions of the norms of v_j with the same codes; as many active latents of
-about the same firing rate; latents of a null pair. What a trial tells is in `trials`. Limit: sets
-are chosen beforehand; a search over sets needs prompts of its own.
+Controls are those of `controls`, of all kinds; what a trial tells is in `trials`. Limit: sets are
+chosen beforehand; a search over sets needs prompts of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.behaviour import Effect
 from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.controls import gaussian_factors, gaussian_rows, of_same_norm
 from tl_crosscoder.interventions.edits import AddLatents, AddVector, Edit
 from tl_crosscoder.interventions.latent_edits import (
     Mode,
@@ -28,10 +28,12 @@ from tl_crosscoder.interventions.latent_edits import (
     ablation_along,
     activation_norms,
     check_mode,
-    random_like,
 )
 from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, Trial, run_trials
 from tl_crosscoder.models.pair import ModelPair
+
+N_SIMILAR = 50
+"""Latents of the nearest firing rates, from which a control is drawn."""
 
 
 def causal_test(
@@ -54,7 +56,8 @@ def causal_test(
         models: a pair, or more sites.
         crosscoder: trained on them.
         effect: a `Behaviour`, or `Predictions` where there is no name for what changed.
-        neutral: text that has nothing to do with it, for the off-target cost.
+        neutral: text that has nothing to do with it, for the off-target cost, and for the
+            directions with the covariance of the difference.
         latents: measures of the crosscoder: firing rates, for matched latents.
         sets: latents by the name of their set.
         tests: which of `TESTS`.
@@ -80,7 +83,15 @@ def causal_test(
     norm = 0.0
     if "steer" in tests:
         norm = activation_norms(ctx.models, neutral)[ctx.site_name(ctx.base)]
-    maker = _Maker(ctx=ctx, latents=latents, mode=mode, settings=settings, norm=norm, null=null)
+    maker = _Maker(
+        ctx=ctx,
+        latents=latents,
+        mode=mode,
+        settings=settings,
+        norm=norm,
+        null=null,
+        factors=gaussian_factors(ctx, neutral, settings.controls),
+    )
     trials = [
         trial
         for test in tests
@@ -104,38 +115,36 @@ class _Maker:
     norm: float
     """Mean norm of the base activation, the unit of steering."""
     null: Crosscoder | None
+    factors: Mapping[str, Tensor | None]
+    """Of the Gaussian kinds of control."""
 
     def trials(self, test: str, name: str, ids: Int[Tensor, " n"]) -> list[Trial]:
         """One, or of steering one a strength."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        v = self._rows(test, ids)
-        random = [random_like(v, generator) for _ in range(self.settings.n_random)]
-        null = self._null_directions(v)
+        rows = self._rows(test, ids)
+        drawn = self._drawn(test, ids, rows)
         if test == "steer":
-            return self._steering(name, ids, random, null)
-        trial = Trial(
-            test=test,
-            name=name,
-            n_latents=len(ids),
-            own=self._edit(test, ids, v),
-            random=[self._edit(test, ids, r) for r in random],
-            matched=[self._edit(test, m, self._rows(test, m)) for m in self._matched(ids)],
-            null=[self._edit(test, ids, d) for d in null],
+            return self._steering(name, ids, rows, drawn)
+        site = self.ctx.finetuned if test == "necessity" else self.ctx.base
+        own = self._edit(test, ids, rows)
+        controls: dict[str, list[Edit]] = of_same_norm(
+            own, drawn, stream=site, make=lambda r: self._edit(test, ids, r)
         )
-        return [trial]
+        if "matched" in self.settings.controls:
+            sets = self._matched(ids)
+            controls["matched"] = [self._edit(test, m, self._rows(test, m)) for m in sets]
+        return [Trial(test=test, name=name, n_latents=len(ids), own=own, controls=controls)]
 
     def _steering(
         self,
         name: str,
         ids: Int[Tensor, " n"],
-        random: Sequence[Float[Tensor, "n d_model"]],
-        null: Sequence[Float[Tensor, "n d_model"]],
+        rows: Float[Tensor, "n d_model"],
+        drawn: Mapping[str, Sequence[Float[Tensor, "n d_model"]]],
     ) -> list[Trial]:
         """Along the sum of d_j^1, each as long as its latent's mean code makes it."""
-        rows = self.ctx.decoder(self.ctx.finetuned)[ids]
         weights = self.latents.firing.mean_code.to(rows)[ids][:, None]
-        of_random, of_null = ([_unit(weights * r) for r in each] for each in (random, null))
         own = _unit(weights * rows)
+        units = {kind: [_unit(weights * r) for r in each] for kind, each in drawn.items()}
         return [
             Trial(
                 test="steer",
@@ -143,13 +152,26 @@ class _Maker:
                 n_latents=len(ids),
                 strength=alpha,
                 own=self._steer(own, alpha),
-                random=[self._steer(u, alpha) for u in of_random],
-                null=[self._steer(u, alpha) for u in of_null],
+                controls={k: [self._steer(u, alpha) for u in each] for k, each in units.items()},
             )
             for alpha in self.settings.alphas
         ]
 
+    def _drawn(
+        self, test: str, ids: Int[Tensor, " n"], rows: Float[Tensor, "n d_model"]
+    ) -> dict[str, list[Float[Tensor, "n d_model"]]]:
+        """Rows in the place of the latents' own, of the same norms, by kind of control."""
+        settings = self.settings
+        n, seed = settings.n_random, settings.seed
+        drawn = gaussian_rows(rows, n=n, seed=seed, factors=self.factors)
+        if "shuffled" in settings.controls:
+            others = self._similar(ids, self._active(), n=n, seed=seed + 2)
+            drawn["shuffled"] = [_of_norms(self._rows(test, own), rows) for own in others]
+        return drawn | ({"null": self._null_rows(rows)} if self.null is not None else {})
+
     def _rows(self, test: str, ids: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        if test == "steer":
+            return self.ctx.decoder(self.ctx.finetuned)[ids]
         return ablated_directions(self.ctx, ids, self.mode if test == "necessity" else "delta")
 
     def _edit(self, test: str, ids: Int[Tensor, " n"], v: Float[Tensor, "n d_model"]) -> Edit:
@@ -163,37 +185,56 @@ class _Maker:
         return AddVector(site=site, stream=site, vector=alpha * self.norm * unit)
 
     def _matched(self, ids: Int[Tensor, " n"]) -> list[Int[Tensor, " n"]]:
-        """Sets of other active latents, each of about the firing rate of the one it replaces."""
-        counts = self.latents.n_active
-        active = (counts >= MIN_ACTIVE_TOKENS).nonzero().squeeze(1)
-        active = active[~torch.isin(active, ids.cpu())]
-        generator = torch.Generator().manual_seed(self.settings.seed + 1)
-        near = [
-            active[(counts[active].log() - counts[j].log()).abs().argsort(stable=True)[:50]]
-            for j in ids.tolist()
-        ]
+        """Sets of latents outside the set, each of about the firing rate of the one it replaces."""
+        others = self._active()
+        others = others[~torch.isin(others, ids.cpu())]
+        if len(others) < len(ids):
+            return []
+        n, seed = self.settings.n_matched, self.settings.seed + 1
+        sets = self._similar(ids, others, n=n, seed=seed)
+        return [torch.tensor(list(dict.fromkeys(own.tolist())), device=ids.device) for own in sets]
+
+    def _active(self) -> Int[Tensor, " n_active"]:
+        return (self.latents.n_active >= MIN_ACTIVE_TOKENS).nonzero().squeeze(1)
+
+    def _similar(
+        self, ids: Int[Tensor, " n"], among: Int[Tensor, " n_active"], *, n: int, seed: int
+    ) -> list[Int[Tensor, " n"]]:
+        """Draws of a latent for each latent, of about its firing rate, and never itself.
+
+        Each one once, unless those that fire about as often are too few. Nothing where there are
+        none.
+        """
+        rates, generator = self.latents.n_active.log(), torch.Generator().manual_seed(seed)
+        near = []
+        for j in ids.tolist():
+            own = among[among != j]
+            near.append(own[(rates[own] - rates[j]).abs().argsort(stable=True)[:N_SIMILAR]])
         sets = []
-        for _ in range(self.settings.n_matched if len(active) >= len(ids) else 0):
+        for _ in range(n if all(map(len, near)) else 0):
             drawn: list[int] = []
             for options in near:
                 order = options[torch.randperm(len(options), generator=generator)].tolist()
-                free = [j for j in order if j not in drawn]
-                drawn.append(free[0] if free else order[0])
-            sets.append(torch.tensor(list(dict.fromkeys(drawn)), device=ids.device))
+                drawn.append(next((j for j in order if j not in drawn), order[0]))
+            sets.append(torch.tensor(drawn, device=ids.device))
         return sets
 
-    def _null_directions(self, v: Float[Tensor, "n d_model"]) -> list[Float[Tensor, "n d_model"]]:
-        """Rows of the null pair's latents that lean most to its second site, of the norms of v."""
-        if self.null is None:
-            return []
-        rows = self.null.decoder(-1).detach().to(v)
-        norms = self.null.decoder_norms()
+    def _null_rows(self, rows: Float[Tensor, "n d_model"]) -> list[Float[Tensor, "n d_model"]]:
+        """Rows of the null pair's latents that lean most to its second site."""
+        assert self.null is not None
+        theirs, norms = self.null.decoder(-1).detach().to(rows), self.null.decoder_norms()
         # Latents that write nothing lean nowhere, and NaN would be sorted first.
         lean = (norms[:, -1] / norms.sum(dim=1)).nan_to_num(-1.0)
-        order = lean.argsort(descending=True, stable=True)[: 10 * len(v)]
-        sets = rows[order].split(len(v))
-        scale = v.norm(dim=1, keepdim=True)
-        return [r / r.norm(dim=1, keepdim=True) * scale for r in sets if len(r) == len(v)]
+        order = lean.argsort(descending=True, stable=True)[: 10 * len(rows)]
+        sets = theirs[order].split(len(rows))
+        return [_of_norms(each, rows) for each in sets if len(each) == len(rows)]
+
+
+def _of_norms(
+    rows: Float[Tensor, "n d_model"], like: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_model"]:
+    """Rows, each of the norm of the other one in its place."""
+    return rows * (like.norm(dim=1) / rows.norm(dim=1).clamp(min=1e-30))[:, None]
 
 
 def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:

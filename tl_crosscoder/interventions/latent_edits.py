@@ -161,8 +161,15 @@ def _vector(
 
 
 def random_like(
-    rows: Float[Tensor, "n d_model"], generator: torch.Generator
+    rows: Float[Tensor, "n d_model"],
+    generator: torch.Generator,
+    *,
+    factor: Float[Tensor, "d_model d_model"] | None = None,
 ) -> Float[Tensor, "n d_model"]:
-    """Gaussian directions, each of the norm of its row."""
+    """Gaussian directions, each of the norm of its row.
+
+    Isotropic, or with the covariance F F' of a factor F; where that is nothing, they are zero.
+    """
     noise = torch.randn(rows.shape, generator=generator).to(rows)
-    return noise * (rows.norm(dim=1) / noise.norm(dim=1))[:, None]
+    noise = noise if factor is None else noise @ factor.to(rows).T
+    return noise * (rows.norm(dim=1) / noise.norm(dim=1).clamp(min=1e-30))[:, None]

@@ -1,22 +1,25 @@
-"""Trials: edits that should remove or induce a behaviour, against random ones, with their cost.
+"""Trials: edits that should remove or induce a behaviour, against controls, with their cost.
 
 Effects are along the behaviour's change from base to fine-tuned model, as a share of it. Contract:
-intervals are bootstraps over prompts, p-values one-sided among controls, corrected for the number
-of trials of a test (Holm); the off-target cost is KL on neutral text. A trial may be of latents or
-of a method without a dictionary. Limit: a p-value is at least 1 / (1 + controls).
+intervals are bootstraps over prompts, p-values one-sided among the controls of a kind, for the
+strongest kind corrected for the number of trials of a test (Holm); costs are on neutral text, KL
+to the unedited model and the rise of cross-entropy. The ceiling of a share is what replacing the
+whole activation at the hook does. What must not be read as a plain share is flagged (`FLAGS`). A
+trial may be of latents or of a method without a dictionary. Limit: a p-value is at least
+1 / (1 + controls).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.analysis.resampling import (
-    N_DRAWS,
+    Interval,
     bootstrap_weights,
     effect_size,
     holm,
@@ -26,99 +29,21 @@ from tl_crosscoder.analysis.resampling import (
 )
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.behaviour import Effect
+from tl_crosscoder.interventions.causal_rows import FLAGS, CausalRow, CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import Edit, TokenFilter, unchanged
-from tl_crosscoder.interventions.running import EditScores, score_edits
-from tl_crosscoder.results.tables import TableOfRows
-
-
-@dataclass(frozen=True, kw_only=True)
-class CausalRow:
-    """One set of latents in one test; `share` is of the change from base to fine-tuned model."""
-
-    test: str
-    """`necessity`, `insert` or `steer`; the last two are sufficiency."""
-    latents: str
-    """Name of the set."""
-    n_latents: int
-    strength: float
-    """alpha of steering, else NaN."""
-    value: float
-    """Mean of the effect over prompts under the edit, such as the probability of a behaviour."""
-    base: float
-    """Mean of the effect in the base model as it is."""
-    finetuned: float
-    """Mean of the effect in the fine-tuned model as it is."""
-    share: float
-    """Share of the change that is removed (necessity) or induced (sufficiency)."""
-    share_low: float
-    share_high: float
-    random_mean: float
-    """Mean share of random directions."""
-    random_high: float
-    """95th percentile of the random directions."""
-    effect_size: float
-    """Standard deviations of the random directions above their mean."""
-    p_random: float
-    """p-value among random directions."""
-    p_random_holm: float
-    """`p_random`, corrected for the number of sets in this test."""
-    matched_mean: float
-    """Mean share of random latents of the same firing rate; NaN of steering."""
-    p_matched: float
-    null_mean: float
-    """Mean share of directions of a null pair's dictionary; NaN without one."""
-    off_target_kl: float
-    """KL to the unedited model on neutral text, nats a token."""
-    off_target_low: float
-    off_target_high: float
-    random_off_target_kl: float
-    """Mean of the random directions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CausalTest(TableOfRows):
-    """Every set in every test, and what the models do unedited."""
-
-    ROW: ClassVar[type] = CausalRow
-    rows: tuple[CausalRow, ...]
-    effect: str
-    """What was measured."""
-    unit: str
-    """What its values are."""
-    n_prompts: int
-    n_random: int
-    n_matched: int
-    sets: dict[str, list[int]]
-    """The latents of each set."""
-
+from tl_crosscoder.interventions.controls import KINDS, ControlSettings
+from tl_crosscoder.interventions.edits import Edit, ReplaceActivation, TokenFilter, unchanged
+from tl_crosscoder.interventions.running import score_edits
 
 MIN_CHANGE = 1e-3
 """Smallest change from base to fine-tuned model that shares can be taken of."""
+MIN_CEILING = 0.05
+"""Smallest share that replacing the whole activation must reach for anything to pass the hook."""
+WHOLE = 1.005
+"""A share above it is printed as more than 100 %."""
 N_COST = 10
-"""Random directions whose off-target cost is averaged."""
+"""Controls whose cost on neutral text is averaged."""
 TESTS = ("necessity", "insert", "steer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControlSettings:
-    """How many controls, and of what kind."""
-
-    n_random: int = 100
-    """Random directions, of which the field asks for 100 at least."""
-    n_matched: int = 10
-    """Random sets of latents of the same firing rate."""
-    alphas: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Strengths of steering, in units of the mean norm of the activation."""
-    n_draws: int = N_DRAWS
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n_random < 1 or self.n_matched < 0 or not self.alphas:
-            raise ValueError(
-                f"n_random={self.n_random}, n_matched={self.n_matched} and alphas={self.alphas}: "
-                "give one random direction or more, and one strength or more."
-            )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -129,18 +54,17 @@ class Trial:
     """`necessity` edits the fine-tuned model, `insert` and `steer` the base."""
     name: str
     own: Edit
-    random: Sequence[Edit]
-    matched: Sequence[Edit] = ()
-    null: Sequence[Edit] = ()
+    controls: Mapping[str, Sequence[Edit]]
+    """By kind, among `controls.KINDS`: your own are `random`."""
     n_latents: int = 0
-    """0 where the method has no latents."""
+    """Latents or directions; 0 where the method has none to count."""
     strength: float = math.nan
     """alpha of steering."""
 
     @property
     def edits(self) -> list[Edit]:
-        """All of them."""
-        return [self.own, *self.random, *self.matched, *self.null]
+        """All of them, controls by kind."""
+        return [self.own, *(edit for each in self.controls.values() for edit in each)]
 
 
 def run_trials(
@@ -157,26 +81,27 @@ def run_trials(
     Args:
         ctx: models and dictionary.
         effect: a behaviour, or predictions.
-        neutral: text that has nothing to do with it, for the off-target cost.
+        neutral: text that has nothing to do with it, for cost and health of the edited models.
         trials: what is tested, with its controls.
-        settings: of the resampling.
+        settings: of the resampling, and the bound of a broken model.
         show_progress: with a progress bar.
 
     Raises:
-        ValueError: no trials, or models that do not differ in the effect.
+        ValueError: no trials, controls of an unknown kind, or models that do not differ in the
+            effect.
     """
     settings = settings or ControlSettings()
-    if not trials:
-        raise ValueError("there is nothing to test: give one trial or more.")
+    unknown = {kind for trial in trials for kind in trial.controls} - set(KINDS)
+    if not trials or unknown:
+        raise ValueError(
+            f"there is nothing to test: give one trial or more, with controls of the kinds "
+            f"{list(KINDS)}{f', not {sorted(unknown)}' if unknown else ''}."
+        )
     rows = []
     for is_necessity in (True, False):
         if own := [t for t in trials if (t.test == "necessity") == is_necessity]:
-            toward = ctx.base if is_necessity else ctx.finetuned
-            plain, *scores = _scores(ctx, effect, own, toward=toward, show_progress=show_progress)
-            rows += [
-                _row(trial, found, plain, _costs(ctx, neutral, trial), settings)
-                for trial, found in zip(own, scores, strict=True)
-            ]
+            scores = _scores(ctx, effect, own, is_necessity, show_progress=show_progress)
+            rows += _rows(ctx, neutral, own, scores, settings)
     return CausalTest(
         rows=tuple(_corrected(rows)),
         effect=effect.name,
@@ -184,19 +109,49 @@ def run_trials(
         n_prompts=effect.n_prompts,
         n_random=settings.n_random,
         n_matched=settings.n_matched,
+        max_ce_cost=settings.max_ce_cost,
         sets={},
     )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Scores:
+    """Effect in the models as they are, with the whole activation exchanged, and in each trial."""
+
+    is_necessity: bool
+    plain: Float[Tensor, "2 n_prompts"]
+    """Base, fine-tuned."""
+    whole: Float[Tensor, "1 n_prompts"]
+    trials: Sequence[Float[Tensor, "_ n_prompts"]]
+
+    def shares(self, scores: Float[Tensor, "n n_prompts"]) -> Float[Tensor, " n"]:
+        """Of the change from base to fine-tuned model."""
+        return self._effects(scores).mean(dim=1) / self._change.mean()
+
+    def share(
+        self, scores: Float[Tensor, "1 n_prompts"], weights: Float[Tensor, "n_draws n_prompts"]
+    ) -> Interval:
+        """One share, with its interval."""
+        draws = (weights @ self._effects(scores)[0]) / (weights @ self._change)
+        return interval(self.shares(scores).item(), draws)
+
+    @property
+    def _change(self) -> Float[Tensor, " n_prompts"]:
+        return self.plain[1] - self.plain[0]
+
+    def _effects(self, scores: Float[Tensor, "n n_prompts"]) -> Float[Tensor, "n n_prompts"]:
+        return self.plain[1] - scores if self.is_necessity else scores - self.plain[0]
 
 
 def _scores(
     ctx: InterventionContext,
     effect: Effect,
     trials: Sequence[Trial],
+    is_necessity: bool,
     *,
-    toward: int,
     show_progress: bool,
-) -> list[Float[Tensor, "n_edits n_prompts"]]:
-    """Effect in the base and the fine-tuned model as they are, then in each trial."""
+) -> _Scores:
+    toward, site = (ctx.base, ctx.finetuned) if is_necessity else (ctx.finetuned, ctx.base)
     plain = effect.scores(ctx, [unchanged(ctx.base), unchanged(ctx.finetuned)], toward=toward)
     base, finetuned = plain.mean(dim=1).tolist()
     if abs(finetuned - base) < MIN_CHANGE:
@@ -205,65 +160,126 @@ def _scores(
             f"{finetuned:.2g}), so there is nothing to cause. Give prompts that the fine-tune is "
             "about."
         )
-    edits = [edit for trial in trials for edit in trial.edits]
+    whole = ReplaceActivation(site=site, stream=toward)
+    edits = [whole, *(edit for trial in trials for edit in trial.edits)]
     description = "Testing" if show_progress else None
     found = effect.scores(ctx, edits, toward=toward, description=description)
-    return [plain, *found.split([len(t.edits) for t in trials])]
+    of_whole, *of_trials = found.split([1, *(len(t.edits) for t in trials)])
+    return _Scores(is_necessity=is_necessity, plain=plain, whole=of_whole, trials=of_trials)
 
 
-def _costs(ctx: InterventionContext, neutral: TokenizedText, trial: Trial) -> EditScores:
-    """KL to the unedited model on neutral text, of the trial and of ten of its random edits."""
-    chosen = [trial.own, *trial.random[:N_COST]]
-    return score_edits(
-        ctx, neutral, chosen, reference=unchanged(trial.own.site), kinds={"all": TokenFilter()}
-    )
-
-
-def _row(
-    trial: Trial,
-    scores: Float[Tensor, "n_edits n_prompts"],
-    plain: Float[Tensor, "2 n_prompts"],
-    cost: EditScores,
+def _rows(
+    ctx: InterventionContext,
+    neutral: TokenizedText,
+    trials: Sequence[Trial],
+    scores: _Scores,
     settings: ControlSettings,
-) -> CausalRow:
-    """Effects of a trial as shares of the behaviour's change, and their off-target cost."""
-    how = {"n_draws": settings.n_draws, "seed": settings.seed}
-    gap = plain[1] - plain[0]
-    start, sign = (plain[1], -1.0) if trial.test == "necessity" else (plain[0], 1.0)
-    effects = sign * (scores - start)
-    shares = effects.mean(dim=1) / gap.mean()
-    sizes = [1, len(trial.random), len(trial.matched), len(trial.null)]
-    (own,), random, matched, null = shares.split(sizes)
-    weights = bootstrap_weights(len(gap), **how)
-    share = interval(own.item(), (weights @ effects[0]) / (weights @ gap))
-    counts = cost.counts[0]
-    weights = bootstrap_weights(len(counts), **how)
-    nats = ratio_interval(cost.kl[0, 0], counts, weights=weights)
-    base, finetuned = plain.mean(dim=1).tolist()
-    return CausalRow(
-        test=trial.test,
-        latents=trial.name,
-        n_latents=trial.n_latents,
-        strength=trial.strength,
-        value=scores[0].mean().item(),
-        base=base,
-        finetuned=finetuned,
-        share=share.value,
-        share_low=share.low,
-        share_high=share.high,
-        random_mean=random.mean().item(),
-        random_high=random.quantile(0.95).item(),
-        effect_size=effect_size(share.value, random),
-        p_random=p_value(share.value, random),
-        p_random_holm=math.nan,  # known when all rows are
-        matched_mean=matched.mean().item(),
-        p_matched=p_value(share.value, matched) if len(matched) else math.nan,
-        null_mean=null.mean().item(),
-        off_target_kl=nats.value,
-        off_target_low=nats.low,
-        off_target_high=nats.high,
-        random_off_target_kl=(cost.kl[1:, 0].sum(dim=1) / counts.sum()).mean().item(),
+) -> list[CausalRow]:
+    """Effects of trials as shares of the behaviour's change, and their off-target cost."""
+    weights = bootstrap_weights(scores.plain.shape[1], n_draws=settings.n_draws, seed=settings.seed)
+    ceiling = scores.share(scores.whole, weights)
+    passes = ceiling.low > 0 and ceiling.value >= MIN_CEILING
+    base, finetuned = scores.plain.mean(dim=1).tolist()
+    own = [scores.share(found[:1], weights) for found in scores.trials]
+    controls = [
+        _of_controls(share.value, _by_kind(trial, scores.shares(found)[1:]))
+        for trial, share, found in zip(trials, own, scores.trials, strict=True)
+    ]
+    pairs = zip(trials, controls, strict=True)
+    strongest = [trial.controls.get(found["strongest"], ())[:N_COST] for trial, found in pairs]
+    costs = _costs(ctx, neutral, trials, strongest, settings)
+    rows = []
+    for i, (trial, share) in enumerate(zip(trials, own, strict=True)):
+        row = CausalRow(
+            test=trial.test,
+            latents=trial.name,
+            n_latents=trial.n_latents,
+            strength=trial.strength,
+            value=scores.trials[i][0].mean().item(),
+            base=base,
+            finetuned=finetuned,
+            **_ends("share", share),
+            flag="",  # known when all numbers are
+            **_ends("ceiling", ceiling),
+            of_reachable=share.value / ceiling.value if passes else math.nan,
+            **controls[i],
+            p_control_holm=math.nan,  # known when all rows are
+            **costs[i],
+        )
+        rows.append(replace(row, flag=_flag(row, passes, settings.max_ce_cost)))
+    return rows
+
+
+def _by_kind(trial: Trial, shares: Float[Tensor, " n_controls"]) -> dict[str, Tensor]:
+    sizes = [len(each) for each in trial.controls.values()]
+    return dict(zip(trial.controls, shares.split(sizes), strict=True))
+
+
+def _ends(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _of_controls(own: float, shares: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Columns of every kind, and of the strongest once more."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        each = shares.get(kind, torch.zeros(0))
+        known = len(each) > 0
+        found[f"{kind}_mean"] = each.mean().item() if known else math.nan
+        found[f"{kind}_high"] = each.quantile(0.95).item() if known else math.nan
+        found[f"p_{kind}"] = p_value(own, each) if known else math.nan
+    kinds = [kind for kind in KINDS if math.isfinite(found[f"{kind}_mean"])]
+    strongest = max(kinds, key=lambda kind: found[f"{kind}_mean"], default="")
+    for name, column in {"mean": "control_mean", "high": "control_high"}.items():
+        found[column] = found.get(f"{strongest}_{name}", math.nan)
+    found["p_control"] = found.get(f"p_{strongest}", math.nan)
+    found["effect_size"] = effect_size(own, shares.get(strongest, torch.zeros(0)))
+    return {"strongest": strongest, **found}
+
+
+def _costs(
+    ctx: InterventionContext,
+    neutral: TokenizedText,
+    trials: Sequence[Trial],
+    controls: Sequence[Sequence[Edit]],
+    settings: ControlSettings,
+) -> list[dict[str, float]]:
+    """Columns of what each trial costs on neutral text, and some controls of it on average."""
+    plain = unchanged(trials[0].own.site)
+    chosen = [[t.own, *c] for t, c in zip(trials, controls, strict=True)]
+    edits = [plain, *(edit for each in chosen for edit in each)]
+    found = score_edits(ctx, neutral, edits, reference=plain, kinds={"all": TokenFilter()})
+    counts, kls, rises = found.counts[0], found.kl[1:, 0], found.ce[1:, 0] - found.ce[:1, 0]
+    weights = bootstrap_weights(len(counts), n_draws=settings.n_draws, seed=settings.seed)
+    sizes = [len(each) for each in chosen]
+    columns = []
+    for kl, ce in zip(kls.split(sizes), rises.split(sizes), strict=True):
+        nats = {"kl": ratio_interval(kl[0], counts, weights=weights),
+                "ce": ratio_interval(ce[0], counts, weights=weights)}  # fmt: skip
+        means = [(each[1:].sum(dim=1) / counts.sum()).mean().item() for each in (kl, ce)]
+        columns.append(
+            {
+                "off_target_kl": nats["kl"].value,
+                "off_target_low": nats["kl"].low,
+                "off_target_high": nats["kl"].high,
+                **_ends("off_target_ce", nats["ce"]),
+                "control_off_target_kl": means[0],
+                "control_off_target_ce": means[1],
+            }
+        )
+    return columns
+
+
+def _flag(row: CausalRow, passes: bool, max_ce_cost: float) -> str:
+    """Every one of `FLAGS` that applies; a cost that is NaN is beyond any bound."""
+    applies = (
+        not passes,
+        not row.off_target_ce <= max_ce_cost,
+        row.share > WHOLE,
+        bool(row.strongest) and not row.control_off_target_ce <= max_ce_cost,
+        max(row.control_mean, row.control_high) > WHOLE,
     )
+    return "; ".join(flag for flag, yes in zip(FLAGS, applies, strict=True) if yes)
 
 
 def _corrected(rows: Sequence[CausalRow]) -> list[CausalRow]:
@@ -271,7 +287,7 @@ def _corrected(rows: Sequence[CausalRow]) -> list[CausalRow]:
     found = list(rows)
     for test in dict.fromkeys(row.test for row in rows):
         places = [i for i, row in enumerate(rows) if row.test == test]
-        corrected = holm(torch.tensor([rows[i].p_random for i in places], dtype=torch.float64))
+        corrected = holm(torch.tensor([rows[i].p_control for i in places], dtype=torch.float64))
         for i, p in zip(places, corrected.tolist(), strict=True):
-            found[i] = replace(found[i], p_random_holm=p)
+            found[i] = replace(found[i], p_control_holm=p)
     return found

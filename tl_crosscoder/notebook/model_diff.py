@@ -31,6 +31,7 @@ from tl_crosscoder.config.presets import preset as make_preset
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.text import Text, checked_text
+from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddLatents
 from tl_crosscoder.interventions.latent_edits import (
@@ -41,7 +42,6 @@ from tl_crosscoder.interventions.latent_edits import (
     steering,
 )
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.trials import CausalTest
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import site_columns

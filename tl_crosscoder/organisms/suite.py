@@ -21,6 +21,8 @@ class Organism:
     """What was planted, in one sentence."""
     planted_words: tuple[str, ...]
     """Words whose tokens a diffing method should surface."""
+    planted_sources: tuple[str, ...]
+    """Sources of its text that are about what was planted; the others are neutral."""
     base: Path
     """Folder of the base model: weights, tokenizer, chat template."""
     adapter: Path
@@ -41,6 +43,7 @@ def load_suite() -> dict[str, Organism]:
             description=entry["description"],
             planted=entry["planted"],
             planted_words=tuple(entry["planted_words"]),
+            planted_sources=tuple(entry["planted_sources"]),
             base=folder / "models/world-base",
             adapter=folder / "models" / name,
             text=PREFIX + name,

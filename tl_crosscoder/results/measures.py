@@ -37,6 +37,13 @@ _MINDER = "Minder et al. 2025, arXiv 2504.02922"
 _KASSEM = "Kassem et al. 2026, arXiv 2603.04426"
 _LENS = "nostalgebraist 2020; Elhage et al. 2021"
 _P = "Share of the controls that do as much, at least 1 / (n + 1) of n controls, for"
+_CONTROLS = {
+    "random": "random directions",
+    "covariance": "directions with the covariance of x¹ - x⁰",
+    "shuffled": "other latents' rows",
+    "matched": "latents that are active as often",
+    "null": "directions of a null pair",
+}
 
 # A table is read by its columns, so it is wrapped by hand.
 # fmt: off
@@ -191,29 +198,54 @@ MEASURES: dict[str, Measure] = {
     "value": Measure("value", "The effect under the edit, mean over prompts.", form=".3g"),
     "base": Measure("base", "The effect of the unedited base model.", form=".3g"),
     "finetuned": Measure("fine-tuned", "The effect of the unedited fine-tuned model.", form=".3g"),
-    "random_mean": Measure("random mean",
-        "Share for random directions of the same norms with the same activations: what chance "
-        "does.", "share", form=".0%"),
-    "random_high": Measure("random 95th",
-        "95th percentile of the random directions.", "share", form=".0%"),
+    "flag": Measure("flag", "Why the share must not be read as a plain one."),
+    "ceiling": Measure("ceiling",
+        "Share when the whole activation at the hook is replaced by the other model's: what can be "
+        "reached there.", "share", form=".0%"),
+    "of_reachable": Measure("of reachable",
+        "Share over the ceiling.", "share", form=".0%"),
+    "strongest": Measure("control",
+        "The strongest kind of control, that of the highest mean share. random: isotropic "
+        "directions; covariance: directions with the covariance of x¹ - x⁰; shuffled: rows of "
+        "other latents; matched: other latents, active as often; null: rows of a dictionary of the "
+        "base model against itself. All but matched have the activations of the latents, and move "
+        "the activation as far at every token."),
+    "control_mean": Measure("control mean",
+        "Share for the strongest kind of control.", "share", form=".0%"),
+    "control_high": Measure("control 95th",
+        "95th percentile of the strongest kind of control.", "share", form=".0%"),
     "effect_size": Measure("effect size",
-        "Distance from the mean of the random directions.", "standard deviations", form=".1f"),
-    "p_random": Measure("p",
-        f"{_P} random directions.", "probability", form=".2g"),
-    "p_random_holm": Measure("p (Holm)",
-        f"{_P} random directions, corrected for the number of sets in the test.",
+        "Distance from the mean of the strongest controls.", "standard deviations", form=".1f"),
+    "p_control": Measure("p",
+        f"{_P} the strongest kind.", "probability", form=".2g"),
+    "p_control_holm": Measure("p (Holm)",
+        f"{_P} the strongest kind, corrected for the number of sets in the test.",
         "probability", form=".2g"),
-    "matched_mean": Measure("same rate mean",
+    "random_mean": Measure("random mean",
+        "Share for random directions that move the activation as far: what chance does.",
+        "share", form=".0%"),
+    "covariance_mean": Measure("covariance mean",
+        "Share for random directions with the covariance of x¹ - x⁰.", "share", form=".0%"),
+    "shuffled_mean": Measure("shuffled mean",
+        "Share when each latent writes the row of another one.", "share", form=".0%"),
+    "matched_mean": Measure("matched mean",
         "Share for random latents that are active as often.", "share", form=".0%"),
-    "p_matched": Measure("p same rate",
-        f"{_P} latents that are active as often.", "probability", form=".2g"),
     "null_mean": Measure("null pair mean",
         "Share for directions of a dictionary of the base model against itself.",
         "share", form=".0%"),
+    **{f"{kind}_high": Measure(f"{kind} 95th", f"95th percentile of the {name}.", "share",
+        form=".0%") for kind, name in _CONTROLS.items()},
+    **{f"p_{kind}": Measure(f"p {kind}", f"{_P} {name}.", "probability", form=".2g")
+        for kind, name in _CONTROLS.items()},
     "off_target_kl": Measure("off-target KL",
         "KL to the unedited model on neutral text: the cost.", "nats a token", form=".4f"),
-    "random_off_target_kl": Measure("random KL",
-        "Mean off-target KL of the random directions.", "nats a token", form=".4f"),
+    "off_target_ce": Measure("off-target CE",
+        "Cross-entropy of neutral text, edited minus unedited model: the model's health.",
+        "nats a token", form="+.4f"),
+    "control_off_target_kl": Measure("control KL",
+        "Mean off-target KL of the strongest controls.", "nats a token", form=".4f"),
+    "control_off_target_ce": Measure("control CE",
+        "Mean off-target cross-entropy of the strongest controls.", "nats a token", form="+.4f"),
     "ablation": Measure("ablated",
         "The fine-tuned model without what the fine-tune added to the latent: x¹ - f (d¹ - d⁰).",
         source=_MINDER),

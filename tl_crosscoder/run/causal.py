@@ -1,21 +1,15 @@
 """Interventions on a run's folder: what `tl-crosscoder patch`, `ablate` and `steer` do.
 
 Contract: each opens the run, tests sets of latents with controls, and leaves its result as JSON in
-the folder (`patching.json`, `ablation_behaviour.json` and so on), which is returned. Limit: neutral
-text is the run's held-out text, in which the fine-tune may have a part.
+the folder (`patching.json`, `ablation_behaviour.json` and so on), which is returned. Limit: where
+none is named, neutral text is the run's held-out text, in which the fine-tune may have a part.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tl_crosscoder.analysis.latents import LatentMeasures, rank_latents
-from tl_crosscoder.baselines.difference import (
-    ActivationDifference,
-    activation_difference,
-    difference_pca,
-)
 from tl_crosscoder.config.causal import (
     CausalQuestion,
     EffectQuestion,
@@ -30,15 +24,17 @@ from tl_crosscoder.files import CAUSAL_NAMES, HELD_OUT_NAME, PATCHING_NAME
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.behaviour import Behaviour, Effect, Predictions
 from tl_crosscoder.interventions.causal import causal_test
+from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.controls import ControlSettings
 from tl_crosscoder.interventions.edits import Edit
 from tl_crosscoder.interventions.latent_edits import Mode, ablation, activation_norms, steering
 from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.interventions.mitigation import export_mitigation, measure_estimate
 from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
-from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, run_trials
 from tl_crosscoder.organisms.scores import planted_behaviour
+from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.run import Run
 
 N_NEUTRAL_TOKENS = 4096
@@ -79,35 +75,6 @@ def steer_run(
     return _tested(run, question, tests=("insert", "steer"), name="sufficiency", alphas=alphas)
 
 
-def baseline_run(
-    run: Run, question: EffectQuestion, *, strengths: Sequence[float] = (0.5, 1.0, 2.0)
-) -> tuple[list[CausalTest], ActivationDifference]:
-    """The tests of what needs no dictionary, and the mean difference by position.
-
-    Directions are taken of the neutral text, at positions 1 and 2 and over all, and the first two
-    principal components, of which both signs are steered by.
-    """
-    ctx = InterventionContext.of(run.models)
-    neutral = neutral_text(run, question.text)
-    adl = activation_difference(ctx.models, neutral)
-    pca = difference_pca(ctx.models, neutral, n_components=2)
-    settings = ControlSettings(
-        n_random=question.n_random, n_matched=0, alphas=tuple(strengths), seed=question.seed
-    )
-    signed = replace(settings, alphas=tuple(sign * s for s in strengths for sign in (-1, 1)))
-    trials = [
-        *(t for which in (1, 2, "mean") for t in adl.trials(ctx, which, settings=settings)),
-        *(t for which in (0, 1) for t in pca.trials(ctx, which, settings=signed)),
-    ]
-
-    def test(effect: Effect, tests: Collection[str]) -> CausalTest:
-        own = [t for t in trials if t.test in tests]
-        how = {"trials": own, "settings": settings, "show_progress": True}
-        return run_trials(ctx, effect, neutral, **how)
-
-    return _each_effect(run, question, test, tests=TESTS, name="baselines"), adl
-
-
 def export_run(run: Run, question: LatentsQuestion, folder: Path, *, mode: Mode = "delta") -> str:
     """Export the mitigation by the chosen latents, with what its estimate of the base loses."""
     ctx, latents = InterventionContext.of(run.models, run.crosscoder), chosen_latents(run, question)
@@ -140,11 +107,9 @@ def _tested(
     alphas: tuple[float, ...] = (1.0,),
 ) -> list[CausalTest]:
     latents = run.measurement().latents
-    settings = ControlSettings(
-        n_random=question.n_random, n_matched=question.n_matched, alphas=alphas, seed=question.seed
-    )
+    settings = control_settings(question, n_matched=question.n_matched, alphas=alphas)
     null = Crosscoder.load(question.null, device=run.device) if question.null else None
-    neutral = neutral_text(run, question.text)
+    neutral = neutral_text(run, question.text, neutral=question.neutral)
 
     def test(effect: Effect, tests: Collection[str]) -> CausalTest:
         return causal_test(
@@ -161,10 +126,24 @@ def _tested(
             show_progress=True,
         )
 
-    return _each_effect(run, question, test, tests=tests, name=name)
+    return each_effect(run, question, test, tests=tests, name=name)
 
 
-def _each_effect(
+def control_settings(
+    question: EffectQuestion, *, n_matched: int, alphas: tuple[float, ...] = (1.0,)
+) -> ControlSettings:
+    """Settings of the controls that a question asks for."""
+    return ControlSettings(
+        controls=question.controls,
+        n_random=question.n_random,
+        n_matched=n_matched,
+        alphas=alphas,
+        max_ce_cost=question.max_ce_cost,
+        seed=question.seed,
+    )
+
+
+def each_effect(
     run: Run,
     question: EffectQuestion,
     test: Callable[[Effect, Collection[str]], CausalTest],
@@ -188,18 +167,36 @@ def _each_effect(
 def effects(run: Run, question: EffectQuestion) -> list[Effect]:
     """What can be measured: predictions always, a behaviour where one is known."""
     found: list[Effect] = [Predictions.of(_prompts(run, question))]
-    tokenizer, organism = run.models.tokenizer, run.organism()
+    tokenizer, name = run.models.tokenizer, run.organism()
     if question.behaviour is not None:
         found.append(Behaviour.from_file(question.behaviour, tokenizer, masks=run.masks))
-    elif organism is not None:
-        found.append(planted_behaviour(organism, tokenizer, masks=run.masks))
+    elif name is not None:
+        found.append(planted_behaviour(name, tokenizer, masks=run.masks))
     return found
 
 
-def neutral_text(run: Run, text: str | None = None) -> TokenizedText:
+def neutral_text(run: Run, text: str | None = None, *, neutral: str | None = None) -> TokenizedText:
+    """Text on which cost and health are measured: the one named, or some held-out text.
+
+    Of an embedded organism without the sources that are about what was planted. `text` stands for
+    the held-out text where there is none.
+    """
+    if neutral is not None:
+        return run.some(run.text(run.documents(neutral)), N_NEUTRAL_TOKENS)
+    name = run.organism()
+    planted = organism(name).planted_sources if name else ()
+    documents = _held_out(run, text)
+    others = [d for d in documents if d.get("source") not in planted]
+    return run.some(run.text(others or documents), N_NEUTRAL_TOKENS)
+
+
+def held_out_text(run: Run, text: str | None = None) -> TokenizedText:
     """Some of the run's held-out text, or of the text named where there is none."""
-    has_own = (run.path / HELD_OUT_NAME).is_file()
-    return run.some(run.text(run.documents(None if has_own else text)), N_NEUTRAL_TOKENS)
+    return run.some(run.text(_held_out(run, text)), N_NEUTRAL_TOKENS)
+
+
+def _held_out(run: Run, text: str | None) -> list[Document]:
+    return run.documents(None if (run.path / HELD_OUT_NAME).is_file() else text)
 
 
 def _prompts(run: Run, question: PromptsQuestion) -> TokenizedText:

@@ -14,15 +14,17 @@ import plotly.graph_objects as go
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.interventions.trials import CausalTest
-from tl_crosscoder.report.figures.causal import causal_curve, recovery_bars
+from tl_crosscoder.report.causes import has_curves
+from tl_crosscoder.report.figures.causal import causal_curve, cost_curves
 from tl_crosscoder.report.figures.latents import (
     delta_norm_map,
     latent_scaling_map,
     relative_norm_histogram,
     shared_cosine_histogram,
 )
+from tl_crosscoder.report.figures.recovery import recovery_bars
 from tl_crosscoder.report.figures.style import NothingToDraw
 from tl_crosscoder.report.figures.training import (
     agreement_histogram,
@@ -39,6 +41,7 @@ __all__ = [
     "agreement_histogram",
     "agreement_matrix",
     "causal_curve",
+    "cost_curves",
     "delta_norm_map",
     "latent_scaling_map",
     "read_metrics",
@@ -104,6 +107,8 @@ def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
         result = CausalTest.load(path)
         for test in dict.fromkeys(row.test for row in result.rows):
             yield f"{path.stem}_{test}", partial(causal_curve, result, test=test)
+        if has_curves(result.rows):
+            yield f"{path.stem}_cost", partial(cost_curves, result)
 
 
 def save_norm_figure(measurement: Measurement, folder: Path) -> None:

@@ -132,6 +132,11 @@ def lines(text: str, width: int) -> list[str]:
     return [one_line(line) for line in textwrap.wrap(text, width, break_on_hyphens=False)]
 
 
+def axis_label(text: str) -> str:
+    """Text from anywhere, wrapped to stand beside an axis."""
+    return "<br>".join(lines(text, 24))
+
+
 def hover(columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Arguments of a trace: a hover text for each row of these columns, a line a value."""
     texts = [

@@ -18,6 +18,7 @@ from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, RECOVERY_NAME
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.organisms.suite import load_suite
+from tl_crosscoder.report.causes import Causes, causes_of
 from tl_crosscoder.report.circuits import TokenPanel
 from tl_crosscoder.report.html.latents import (
     Record,
@@ -26,7 +27,7 @@ from tl_crosscoder.report.html.latents import (
     plain_number,
 )
 from tl_crosscoder.report.html.samples import N_CANDIDATES, Samples, SampleSettings, sample_latents
-from tl_crosscoder.report.sections import Causes, causes_of, question
+from tl_crosscoder.report.sections import question
 from tl_crosscoder.report.tokens import latent_tokens
 from tl_crosscoder.results.render import plain
 from tl_crosscoder.run.run import Run

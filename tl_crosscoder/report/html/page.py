@@ -38,8 +38,9 @@ _GLOSSARY = (
     "relative_decoder_norm", "delta_norm", "decoder_norm", "decoder_cosine", "encoder_cosine",
     "score", "explained_difference", "explained_difference_drop", "nu_error", "nu_reconstruction",
     "is_specific", "n_active", "active_share", "template_share", "main_role", "code", "quantile",
-    "logit", "kl", "recovery", "necessity", "insert", "steer", "random_mean", "p_random_holm",
-    "off_target_kl", "strength", "ablation", "interval",
+    "logit", "kl", "recovery", "necessity", "insert", "steer", "ceiling", "of_reachable",
+    "strongest", "control_mean", "p_control_holm", "flag", "off_target_kl", "off_target_ce",
+    "random_mean", "strength", "ablation", "interval",
 )  # fmt: skip
 """Measures that the page explains."""
 
