@@ -124,8 +124,7 @@ class Baselines(_OfRun):
         from tl_crosscoder.run.baselines import baseline_run
 
         run = self.run()
-        how = {"strengths": self.strengths, "sizes": self.sizes}
-        results, adl = baseline_run(run, self.question, **how)
+        results, adl = baseline_run(run, self.question, strengths=self.strengths, sizes=self.sizes)
         _print_tests(results)
         lens = lens_section(adl, InterventionContext.of(run.models).models)
         print(f"\n{as_text([lens])}")

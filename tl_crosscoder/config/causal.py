@@ -14,8 +14,8 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 """Kinds of control, the cheapest to make first; see `interventions.controls`."""
 MAX_CE_COST = 0.5
 """Nats a token of neutral text above which an edited model is called broken: they multiply its
-perplexity by 1.65. Ablating 30 latents of the embedded dictionaries costs below 0.05, and random
-directions that "undo" more than all of a behaviour cost several nats."""
+perplexity by 1.65. Ablating the first 30 latents of the embedded dictionaries costs 0.07 to
+0.19 nats of KL on held-out text, so the bound leaves space for honest edits."""
 
 
 @dataclass(frozen=True, kw_only=True)

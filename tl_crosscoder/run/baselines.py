@@ -56,8 +56,7 @@ def baseline_run(
     ctx = InterventionContext.of(run.models)
     neutral = neutral_text(run, question.text, neutral=question.neutral)
     n = min(max([2, *sizes]), ctx.models.model_sites[ctx.base].d_model)
-    n_positions = min(max([5, *sizes]) - 1, neutral.context_size // 2)
-    adl = activation_difference(ctx.models, neutral, n_positions=max(2, n_positions))
+    adl = activation_difference(ctx.models, neutral)
     pca = difference_pca(ctx.models, neutral, n_components=n)
     settings = control_settings(question, n_matched=0, alphas=tuple(strengths))
     signed = replace(settings, alphas=tuple(sign * s for s in strengths for sign in (-1, 1)))
@@ -78,14 +77,13 @@ def baseline_run(
 
     results = each_effect(run, question, test, tests=TESTS, name="baselines")
     if sizes:
-        results += _curves(run, question, adl, pca, sizes=sizes, factors=factors)
+        results += _curves(run, question, pca, sizes=sizes, factors=factors)
     return results, adl
 
 
 def _curves(
     run: Run,
     question: EffectQuestion,
-    adl: ActivationDifference,
     pca: DifferencePCA,
     *,
     sizes: Sequence[int],
@@ -98,6 +96,9 @@ def _curves(
     """
     ctx = InterventionContext.of(run.models, run.crosscoder)
     neutral = neutral_text(run, question.text, neutral=question.neutral)
+    # As many positions as directions are asked for, as far as contexts reach.
+    n_positions = max(1, min(max(sizes) - 1, neutral.context_size // 2))
+    adl = activation_difference(ctx.models, neutral, n_positions=n_positions)
     positions = [w for w in adl.which() if w != "mean"]
     directions = {
         "PCA, neutral text": pca.components,
