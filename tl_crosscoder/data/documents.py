@@ -149,12 +149,40 @@ def is_held_out(document: Document, *, share: float, seed: int = 0) -> bool:
     document is on one side in every pass and every source, and no stream is read to its end.
     Continuations of one prompt (`n_prompt_tokens`) are hashed by the prompt: one side holds all.
     """
+    return _place(document, seed) < share
+
+
+def halves(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """(for ranking, for tests): a split by content, so that a document is on one side in any text.
+
+    What is chosen on the first half, such as a ranking of latents, is tested on the second. Only
+    where one of them would be empty does a document change sides.
+
+    Raises:
+        ValueError: fewer than two different documents.
+    """
+    places = [_place(document, "halves") for document in documents]
+    ordered = sorted({*places})
+    if len(ordered) < 2:
+        raise ValueError(
+            f"the text has {len(ordered)} different document: at least 2 are needed, to rank "
+            "latents on some and to test them on others. Give more text."
+        )
+    limit = min(max(0.5, ordered[1]), ordered[-1])
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for place, document in zip(places, documents, strict=True):
+        sides[place >= limit].append(document)
+    return sides
+
+
+def _place(document: Document, seed: int | str) -> float:
+    """A number in [0, 1) by the hash of a document's content."""
     content = [document.get(key) for key in ("text", "messages", "input_ids")]
     if document.get("n_prompt_tokens"):
         content[2] = document["input_ids"][: document["n_prompt_tokens"]]
     key = json.dumps([seed, content], ensure_ascii=False, sort_keys=True, default=str)
     digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < share * 2**64
+    return int.from_bytes(digest, "little") / 2**64
 
 
 def source_of(document: Document) -> str:
