@@ -14,6 +14,7 @@ from tl_crosscoder.interventions.attribution_goals import KLToFinetuned, goal_of
 from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.interventions.behaviour import Predictions, Question
 from tl_crosscoder.interventions.edits import ReplaceActivation, TokenFilter, unchanged
+from tl_crosscoder.interventions.waterfall import waterfall
 
 ONE = AttributionSettings(n_steps=1)
 
@@ -100,7 +101,9 @@ def test_each_latent_is_the_slope_of_kl_along_what_it_adds(pairs, make_crosscode
         assert found.latents[j].item() == pytest.approx(expected, rel=0.02, abs=0.01)
 
 
-def test_terms_add_up_to_the_change_and_better_with_more_steps(taboo_pair, make_crosscoder, texts):
+def test_terms_add_up_to_the_change_and_better_with_more_steps(
+    taboo_pair, make_crosscoder, texts
+):  # spec: I3
     crosscoder, effect = make_crosscoder(taboo_pair), Predictions.of(texts[1][:6])
     found = {
         n: attribution(taboo_pair, crosscoder, effect, settings=AttributionSettings(n_steps=n))
@@ -262,3 +265,27 @@ def test_it_saves_and_loads(found, tmp_path):
         Attribution.load(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="holds no attribution"):
         Attribution.load(tmp_path)
+
+
+def test_the_waterfall_is_what_kl_by_hand_says(pair, crosscoder, text):
+    order = [5, 0, 7]
+    found = waterfall(pair, crosscoder, Predictions.of(text), ranked=order, sizes=(1, 3, 10))
+    x = pair.activations(text.tokens)
+    codes = (crosscoder.encode(x) * text.mask[..., None]).detach()
+    v = (crosscoder.decoder(1) - crosscoder.decoder(0)).detach()
+    n = found.text["n_predicted"]
+    with torch.no_grad():
+        empty, *sets = (
+            kl_at(pair, text, x[:, :, 0] + codes[..., ids] @ v[ids]).item() / n
+            for ids in ([], [*range(12)], order[:1], order)
+        )
+    assert found.row("passes this hook").kl == pytest.approx(empty, rel=1e-3)
+    for row, kl in zip(found.rows[2:], sets, strict=True):
+        assert row.kl == pytest.approx(empty - kl, rel=1e-3, abs=1e-4)
+        assert row.reachable_share == pytest.approx(1 - kl / empty, rel=1e-3, abs=1e-4)
+    assert [row.n_latents for row in found.rows] == [0, 0, 12, 1, 3]
+    own = pair.logits(text.tokens).log_softmax(-1)
+    base = pair.logits(text.tokens, site="base").log_softmax(-1)
+    by_token = (own.exp() * (own - base)).sum(-1)[:, :-1]
+    whole = by_token[text.lengths[:, None] > torch.arange(1, by_token.shape[1] + 1)].mean()
+    assert found.row("the whole change").kl == pytest.approx(whole.item(), rel=1e-3)
