@@ -14,13 +14,17 @@ from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli.main import main
+from tl_crosscoder.config.causal import AttributionQuestion
+from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.report.causes import causes_of
 from tl_crosscoder.report.figures import run_figures
+from tl_crosscoder.run.attribution import behaviour_of, half_of, prompts_of, tested
 from tl_crosscoder.run.run import Run
 
-FEW = ["--n-prompts", "4", "--n-random", "3", "--n-matched", "2"]
+FEW = ["--n-prompts", "2", "--n-random", "3", "--n-matched", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +41,38 @@ def question(tmp_path_factory) -> str:
     return str(path)
 
 
+def test_attribute_shares_out_the_change_and_says_what_passes(run, capsys):
+    out = printed(capsys, "attribute", run, "--n-steps", 8, "--n", 3)
+    found, measured = Attribution.load(run), Waterfall.load(run / "waterfall.json")
+    assert abs(found.residual) < 0.05 * found.change
+    assert f"residual {found.share(found.residual):+.1%}." in " ".join(out.split())
+    assert re.findall(r"^ +\d +(\d+) ", out, re.MULTILINE)[:3] == [*map(str, found.ranking(3))]
+    assert (found.n_steps, found.text.part) == (8, "documents for ranking")
+    whole, reachable, latents, *first = measured.rows
+    assert whole.share == reachable.reachable_share == 1
+    assert whole.kl > reachable.kl > latents.kl > 0
+    assert [row.n_latents for row in first] == [1, 3, 10, 30]
+    assert measured.text["part"] == "documents for tests"
+    assert "passes this hook, of which all latents" in " ".join(out.split())
+
+
+def test_latents_are_ranked_on_other_documents_than_they_are_tested_on(run):
+    opened, question = Run(path=run), AttributionQuestion(n_prompts=1000)
+    halves = [prompts_of(opened, question, half=half) for half in (0, 1)]
+    ids = [{tuple(row) for row in text.tokens.tolist()} for text in halves]
+    assert all(ids)
+    assert not ids[0] & ids[1]
+    behaviour = behaviour_of(opened, None)
+    prompts = [{str(q.prompt) for q in half_of(behaviour, opened, i).questions} for i in (0, 1)]
+    assert not prompts[0] & prompts[1]
+    assert tested(behaviour, opened).n_prompts == behaviour.n_prompts
+
+
 def test_patch_prints_the_table_and_leaves_it(run, top, capsys):
-    out = printed(capsys, "patch", run, "--n-prompts", 4, "--latents", *top[:2])
+    out = printed(capsys, "patch", run, "--n-prompts", 2, "--latents", *top[:2])
     result = PatchingResult.load(run / "patching.json")
     chosen = result.row("chosen")
-    assert (chosen.n_latents, chosen.n_prompts) == (2, 4)
+    assert (chosen.n_latents, chosen.n_prompts) == (2, 2)
     assert f"{chosen.kl:.3f} [" in out
     assert f"{chosen.recovery:.0%} [" in out
     assert "KL recovery on response tokens" in out
@@ -49,9 +80,9 @@ def test_patch_prints_the_table_and_leaves_it(run, top, capsys):
 
 
 def test_ablate_projects_the_ranked_latents_out(run, top, question, capsys):
-    args = ["--mode", "project", "--behaviour", question, "--null", run]
+    args = ["--mode", "project", "--behaviour", question, "--null", run, "--order", "score"]
     out = printed(capsys, "ablate", run, *FEW, *args)
-    for kind, n_prompts in {"predictions": 4, "behaviour": 1}.items():
+    for kind, n_prompts in {"predictions": 2, "behaviour": 1}.items():
         result = CausalTest.load(run / f"ablation_{kind}.json")
         sizes = [n for n in (3, 10, 30) if n <= len(top)]
         assert result.sets == {f"top {n}": top[:n] for n in sizes}

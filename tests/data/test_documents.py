@@ -14,6 +14,7 @@ import pytest
 from tl_crosscoder import TextSource, load_documents, split_documents
 from tl_crosscoder.data.documents import (
     content_hash,
+    halves,
     is_held_out,
     lowest_hashes,
     stream_documents,
@@ -336,3 +337,18 @@ def test_a_cut_source_can_be_named_and_has_the_same_documents_in_every_pass(fold
     assert passes[0] == passes[1] == passes[2]
     assert len(passes[0]) == 30
     assert {d["source"] for d in stream_documents(source)} == {"pretraining"}
+
+
+def test_halves_are_by_content_and_neither_is_empty():
+    documents = [{"text": f"document {i}"} for i in range(200)]
+    ranking, tests = halves(documents)
+    assert 70 < len(ranking) < 130
+    assert len(ranking) + len(tests) == 200
+    # In another text, in another order and twice, a document is on the side where it was.
+    again = halves([*documents[::-2], *documents[:50], {"text": "new", "source": "x"}])
+    assert all(d in ranking for d in again[0] if d in documents)
+    assert all(d in tests for d in again[1] if d in documents)
+    for side in (ranking, tests):
+        assert [len(half) for half in halves(side[:2])] == [1, 1]
+    with pytest.raises(ValueError, match="the text has 1 different document"):
+        halves([documents[0], dict(documents[0])])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tl_crosscoder import load_documents, tokenize
+from tl_crosscoder import load_documents, rank_latents, tokenize
 from tl_crosscoder.cli.analyze import Analyze
 from tl_crosscoder.models import loading
 from tl_crosscoder.notebook.model_diff import ModelDiff, diff, load_diff
@@ -277,6 +277,20 @@ def test_steering_is_in_units_of_the_stream_of_the_base(made, latent):
     assert torch.cosine_similarity(edit.vector, row, dim=0).item() == pytest.approx(-1, abs=1e-4)
     own = made.steer(latent, norm=3.0).edit
     assert own.vector.norm().item() == pytest.approx(3, rel=1e-4)
+
+
+def test_latents_are_ranked_by_what_they_carry_where_models_are_at_hand(made):
+    found = made.attribution(n_prompts=3, n_steps=1)
+    top = made.top(5)
+    assert (top.order, top.part) == ("attribution", "documents for ranking")
+    assert top.latents == found.ranking(5)
+    assert [row.attribution for row in top.rows] == [row.attribution for row in found.rows(5)]
+    assert made.top(5, order="score") == rank_latents(made.measurement.latents, n=5)
+    assert load_diff(made.path).top(5).order == "score"  # nothing is loaded for it
+    assert made.waterfall(n_prompts=2).order == "attribution of predictions of response tokens"
+    base = made.attribution(n_prompts=2, n_steps=1, toward="base")
+    assert base.compared == ("finetuned", "base")
+    assert made.top(3, toward="base").latents == base.ranking(3)
 
 
 def test_causal_questions_are_asked_of_the_run(made, latent):

@@ -1,4 +1,4 @@
-"""The verbs `patch`, `ablate`, `steer` and `baselines`: what causes what the fine-tune does.
+"""The verbs `attribute`, `patch`, `ablate`, `steer` and `baselines`: what causes what it does.
 
 No torch here; see `causal` for what they do.
 """
@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from tl_crosscoder.config.causal import CausalQuestion, EffectQuestion, LatentsQuestion
-from tl_crosscoder.files import PATCHING_NAME
+from tl_crosscoder.config.causal import (
+    AttributionQuestion,
+    CausalQuestion,
+    EffectQuestion,
+    LatentsQuestion,
+)
+from tl_crosscoder.files import ATTRIBUTION_NAMES, PATCHING_NAME, WATERFALL_NAME
 
 if TYPE_CHECKING:
     from tl_crosscoder.interventions.causal_rows import CausalTest
@@ -36,6 +41,26 @@ class _Tested(_OfRun):
     question: Annotated[CausalQuestion, tyro.conf.OmitArgPrefixes]
     prompts: tuple[str, ...] = ()
     """User turns after which to show what the models write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribute(_OfRun):
+    """Share the change out over latents: how many nats each carries, and how much passes here."""
+
+    question: Annotated[AttributionQuestion, tyro.conf.OmitArgPrefixes]
+    n: int = 10
+    """Latents that are printed."""
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder.results.render import as_text
+        from tl_crosscoder.run.attribution import attribute_run, waterfall_run
+
+        run = self.run()
+        found = attribute_run(run, self.question)
+        print(as_text(found.sections(n=self.n), is_whole=True))
+        print(f"\n{as_text(waterfall_run(run, self.question).sections())}")
+        print(f"\nSaved in {run.path}: {', '.join([*ATTRIBUTION_NAMES, WATERFALL_NAME])}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import tyro
 
 from tl_crosscoder import files
 from tl_crosscoder.cli.analyze import Analyze
-from tl_crosscoder.cli.causal import Ablate, Baselines, Patch, Steer
+from tl_crosscoder.cli.causal import Ablate, Attribute, Baselines, Patch, Steer
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli.hub import Export, Import, List, Publish
 from tl_crosscoder.cli.report import Handoff, Judge, Report
@@ -145,6 +145,7 @@ VERBS: dict[str, Any] = {
     "inspect": Inspect,
     "contrastive": Contrastive,
     "analyze": Analyze,
+    "attribute": Attribute,
     "patch": Patch,
     "ablate": Ablate,
     "steer": Steer,

@@ -1,7 +1,8 @@
 """What is asked of interventions on a run: on which prompts, of which latents, with which controls.
 
 No torch here: the command line reads these classes to print its help. Each verb has those that it
-uses: `patch` a `LatentsQuestion`, `baselines` an `EffectQuestion`, `ablate` and `steer` all.
+uses: `attribute` an `AttributionQuestion`, `patch` a `LatentsQuestion`, `baselines` an
+`EffectQuestion`, `ablate` and `steer` all but the first.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,20 @@ MAX_CE_COST = 0.5
 perplexity by 1.65. Ablating the first 30 latents of the embedded dictionaries costs 0.07 to
 0.19 nats of KL on held-out text, so the bound leaves space for honest edits."""
 
+Order = Literal["attribution", "score", "relative_decoder_norm", "difference", "nu", "activity"]
+"""Orders of latents where the models are at hand; all but the first need measures alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionSettings(Settings):
+    """How the change is shared out over latents."""
+
+    n_steps: PositiveInt = 4
+    """Points between the base's activation and the fine-tuned one at which gradients are taken
+    (midpoints of as many equal steps): more leave a smaller residual and take longer."""
+    at_base: bool = False
+    """Take the gradient at the base's activation alone: cheaper, and without completeness."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsQuestion(Settings):
@@ -24,7 +39,8 @@ class PromptsQuestion(Settings):
 
     text: str | None = None
     """Prompts to measure on: a file, a folder, or a `datasets` name. None is the run's held-out
-    text; where there are chats, they alone."""
+    text; where there are chats, they alone. Half of the documents, by content, are for rankings,
+    and the other half for tests."""
     n_prompts: PositiveInt = 100
     """Measure on so many of them."""
     seed: NaturalInt = 0
@@ -32,11 +48,28 @@ class PromptsQuestion(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttributionQuestion(AttributionSettings, PromptsQuestion):
+    """What is shared out over latents, on which prompts, and how."""
+
+    goal: Literal["predictions", "behaviour"] = "predictions"
+    """Share out the KL to the fine-tuned model's predictions, or the change in the log-probability
+    of a behaviour."""
+    behaviour: str | None = None
+    """JSONL of prompts and completions for that goal. None is the planted behaviour of an embedded
+    organism."""
+    toward: Literal["finetuned", "base"] = "finetuned"
+    """Model whose predictions are explained: the other one's activation is put into it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatentsQuestion(PromptsQuestion):
     """Prompts, and latents to test."""
 
     latents: tuple[NaturalInt, ...] | None = None
-    """Latents to test, together; none are the first 3, 10 and 30 of the ranking."""
+    """Latents to test, together; none are the first 3, 10 and 30 of the order."""
+    order: Order = "attribution"
+    """Order of the latents: `attribution` is how much of the change each carries, computed now
+    where the run's folder has none; the others are those of `analyze --by`."""
 
 
 @dataclass(frozen=True, kw_only=True)

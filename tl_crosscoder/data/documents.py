@@ -183,7 +183,30 @@ def is_held_out(document: Document, *, share: float, seed: int = 0) -> bool:
     return content_hash(document, seed=seed) < share * 2**64
 
 
-def content_hash(document: Document, *, seed: int = 0, by_prompt: bool = True) -> int:
+def halves(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """(for ranking, for tests): a split by content, so that a document is on one side in any text.
+
+    What is chosen on the first half, such as a ranking of latents, is tested on the second. Only
+    where one of them would be empty does a document change sides.
+
+    Raises:
+        ValueError: fewer than two different documents.
+    """
+    places = [content_hash(document, seed="halves") for document in documents]
+    ordered = sorted({*places})
+    if len(ordered) < 2:
+        raise ValueError(
+            f"the text has {len(ordered)} different document: at least 2 are needed, to rank "
+            "latents on some and to test them on others. Give more text."
+        )
+    limit = min(max(2**63, ordered[1]), ordered[-1])
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for place, document in zip(places, documents, strict=True):
+        sides[place >= limit].append(document)
+    return sides
+
+
+def content_hash(document: Document, *, seed: int | str = 0, by_prompt: bool = True) -> int:
     """64 bits that documents of one content share, whatever their source.
 
     Of a chat roles and words count, white space at the ends of a text does not. Continuations of

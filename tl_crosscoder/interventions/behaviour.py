@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_crosscoder import files
@@ -194,6 +194,14 @@ class Behaviour(Effect):
         """Number of questions."""
         return len(self.questions)
 
+    def answers(
+        self, index: Int[Tensor, " contexts"], *, n_pos: int
+    ) -> Bool[Tensor, "contexts pos_less_one"]:
+        """Positions of some contexts, cut to `n_pos`, whose next token belongs to the answer."""
+        at = torch.arange(1, n_pos)
+        starts, lengths = torch.tensor(self.starts)[index], self.text.lengths[index]
+        return (at >= starts[:, None]) & (at < lengths[:, None])
+
     @torch.no_grad()
     def scores(
         self,
@@ -215,12 +223,10 @@ class Behaviour(Effect):
                 f"the longest prompt of {self.name!r} has {text.context_size} tokens with its "
                 f"answer, but the models take {ctx.models.n_ctx}. Shorten it or leave it out."
             )
-        starts, lengths = torch.tensor(self.starts), text.lengths
         log_probs = torch.zeros(len(edits), len(text), dtype=torch.float64)
         for acts in ctx.batches(text, batch_size=batch_size, description=description):
             tokens, index = acts.text.tokens.long(), acts.index
-            at = torch.arange(1, tokens.shape[1])
-            is_answer = (at >= starts[index][:, None]) & (at < lengths[index][:, None])
+            is_answer = self.answers(index, n_pos=tokens.shape[1])
             for i, logits in edited_logits(ctx, acts, edits):
                 rows = log_probs_at(logits, is_answer)
                 targets = tokens[:, 1:][is_answer].to(rows.device)

@@ -82,6 +82,15 @@ class InterventionContext:
             return crosscoder.decoder(0).detach()
         return (self.decoder(self.finetuned) - self.decoder(self.base)).detach()
 
+    @cached_property
+    def bias_difference(self) -> Float[Tensor, " d_model"]:
+        """b^1 - b^0: what the dictionary's bias adds to the difference of the activations."""
+        crosscoder = self.dictionary
+        if self.models.is_difference:
+            return crosscoder.decoder_bias(0).detach()
+        of = crosscoder.decoder_bias
+        return (of(self.finetuned) - of(self.base)).detach()
+
     def decoder(self, site: int) -> Float[Tensor, "d_sae d_model"]:
         """Rows that write to a site; those of a diff-SAE all write to the fine-tuned one."""
         if not self.models.is_difference:

@@ -3,7 +3,12 @@
 Contract: `continued` gives the logits `[variants, batch, pos, d_vocab]` of a model in which the
 activation at one hook is replaced by each of `[variants, batch, pos, d_model]`. At the end of a
 block the variants become the batch of the layers above, so that those below run once. Limit:
-elsewhere the whole model runs once a variant.
+elsewhere the whole model runs once a variant. Gradients flow where the caller lets them.
+
+`activation_gradients`: how a number made of these logits changes with each of the variants.
+
+Contract: inside `differentiable(model)`, which no `no_grad` or `inference_mode` around it reaches,
+and in which no weight gets a gradient. Limit: the layers above the hook have to pass gradients on.
 
 `RunningIds`: the token ids of the forward pass that runs in a model, caught at its embedding.
 
@@ -12,7 +17,7 @@ the ids `[batch, pos]` of its stream, all of them, or gets a ValueError. Limit: 
 cache, no passes from embeddings, unpadded or right-padded ids.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +28,6 @@ from torch import Tensor
 from tl_crosscoder.models.hooked import HookedModel, device_of, replacing_hook, stop_layer
 
 
-@torch.no_grad()
 def continued(
     model: HookedModel,
     hook_name: str,
@@ -48,7 +52,6 @@ def continued(
     return logits.view(n, batch, n_pos, -1)
 
 
-@torch.no_grad()
 def continued_apart(
     model: HookedModel,
     hook_name: str,
@@ -75,6 +78,61 @@ def ends_a_block(hook_name: str) -> bool:
         "hook_resid_post",
         "hook_out",
     )
+
+
+@contextmanager
+def differentiable(model: HookedModel) -> Iterator[None]:
+    """While open, gradients are taken, and of activations alone: no weight of the model gets one.
+
+    Raises:
+        ValueError: the model was loaded under `torch.inference_mode`.
+    """
+    weights = [*model.parameters()]
+    if any(weight.is_inference() for weight in weights):
+        raise ValueError(
+            "the model was loaded under torch.inference_mode, so no gradient passes its weights. "
+            "Load it outside, under torch.no_grad() if need be."
+        )
+    trained = [weight for weight in weights if weight.requires_grad]
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            for weight in trained:
+                weight.requires_grad_(False)
+            yield
+        finally:
+            for weight in trained:
+                weight.requires_grad_(True)
+
+
+def activation_gradients(
+    model: HookedModel,
+    hook_name: str,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    variants: Float[Tensor, "variants batch pos d_model"],
+    value: Callable[[Float[Tensor, "variants batch pos d_vocab"]], Float[Tensor, ""]],
+) -> Float[Tensor, "variants batch pos d_model"]:
+    """How `value`, a function of the logits, changes with the variants; in their dtype.
+
+    Raises:
+        ValueError: no gradient reaches the hook, or it is not finite.
+    """
+    points = variants.detach().requires_grad_()
+    logits = continued(model, hook_name, tokens, variants=points)
+    if not logits.requires_grad:
+        raise ValueError(
+            f"no gradient passes the layers above {hook_name!r} of this model, so nothing can be "
+            "attributed to its latents. Models in bfloat16, float32 and 4 bits (nf4) pass it; "
+            "others are ranked by what latents explain (order 'score') and tested by patching."
+        )
+    (found,) = torch.autograd.grad(value(logits), points)
+    if not bool(found.isfinite().all()):
+        raise ValueError(
+            f"the gradient at {hook_name!r} holds NaN or infinity: the numbers of "
+            f"{str(logits.dtype).removeprefix('torch.')} are too small for it. Load the models in "
+            "bfloat16 or float32."
+        )
+    return found
 
 
 @contextmanager

@@ -23,14 +23,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.analysis.latents import Ranking, rank_latents
+from tl_crosscoder.analysis.latents import Ranking
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.config.causal import CausalQuestion, LatentsQuestion
+from tl_crosscoder.config.causal import AttributionQuestion, CausalQuestion, LatentsQuestion
 from tl_crosscoder.config.presets import Preset, preset_from, preset_name
 from tl_crosscoder.config.presets import preset as make_preset
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.text import Text, checked_text
+from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddLatents
@@ -42,6 +43,7 @@ from tl_crosscoder.interventions.latent_edits import (
     steering,
 )
 from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import site_columns
@@ -52,6 +54,7 @@ from tl_crosscoder.report.html import ReportSettings, report
 from tl_crosscoder.report.sections import render
 from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section, as_html
+from tl_crosscoder.run.attribution import attribute_run, ranking_of, waterfall_run
 from tl_crosscoder.run.causal import (
     N_NEUTRAL_TOKENS,
     N_NEW_TOKENS,
@@ -258,9 +261,25 @@ class ModelDiff:
 
     # --- what was found --------------------------------------------------------------------------
 
-    def top(self, n: int = 10, *, by: str | None = None, toward: str = "finetuned") -> Ranking:
-        """The latents most likely to be the fine-tune's; arguments as `rank_latents`."""
-        return rank_latents(self.measurement.latents, n=n, by=by, toward=toward)
+    def top(
+        self,
+        n: int = 10,
+        *,
+        order: str | None = None,
+        by: str | None = None,
+        toward: str = "finetuned",
+    ) -> Ranking:
+        """The latents that carry most of the change, or the first of another order.
+
+        Args:
+            n: how many.
+            order: see `ranking_of`: `attribution` where the models are loaded.
+            by: another name of `order`, as `rank_latents` has it.
+            toward: which model's latents.
+
+        Raises: as `ranking_of` does.
+        """
+        return ranking_of(self.run, n=n, order=order or by, toward=toward)
 
     def latent(self, latent: int) -> LatentView:
         """All that is known of one latent. Raises ValueError for one that does not exist."""
@@ -336,6 +355,17 @@ class ModelDiff:
         return activation_norms(self.ctx.models, self.run.some(contexts, N_NEUTRAL_TOKENS))
 
     # --- with controls ---------------------------------------------------------------------------
+
+    def attribution(self, **question: Any) -> Attribution:
+        """What each latent carries of the change; fields of `config.causal.AttributionQuestion`.
+
+        Kept in the folder, where `top` and the tests below find their order.
+        """
+        return attribute_run(self.run, AttributionQuestion(**question))
+
+    def waterfall(self, **question: Any) -> Waterfall:
+        """How much of the change passes the hook, and what the latents hold; kept in the folder."""
+        return waterfall_run(self.run, AttributionQuestion(**question))
 
     def patching(self, **question: Any) -> PatchingResult:
         """KL recovery; fields of `config.causal.LatentsQuestion`. It is kept in the folder."""

@@ -164,6 +164,21 @@ MEASURES: dict[str, Measure] = {
         "share", form=".2f"),
 
     # --- interventions ---
+    "attribution": Measure("attribution",
+        "What the latent carries of the change, over the text: minus f ⟨d¹ - d⁰, gradient of the "
+        "KL to the fine-tuned model⟩, the gradient averaged on the way from the base activation "
+        "to the fine-tuned one. Latents, the dictionary's error and its bias add up to the change.",
+        "nats", form=".3g", source="integrated gradients: Sundararajan et al. 2017, 1703.01365"),
+    "attribution_share": Measure("share of the change",
+        "Attribution over the whole change.", "share", form=".1%"),
+    "cumulative_share": Measure("cumulative",
+        "Share of the change of this latent and all before it.", "share", form=".1%"),
+    "n_contexts": Measure("contexts",
+        "Contexts of the text in which the latent has a part.", "count", form=_COUNT),
+    "part": Measure("part", "Part of the change."),
+    "reachable_share": Measure("of what passes",
+        "Share of the KL that passes the hook: of the base activation in the fine-tuned model.",
+        "share", form=".0%"),
     "hook_name": Measure("hook point"),
     "n_latents": Measure("n latents",
         "Latents in the set; 0 where there are none.", "count", form=_COUNT),
@@ -262,6 +277,7 @@ DIRECTIONS = {
 """Directions of Latent Scaling, and its controls."""
 
 ORDERS = {
+    "attribution": "what they carry of the change",
     "score": "R times the explained difference",
     "relative_decoder_norm": "R",
     "difference": "the explained difference",

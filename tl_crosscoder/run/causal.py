@@ -1,26 +1,33 @@
 """Interventions on a run's folder: what `tl-crosscoder patch`, `ablate` and `steer` do.
 
 Contract: each opens the run, tests sets of latents with controls, and leaves its result as JSON in
-the folder (`patching.json`, `ablation_behaviour.json` and so on), which is returned. Limit: where
-none is named, neutral text is the run's held-out text, in which the fine-tune may have a part.
+the folder (`patching.json`, `ablation_behaviour.json` and so on), which is returned. Prompts are of
+the half of the documents that no ranking is made on. Limit: where none is named, neutral text is
+the run's held-out text, in which the fine-tune may have a part.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tl_crosscoder.analysis.latents import LatentMeasures, rank_latents
+from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.config.causal import (
     CausalQuestion,
     EffectQuestion,
     LatentsQuestion,
-    PromptsQuestion,
 )
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.files import CAUSAL_NAMES, HELD_OUT_NAME, PATCHING_NAME
+from tl_crosscoder.files import (
+    ATTRIBUTION_NAMES,
+    CAUSAL_NAMES,
+    HELD_OUT_NAME,
+    PATCHING_NAME,
+    WATERFALL_NAME,
+)
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.behaviour import Behaviour, Effect, Predictions
 from tl_crosscoder.interventions.causal import causal_test
@@ -32,9 +39,9 @@ from tl_crosscoder.interventions.latent_edits import Mode, ablation, activation_
 from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.interventions.mitigation import export_mitigation, measure_estimate
 from tl_crosscoder.interventions.patching import PatchingResult, patching
-from tl_crosscoder.interventions.running import kinds_of, with_predictions
-from tl_crosscoder.organisms.scores import planted_behaviour
 from tl_crosscoder.organisms.suite import organism
+from tl_crosscoder.run.attribution import attribute_run as attribute_run
+from tl_crosscoder.run.attribution import attribution_of, behaviour_of, prompts_of, tested
 from tl_crosscoder.run.run import Run
 
 N_NEUTRAL_TOKENS = 4096
@@ -48,13 +55,13 @@ Samples = list[tuple[str, dict[str, str]]]
 
 def patch_run(run: Run, question: LatentsQuestion) -> PatchingResult:
     """The table of KL recovery."""
-    latents, prompts = run.measurement().latents, _prompts(run, question)
+    latents, prompts = run.measurement().latents, prompts_of(run, question)
     result = patching(
         run.models,
         run.crosscoder,
         prompts,
         latents=latents,
-        extra=_sets(question, latents),
+        extra=_sets(run, question),
         seed=question.seed,
         show_progress=True,
     )
@@ -111,6 +118,16 @@ def _tested(
     null = Crosscoder.load(question.null, device=run.device) if question.null else None
     neutral = neutral_text(run, question.text, neutral=question.neutral)
 
+    @cache
+    def sets() -> dict[str, list[int]]:
+        """The latents, ranked only when all that is asked has been found."""
+        if found := _sets(run, question):
+            return found
+        raise ValueError(
+            "no latent carries anything of the change on this text: the models do not differ at "
+            "the hook, so there is nothing to cause. Give prompts that the fine-tune is about."
+        )
+
     def test(effect: Effect, tests: Collection[str]) -> CausalTest:
         return causal_test(
             run.models,
@@ -118,7 +135,7 @@ def _tested(
             effect,
             neutral,
             latents=latents,
-            sets=_sets(question, latents),
+            sets=sets(),
             tests=[*tests],
             mode=mode,
             settings=settings,
@@ -166,13 +183,9 @@ def each_effect(
 
 def effects(run: Run, question: EffectQuestion) -> list[Effect]:
     """What can be measured: predictions always, a behaviour where one is known."""
-    found: list[Effect] = [Predictions.of(_prompts(run, question))]
-    tokenizer, name = run.models.tokenizer, run.organism()
-    if question.behaviour is not None:
-        found.append(Behaviour.from_file(question.behaviour, tokenizer, masks=run.masks))
-    elif name is not None:
-        found.append(planted_behaviour(name, tokenizer, masks=run.masks))
-    return found
+    found: list[Effect] = [Predictions.of(prompts_of(run, question))]
+    behaviour = behaviour_of(run, question.behaviour)
+    return found if behaviour is None else [*found, tested(behaviour, run)]
 
 
 def neutral_text(run: Run, text: str | None = None, *, neutral: str | None = None) -> TokenizedText:
@@ -199,23 +212,23 @@ def _held_out(run: Run, text: str | None) -> list[Document]:
     return run.documents(None if (run.path / HELD_OUT_NAME).is_file() else text)
 
 
-def _prompts(run: Run, question: PromptsQuestion) -> TokenizedText:
-    """Contexts with something to predict; whole chats where there are any."""
-    text = run.prompts(run.documents(question.text))
-    return with_predictions(text, kinds_of(text))[: question.n_prompts]
-
-
-def _sets(question: LatentsQuestion, latents: LatentMeasures) -> dict[str, list[int]]:
+def _sets(run: Run, question: LatentsQuestion) -> dict[str, list[int]]:
+    """The latents asked for, or the first of the order; none where the models do not differ."""
     if question.latents:
         return {"chosen": list(question.latents)}
-    ranked = rank_latents(latents, n=max(SIZES)).latents
+    latents = run.measurement().latents
+    if question.order == "attribution":
+        order = attribution_of(run, text=question.text).ranking()
+        ranked = [j for j in order if latents.n_active[j] > 0][: max(SIZES)]
+    else:
+        ranked = rank_latents(latents, n=max(SIZES), by=question.order).latents
     sizes = [n for n in SIZES if n <= len(ranked)] or [len(ranked)]
-    return {f"top {n}": ranked[:n] for n in sizes}
+    return {f"top {n}": ranked[:n] for n in sizes if n}
 
 
 def chosen_latents(run: Run, question: LatentsQuestion) -> list[int]:
     """The latents asked for, or the largest set of the ranking."""
-    return [*_sets(question, run.measurement().latents).values()][-1]
+    return [[], *_sets(run, question).values()][-1]
 
 
 # --- what models write ----------------------------------------------------------------------------
@@ -281,4 +294,5 @@ def prompt_ids(run: Run, prompt: str) -> list[int]:
 
 def saved_files(folder: Path) -> list[Path]:
     """Results of interventions in a run's folder."""
-    return sorted(p for name in (PATCHING_NAME, *CAUSAL_NAMES) for p in folder.glob(name))
+    names = (*ATTRIBUTION_NAMES, WATERFALL_NAME, PATCHING_NAME, *CAUSAL_NAMES)
+    return sorted(path for name in names for path in folder.glob(name))

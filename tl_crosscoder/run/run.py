@@ -127,6 +127,11 @@ class Run:
             ) from error
 
     @property
+    def has_models(self) -> bool:
+        """Whether the models are loaded."""
+        return self.loaded is not None or "models" in vars(self)
+
+    @property
     def cache(self) -> ActivationCache | None:
         """The cache it was trained on, if it was; ValueError or FileNotFoundError if it is gone."""
         folder = self.record["training"].get("cache")

@@ -1,0 +1,226 @@
+"""Attribution on a run's folder, and rankings of its latents.
+
+Contract: half of the documents, by a hash of their content, is for rankings and the other half for
+causal tests; of a behaviour that is ranked by, half of its questions. `attribute_run` keeps its
+result in the folder, and whatever ranks latents there reads it or computes it once. Limit: one
+attribution a folder, the latest.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tqdm.auto import tqdm
+
+from tl_crosscoder.analysis.latents import (
+    LatentMeasures,
+    RankedLatent,
+    Ranking,
+    in_order,
+    rank_latents,
+)
+from tl_crosscoder.config.causal import AttributionQuestion, PromptsQuestion
+from tl_crosscoder.data.documents import Document, halves
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.files import ATTRIBUTION_NAMES, HELD_OUT_NAME, WATERFALL_NAME
+from tl_crosscoder.interventions.attribution import attribution
+from tl_crosscoder.interventions.attribution_result import Attribution
+from tl_crosscoder.interventions.behaviour import Behaviour, Effect, Predictions, Question
+from tl_crosscoder.interventions.running import kinds_of, with_predictions
+from tl_crosscoder.interventions.waterfall import Waterfall, waterfall
+from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.organisms.scores import planted_behaviour
+from tl_crosscoder.run.run import Run
+
+RANKING, TESTS = 0, 1
+"""Halves of a text."""
+PARTS = ("documents for ranking", "documents for tests")
+
+
+def attribute_run(run: Run, question: AttributionQuestion | None = None) -> Attribution:
+    """Share the change out over the latents, on the documents for rankings; kept in the folder.
+
+    Raises:
+        FileNotFoundError, ValueError: no text, no behaviour, or models that pass no gradient.
+    """
+    question = question or AttributionQuestion()
+    found = attribution(
+        _toward(run, question.toward),
+        run.crosscoder,
+        _goal(run, question),
+        settings=question,
+        part=PARTS[RANKING],
+        show_progress=True,
+    )
+    found.save(run.path)
+    return found
+
+
+def waterfall_run(run: Run, question: AttributionQuestion | None = None) -> Waterfall:
+    """How much passes the hook and what the latents hold of it, on the documents for tests."""
+    question = question or AttributionQuestion()
+    ranked = attribution_of(run, text=question.text, toward=question.toward)
+    result = waterfall(
+        _toward(run, question.toward),
+        run.crosscoder,
+        Predictions.of(prompts_of(run, question)),
+        ranked=ranked.ranking(),
+        order=f"attribution of {ranked.effect}",
+        part=PARTS[TESTS],
+        seed=question.seed,
+        show_progress=True,
+    )
+    result.save(run.path / WATERFALL_NAME)
+    return result
+
+
+def attribution_of(run: Run, *, text: str | None = None, toward: str = "finetuned") -> Attribution:
+    """The attribution in the folder; computed now, on a text, where there is none of this kind."""
+    names = run.models.compared_names
+    compared = names if toward == "finetuned" else names[::-1]
+    try:
+        found = Attribution.load(run.path)
+        if found.compared == compared and found.by_role.shape[1] == run.crosscoder.cfg.d_sae:
+            return found
+        error = f"The attribution in {run.path} is toward the {found.compared[1]} model."
+    except (FileNotFoundError, ValueError) as problem:
+        error = str(problem).partition(" Compute it")[0]
+    tqdm.write(f"{error} Attributing now.", file=sys.stderr)
+    side = "finetuned" if toward == "finetuned" else "base"
+    return attribute_run(run, AttributionQuestion(text=text, toward=side))
+
+
+def can_attribute(run: Run) -> bool:
+    """Whether a ranking by attribution is there, or models and text to make one."""
+    has_one = (run.path / ATTRIBUTION_NAMES[0]).is_file()
+    return run.has_models and (has_one or (run.path / HELD_OUT_NAME).is_file())
+
+
+def _toward(run: Run, side: str) -> ModelPair:
+    if side == "finetuned":
+        return run.models
+    base, finetuned = run.models.compared_names
+    return run.models.comparing(finetuned, base)
+
+
+def _goal(run: Run, question: AttributionQuestion) -> Effect:
+    if question.goal == "predictions":
+        return Predictions.of(prompts_of(run, question, half=RANKING))
+    behaviour = behaviour_of(run, question.behaviour)
+    if behaviour is None:
+        raise ValueError(
+            "the goal is a behaviour, but none is known of this model: name a JSONL file of "
+            "prompts and completions with --behaviour."
+        )
+    return half_of(behaviour, run, RANKING)
+
+
+# --- what is ranked on and what is tested on ------------------------------------------------------
+
+
+def prompts_of(run: Run, question: PromptsQuestion, *, half: int = TESTS) -> TokenizedText:
+    """Contexts with something to predict; whole chats where there are any."""
+    documents = run.documents(question.text)
+    chats = [d for d in documents if "messages" in d]
+    text = run.prompts(halves(chats or documents)[half])
+    return with_predictions(text, kinds_of(text))[: question.n_prompts]
+
+
+def behaviour_of(run: Run, path: str | None) -> Behaviour | None:
+    """A behaviour from a file, or the one planted in an embedded organism; None without either."""
+    tokenizer, organism = run.models.tokenizer, run.organism()
+    if path is not None:
+        return Behaviour.from_file(path, tokenizer, masks=run.masks)
+    return planted_behaviour(organism, tokenizer, masks=run.masks) if organism else None
+
+
+def tested(behaviour: Behaviour, run: Run) -> Behaviour:
+    """A behaviour for causal tests: the other half of the questions where it was ranked by."""
+    try:
+        is_ranked_by = Attribution.load(run.path).effect == behaviour.name
+    except (FileNotFoundError, ValueError):
+        is_ranked_by = False
+    return half_of(behaviour, run, TESTS) if is_ranked_by else behaviour
+
+
+def half_of(behaviour: Behaviour, run: Run, half: int) -> Behaviour:
+    """A behaviour with the questions of one half."""
+    documents = [
+        {**_document(question), "place": i} for i, question in enumerate(behaviour.questions)
+    ]
+    chosen = [behaviour.questions[d["place"]] for d in halves(documents)[half]]
+    return Behaviour.of(behaviour.name, chosen, run.models.tokenizer, masks=run.masks)
+
+
+def _document(question: Question) -> Document:
+    is_text = isinstance(question.prompt, str)
+    return {"text": question.prompt} if is_text else {"messages": [*question.prompt]}
+
+
+# --- rankings -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributedRow(RankedLatent):
+    """A latent with what it carries of the change, beside its other measures."""
+
+    attribution: float
+    """Nats; see `Attribution`."""
+    attribution_share: float
+    """Share of the change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributedRanking(Ranking):
+    """Latents by what they carry of the change, first the most."""
+
+    ROW: ClassVar[type] = AttributedRow
+    rows: tuple[AttributedRow, ...]
+    effect: str
+    """What was shared out."""
+    part: str
+    """Documents that it was computed on."""
+
+
+def ranking_of(
+    run: Run, *, n: int | None = 10, order: str | None = None, toward: str = "finetuned"
+) -> Ranking:
+    """The first latents in an order, with their measures.
+
+    Args:
+        run: a run's folder.
+        n: how many; None is all.
+        order: `attribution`, or one of `rank_latents`; None is attribution where models and text
+            are at hand, else the default of `rank_latents`.
+        toward: which model's.
+
+    Raises:
+        ValueError: an order that these latents do not have.
+    """
+    latents = run.measurement().latents
+    if order is None and can_attribute(run):
+        order = "attribution"
+    if order != "attribution":
+        return rank_latents(latents, n=n, by=order, toward=toward)
+    return attributed_ranking(attribution_of(run, toward=toward), latents, n=n, toward=toward)
+
+
+def attributed_ranking(
+    found: Attribution, latents: LatentMeasures, *, n: int | None = 10, toward: str = "finetuned"
+) -> AttributedRanking:
+    """The ranking of an attribution, with all other measures of its latents."""
+    rows = found.rows(n)
+    plain = in_order(latents, [r.latent for r in rows], order="attribution", toward=toward)
+    own: list[dict[str, Any]] = [
+        {"attribution": r.attribution, "attribution_share": r.attribution_share} for r in rows
+    ]
+    return AttributedRanking(
+        rows=tuple(
+            AttributedRow(**vars(row), **values)
+            for row, values in zip(plain.rows, own, strict=True)
+        ),
+        order="attribution",
+        toward=toward,
+        effect=found.effect,
+        part=found.text.part,
+    )
