@@ -122,9 +122,11 @@ def open_run(output: Path, record: dict[str, Any], *, resume: bool) -> bool:
 
 
 def record_weights(output: Path) -> None:
-    """Write the hash of the weights of a run that is complete into its record."""
-    sha256 = files.sha256(output / WEIGHTS_NAME)
-    files.write_json(output / RECORD_NAME, read_record(output) | {_WEIGHTS: sha256})
+    """Write the hash of the weights of a run that is complete into its record, once."""
+    record = read_record(output)
+    if _WEIGHTS not in record:
+        sha256 = files.sha256(output / WEIGHTS_NAME)
+        files.write_json(output / RECORD_NAME, record | {_WEIGHTS: sha256})
 
 
 def check_weights(output: Path, record: Mapping[str, Any]) -> None:

@@ -271,8 +271,8 @@ class Trainer:
             crosscoder.fold_site_scales_(state.scales)
             if self.output:
                 crosscoder.save(self.output)
-                record_weights(self.output)
         if self.output:
+            record_weights(self.output)
             remove_checkpoints(self.output)
         return crosscoder
 
