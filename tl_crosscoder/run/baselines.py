@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.baselines.curves import SIZES, check_sizes, curve_trials
 from tl_crosscoder.baselines.difference import (
     ActivationDifference,
@@ -31,6 +30,7 @@ from tl_crosscoder.run.causal import (
     each_effect,
     held_out_text,
     neutral_text,
+    ranked_latents,
 )
 from tl_crosscoder.run.run import Run
 
@@ -112,7 +112,7 @@ def _curves(
         control_settings(question, n_matched=0),
         n_random=min(question.n_random, N_CONTROLS_OF_CURVES),
     )
-    ranked = rank_latents(run.measurement().latents, n=max(sizes)).latents
+    ranked = ranked_latents(run, n=max(sizes), order="attribution", text=question.text)
     trials = curve_trials(
         ctx, directions=directions, latents=ranked, sizes=sizes, settings=settings, factors=factors
     )

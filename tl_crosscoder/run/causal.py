@@ -16,6 +16,7 @@ from tl_crosscoder.config.causal import (
     CausalQuestion,
     EffectQuestion,
     LatentsQuestion,
+    Order,
 )
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import encode_documents
@@ -212,16 +213,20 @@ def _held_out(run: Run, text: str | None) -> list[Document]:
     return run.documents(None if (run.path / HELD_OUT_NAME).is_file() else text)
 
 
+def ranked_latents(run: Run, *, n: int, order: Order, text: str | None = None) -> list[int]:
+    """The first latents of an order among those that fire; none where nothing is carried."""
+    latents = run.measurement().latents
+    if order != "attribution":
+        return rank_latents(latents, n=n, by=order).latents
+    carried = attribution_of(run, text=text).ranking()
+    return [j for j in carried if latents.n_active[j] > 0][:n]
+
+
 def _sets(run: Run, question: LatentsQuestion) -> dict[str, list[int]]:
     """The latents asked for, or the first of the order; none where the models do not differ."""
     if question.latents:
         return {"chosen": list(question.latents)}
-    latents = run.measurement().latents
-    if question.order == "attribution":
-        order = attribution_of(run, text=question.text).ranking()
-        ranked = [j for j in order if latents.n_active[j] > 0][: max(SIZES)]
-    else:
-        ranked = rank_latents(latents, n=max(SIZES), by=question.order).latents
+    ranked = ranked_latents(run, n=max(SIZES), order=question.order, text=question.text)
     sizes = [n for n in SIZES if n <= len(ranked)] or [len(ranked)]
     return {f"top {n}": ranked[:n] for n in sizes if n}
 
