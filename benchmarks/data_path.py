@@ -45,7 +45,6 @@ HOOK = "blocks.2.hook_resid_post"
 CONTEXT, BATCH = 128, 32
 D_MODEL, N_LAYERS, D_VOCAB = 512, 6, 1504
 STORES = ("float32", "bfloat16", "float16", "int8")
-N_PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,17 @@ class Size:
     n_contexts: int = 128
     n_rounds: int = 5
     n_reads: int = 20
+    n_pairs: int = 4096
+    """Rows of a read."""
+    n_runs: int = 4
+    """In the sweep."""
     sweep_tokens: int = 400_000
     d_model: int = D_MODEL
 
 
-QUICK = Size(n_contexts=16, n_rounds=1, n_reads=2, sweep_tokens=4096, d_model=64)
+QUICK = Size(
+    n_contexts=16, n_rounds=1, n_reads=2, n_pairs=256, n_runs=1, sweep_tokens=4096, d_model=64
+)
 
 
 def embedded_pair() -> ModelPair:
@@ -238,7 +243,8 @@ class OneRowAtATime(torch.utils.data.Dataset):
 def random_reads(cache: ActivationCache, size: Size) -> float:
     generator = torch.Generator().manual_seed(0)
     indices = [
-        torch.randint(cache.n_rows, (N_PAIRS,), generator=generator) for _ in range(size.n_reads)
+        torch.randint(cache.n_rows, (size.n_pairs,), generator=generator)
+        for _ in range(size.n_reads)
     ]
     return _speed(lambda: sum(len(cache.read(index)) for index in indices))
 
@@ -247,7 +253,7 @@ def cached_loader(cache: ActivationCache, size: Size, *, prefetch: int) -> float
     loader = ActivationLoader(
         cache,
         cache.training,
-        batch_size=min(N_PAIRS, cache.training.n_tokens // 2),
+        batch_size=min(size.n_pairs, cache.training.n_tokens // 2),
         buffer_contexts=256,
         prefetch=prefetch,
     )
@@ -261,7 +267,7 @@ def cached_loader(cache: ActivationCache, size: Size, *, prefetch: int) -> float
 
 def one_row_at_a_time(cache: ActivationCache, size: Size) -> float:
     torch.manual_seed(0)
-    loader = DataLoader(OneRowAtATime(cache), batch_size=N_PAIRS, shuffle=True)
+    loader = DataLoader(OneRowAtATime(cache), batch_size=size.n_pairs, shuffle=True)
     return _speed(lambda: sum(len(batch) for batch in islice(loader, max(1, size.n_reads // 5))))
 
 
@@ -307,23 +313,24 @@ CHANGES = [{"preset": {"name": name, "k": 12}} for name in ("batchtopk", "topk",
 
 
 def measure_sweep(size: Size, folder: Path) -> dict[str, Any]:
+    changes = CHANGES[: size.n_runs]
     run = {
         "base": "tl_crosscoder/world-base", "adapter": "tl_crosscoder/taboo", "hook_name": HOOK,
         "text": "tl_crosscoder/taboo", "d_sae": 1024, "n_tokens": size.sweep_tokens,
         "max_documents": 10_000 if size.sweep_tokens > 10_000 else 400,
     }  # fmt: skip
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(CHANGES))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(changes))
     command = [sys.executable, "-m", "tl_crosscoder.cli.main", "train"]
     command += ["--config", str(folder / "run.yaml")]
     alone = []
-    for i, change in enumerate(CHANGES):
+    for i, change in enumerate(changes):
         flags = ["--output", str(folder / f"alone-{i}"), change["preset"]["name"], "--k", "12"]
         alone.append(_seconds([*command, *flags]))
     sweep = ["--sweep", str(folder / "sweep.yaml"), "--output", str(folder / "sweep")]
     together = _seconds([*command, *sweep])
     share = together / sum(alone)
-    print(f"four runs {sum(alone):.1f} s, one sweep {together:.1f} s: {share:.2f}")
+    print(f"{len(alone)} runs {sum(alone):.1f} s, one sweep {together:.1f} s: {share:.2f}")
     return {"n_tokens": size.sweep_tokens, "alone_s": alone, "sweep_s": together, "share": share}
 
 

@@ -1,38 +1,34 @@
-"""The benchmark of the training step runs at a tiny size; its times are not looked at."""
+"""Benchmarks of the step and of the data path run at a tiny size; times are not looked at."""
 
 import importlib.util
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "training_step.py"
 PRODUCTS = ["encoder product", "five dense products"]
 OURS = ["ours, batchtopk", "ours, batchtopk, no bf16", "ours, batchtopk, dense"]
-WITHOUT_SPARSIFY = f"""
-import runpy, sys
-sys.modules["sparsify"] = None
-sys.path.insert(0, {str(SCRIPT.parent)!r})
-sys.argv = ["training_step.py", "--quick"]
-runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
-"""
 
 
-def quick(output: Path, *flags: str) -> dict:
-    command = [sys.executable, SCRIPT, "--quick", "--rounds", "2", "--output", output, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(output.read_text())
+@pytest.fixture
+def quick(run, tmp_path) -> Callable[..., dict]:
+    """What the benchmark of the step writes."""
+
+    def quick(*flags: str) -> dict:
+        output: Path = tmp_path / "step.json"
+        run("training_step.py", "--rounds", "2", "--output", output, *flags)
+        return json.loads(output.read_text())
+
+    return quick
 
 
-def test_a_run_has_every_row_with_its_ratios(tmp_path):
+def test_a_run_has_every_row_with_its_ratios(quick):
     has_sparsify = importlib.util.find_spec("sparsify") is not None
     skipped = [] if has_sparsify else ["--skip", "sparsify"]
-    content = quick(tmp_path / "step.json", "--no-memory", *skipped)
+    content = quick("--no-memory", *skipped)
     assert content["machine"]["n_threads"] == 1
     assert content["versions"]["sae-lens"].startswith("6.")
     (result,) = content["results"]
@@ -45,8 +41,8 @@ def test_a_run_has_every_row_with_its_ratios(tmp_path):
         assert row["times_faster_than"].get(name, 1.0) == 1.0
 
 
-def test_memory_is_measured_against_the_budget(tmp_path):
-    content = quick(tmp_path / "step.json", "--skip", "SAELens", "sparsify", *OURS[1:])
+def test_memory_is_measured_against_the_budget(quick):
+    content = quick("--skip", "SAELens", "sparsify", *OURS[1:])
     (memory,) = content["results"][0]["memory"].values()
     # 2 sites x 16 = 32 wide, 256 latents: 2 * 32 * 256 + 32 + 256 = 16,672 parameters.
     # Four times (gradients, two moments) and 64 x 256 codes: 83,072 floats of 4 bytes.
@@ -55,8 +51,8 @@ def test_memory_is_measured_against_the_budget(tmp_path):
     assert memory["mapped_bytes"] > 0
 
 
-def test_densities_have_a_fast_and_a_dense_time(tmp_path):
-    content = quick(tmp_path / "density.json", "--density")
+def test_densities_have_a_fast_and_a_dense_time(quick):
+    content = quick("--density")
     rows = content["results"][0]["densities"]
     assert [r["density"] for r in rows if r["sparsity"] == "L1"] == [
         0.5,
@@ -71,18 +67,18 @@ def test_densities_have_a_fast_and_a_dense_time(tmp_path):
         assert list(row["median_ms"]) == ["auto", "dense"]
 
 
-def test_without_sparsify_it_says_how_to_install_it():
-    command = [sys.executable, "-c", WITHOUT_SPARSIFY]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "pip install -c constraints.txt -e '.[dev,bench]'" in done.stderr
+def test_without_sparsify_it_says_how_to_install_it(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sparsify", None)
+    with pytest.raises(SystemExit, match="2"):
+        run("training_step.py")
+    assert "pip install -c constraints.txt -e '.[dev,bench]'" in capsys.readouterr().err
 
 
-def test_the_data_path_is_measured_in_all_its_parts(tmp_path):
-    script, output = ROOT / "benchmarks" / "data_path.py", tmp_path / "data.json"
-    command = [sys.executable, script, "--quick", "--output", output]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+# SAELens's store warns of the few contexts that it is given here, and of a tensor that it copies.
+@pytest.mark.filterwarnings("default")
+def test_the_data_path_is_measured_in_all_its_parts(run, tmp_path):
+    output = tmp_path / "data.json"
+    run("data_path.py", "--output", output)
     content = json.loads(output.read_text())
     assert [row["pair"].split(", ")[1] for row in content["harvest"]] == [
         "bridge", "bridge", "HookedTransformer",

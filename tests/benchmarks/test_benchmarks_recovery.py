@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,11 @@ from tl_crosscoder.models.site import Site
 from tl_crosscoder.train.presets import recipe_of
 
 pytestmark = pytest.mark.slow
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DELTA_ABLATIONS = {"delta-unmasked", "delta-relative", "delta-relative-0.5", "delta-weight-1"}
 
 
-def quick(name: str, output: Path, *flags: str) -> dict:
-    command = [sys.executable, BENCHMARKS / name, "--quick", "--output", output, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def written_by(run: Callable[..., None], name: str, output: Path, *flags: str) -> dict:
+    run(name, "--output", output, *flags)
     return json.loads(output.read_text())
 
 
@@ -32,20 +28,15 @@ def has_every_row(rows: list[dict], *, but: frozenset[str] = frozenset()) -> boo
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
+def planted(run, tmp_path_factory):
     output = tmp_path_factory.mktemp("planted") / "rows.json"
-    return quick("planted_features.py", output, "--worlds", "planted", "null")
+    return written_by(run, "planted_features.py", output, "--worlds", "planted", "null")
 
 
 @pytest.fixture(scope="module")
-def organisms(tmp_path_factory):
+def organisms(run, tmp_path_factory):
     output = tmp_path_factory.mktemp("organisms") / "rows.json"
-    return quick("presets_on_organisms.py", output, "--organisms", "taboo")
-
-
-@pytest.fixture
-def modules(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+    return written_by(run, "presets_on_organisms.py", output, "--organisms", "taboo")
 
 
 def test_every_variant_has_a_row_in_every_world(planted):
@@ -74,7 +65,7 @@ def test_planted_rows_count_features_by_kind(planted):
     assert set(planted["coefficients"]) == {"l1", "l1-twice-l0", "jumprelu", "dsf"}
 
 
-def test_a_result_file_runs_what_it_lacks_and_is_not_overwritten(modules, tmp_path, capsys):
+def test_a_result_file_runs_what_it_lacks_and_is_not_overwritten(run, tmp_path, capsys):
     from result_file import Column, ResultFile, collect
 
     path, calls = tmp_path / "rows.json", []
@@ -128,7 +119,7 @@ def crosscoder_of(rows: torch.Tensor) -> Crosscoder:
     return crosscoder
 
 
-def test_a_dictionary_of_the_planted_features_recovers_all_of_them(modules):
+def test_a_dictionary_of_the_planted_features_recovers_all_of_them(run):
     from planted_recovery import claimed_finetuned_only, planted_recovery
     from planted_world import planted_world
 
@@ -147,7 +138,7 @@ def test_a_dictionary_of_the_planted_features_recovers_all_of_them(modules):
     assert planted_recovery(world, crosscoder, is_living)["base-only"]["recovered"] == 5
 
 
-def test_a_tied_latent_never_meets_a_rotated_feature(modules):
+def test_a_tied_latent_never_meets_a_rotated_feature(run):
     from planted_recovery import planted_recovery
     from planted_world import planted_world
 
@@ -160,7 +151,7 @@ def test_a_tied_latent_never_meets_a_rotated_feature(modules):
     assert recovery["shared"]["recovered"] == 22
 
 
-def test_parts_of_the_difference_add_up_where_they_share_nothing(modules):
+def test_parts_of_the_difference_add_up_where_they_share_nothing(run):
     from difference_parts import difference_parts
     from planted_world import planted_world
 

@@ -109,7 +109,7 @@ def test_products_are_those_entry_by_entry(lengths, n, d, chunk):
 
 
 @few
-@given(m=st.integers(1, 5), n=st.integers(1, 200), spare=st.integers(-4, 4), seed=st.integers(0, 9))
+@given(m=st.integers(1, 3), n=st.integers(1, 140), spare=st.integers(-4, 4), seed=st.integers(0, 9))
 def test_compact_finds_what_nonzero_finds(m, n, spare, seed):
     generator = torch.Generator().manual_seed(seed)
     upper = torch.randint(4, (m, n), generator=generator).to(DEVICE, torch.bfloat16)  # Many ties.
@@ -243,9 +243,9 @@ STEPS = {
 def gradients(name, *, kernels_name, dtype, **fields):
     """Loss, dead latents helped, and the gradient of every parameter."""
     fields |= vars(recipe_of(preset(name, **STEPS[name]), n_steps=0))
-    training = new_training(kernels=kernels_name, dtype=dtype, device=DEVICE, d_sae=48, **fields)
-    x = planted(12).to(DEVICE, training.dtype)
-    is_dead = torch.arange(48, device=DEVICE) >= 42
+    training = new_training(kernels=kernels_name, dtype=dtype, device=DEVICE, d_sae=24, **fields)
+    x = planted(6).to(DEVICE, training.dtype)
+    is_dead = torch.arange(24, device=DEVICE) >= 20
     output = training.step_loss(x, is_dead=is_dead)
     assert isinstance(output.codes, SparseCodes if kernels_name == "auto" else DenseCodes)
     output.loss.backward()
@@ -255,8 +255,7 @@ def gradients(name, *, kernels_name, dtype, **fields):
 @pytest.mark.parametrize(
     ("name", "dtype", "compute_dtype", "tolerance"),
     [
-        *((name, "float64", None, 1e-9) for name in STEPS),
-        ("delta", "float32", None, 1e-4),
+        *((name, "float64", None, 1e-9) for name in STEPS if name != "delta"),
         ("delta", "float32", "bfloat16", 1e-4),
     ],
 )
