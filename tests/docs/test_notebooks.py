@@ -1,4 +1,5 @@
-"""Every notebook runs from an empty folder, and is what its source says, without outputs."""
+"""Every notebook runs from an empty folder with smaller sizes in place of its own, and is what its
+source says, without outputs."""
 
 import inspect
 import os
@@ -22,6 +23,44 @@ SOURCES = sorted(FOLDER.glob("*.py"))
 every_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 TIMEOUT_S = 180
 """A cell that takes longer is stopped; a whole notebook takes less than that on two cores."""
+FEW_HELD_OUT = """
+diff.run.record["held_out"]["n_contexts"] = 100  # of some 1,500
+"""
+SMALL = {
+    "1_load_and_look": {
+        'load_diff("tl_crosscoder/taboo-batchtopk")': f"{{}}{FEW_HELD_OUT}",
+        "n_latents=20": "n_latents=5",
+    },
+    "2_train_on_your_own_pair": {
+        "max_documents=4_000": "max_documents=400",
+        '"d_sae": 512, "n_tokens": 200_000': '"d_sae": 96, "n_tokens": 8_000',
+    },
+    "3_find_what_changed": {
+        'load_diff("tl_crosscoder/false-fact-batchtopk")': f"{{}}{FEW_HELD_OUT}",
+        "documents[:500]": "documents[:100]",
+    },
+    "4_prove_it_and_remove_it": {
+        '"n_prompts": 12, "n_random": 19, "n_matched": 2': (
+            '"n_prompts": 4, "n_random": 3, "n_matched": 1'
+        ),
+        "tuple(latents), n_prompts=12": "tuple(latents), n_prompts=4",
+        "contexts[:400]": "contexts[:60]",
+        "contexts[400:440]": "contexts[60:70]",
+    },
+    "5_publish_and_use_in_saelens": {
+        "fit_on=text[:600], measure_on=text[600:900]": "fit_on=text[:80], measure_on=text[80:120]",
+    },
+}
+"""For each notebook what costs, and what takes its place; {} is what was there."""
+
+
+def smaller(source: Path) -> nbformat.NotebookNode:
+    """A notebook with smaller sizes in place."""
+    notebook = jupytext.read(source)
+    for there, here in SMALL[source.stem].items():
+        (cell,) = (cell for cell in notebook.cells if there in cell.source)
+        cell.source = cell.source.replace(there, here.format(there))
+    return notebook
 
 
 @pytest.mark.slow
@@ -34,7 +73,7 @@ def test_it_runs_in_an_empty_folder(source, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     folder = tmp_path / "empty"
     folder.mkdir()
-    notebook = jupytext.read(source)
+    notebook = smaller(source)
     client = NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": folder}})
     client.execute()
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
