@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -110,10 +108,23 @@ def test_a_weight_seed_changes_the_weights_and_not_the_data_and_is_recorded(toge
     assert (record["training"]["preset"]["name"], record["training"]["lr"]) == ("delta", 0.002)
 
 
+# The process imports once; the child does the command and is killed, and the parent resumes it.
 SCRIPT = """
-import sys
+import os, signal, sys, time
+from pathlib import Path
+import tl_crosscoder.run.training
 from tl_crosscoder.cli.main import main
-main(sys.argv[1:])
+
+child = os.fork()
+if not child:
+    main(sys.argv[1:])
+    os._exit(0)
+folder = Path(sys.argv[-1])
+while not [*folder.glob("*/checkpoints/step_*")] and not os.waitpid(child, os.WNOHANG)[0]:
+    time.sleep(0.005)
+os.kill(child, signal.SIGKILL)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+sys.exit(main([*sys.argv[1:], "--resume"]))
 """
 
 
@@ -127,17 +138,11 @@ def test_a_killed_sweep_resumes_to_the_same_bits(together, tmp_path):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(CHANGES, sort_keys=False))
     files = {name: str(tmp_path / f"{name}.yaml") for name in ("run", "sweep")}
     flags = ["--config", files["run"], "--sweep", files["sweep"], "--output", str(tmp_path / "o")]
-    command = [sys.executable, "-c", SCRIPT, "train", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("o/*/checkpoints/step_*")) and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
-    done = subprocess.run(
-        [*command, "--resume"], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", SCRIPT, "train", *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("-9\n")
     assert done.stdout.count("=== ") == 4
     for config in configs:
         name = Path(config.output).name
