@@ -118,7 +118,8 @@ def test_the_page_on_interventions_runs(folder, monkeypatch, capsys):
     monkeypatch.syspath_prepend(folder)
     run_commands("docs/interventions.md")
     names = run_python(
-        "docs/interventions.md", {"n_random=100, n_matched=10": "n_random=3, n_matched=2"}
+        "docs/interventions.md",
+        {"n_random=100, n_matched=10": "n_random=3, n_matched=2", "range(20)": "range(3)"},
     )
     assert "Necessity" in capsys.readouterr().out
     text = text_of("docs/interventions.md")
