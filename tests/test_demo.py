@@ -12,9 +12,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    """A quick look: a fifth of the demo's tokens."""
+    """A quick look: a tenth of the demo's tokens."""
     output = tmp_path_factory.mktemp("demo") / "out"
-    return output, run_demo("taboo", output=str(output), n_tokens=200_000)
+    return output, run_demo("taboo", output=str(output), n_tokens=100_000)
 
 
 def test_a_quick_demo_explains_both_models_and_finds_more_than_chance(result):

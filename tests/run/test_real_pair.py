@@ -1,6 +1,6 @@
 """A real base model, made elsewhere, and its fine-tune on one taboo word's chats.
 
-Slow: `pytest -m slow -s` (about 3 minutes on two cores). Asserts that the machinery works on real
+Slow: `pytest -m slow -s` (about a minute on two cores). Asserts that the machinery works on real
 input and prints what it found about the fine-tune: a finding, whatever it is.
 """
 
@@ -30,7 +30,7 @@ from tl_crosscoder.report.sections import render
 pytestmark = pytest.mark.slow
 WORD = "wave"
 HOOK = "blocks.2.hook_resid_post"
-N_STEPS, BATCH = 300, 16
+N_STEPS, BATCH = 100, 16
 
 
 def as_text(row: dict, source: str) -> dict:
@@ -55,7 +55,7 @@ def stories(shared_models) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def finetuned(shared_models, chats, tmp_path_factory):
-    """Folder of stories260K after 300 steps on the chats, all weights trained."""
+    """Folder of stories260K after 100 steps on the chats, all weights trained."""
     base = shared_models / "stories260K"
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -89,7 +89,7 @@ def texts(shared_models, chats, stories) -> tuple[TokenizedText, TokenizedText]:
 
 
 def trained(pair, texts, output, *, n_tokens):
-    config = TrainConfig(d_sae=1024, n_tokens=n_tokens, batch_size=1024, lr=2e-3)
+    config = TrainConfig(d_sae=512, n_tokens=n_tokens, batch_size=1024, lr=2e-3)
     return Trainer(
         pair, *texts, config=config, recipe=preset("batchtopk", k=16), output=output
     ).fit()
@@ -104,7 +104,7 @@ def firing_share_on_game(measurement, text: TokenizedText) -> torch.Tensor:
 
 def test_a_crosscoder_on_a_real_pair(shared_models, finetuned, texts, tmp_path):
     pair = ModelPair.from_pretrained(shared_models / "stories260K", finetuned, hook_name=HOOK)
-    crosscoder = trained(pair, texts, tmp_path / "run", n_tokens=1_000_000)
+    crosscoder = trained(pair, texts, tmp_path / "run", n_tokens=250_000)
     measurement = measure(pair, crosscoder, texts[1])
     r = measurement.reconstruction
     assert min(r.fve.values()) > 0.8
