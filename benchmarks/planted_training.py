@@ -83,7 +83,7 @@ def fit(config: RunConfig, world: PlantedWorld) -> Crosscoder:
     first = rows_of(world, N_INITIAL_ROWS, sites=sites, stream=TRAINING)
     scales = scales_of_rows(first, sites)
     factors = row_factors(scales, sites)
-    crosscoder.initialize_b_dec_(first * factors)
+    crosscoder.initialize_from_(first * factors)
     plan = config.plan(d_model=D_MODEL)
     train(
         crosscoder,

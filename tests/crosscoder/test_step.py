@@ -187,7 +187,8 @@ def reference_losses(
     if cfg.auxk is not None and not isinstance(sparsity, L1):
         k = cfg.auxk.k or max(1, cfg.d_in // 2)
         helped = nano.selected_codes(u, n, [(dead, k)] if len(dead) else [], nano.topk)
-        loss = cfg.auxk.weight * nano.auxk_loss(product, e, helped)
+        unit = nano.reconstruction_loss([m - m.mean(dim=0) for m in x], cfg.reconstruction)
+        loss = cfg.auxk.weight * unit * nano.auxk_loss(product, e, helped)
         losses["auxk"] = loss if len(dead) else 0 * loss
     weights = {name: coefficients.get(name, sparsity.coefficient) for name in penalty}
     return losses | {name: weights[name] * value for name, value in penalty.items()}

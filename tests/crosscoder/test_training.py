@@ -12,6 +12,7 @@ import pytest
 import torch
 from dictionaries import (
     BOTH,
+    D_MODEL,
     D_SAE,
     MEMBERS,
     members,
@@ -25,7 +26,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 
 from tl_crosscoder import L1, BatchTopK, Crosscoder, CrosscoderTraining
-from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig
+from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.loss import auxk_codes, auxk_loss, reconstruction_loss
 from tl_crosscoder.crosscoder.training import geometric_median
 from tl_crosscoder.hub.export import export_concat
@@ -161,7 +162,7 @@ def test_auxk_by_hand():  # spec: C9
     # 0.5 of the first: errors (1 - 0.5)^2 = 0.25 and 1, mean 0.625.
     residual = torch.tensor([[1.0], [-1.0]])
     codes = auxk_codes(torch.tensor([[0.5], [-3.0]]), torch.ones(1), k=1)
-    loss = auxk_loss(residual, codes @ torch.ones(1, 1), AuxK(weight=1.0, k=1))
+    loss = auxk_loss(residual, codes @ torch.ones(1, 1))
     assert loss.item() == pytest.approx(0.625)
     pre = torch.tensor([[1.0, 3.0, 2.0], [-1.0, 1.0, 5.0]])
     # With norms 9, 1, 1 the f n are [[9, 3, 2], [0, 1, 5]], of which two stay on each token.
@@ -189,7 +190,11 @@ def test_auxk_reaches_the_encoder_of_dead_latents_alone():  # spec: C9
         training.b_enc[dead] -= 5.0  # never selected ...
         training.W_enc[:, dead] *= 3.0  # ... yet positive on some tokens
     output = forward(training, planted(64), dead=dead)
-    assert output.losses["auxk"] > 0
+    # Weighted as in the paper, whose reconstruction is divided by the variance of activations.
+    variance = (output.sae_in - output.sae_in.mean(dim=0)).square().sum(dim=-1).mean()
+    explained = training.auxk_fve(training.step_loss(planted(64), is_dead=dead)).item()
+    assert explained < 1
+    assert output.losses["auxk"].item() == pytest.approx((1 - explained) * variance.item() / 32)
     only_aux = torch.autograd.grad(output.losses["auxk"], training.W_enc)[0]
     assert only_aux[:, dead].abs().sum() > 0
     assert only_aux[:, ~dead].abs().sum() == 0
@@ -225,9 +230,36 @@ def test_b_dec_starts_at_the_geometric_median_of_each_site():
     training = new_training()
     x = planted(200)
     x[0] = 1e4  # an attention sink does not move the median far
-    training.initialize_b_dec_(x)
+    training.initialize_from_(x)
     torch.testing.assert_close(training.decoder_bias("base"), geometric_median(x[:, 0]))
     assert (training.decoder_bias("base") - x[1:, 0].mean(dim=0)).norm() < 2
+
+
+def test_the_first_reconstruction_is_half_way_to_the_size_of_the_activations():
+    training, drawn = new_training(sparsity=BatchTopK(k=12)), new_training(sparsity=BatchTopK(k=12))
+    x = planted(300) + torch.randn(2, D_MODEL)
+    factor = training.initialize_from_(x)
+    assert 0 < factor < 1
+    for name in ("W_enc", "W_dec"):
+        ours, theirs = training.get_parameter(name), drawn.get_parameter(name)
+        torch.testing.assert_close(ours, factor**0.5 * theirs)
+    # Activations at the bias have no pre-activation.
+    torch.testing.assert_close(training.b_enc, -(training.b_dec @ training.W_enc))
+    out = training.step_loss(x)
+    decoded, centred = out.x_hat - training.b_dec, out.x - training.b_dec
+    # The size that is best for this reconstruction is a; half of its logarithm is left to training.
+    best = (decoded * centred).sum() / decoded.square().sum()
+    assert best.item() == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    "options", [{"encoder_init": "transposed"}, {"sparsity": L1(), "decoder_init_norm": 1e-3}]
+)
+def test_rows_keep_their_length_where_it_is_asked_for_or_short(options):
+    training, drawn = new_training(**options), new_training(**options)
+    assert training.initialize_from_(planted(100)) == 1
+    assert torch.equal(training.W_enc, drawn.W_enc)
+    assert torch.equal(training.W_dec, drawn.W_dec)
 
 
 def test_geometric_median_of_a_triangle_is_its_fermat_point():

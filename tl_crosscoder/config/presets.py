@@ -23,6 +23,7 @@ from tl_crosscoder.config.settings import (
 Reconstruction = Literal["sum", "mean", "norm"]
 DeltaScale = Literal["absolute", "relative"]
 Kernels = Literal["auto", "dense"]
+EncoderInit = Literal["least_squares", "transposed"]
 ComputeDtype = Literal["bfloat16"]
 
 

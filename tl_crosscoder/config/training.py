@@ -13,6 +13,7 @@ from tl_crosscoder.config.presets import (
     BatchTopK,
     ComputeDtype,
     DiffSAE,
+    EncoderInit,
     Kernels,
     Preset,
     Reconstruction,
@@ -92,6 +93,9 @@ class TrainConfig(Settings):
     """Scale each site so that its mean squared norm is its width; folded in at save."""
     reconstruction: Reconstruction = "sum"
     """Reduction of a token's error; see `crosscoder.losses.reconstruction_loss`."""
+    encoder_init: EncoderInit = "least_squares"
+    """`least_squares` fits the scale of encoder and decoder to the first activations and centres
+    pre-activations; `transposed` is the papers' start (Minder et al. 2025)."""
     kernels: Kernels = "auto"
     """`auto` takes the sparse training step where codes are sparse; `dense` never does."""
     compute_dtype: ComputeDtype | None = None

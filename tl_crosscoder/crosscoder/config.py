@@ -13,7 +13,13 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainingSAEConfig
 from sae_lens.util import str_to_dtype
 
-from tl_crosscoder.config.presets import ComputeDtype, DeltaScale, Kernels, Reconstruction
+from tl_crosscoder.config.presets import (
+    ComputeDtype,
+    DeltaScale,
+    EncoderInit,
+    Kernels,
+    Reconstruction,
+)
 from tl_crosscoder.config.settings import NonNegativeFloat, PositiveInt, Settings
 from tl_crosscoder.crosscoder.partition import Partition, check_sites, placed, with_renamed_keys
 from tl_crosscoder.crosscoder.sparsity import Groups, Sparsity
@@ -127,6 +133,9 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
     apply_b_dec_to_input: bool = False
     decoder_init_norm: float | None = None
     """Norm of each decoder row at each site; None is that of the sparsity."""
+    encoder_init: EncoderInit = "least_squares"
+    """`least_squares` fits biases and scale to a first batch (see `initialize_from_`); `transposed`
+    leaves the drawn weights as they are, as the papers have it."""
     sites: tuple[Site, ...] = ()
     sparsity: Sparsity = field(default_factory=BatchTopK)
     auxk: AuxK | None = field(default_factory=AuxK)
@@ -171,6 +180,7 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
         if list(shares) != sorted(set(shares)) or any(not 0 < s < 1 for s in shares):
             raise ValueError(f"matryoshka shares rise and lie between 0 and 1, got {shares}.")
         _check_choice("compute_dtype", self.compute_dtype, (None, *get_args(ComputeDtype)))
+        _check_choice("encoder_init", self.encoder_init, get_args(EncoderInit))
         _check_choice("kernels", self.kernels, get_args(Kernels))
         _check_choice("reconstruction", self.reconstruction, get_args(Reconstruction))
         if self.normalize_activations not in ("none", "expected_average_only_in"):

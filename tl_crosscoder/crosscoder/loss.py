@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.config.presets import Reconstruction
-from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
+from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig, DeltaLoss
 from tl_crosscoder.crosscoder.site_views import split_sites
 from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.sparse.step import Step
@@ -76,7 +76,7 @@ def auxk_codes(
 
 
 def auxk_loss(
-    residual: Float[Tensor, "batch d_in"], decoded: Float[Tensor, "batch d_in"], auxk: AuxK
+    residual: Float[Tensor, "batch d_in"], decoded: Float[Tensor, "batch d_in"]
 ) -> Float[Tensor, ""]:
     """Squared error of the residual as the dead latents reconstruct it, over its variance.
 
@@ -86,7 +86,7 @@ def auxk_loss(
     residual = residual.detach()
     error = (residual - decoded).pow(2).sum(dim=-1).mean()
     variance = (residual - residual.mean(dim=0)).pow(2).sum(dim=-1).mean()
-    return auxk.weight * error / variance.clamp(min=1e-12)
+    return error / variance.clamp(min=1e-12)
 
 
 class Objective:
@@ -134,8 +134,28 @@ class Objective:
         if self.auxk is not None:
             decoded = done.block_decoded
             none = x.new_zeros(())
-            terms["auxk"] = none if decoded is None else auxk_loss(x - x_hat, decoded, self.auxk)
+            unit = none if decoded is None else self.auxk.weight * self._loss_of_the_mean(x)
+            terms["auxk"] = none if decoded is None else unit * auxk_loss(x - x_hat, decoded)
         return terms
+
+    @torch.no_grad()
+    def auxk_fve(
+        self, x: Float[Tensor, "batch d_in"], losses: Mapping[str, Float[Tensor, ""]]
+    ) -> Float[Tensor, ""]:
+        """Share of the residual's variance that the dead latents explain; NaN without any."""
+        assert self.auxk is not None
+        unit, loss = self.auxk.weight * self._loss_of_the_mean(x), losses["auxk"].detach()
+        return torch.where(loss > 0, 1 - loss / unit, torch.nan)
+
+    def _loss_of_the_mean(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
+        """Reconstruction loss of the batch's mean, which Gao et al. 2024 divide theirs by.
+
+        AuxK is multiplied by it instead, so that its weight means what it means there. Without it
+        the gradient of a dead latent is hundreds of times smaller than what it had while it was
+        alive, which is what Adam divides by for a thousand steps.
+        """
+        mean = x.mean(dim=0).expand_as(x)
+        return reconstruction_loss(x, mean, self.cfg.sites, reduction=self.cfg.reconstruction)
 
     def _explained(
         self, x_hat: Tensor, done: Step, b_dec: Tensor, delta: DeltaLoss

@@ -42,6 +42,10 @@ from tl_crosscoder.crosscoder.sparse.step import (
 )
 
 _LAST_STEP = 2**62
+N_SCALING_ROWS = 1024
+"""Rows of a first batch on which the scale of the first reconstruction is measured."""
+MIN_SCALE = 0.01
+"""Smallest factor of the codes, so that a batch that nothing fits leaves weights to learn with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +113,35 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
             )
 
     @torch.no_grad()
-    def initialize_b_dec_(self, activations: Tensor) -> None:
-        """Set the decoder bias to the geometric median of a first batch, site by site."""
-        medians = [geometric_median(x) for x in split_sites(self.flatten(activations), self.sites)]
+    def initialize_from_(self, activations: Tensor) -> float:
+        """Fit the weights that were drawn to a first batch; returns the factor of the codes.
+
+        The decoder bias becomes the geometric median, site by site. With `encoder_init` of
+        `least_squares`, pre-activations become those of activations minus that bias, and encoder
+        and decoder are scaled alike, both together by the root of the least-squares factor a of
+        the first reconstruction. Without it k correlated rows add up to several times the
+        activation, and a hundred steps are spent on undoing that; with the whole of a, latents
+        that are not chosen at first fall behind, and a third of them die (measured in
+        docs/measured.md). Rows are never made longer. The factor is 1 for `transposed`.
+
+        Args:
+            activations: `[batch, n_sites, d_model]` or `[batch, d_in]`, in the space of training.
+        """
+        x = self.flatten(activations)
+        medians = [geometric_median(own) for own in split_sites(x, self.sites)]
         self.b_dec.copy_(torch.cat(medians))
+        if self.cfg.encoder_init == "transposed":
+            return 1.0
+        bias = 0.0 if self.cfg.apply_b_dec_to_input else self.b_dec @ self.W_enc
+        self.b_enc.sub_(bias)
+        request = self._request(x[:N_SCALING_ROWS], is_dead=None, step=0)
+        decoded = torch.stack(dense_step(request, dense_pre(request)).decoded).sum(dim=0)
+        centred = x[:N_SCALING_ROWS] - self.b_dec
+        factor = (decoded * centred).sum() / decoded.square().sum().clamp(min=1e-12)
+        factor = factor.clamp(min=MIN_SCALE, max=1.0).sqrt().item()
+        for weights in (self.W_enc, self.b_enc, self.W_dec):
+            weights.mul_(factor**0.5)
+        return factor
 
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
         """Weights of the penalties, with their warm-up, as SAELens schedules them."""
@@ -201,6 +230,14 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
             self.cfg.sparsity.observe_(self.threshold, done.codes, request.norms, groups)
         total = torch.stack(list(losses.values())).sum()
         return StepLoss(loss=total, losses=losses, x=x, x_hat=x_hat, codes=done.codes)
+
+    def auxk_fve(self, output: StepLoss) -> Float[Tensor, ""] | None:
+        """Share of the residual's variance that dead latents explain in a step.
+
+        NaN where no latent was dead, None without AuxK.
+        """
+        has_auxk = "auxk" in output.losses
+        return self._objective.auxk_fve(output.x, output.losses) if has_auxk else None
 
     def _request(self, x: Tensor, *, is_dead: Tensor | None, step: int) -> Request:
         sparsity, auxk = self.cfg.sparsity, self._objective.auxk

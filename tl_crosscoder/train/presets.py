@@ -157,6 +157,7 @@ def crosscoder_config(
         partitions=recipe.partitions,
         delta_loss=recipe.delta_loss,
         matryoshka=recipe.matryoshka,
+        encoder_init=config.encoder_init,
         kernels=config.kernels,
         compute_dtype=config.compute_dtype,
         compile=config.compile,

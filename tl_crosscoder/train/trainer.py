@@ -52,7 +52,7 @@ from tl_crosscoder.train.metrics import (
 from tl_crosscoder.train.presets import Recipe, crosscoder_config, plan_of
 
 N_INITIAL_ROWS = 8192
-"""Activation pairs from which the site scales and the decoder bias are measured."""
+"""Activation pairs from which the site scales and the first biases are measured."""
 SHARED = (
     "n_tokens", "batch_size", "buffer_contexts", "harvest_batch_size", "checkpoint_every", "seed",
     "n_calibration_tokens",
@@ -147,7 +147,7 @@ class Trainer:
                 if self.config.normalize
                 else (1.0,) * len(sites),
             )
-            self.crosscoder.initialize_b_dec_(sample * self._scales(self.state))
+            self.crosscoder.initialize_from_(sample * self._scales(self.state))
         return self.state
 
     def first_rows(self) -> Float[Tensor, "batch *row"]:
@@ -208,6 +208,9 @@ class Trainer:
                 scales=self._scales(state),
                 is_dead=self.is_dead(state),
             )
+            explained = self.crosscoder.auxk_fve(output)
+            if explained is not None:
+                metrics["auxk_fve"] = explained.item()
             metrics["grad_norm"] = self._grad_norm.item()
             metrics["lr"] = self.optimizer.param_groups[0]["lr"]
             state.metrics_bytes = log.write(state.step, metrics)
