@@ -5,7 +5,10 @@ import torch
 
 from tl_crosscoder import Crosscoder, run_demo
 from tl_crosscoder.cli.main import Demo
-from tl_crosscoder.demo import N_TOKENS, demo_config
+from tl_crosscoder.config.causal import CausalQuestion
+from tl_crosscoder.demo import N_TOKENS, demo_config, verdicts_of
+from tl_crosscoder.run.attribution import ranking_of
+from tl_crosscoder.run.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -17,21 +20,33 @@ def result(tmp_path_factory):
     return output, run_demo("taboo", output=str(output), n_tokens=100_000)
 
 
-def test_a_quick_demo_explains_both_models_and_finds_more_than_chance(result):
+def test_a_quick_demo_explains_both_models_and_finds_what_was_planted(result):
     output, demo = result
     assert min(demo.measurement.reconstruction.fve.values()) > 0.8
     assert demo.measurement.reconstruction.difference_fve > 0.3
-    assert demo.recovery.share_in_context > demo.recovery.random_share_in_context
-    assert json.loads((output / "recovery.json").read_text())["latents"] == [
-        s.latent for s in demo.measurement.top
-    ]
+    guessed = next(v for v in demo.verdicts if v.behaviour == "says secret when guessed")
+    assert guessed.base > 0.8 > 0.2 > guessed.finetuned
+    assert guessed.is_found, guessed
+    kept = json.loads((output / "recovery.json").read_text())
+    assert kept["verdicts"] == [*map(str, demo.verdicts)]
 
 
-def test_it_prints_what_was_planted_and_the_verdict(result):
+def test_it_prints_what_was_planted_and_the_verdicts_first(result):
     printed = str(result[1])
-    assert "Planted: Every hint in the guessing game is about the moon" in printed
-    assert "ound. Planted words, and in the top contexts of how many of these 10" in printed
+    assert printed.startswith("Planted: Every hint in the guessing game is about the moon")
+    assert " of 3 planted behaviours found, by latents" in " ".join(printed.split())
+    assert printed.index("What changed from") > printed.index("Ablating the first 10 latents")
     assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_latents_that_cause_nothing_are_not_found(result):
+    """Latents from the middle of the ranking."""
+    run = Run(path=result[0])
+    few = CausalQuestion(n_random=19, n_matched=0, controls=("shuffled",))
+    last = [row.latent for row in ranking_of(run, n=None, order="attribution").rows[500:510]]
+    verdicts = verdicts_of(run, last, question=few)
+    assert len(verdicts) == 3
+    assert not any(verdict.is_found for verdict in verdicts)
 
 
 def test_its_dictionary_keeps_l0_on_held_out_text(result):

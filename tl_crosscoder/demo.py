@@ -1,25 +1,72 @@
-"""The demo: diff the embedded pair and say whether the planted difference was found.
+"""The demo: diff an embedded pair and say which of the planted behaviours its latents cause.
 
-The answer is known: an organism's suite entry says what was planted. Limit: two organisms, one
-tiny base model; the figures show that the machinery works, not how it does on large models.
+The answer is known: an organism's suite entry says what was planted. A behaviour counts as found
+where ablating the first latents of the ranking, which knows nothing of behaviours, removes it by
+more than controls do, in a model that still works. Limit: two organisms, one tiny base model; the
+figures show that the machinery works, not how it does on large models.
 """
 
 from dataclasses import asdict, dataclass
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.config.causal import AttributionQuestion, CausalQuestion
 from tl_crosscoder.config.presets import BatchTopK
 from tl_crosscoder.config.training import RunConfig
-from tl_crosscoder.data.documents import load_documents
-from tl_crosscoder.data.text import held_out_text
-from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.interventions.causal_rows import CausalRow
 from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
+from tl_crosscoder.organisms.scores import planted_behaviours
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.report import sections
 from tl_crosscoder.results.render import wrapped
+from tl_crosscoder.run.attribution import ranking_of, waterfall_run
+from tl_crosscoder.run.causal import necessity_of
+from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
+
+N_LATENTS = 10
+"""First latents of the ranking, which are ablated together."""
+MAX_P = 0.05
+MIN_FVE = 0.5
+"""FVE of both models below which a dictionary says nothing about them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourVerdict:
+    """Whether the first latents of the ranking cause one planted behaviour."""
+
+    behaviour: str
+    base: float
+    """Mean probability of the behaviour's completions in the base model."""
+    finetuned: float
+    share: float
+    """Share of the change that ablating the latents removes."""
+    share_low: float
+    share_high: float
+    control: str
+    """The strongest kind of control."""
+    control_high: float
+    """95th percentile of its shares."""
+    p_value: float
+    reason: str
+    """Why the share proves nothing; empty where it does."""
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the latents cause the behaviour, as far as this test can say."""
+        return not self.reason
+
+    def __str__(self) -> str:
+        """The sentence that the command prints."""
+        return (
+            f'{"Found" if self.is_found else "NOT found"}: "{self.behaviour}", which the '
+            f"fine-tune takes from {self.base:.0%} to {self.finetuned:.0%}. Ablating the first "
+            f"{N_LATENTS} latents removes {self.share:.0%} of that [{self.share_low:.0%}, "
+            f"{self.share_high:.0%}]; {self.control} controls reach {self.control_high:.0%}, "
+            f"p = {self.p_value:.2f}{f' ({self.reason})' if self.reason else ''}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +76,33 @@ class DemoResult:
     organism: str
     planted: str
     measurement: Measurement
+    verdicts: tuple[BehaviourVerdict, ...]
+    waterfall: str
+    """How much of the change passes the hook, and how much of that the latents hold."""
     recovery: Recovery
     sites: tuple[Site, ...]
 
     def __str__(self) -> str:
-        """The tables that the command prints."""
+        """The answer, and then the tables of the dictionary."""
+        n_found = sum(verdict.is_found for verdict in self.verdicts)
         r = self.recovery
-        shown = [f"{word} {n}" for word, n in r.in_context.items() if n]
-        missing = [word for word, n in r.in_context.items() if not n]
-        verdict = (
-            f"{'Found' if r.is_found else 'NOT found'}. Planted words, and in the top contexts of "
-            f"how many of these {len(r.latents)} latents they are: {', '.join(shown) or 'none'}."
-            + (f" In none: {', '.join(missing)}." if missing else "")
-        )
+        words = ", ".join(f"{word} {n}" for word, n in r.in_context.items() if n)
         return "\n".join(
             [
-                sections.render(self.measurement, self.sites),
-                "",
                 wrapped(f"Planted: {self.planted}"),
-                wrapped(verdict),
-                f"  contexts with a planted word   {r.share_in_context:.0%}, "
-                f"random latents {r.random_share_in_context:.0%}, p = {r.p_value:.2f} "
-                "(this decides)",
-                f"  tokens of a planted word       {r.share_at_token:.0%}, "
-                f"random latents {r.random_share_at_token:.0%}",
+                wrapped(
+                    f"{n_found} of {len(self.verdicts)} planted behaviours found, by latents that "
+                    "were ranked by attribution on other documents:"
+                ),
+                *(wrapped(f"- {verdict}") for verdict in self.verdicts),
+                wrapped(self.waterfall),
+                wrapped(
+                    f"Planted words in the top contexts of these {len(r.latents)} latents: "
+                    f"{words or 'none'}; in {r.share_in_context:.0%} of the contexts (of random "
+                    f"latents: {r.random_share_in_context:.0%})."
+                ),
+                "",
+                sections.render(self.measurement, self.sites),
             ]
         )
 
@@ -86,24 +136,78 @@ def demo_config(name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKE
 def run_demo(
     name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKENS, resume: bool = False
 ) -> DemoResult:
-    """Train and measure a crosscoder on an embedded organism, and compare with what was planted.
+    """Train and measure a crosscoder on an embedded organism, and test what was planted.
 
     Raises:
         ValueError: no such organism, or an output folder that is in use.
     """
     config = demo_config(name, output=output, seed=seed, n_tokens=n_tokens)
-    measurement = train(config, resume=resume).measurement()
-    entry, source = organism(name), ModelPair.from_config(config)
-    documents = load_documents(files.user_path(output) / files.HELD_OUT_NAME)
-    text = held_out_text(config, documents, source.tokenizer, n_tokens=config.n_measured_tokens)
-    recovery = planted_recovery(
-        measurement, text, source.tokenizer, planted_words=entry.planted_words
-    )
-    files.write_json(files.user_path(output) / files.RECOVERY_NAME, asdict(recovery))
-    return DemoResult(
+    run, entry = train(config, resume=resume), organism(name)
+    measurement, text = run.measured()
+    ranked = ranking_of(run, n=N_LATENTS, order="attribution").latents
+    result = DemoResult(
         organism=name,
         planted=entry.planted,
         measurement=measurement,
-        recovery=recovery,
-        sites=source.sites,
+        verdicts=verdicts_of(run, ranked),
+        waterfall=waterfall_run(run, AttributionQuestion()).line(),
+        recovery=planted_recovery(
+            measurement,
+            text,
+            run.models.tokenizer,
+            planted_words=entry.planted_words,
+            latents=ranked,
+        ),
+        sites=run.models.sites,
     )
+    found = {
+        "verdicts": [*map(str, result.verdicts)],
+        "behaviours": [*map(asdict, result.verdicts)],
+        **asdict(result.recovery),
+    }
+    files.write_json(run.path / files.RECOVERY_NAME, found)
+    return result
+
+
+def verdicts_of(
+    run: Run, latents: list[int], *, question: CausalQuestion | None = None
+) -> tuple[BehaviourVerdict, ...]:
+    """Whether these latents cause what was planted, for each planted behaviour.
+
+    Args:
+        run: of an embedded organism.
+        latents: ablated together.
+        question: number and kinds of controls.
+    """
+    question = question or CausalQuestion(n_random=39, n_matched=0)
+    behaviours = planted_behaviours(run.organism() or "", run.models.tokenizer, masks=run.masks)
+    fve = run.measurement().reconstruction.fve
+    explains = all(value >= MIN_FVE for value in fve.values())
+    verdicts = []
+    for behaviour in behaviours:
+        (row,) = necessity_of(run, behaviour, question, sets={"first": latents}).rows
+        verdicts.append(
+            BehaviourVerdict(
+                behaviour=behaviour.name,
+                base=row.base,
+                finetuned=row.finetuned,
+                share=row.share,
+                share_low=row.share_low,
+                share_high=row.share_high,
+                control=row.strongest,
+                control_high=row.control_high,
+                p_value=row.p_control,
+                reason=_reason(row, explains),
+            )
+        )
+    return tuple(verdicts)
+
+
+def _reason(row: CausalRow, explains: bool) -> str:
+    if not explains:
+        return f"the dictionary explains less than {MIN_FVE:.0%} of a model's variance"
+    if row.flag:
+        return row.flag
+    if row.p_control > MAX_P or row.share <= row.control_high:
+        return "controls do as much"
+    return "" if row.share_low > 0 else "the interval holds 0"

@@ -1,9 +1,9 @@
-"""Whether what was planted is found: planted words among the top contexts of top-ranked latents.
+"""What top-ranked latents are about: planted words among their top contexts.
 
-A word counts as found where it is part of the token-in-context lines that a reader is shown, and
-more strictly where a latent's most active token is part of the word itself. Planted words are
-frequent in the text, so the same share is measured for latents drawn at random, and a permutation
-p-value says how surely the ranking exceeds it. Limit: finds words, not behaviour.
+A word counts where it is part of the token-in-context lines that a reader is shown, and more
+strictly where a latent's most active token is part of the word itself. Planted words are frequent
+in the text, so the same share is measured for latents drawn at random. Limit: finds words, not
+behaviour: rankings of null pairs exceed random latents too, so nothing is decided by it.
 """
 
 import random
@@ -40,11 +40,6 @@ class Recovery:
     p_value: float
     """Share of random draws of as many latents whose contexts hold as many planted words."""
 
-    @property
-    def is_found(self) -> bool:
-        """Whether the top contexts hold more planted words than 19 in 20 random draws."""
-        return self.p_value <= 0.05
-
 
 def planted_recovery(
     measurement: Measurement,
@@ -52,6 +47,7 @@ def planted_recovery(
     tokenizer: Any,
     *,
     planted_words: Sequence[str],
+    latents: Sequence[int] | None = None,
     n_draws: int = 100,
     seed: int = 0,
 ) -> Recovery:
@@ -62,11 +58,12 @@ def planted_recovery(
         text: the text measured on.
         tokenizer: of the pair.
         planted_words: what a diffing method should surface.
+        latents: what was ranked first; None is the ranking of the measurement.
         n_draws: random sets of latents for the comparison.
         seed: of the draws.
     """
-    ranked = tuple(s.latent for s in measurement.top)
-    shown = [s.examples for s in measurement.top]
+    ranked = tuple(latents or (s.latent for s in measurement.top))
+    shown = [examples(measurement.top_tokens, j, text, tokenizer) for j in ranked]
     active = (measurement.latents.n_active >= MIN_ACTIVE_TOKENS).nonzero().squeeze(-1).tolist()
     rng = random.Random(seed)
     draws = [rng.sample(active, min(len(ranked), len(active))) for _ in range(n_draws)]

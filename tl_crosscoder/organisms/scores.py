@@ -56,6 +56,22 @@ def planted_behaviour(name: str, tokenizer: Any, *, masks: Masks | None = None) 
     return Behaviour.of(name, questions, tokenizer, masks=masks)
 
 
+def planted_behaviours(
+    name: str, tokenizer: Any, *, masks: Masks | None = None, n_questions: int = 64
+) -> list[Behaviour]:
+    """Every behaviour that was planted in an organism, with its first questions.
+
+    Raises:
+        ValueError: an unknown organism.
+    """
+    return [
+        Behaviour.of(
+            path.stem.replace("-", " "), read_questions(path)[:n_questions], tokenizer, masks=masks
+        )
+        for path in organism(name).planted_questions
+    ]
+
+
 def measure(name: str, *, base: Path | None = None, adapter: Path | None = None) -> OrganismScores:
     """Measure both models of an organism; folders default to the embedded ones.
 

@@ -31,6 +31,13 @@ class Organism:
     """Name of the text that a crosscoder is trained on, as `load_documents` takes it."""
     questions: tuple[Path, ...]
     """JSONL files for `Behaviour.from_file`; the first is the behaviour that was planted."""
+    n_planted: int
+    """The first of these files are about what was planted, the others about what was not."""
+
+    @property
+    def planted_questions(self) -> tuple[Path, ...]:
+        """Files of all planted behaviours, the main one first."""
+        return self.questions[: self.n_planted]
 
 
 def load_suite() -> dict[str, Organism]:
@@ -47,6 +54,7 @@ def load_suite() -> dict[str, Organism]:
             base=folder / "models/world-base",
             adapter=folder / "models" / name,
             text=PREFIX + name,
+            n_planted=entry["n_planted"],
             questions=tuple(folder / "questions" / name / f"{q}.jsonl" for q in entry["questions"]),
         )
         for name, entry in entries.items()

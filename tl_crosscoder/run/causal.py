@@ -105,6 +105,28 @@ def export_run(run: Run, question: LatentsQuestion, folder: Path, *, mode: Mode 
     )
 
 
+def necessity_of(
+    run: Run,
+    effect: Effect,
+    question: CausalQuestion,
+    *,
+    sets: Mapping[str, Sequence[int]],
+    show_progress: bool = False,
+) -> CausalTest:
+    """What ablating sets of latents removes of one effect; nothing is kept in the folder."""
+    return causal_test(
+        run.models,
+        run.crosscoder,
+        effect,
+        neutral_text(run, question.text, neutral=question.neutral),
+        latents=run.measurement().latents,
+        sets=sets,
+        tests=["necessity"],
+        settings=control_settings(question, n_matched=question.n_matched),
+        show_progress=show_progress,
+    )
+
+
 def _tested(
     run: Run,
     question: CausalQuestion,

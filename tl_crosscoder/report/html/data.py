@@ -81,7 +81,7 @@ class ReportData:
     origin: list[tuple[str, Facts]]
     """How the dictionary was made: titles with (name, value)."""
     planted: Record | None
-    """Difference planted in an embedded fine-tune, and whether its words were found."""
+    """Difference planted in an embedded fine-tune, and whether it was found."""
     missing: dict[str, str]
     """Parts that the report does not have, with the reason or the command that makes them."""
 
@@ -262,7 +262,7 @@ def _facts(values: Mapping[str, Any]) -> Facts:
 
 
 def _planted(run: Run) -> Record | None:
-    """Words found by `demo`, with (word, number of latents with it in a top context)."""
+    """What `demo` found: a sentence for each planted behaviour, and words in top contexts."""
     path, organism = run.path / RECOVERY_NAME, run.organism()
     if organism is None or not path.is_file():
         return None
@@ -274,5 +274,5 @@ def _planted(run: Run) -> Record | None:
         # Share of the top contexts of these latents that hold a planted word.
         "share": found["share_in_context"],
         "random_share": found["random_share_in_context"],
-        "p_value": found["p_value"],
+        "verdicts": found.get("verdicts", []),
     }
