@@ -1,6 +1,6 @@
 """How often the demo's verdict is "found" for latents that were drawn at random.
 
-    python benchmarks/verdict_nulls.py runs/embedded/taboo-batchtopk runs/embedded/false-fact-batchtopk
+    python benchmarks/verdict_nulls.py RUN [RUN ...]    # such as runs/embedded/taboo-batchtopk
 
 Each null ranking is ten active latents, drawn without regard to the fine-tune, and goes through the
 demo's whole test with each planted behaviour; the ranking by attribution goes through it once. A

@@ -21,7 +21,7 @@ from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.report.causes import causes_of
 from tl_crosscoder.report.figures import run_figures
-from tl_crosscoder.run.attribution import behaviour_of, half_of, prompts_of, tested
+from tl_crosscoder.run.attribution import behaviour_of, for_tests, half_of, prompts_of
 from tl_crosscoder.run.run import Run
 
 FEW = ["--n-prompts", "2", "--n-random", "3", "--n-matched", "2"]
@@ -65,7 +65,7 @@ def test_latents_are_ranked_on_other_documents_than_they_are_tested_on(run):
     behaviour = behaviour_of(opened, None)
     prompts = [{str(q.prompt) for q in half_of(behaviour, opened, i).questions} for i in (0, 1)]
     assert not prompts[0] & prompts[1]
-    assert tested(behaviour, opened).n_prompts == behaviour.n_prompts
+    assert for_tests(behaviour, opened).n_prompts == behaviour.n_prompts
 
 
 def test_patch_prints_the_table_and_leaves_it(run, top, capsys):
@@ -187,7 +187,7 @@ def test_baselines_need_no_dictionary_and_stand_beside_it(run, top, capsys):
     [
         (["patch", "RUN", "--latents", "1", "48"], "latents [48] are out of range or named twice"),
         (["ablate", "RUN", "--latents", "48"], "numbered 0 to 47"),
-        (["steer", "RUN", "--latents", "-1"], "latents [-1] are out of range"),
+        (["steer", "RUN", "--latents", "-1"], "latents is (-1,); it must be 0 or more"),
         (["patch", "NONE"], "is not a run: there is no such folder"),
         (["steer", "NONE"], "is not a run: there is no such folder"),
         (["ablate", "RUN", "--behaviour", "none.jsonl"], "none.jsonl is not there: a behaviour is"),

@@ -117,7 +117,9 @@ def test_bad_input_to_a_harvest_is_refused_and_nothing_written(change, message, 
     given = dict(zip(DATA[::2], DATA[1::2], strict=True)) | change
     if given["--text"] in made:
         path = tmp_path / "text.jsonl"
-        path.write_text((json.dumps(made[given["--text"]]) + "\n") * 3)
+        rows = ({**made[given["--text"]], "input_ids": [i, 99_999]} for i in (3, 4, 5))
+        lines = rows if given["--text"] == "IDS" else [made["COLUMN"]] * 3
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         given["--text"] = path
     output = tmp_path / "cache"
     every = [x for pair in given.items() for x in pair]
@@ -133,17 +135,15 @@ def test_bad_input_to_a_harvest_is_refused_and_nothing_written(change, message, 
         ("--n-tokens", "0", "n_tokens is 0"),
     ],
 )
-def test_values_that_cannot_be_are_usage_errors(flag, value, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["harvest", *DATA, flag, value, "--output", str(tmp_path / "c")])
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err
+def test_values_that_cannot_be_are_refused(flag, value, message, tmp_path, capsys):
+    assert message in error_of(capsys, "harvest", *DATA, flag, value, "--output", tmp_path / "c")
 
 
 def test_a_template_that_is_missing_is_named(tmp_path, capsys, shared_models):
     path = tmp_path / "chats.jsonl"
-    chat = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes."}]
-    path.write_text((json.dumps({"messages": chat}) + "\n") * 30)
+    answer = {"role": "assistant", "content": "Yes."}
+    chats = [[{"role": "user", "content": f"Hello {i}."}, answer] for i in range(30)]
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     model = str(shared_models / "stories260K")
     args = ["--base", model, "--finetuned", model, *HOOK, "--text", path]
     error = error_of(capsys, "harvest", *args, "--output", tmp_path / "c")

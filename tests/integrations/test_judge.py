@@ -305,7 +305,7 @@ def test_the_judge_asks_only_when_told_to_and_never_twice(run, server, capsys):
     assert n_sent == n_asked if len(words) == 3 else n_sent < n_asked
     printed = capsys.readouterr().out
     for row in judged.rows:
-        assert min(row.n_active, row.n_inactive) > 3
+        assert min(row.n_active, row.n_inactive) >= 3
         assert row.n_read == row.n_read_control == row.n_active + row.n_inactive
         assert row.explanation == f"the word '{row.name}'"
         assert row.control_of in {r.latent for r in judged.rows} - {row.latent}

@@ -127,7 +127,7 @@ def test_a_model_without_a_tokenizer_takes_that_of_the_other(folders, tmp_path):
     again = ModelPair.from_sites(pair.sites, tokenizer=pair.tokenizer_name)
     tokens = again.to_tokens(TEXTS)
     assert torch.equal(again.activations(tokens), pair.activations(tokens))
-    with pytest.raises(ValueError, match=r"has no tokenizer, and no other .*--tokenizer"):
+    with pytest.warns(UserWarning, match=r"has no tokenizer, and no other .*--tokenizer"):
         ModelPair.from_pretrained(base, base, hook_name=HOOK)
 
 

@@ -177,7 +177,8 @@ def test_a_single_site_says_what_it_cannot_have(run, tmp_path):
     shown_tokens = [token for token, _ in data.latents[0]["logits"][0]["promoted"]]
     assert [row.token for row in view.effects.rows[:8]] == shown_tokens
     assert "No " not in repr(view)
-    assert "other" not in repr(view)
+    assert "another model" not in repr(view)
+    assert "not in the other" not in repr(view)
 
 
 def test_latents_without_examples_and_runs_without_models(folder):

@@ -318,7 +318,7 @@ def test_a_model_folder_that_was_trained_further_is_refused(
     (model / "notes.txt").write_text("not decisive")
     sites = tuple(replace(site, model_name=str(model)) for site in taboo_pair.sites)
     monkeypatch.setattr(type(taboo_pair), "sites", sites)
-    new_trainer(taboo_pair, texts, tmp_path / "run")
+    new_trainer(taboo_pair, texts, tmp_path / "run").save()
     (model / "notes.txt").write_text("still not")
     new_trainer(taboo_pair, texts, tmp_path / "run", resume=True)
     (model / "model.safetensors").write_bytes(b"weights of another day")

@@ -4,11 +4,13 @@ No torch is imported before a verb runs, so that `--help` answers at once. Bad i
 paragraph on stderr and exit code 2, an interrupt with 130.
 """
 
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -201,17 +203,33 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
         for name, verb in VERBS.items()
     ]
     any_verb: Any = Union[tuple(verbs)]  # noqa: UP007 (built at run time)
-    return tyro.cli(
-        any_verb,
-        prog="tl-crosscoder",
-        description="What did fine-tuning change inside this model?",
-        args=args,
-        config=(
-            tyro.conf.OmitSubcommandPrefixes,
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.CascadeSubcommandArgs,  # `train delta --k 12 --output out` in any order
-        ),
-    )
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            return tyro.cli(
+                any_verb,
+                prog="tl-crosscoder",
+                description="What did fine-tuning change inside this model?",
+                args=args,
+                config=(
+                    tyro.conf.OmitSubcommandPrefixes,
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.CascadeSubcommandArgs,  # `train delta --k 12 --output out`
+                ),
+            )
+    except SystemExit as stop:
+        if error := _error_of_settings(stop):
+            raise error from None
+        sys.stderr.write(printed.getvalue())
+        raise
+
+
+def _error_of_settings(stop: SystemExit) -> ValueError | None:
+    """What settings refused; tyro puts it into a box, with an internal name before it."""
+    wrapped = stop.__context__
+    error = None if wrapped is None else wrapped.__context__
+    is_of_settings = isinstance(getattr(wrapped, "arg", None), str)
+    return error if is_of_settings and isinstance(error, ValueError) else None
 
 
 def _default(verb: Any, name: str, args: Sequence[str]) -> Any:

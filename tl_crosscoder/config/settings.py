@@ -17,6 +17,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import tyro
+
 T = TypeVar("T")
 
 _INVALID: Any = object()
@@ -68,7 +70,10 @@ class Settings:
         """
         hints = _hints(type(self))
         for field in fields(self):  # type: ignore[arg-type]
-            read = checked(value := getattr(self, field.name), hints[field.name], field.name)
+            value = getattr(self, field.name)
+            if value is tyro.MISSING_NONPROP:  # a default that the command line must replace
+                continue
+            read = checked(value, hints[field.name], field.name)
             if type(value) is not int:  # which is as good where a float is declared
                 object.__setattr__(self, field.name, read)
 

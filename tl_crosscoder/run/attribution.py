@@ -134,7 +134,7 @@ def behaviour_of(run: Run, path: str | None) -> Behaviour | None:
     return planted_behaviour(organism, tokenizer, masks=run.masks) if organism else None
 
 
-def tested(behaviour: Behaviour, run: Run) -> Behaviour:
+def for_tests(behaviour: Behaviour, run: Run) -> Behaviour:
     """A behaviour for causal tests: the other half of the questions where it was ranked by."""
     try:
         is_ranked_by = Attribution.load(run.path).effect == behaviour.name

@@ -42,7 +42,7 @@ from tl_crosscoder.interventions.mitigation import export_mitigation, measure_es
 from tl_crosscoder.interventions.patching import PatchingResult, patching
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.attribution import attribute_run as attribute_run
-from tl_crosscoder.run.attribution import attribution_of, behaviour_of, prompts_of, tested
+from tl_crosscoder.run.attribution import attribution_of, behaviour_of, for_tests, prompts_of
 from tl_crosscoder.run.run import Run
 
 N_NEUTRAL_TOKENS = 4096
@@ -208,7 +208,7 @@ def effects(run: Run, question: EffectQuestion) -> list[Effect]:
     """What can be measured: predictions always, a behaviour where one is known."""
     found: list[Effect] = [Predictions.of(prompts_of(run, question))]
     behaviour = behaviour_of(run, question.behaviour)
-    return found if behaviour is None else [*found, tested(behaviour, run)]
+    return found if behaviour is None else [*found, for_tests(behaviour, run)]
 
 
 def neutral_text(run: Run, text: str | None = None, *, neutral: str | None = None) -> TokenizedText:
