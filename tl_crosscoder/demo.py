@@ -143,7 +143,7 @@ def run_demo(
     """
     config = demo_config(name, output=output, seed=seed, n_tokens=n_tokens)
     run, entry = train(config, resume=resume), organism(name)
-    measurement, text = run.measured()
+    measurement, (_, text) = run.measurement(), run.measured()
     ranked = ranking_of(run, n=N_LATENTS, order="attribution").latents
     result = DemoResult(
         organism=name,

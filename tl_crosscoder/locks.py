@@ -18,7 +18,7 @@ from tl_crosscoder import files
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 _locked: set[Path] = set()
 """Lock files that this process holds."""

@@ -108,7 +108,7 @@ def test_a_cache_must_be_of_what_the_run_asks_for(cache, tmp_path, capsys):
     ("change", "message"),
     [
         ({"--text": "COLUMN"}, "has no column 'text'"),
-        ({"--text": "IDS"}, "token ids from 3 to 99999"),
+        ({"--text": "IDS"}, "holds token ids from "),
         ({"--hook-name": "blocks.9.hook_resid_post"}, "is not in the base model"),
     ],
 )

@@ -161,10 +161,12 @@ def _number(value: Any, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, Integral | Real):
         return _INVALID
     if isinstance(value, Integral):  # also NumPy's; of those beyond a float a range tells
-        return float(value) if kind is float and abs(value) < 2**1000 else int(value)
+        whole = int(value)
+        return float(whole) if kind is float and abs(whole) < 2**1000 else whole
+    number = float(value)
     if kind is float:
-        return float(value)
-    return int(value) if math.isfinite(value) and value == int(value) else _INVALID
+        return number
+    return int(number) if math.isfinite(number) and number == int(number) else _INVALID
 
 
 def _kinds(kind: Any) -> str:

@@ -58,7 +58,8 @@ def encode_documents(
             what it prints; ids that the tokenizer does not have, or ids of another tokenizer.
     """
     bad = bad or BadDocuments()
-    good, rendered, given = [], {}, {}
+    good, rendered = [], {}
+    given: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for i, document in enumerate(documents):
         try:
             document = _checked(document)
@@ -70,7 +71,8 @@ def encode_documents(
             bad.add(error)
         else:
             good.append((i, document))
-    made = given | dict(zip(rendered, _tokenized([*rendered.values()], tokenizer), strict=True))
+    tokenized = _tokenized([*rendered.values()], tokenizer)
+    made = given | dict(zip(rendered, tokenized, strict=True))
     bos = own_bos_id(tokenizer)
     return [EncodedDocument(*_with_bos(*made[i], document, bos), document) for i, document in good]
 

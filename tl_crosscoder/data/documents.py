@@ -365,7 +365,7 @@ def _documents(
         if number == 1 and "input_ids" in document and (ignored := columns_not_read(row)):
             warnings.warn(f"the columns {ignored} of {name} are not used.", stacklevel=2)
         was_column_seen = True
-        yield document if origin is None or "source" in document else {"source": origin} | document
+        yield document if origin is None or "source" in document else {"source": origin, **document}
 
 
 def _document(row: Any, text_column: str) -> Document:

@@ -151,7 +151,8 @@ class ActivationLoader:
         places = torch.cat([stored.places(part) for _, part in parts])
 
         def take(chosen: Tensor) -> Tensor:
-            check_finite(stored, rows := stored.read(places[chosen]))
+            rows = stored.read(places[chosen])
+            check_finite(self.source, rows)
             return rows
 
         return len(places), take

@@ -114,7 +114,7 @@ def read_saved(folder: Path, split: str, columns: Collection[str]) -> Rows:
     yield from _first_with(rows, names)
 
 
-def _across(batch: dict[str, list[Any]]) -> Iterator[tuple[Any, ...]]:
+def _across(batch: Any) -> Iterator[tuple[Any, ...]]:
     return zip(*batch.values(), strict=True) if batch else iter([()])
 
 

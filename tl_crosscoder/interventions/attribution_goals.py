@@ -131,7 +131,7 @@ class LogBehaviour(Goal):
         return self.behaviour.text
 
     @property
-    def needs_weights(self) -> bool:  # type: ignore[override]
+    def needs_weights(self) -> bool:
         """Whether a prompt has several answers."""
         return len(self.text) > self.behaviour.n_prompts
 

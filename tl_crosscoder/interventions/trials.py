@@ -190,6 +190,7 @@ def _rows(
     costs = _costs(ctx, neutral, trials, strongest, settings)
     rows = []
     for i, (trial, share) in enumerate(zip(trials, own, strict=True)):
+        ends: dict[str, Any] = {**_ends("share", share), **_ends("ceiling", ceiling), **costs[i]}
         row = CausalRow(
             test=trial.test,
             latents=trial.name,
@@ -198,13 +199,11 @@ def _rows(
             value=scores.trials[i][0].mean().item(),
             base=base,
             finetuned=finetuned,
-            **_ends("share", share),
             flag="",  # known when all numbers are
-            **_ends("ceiling", ceiling),
             of_reachable=share.value / ceiling.value if passes else math.nan,
             **controls[i],
             p_control_holm=math.nan,  # known when all rows are
-            **costs[i],
+            **ends,
         )
         rows.append(replace(row, flag=_flag(row, passes, settings.max_ce_cost)))
     return rows

@@ -177,6 +177,8 @@ def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) ->
     from transformer_lens.model_bridge import TransformerBridge
 
     lacks_one = how.tokenizer is None and _lacks_tokenizer(source)
+    # What a bridge loads its model with: of a class only `from_pretrained` is called.
+    loader: Any = SimpleNamespace(from_pretrained=_whole_model)
     model = TransformerBridge.boot_transformers(
         source,
         hf_model=hf_model,
@@ -184,8 +186,7 @@ def _boot(source: str, hf_model: Any, how: LoadOptions, revision: str | None) ->
         dtype=how.precision.dtype,
         revision=revision,
         tokenizer=_no_tokenizer() if lacks_one else how.tokenizer,
-        # What a bridge loads its model with.
-        model_class=SimpleNamespace(from_pretrained=_whole_model),
+        model_class=loader,
     )
     if lacks_one:
         model._tokenizer = None

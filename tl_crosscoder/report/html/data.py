@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import UNRANKED, Ranking, rank_latents
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.measurement import Measurement
