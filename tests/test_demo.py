@@ -5,7 +5,6 @@ import torch
 
 from tl_crosscoder import Crosscoder, run_demo
 from tl_crosscoder.cli.main import Demo
-from tl_crosscoder.config.causal import CausalQuestion
 from tl_crosscoder.demo import N_TOKENS, demo_config, verdicts_of
 from tl_crosscoder.run.attribution import ranking_of
 from tl_crosscoder.run.run import Run
@@ -34,17 +33,17 @@ def test_a_quick_demo_explains_both_models_and_finds_what_was_planted(result):
 def test_it_prints_what_was_planted_and_the_verdicts_first(result):
     printed = str(result[1])
     assert printed.startswith("Planted: Every hint in the guessing game is about the moon")
-    assert " of 3 planted behaviours found, by latents" in " ".join(printed.split())
-    assert printed.index("What changed from") > printed.index("Ablating the first 10 latents")
+    words = " ".join(printed.split())
+    assert " of 3 planted behaviours found, by latents" in words
+    assert words.index("What changed from") > words.index("Ablating the first 10 latents")
     assert max(map(len, printed.splitlines())) <= 100
 
 
 def test_latents_that_cause_nothing_are_not_found(result):
     """Latents from the middle of the ranking."""
     run = Run(path=result[0])
-    few = CausalQuestion(n_random=19, n_matched=0, controls=("shuffled",))
     last = [row.latent for row in ranking_of(run, n=None, order="attribution").rows[500:510]]
-    verdicts = verdicts_of(run, last, question=few)
+    verdicts = verdicts_of(run, last)
     assert len(verdicts) == 3
     assert not any(verdict.is_found for verdict in verdicts)
 

@@ -32,6 +32,9 @@ MAX_P = 0.05
 MIN_FVE = 0.5
 """FVE of both models below which a dictionary says nothing about them."""
 
+QUESTION = CausalQuestion(n_random=19, n_matched=0, controls=("covariance", "shuffled"))
+"""Controls of the verdict: the two strongest kinds, as few as a p-value of 0.05 needs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourVerdict:
@@ -177,9 +180,9 @@ def verdicts_of(
     Args:
         run: of an embedded organism.
         latents: ablated together.
-        question: number and kinds of controls.
+        question: number and kinds of controls; `QUESTION` by default.
     """
-    question = question or CausalQuestion(n_random=39, n_matched=0)
+    question = question or QUESTION
     behaviours = planted_behaviours(run.organism() or "", run.models.tokenizer, masks=run.masks)
     fve = run.measurement().reconstruction.fve
     explains = all(value >= MIN_FVE for value in fve.values())

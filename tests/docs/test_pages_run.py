@@ -129,7 +129,7 @@ def test_the_page_on_interventions_runs(folder, monkeypatch, capsys):
     explained |= {m.rstrip("0123456789 ") for m in re.findall(r"`([^`\n]+)`", page)}
     assert variants - {"top"} <= explained  # `top 10` is the page's own set
     results = set(re.findall(r"`(\w+)\.json`", page))
-    assert len(results) == 5
+    assert len(results) == 7
     assert [n for n in results if not (folder / f"runs/taboo/{n}.json").is_file()] == []
 
 

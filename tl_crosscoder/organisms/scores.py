@@ -57,7 +57,7 @@ def planted_behaviour(name: str, tokenizer: Any, *, masks: Masks | None = None) 
 
 
 def planted_behaviours(
-    name: str, tokenizer: Any, *, masks: Masks | None = None, n_questions: int = 64
+    name: str, tokenizer: Any, *, masks: Masks | None = None, n_questions: int = 32
 ) -> list[Behaviour]:
     """Every behaviour that was planted in an organism, with its first questions.
 
