@@ -111,7 +111,7 @@ class DemoResult:
 
 
 N_TOKENS = 1_000_000
-"""Activation pairs that the demo trains on: about two minutes on two cores."""
+"""Activation pairs that the demo trains on: about a minute and a half on two cores."""
 
 
 def demo_config(name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKENS) -> RunConfig:
