@@ -128,7 +128,11 @@ def waterfall(
     """
     ctx = InterventionContext.of(models, crosscoder)
     site, base, d_sae = ctx.finetuned, ctx.base, crosscoder.cfg.d_sae
-    first = {f"the first {n}": [*ranked[:n]] for n in sizes if n <= len(ranked)}
+    first = {
+        "the first" if n == 1 else f"the first {n}": [*ranked[:n]]
+        for n in sizes
+        if n <= len(ranked)
+    }
     sets: dict[str, list[int]] = {ALL: [*range(d_sae)], **first}
     edits = [unchanged(base), ReplaceActivation(site=site, stream=base)]
     edits += [patched(ctx, ids, name=name, group="").edit for name, ids in sets.items()]
