@@ -41,6 +41,7 @@ class BehaviourVerdict:
     """Whether the first latents of the ranking cause one planted behaviour."""
 
     behaviour: str
+    n_latents: int
     base: float
     """Mean probability of the behaviour's completions in the base model."""
     finetuned: float
@@ -66,7 +67,7 @@ class BehaviourVerdict:
         return (
             f'{"Found" if self.is_found else "NOT found"}: "{self.behaviour}", which the '
             f"fine-tune takes from {self.base:.0%} to {self.finetuned:.0%}. Ablating the first "
-            f"{N_LATENTS} latents removes {self.share:.0%} of that [{self.share_low:.0%}, "
+            f"{self.n_latents} latents removes {self.share:.0%} of that [{self.share_low:.0%}, "
             f"{self.share_high:.0%}]; {self.control} controls reach {self.control_high:.0%}, "
             f"p = {self.p_value:.2f}{f' ({self.reason})' if self.reason else ''}."
         )
@@ -192,6 +193,7 @@ def verdicts_of(
         verdicts.append(
             BehaviourVerdict(
                 behaviour=behaviour.name,
+                n_latents=row.n_latents,
                 base=row.base,
                 finetuned=row.finetuned,
                 share=row.share,

@@ -315,7 +315,7 @@ def test_what_is_shared_may_not_differ(taboo_pair, null_pair, texts):
         ("- {lr: -1.0}", "lr is -1"),
         *(
             (f"- {{name: '{name}'}}", r"has runs called \[.*\]: each is a folder in")
-            for name in ("../../x", "/tmp/x", ".", "..", "a/b", ".hidden", "a" * 300)
+            for name in ("../../x", "/absolute", ".", "..", "a/b", ".hidden", "a" * 300)
         ),
         ("- {preset: diff-sae}", "trained on the difference of the sites and the others are not"),
     ],

@@ -54,6 +54,8 @@ PositiveInt = Annotated[int, Range(0, is_open=True)]
 NaturalInt = Annotated[int, Range(0)]
 PositiveFloat = Annotated[float, Range(0, is_open=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
+Number = Annotated[float, Range(-math.inf)]
+"""Any finite number."""
 Share = Annotated[float, Range(0, 1)]
 ProperShare = Annotated[float, Range(0, 1, is_open=True)]
 """A share of something, neither nothing nor all of it."""

@@ -134,8 +134,9 @@ class CrosscoderTrainingConfig(TrainingSAEConfig):
     decoder_init_norm: float | None = None
     """Norm of each decoder row at each site; None is that of the sparsity."""
     encoder_init: EncoderInit = "least_squares"
-    """`least_squares` fits biases and scale to a first batch (see `initialize_from_`); `transposed`
-    leaves the drawn weights as they are, as the papers have it."""
+    """`least_squares` fits biases and scale to a first batch, `transposed` leaves the drawn weights
+    as they are, as the papers have it. `Trainer` does so by `initialize_from_`, which SAELens's
+    trainers do not call: with them the weights are those drawn, unless you call it."""
     sites: tuple[Site, ...] = ()
     sparsity: Sparsity = field(default_factory=BatchTopK)
     auxk: AuxK | None = field(default_factory=AuxK)

@@ -121,8 +121,8 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         and decoder are scaled alike, both together by the root of the least-squares factor a of
         the first reconstruction. Without it k correlated rows add up to several times the
         activation, and a hundred steps are spent on undoing that; with the whole of a, latents
-        that are not chosen at first fall behind, and a third of them die (measured in
-        docs/measured.md). Rows are never made longer. The factor is 1 for `transposed`.
+        that are not chosen at first fall behind and die. Rows are never made longer. The factor is
+        1 for `transposed`.
 
         Args:
             activations: `[batch, n_sites, d_model]` or `[batch, d_in]`, in the space of training.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tl_crosscoder.analysis.resampling import N_DRAWS
 from tl_crosscoder.config.causal import CONTROLS, MAX_CE_COST
+from tl_crosscoder.config.settings import NaturalInt, Number, PositiveFloat, PositiveInt, Settings
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
@@ -35,38 +36,31 @@ Rows = Float[Tensor, "n d_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlSettings:
+class ControlSettings(Settings):
     """How many controls, and of what kind."""
 
     controls: tuple[str, ...] = CONTROLS
     """Kinds of control; see `interventions.controls`. The time of a test grows with their number,
     as each is a pass of the layers above the hook; those below run once."""
-    n_random: int = 100
+    n_random: PositiveInt = 100
     """Controls of each kind but `matched`, of which the field asks for 100 at least."""
-    n_matched: int = 10
+    n_matched: NaturalInt = 10
     """Random sets of latents of the same firing rate."""
-    alphas: tuple[float, ...] = (0.5, 1.0, 2.0)
+    alphas: tuple[Number, ...] = (0.5, 1.0, 2.0)
     """Strengths of steering, in units of the mean norm of the activation."""
-    max_ce_cost: float = MAX_CE_COST
+    max_ce_cost: PositiveFloat = MAX_CE_COST
     """Nats a token of neutral text above which an edited model is called broken; 0.5 multiplies its
     perplexity by 1.65 (see `config.causal.MAX_CE_COST`)."""
-    n_draws: int = N_DRAWS
-    seed: int = 0
+    n_draws: PositiveInt = N_DRAWS
+    seed: NaturalInt = 0
 
     def __post_init__(self) -> None:
-        if self.n_random < 1 or self.n_matched < 0 or not self.alphas:
+        super().__post_init__()
+        unknown = set(self.controls) - set(CONTROLS)
+        if unknown or not self.controls or not self.alphas:
             raise ValueError(
-                f"n_random={self.n_random}, n_matched={self.n_matched} and alphas={self.alphas}: "
-                "give one random direction or more, and one strength or more."
-            )
-        if not self.controls or set(self.controls) - set(CONTROLS):
-            raise ValueError(
-                f"controls are {list(self.controls)}: give one kind or more among {list(CONTROLS)}."
-            )
-        if not self.max_ce_cost > 0:
-            raise ValueError(
-                f"max_ce_cost is {self.max_ce_cost}; it must be above 0 nats a token, such as "
-                f"{MAX_CE_COST}."
+                f"controls are {list(self.controls)} and alphas {list(self.alphas)}: give one kind "
+                f"or more among {list(CONTROLS)}, and one strength or more."
             )
 
 
