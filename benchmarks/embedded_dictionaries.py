@@ -25,11 +25,7 @@ from tl_crosscoder.config.presets import preset_from
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.demo import demo_config
 from tl_crosscoder.hub.card import dictionary_card, entry_of
-from tl_crosscoder.hub.published_run import (
-    SAELENS_FOLDER,
-    PublishedRun,
-    findings,
-)
+from tl_crosscoder.hub.published_run import SAELENS_FOLDER, PublishedRun
 from tl_crosscoder.hub.registry import (
     DICTIONARIES,
     EMBEDDED,
@@ -38,6 +34,7 @@ from tl_crosscoder.hub.registry import (
     entries,
     markdown_table,
 )
+from tl_crosscoder.hub.secrets import findings
 from tl_crosscoder.run.causal import ablate_run, patch_run, steer_run
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
