@@ -21,7 +21,13 @@ from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.report.causes import causes_of
 from tl_crosscoder.report.figures import run_figures
-from tl_crosscoder.run.attribution import behaviour_of, for_tests, half_of, prompts_of
+from tl_crosscoder.run.attribution import (
+    behaviour_of,
+    for_tests,
+    half_of,
+    prompts_of,
+    ranking_at_hand,
+)
 from tl_crosscoder.run.run import Run
 
 FEW = ["--n-prompts", "2", "--n-random", "3", "--n-matched", "2"]
@@ -54,6 +60,11 @@ def test_attribute_shares_out_the_change_and_says_what_passes(run, capsys):
     assert [row.n_latents for row in first] == [1, 3, 10, 30]
     assert measured.text["part"] == "documents for tests"
     assert "passes this hook, of which all latents" in " ".join(out.split())
+    # From now on it is the order of the run: in tables, the report and names from a judge.
+    table = printed(capsys, "analyze", run, "--by", "attribution", "--n", 3)
+    assert re.findall(r"^ +\d +(\d+) ", table, re.MULTILINE) == [*map(str, found.ranking(3))]
+    ranking = ranking_at_hand(Run(path=run), n=3)
+    assert (ranking.order, ranking.latents) == ("attribution", found.ranking(3))
 
 
 def test_latents_are_ranked_on_other_documents_than_they_are_tested_on(run):

@@ -13,6 +13,7 @@ from report.result_rows import causal_row, patching_row
 from tl_crosscoder import ModelPair, TrainConfig, Trainer, load_diff, measure, preset
 from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.cli.report import Report
+from tl_crosscoder.config.causal import AttributionQuestion
 from tl_crosscoder.data.text import write_documents
 from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
@@ -21,6 +22,7 @@ from tl_crosscoder.report.causes import causes_of
 from tl_crosscoder.report.html import ReportSettings, SampleSettings, report
 from tl_crosscoder.report.html.data import ReportData, collect
 from tl_crosscoder.report.html.page import page
+from tl_crosscoder.run.attribution import attribute_run
 from tl_crosscoder.run.run import Run, save_measurement
 
 FEW = SampleSettings(prompts=("Hello!",), strengths=(1.0,), max_new_tokens=4)
@@ -49,6 +51,15 @@ def shown(html: str) -> str:
         r"<(style|script).*?</\1>|<[^>]*>", "", html[: html.index('id="data"')], flags=re.S
     )
     return " ".join(words.split())
+
+
+def test_latents_are_in_the_order_of_an_attribution_where_the_folder_has_one(folder):
+    ranked = attribute_run(Run(path=folder), AttributionQuestion(n_prompts=4, n_steps=1))
+    data = collect(Run(path=folder), ReportSettings(n_latents=3, models=False))
+    assert data.order == "attribution"
+    assert [record["latent"] for record in data.latents] == ranked.ranking(3)
+    first = data.latents[0]["ranked"]
+    assert first["attribution"] == pytest.approx(ranked.rows(1)[0].attribution, rel=1e-3)
 
 
 def test_records_are_the_measures_of_the_first_latents(run, data):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from tl_crosscoder.config.causal import Order
+
 if TYPE_CHECKING:
     from tl_crosscoder.analysis.measurement import Measurement
     from tl_crosscoder.results.tables import TableOfRows
@@ -32,8 +34,9 @@ class Analyze:
     """Device to measure on."""
     n_examples: int = 2
     """Tokens in context shown for each latent."""
-    by: Literal["score", "relative_decoder_norm", "difference", "nu", "activity"] | None = None
-    """Print a ranking by this measure, as a table."""
+    by: Order | None = None
+    """Print a ranking by this measure, as a table; `attribution` is computed now where the run's
+    folder has none."""
     toward: Literal["finetuned", "base"] = "finetuned"
     """Model whose latents that ranking is of."""
     n: int = 10
@@ -91,19 +94,19 @@ class Analyze:
 
     def _shown(self, run: "Run", measurement: "Measurement") -> object:
         """What is printed of one run."""
-        from tl_crosscoder.analysis.latents import rank_latents
         from tl_crosscoder.notebook.latent import LatentView, search
         from tl_crosscoder.report.sections import render
         from tl_crosscoder.results.render import as_text
+        from tl_crosscoder.run.attribution import ranking_of
 
         if self.latent is not None:
             return LatentView.of(run, self.latent)
         if self.search is not None:
             return search(run, self.search, n=self.n)
         if self.by is not None:
-            how = {"n": self.n, "by": self.by, "toward": self.toward}
-            sections = rank_latents(measurement.latents, **how).sections()
-            return as_text(sections, is_whole=True)
+            how = {"n": self.n, "order": self.by, "toward": self.toward, "text": self.text}
+            ranking = ranking_of(run, measurement=measurement, **how)
+            return as_text(ranking.sections(), is_whole=True)
         return render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
 
     def _measurement(self, run: "Run") -> "Measurement":

@@ -14,7 +14,6 @@ from typing import ClassVar
 import torch
 
 from tl_crosscoder.analysis.firing import find_active
-from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.lens import logit_effect
 from tl_crosscoder.analysis.resampling import Interval
 from tl_crosscoder.files import JUDGED_NAME
@@ -34,6 +33,7 @@ from tl_crosscoder.integrations.naming import (
 )
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.results.tables import TableOfRows
+from tl_crosscoder.run.attribution import ranking_at_hand
 from tl_crosscoder.run.run import Run
 
 CACHE_NAME = "judge_cache.sqlite"
@@ -107,7 +107,7 @@ def prepare(run: Run, config: JudgeConfig, *, show_progress: bool = False) -> tu
         ValueError: a latent out of range, examples of another text, or no latent with examples.
         FileNotFoundError: the run has no measures or no examples.
     """
-    chosen = config.latents or rank_latents(run.measurement().latents, n=config.n).latents
+    chosen = config.latents or ranking_at_hand(run, n=config.n).latents
     # Each once: a latent that is named twice is asked about once.
     chosen = [*dict.fromkeys(chosen)]
     source, text = run.measured()

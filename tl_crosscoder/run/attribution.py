@@ -19,6 +19,7 @@ from tl_crosscoder.analysis.latents import (
     in_order,
     rank_latents,
 )
+from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.causal import AttributionQuestion, PromptsQuestion
 from tl_crosscoder.data.documents import Document, halves
 from tl_crosscoder.data.tokens import TokenizedText
@@ -88,6 +89,19 @@ def attribution_of(run: Run, *, text: str | None = None, toward: str = "finetune
     tqdm.write(f"{error} Attributing now.", file=sys.stderr)
     side = "finetuned" if toward == "finetuned" else "base"
     return attribute_run(run, AttributionQuestion(text=text, toward=side))
+
+
+def ranking_at_hand(run: Run, *, n: int | None = 10) -> Ranking:
+    """The ranking by an attribution of the folder, else the one of the measures; no model runs."""
+    measurement = run.measurement()
+    try:
+        found = Attribution.load(run.path)
+    except (FileNotFoundError, ValueError):
+        return rank_latents(measurement.latents, n=n)
+    is_of_these = found.by_role.shape[1] == run.crosscoder.cfg.d_sae
+    if is_of_these and found.compared == measurement.compared:
+        return attributed_ranking(found, measurement.latents, n=n)
+    return rank_latents(measurement.latents, n=n)
 
 
 def can_attribute(run: Run) -> bool:
@@ -183,7 +197,13 @@ class AttributedRanking(Ranking):
 
 
 def ranking_of(
-    run: Run, *, n: int | None = 10, order: str | None = None, toward: str = "finetuned"
+    run: Run,
+    *,
+    n: int | None = 10,
+    order: str | None = None,
+    toward: str = "finetuned",
+    text: str | None = None,
+    measurement: Measurement | None = None,
 ) -> Ranking:
     """The first latents in an order, with their measures.
 
@@ -193,16 +213,20 @@ def ranking_of(
         order: `attribution`, or one of `rank_latents`; None is attribution where models and text
             are at hand, else the default of `rank_latents`.
         toward: which model's.
+        text: what an attribution that is not in the folder is computed on; None is the held-out
+            text.
+        measurement: measures on another text than the run's own.
 
     Raises:
         ValueError: an order that these latents do not have.
     """
-    latents = run.measurement().latents
+    latents = (measurement or run.measurement()).latents
     if order is None and can_attribute(run):
         order = "attribution"
     if order != "attribution":
         return rank_latents(latents, n=n, by=order, toward=toward)
-    return attributed_ranking(attribution_of(run, toward=toward), latents, n=n, toward=toward)
+    found = attribution_of(run, text=text, toward=toward)
+    return attributed_ranking(found, latents, n=n, toward=toward)
 
 
 def attributed_ranking(

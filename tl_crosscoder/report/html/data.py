@@ -31,6 +31,7 @@ from tl_crosscoder.report.html.samples import N_CANDIDATES, Samples, SampleSetti
 from tl_crosscoder.report.sections import question
 from tl_crosscoder.report.tokens import latent_tokens
 from tl_crosscoder.results.render import plain
+from tl_crosscoder.run.attribution import ranking_at_hand
 from tl_crosscoder.run.run import Run
 
 N_LOGITS = 8
@@ -67,7 +68,7 @@ class ReportData:
     title: str
     compared: tuple[str, str] | None
     order: str
-    """Order of the latents, see `rank_latents`."""
+    """Order of the latents, see `ranking_at_hand`."""
     n_ranked: int
     """Latents that could be ranked."""
     dictionary: Record
@@ -110,7 +111,7 @@ def collect(
     if settings.models:
         _load_models(run)
     measurement = run.measurement() if settings.models else Measurement.load(run.path)
-    ranking = rank_latents(measurement.latents, n=None)
+    ranking = ranking_at_hand(run, n=None)
     chosen = replace(ranking, rows=ranking.rows[: settings.n_latents])
     missing: dict[str, str] = {}
     effects, samples, texts = _of_models(
@@ -122,7 +123,7 @@ def collect(
         compared=measurement.compared,
         order=ranking.order,
         n_ranked=len(ranking.rows),
-        dictionary=_dictionary(measurement, ranking),
+        dictionary=_dictionary(measurement),
         latents=_records(run, measurement, chosen, **how),
         samples=samples,
         texts=texts,
@@ -134,9 +135,10 @@ def collect(
     )
 
 
-def _dictionary(measurement: Measurement, ranking: Ranking) -> Record:
+def _dictionary(measurement: Measurement) -> Record:
     r, latents = measurement.reconstruction, measurement.latents
-    norms = [(row.latent, row.relative_decoder_norm) for row in ranking.rows]
+    ranked = rank_latents(latents, n=None).rows
+    norms = [(row.latent, row.relative_decoder_norm) for row in ranked]
     norms = [(latent, R) for latent, R in norms if not math.isnan(R)]
     n_specific = {name: int(table.is_specific.sum()) for name, table in latents.scaling.items()}
     return {

@@ -36,7 +36,8 @@ _SCRIPTS = ("elements", "table", "latent", "lazy", "main")
 _GLOSSARY = (
     "d_sae", "fve", "difference_fve", "difference_share", "l0", "dead_share", "latent_class",
     "relative_decoder_norm", "delta_norm", "decoder_norm", "decoder_cosine", "encoder_cosine",
-    "score", "explained_difference", "explained_difference_drop", "nu_error", "nu_reconstruction",
+    "attribution", "attribution_share", "score",
+    "explained_difference", "explained_difference_drop", "nu_error", "nu_reconstruction",
     "is_specific", "n_active", "active_share", "template_share", "main_role", "code", "quantile",
     "logit", "kl", "recovery", "necessity", "insert", "steer", "ceiling", "of_reachable",
     "strongest", "control_mean", "p_control_holm", "flag", "off_target_kl", "off_target_ce",

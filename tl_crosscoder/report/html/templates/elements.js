@@ -26,6 +26,7 @@ const spoken = (site) => ({ finetuned: "fine-tuned" })[site] ?? site;
 // A value of a field in the digits that its measure has in Python: ".2%", "+.2f", ",.0f".
 const inDigits = (key, value) => {
   const [, digits, kind] = /\.(\d)(.)$/.exec(terms[key].form);
+  if (kind === "g") return value === null ? NONE : String(Number(value.toPrecision(Number(digits))));
   return kind === "%" ? percent(Number(digits))(value) : number(Number(digits))(value);
 };
 

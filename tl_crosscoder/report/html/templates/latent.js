@@ -1,13 +1,13 @@
 // One latent: measures, firing, logits, examples, samples. Made when it is opened.
 const MEASURES = [
-  "score", "relative_decoder_norm", "delta_norm", "decoder_cosine", "explained_difference",
-  "explained_difference_drop", "active_share", "template_share",
+  "attribution", "attribution_share", "score", "relative_decoder_norm", "delta_norm", "decoder_cosine",
+  "explained_difference", "explained_difference_drop", "active_share", "template_share",
 ];
 
 const fact = (key, shown, name) => el("div", {}, el("dt", {}, termLink(key, name)), el("dd", { text: shown }));
 
 const measures = (record) => el("dl", { class: "facts" },
-  ...MEASURES.filter((key) => record.ranked[key] !== null).map((key) => fact(key, inDigits(key, record.ranked[key]))),
+  ...MEASURES.filter((key) => record.ranked[key] != null).map((key) => fact(key, inDigits(key, record.ranked[key]))),
   record.encoder_cosine === null ? null : fact("encoder_cosine", inDigits("encoder_cosine", record.encoder_cosine)),
   fact("code", inDigits("code", record.mean_code), "mean activation where active"),
   fact("code", inDigits("code", record.max_code), "max activation"),

@@ -6,11 +6,11 @@ const COLUMNS = [
   { name: "#", key: (l) => l.ranked.place, show: count },
   { name: "latent", key: (l) => l.latent, show: String },
   ...(data.compared ? [{ ...ranked("latent_class", true), isText: true }] : []),
-  ranked("score", true), ranked("relative_decoder_norm"), ranked("delta_norm", true), ranked("decoder_cosine", true),
+  ranked("attribution_share"), ranked("score", true), ranked("relative_decoder_norm"), ranked("delta_norm", true), ranked("decoder_cosine", true),
   ranked("nu_error", true), ranked("nu_reconstruction", true), ranked("explained_difference"),
   ranked("active_share", true), ranked("template_share", true),
   { ...ranked("main_role", true), key: (l) => l.main_role, isText: true },
-].filter((column) => column.isText || data.latents.some((l) => column.key(l) !== null));
+].filter((column) => column.isText || data.latents.some((l) => column.key(l) != null));
 
 const records = data.latents;
 const placeOf = new Map(records.map((record, i) => [record.latent, i]));
