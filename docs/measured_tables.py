@@ -283,10 +283,34 @@ def exports() -> list[Sequence[str]]:
     return rows
 
 
+def start() -> list[Sequence[str]]:
+    """How fast dictionaries learn from each start, with and without AuxK."""
+    rows: list[Sequence[str]] = [
+        ("pair", "start", "AuxK", "FVE after 50, 100, 200 steps", "tokens to FVE .8", "FVE",
+         "of the difference", "dead at the end (most)")
+    ]  # fmt: skip
+    for r in results("learning_start")["rows"]:
+        early = (r[f"fve_at_{step}"] for step in (50, 100, 200))
+        needed = r["tokens_to_0.8"]
+        rows.append(
+            (
+                r["pair"],
+                r["start"],
+                "yes" if r["auxk_weight"] else "no",
+                ", ".join("-" if value is None else short(value) for value in early),
+                "-" if needed is None else f"{needed:,}",
+                f"{r['fve']:.3f}",
+                f"{r['difference_fve']:.3f}",
+                f"{r['dead_share']:.1%} ({r['most_dead']:.1%})",
+            )
+        )
+    return rows
+
+
 TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "presets": presets, "causal": causal, "patching": patching, "demo": demo,
     "analysis": analysis, "embedded-speed": embedded_speed, "harvest": harvest,
-    "reading": reading, "step": step, "report": report, "exports": exports,
+    "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
 }  # fmt: skip
 
 
