@@ -8,12 +8,14 @@ Each start is a whole run of `train` with the settings of `tl-crosscoder train`;
 metrics. `least_squares` is the default, `transposed` the papers' start (Minder et al. 2025), each
 with and without AuxK. `--random-adapter` makes a fine-tune on the spot, a LoRA of random weights:
 what is measured is learning from activations of a real model, not what a fine-tune is about. Rows
-are kept as they come, and those that are there are not made again. Limit: one seed unless more are named.
+are kept as they come, and those that are there are not made again. Limit: one seed unless more are
+named.
 """
 
 import argparse
 import json
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,11 @@ def random_adapter(base: str, folder: Path) -> str:
     return str(folder)
 
 
+def first(name: str, lines: Iterable[dict[str, Any]]) -> Any:
+    """A field of the first line; None without any."""
+    return next((line[name] for line in lines), None)
+
+
 def row_of(config: RunConfig) -> dict[str, Any]:
     """Train once: FVE of the worse site on the way, and how it ended."""
     run = train(config)
@@ -69,10 +76,8 @@ def row_of(config: RunConfig) -> dict[str, Any]:
     lines = [m | {"fve": min(m["fve/base"], m["fve/finetuned"])} for m in lines]
     last, measured = lines[-1], run.measurement().reconstruction
     return {
-        **{
-            f"fve_at_{n}": next((m["fve"] for m in lines if m["step"] >= n), None) for n in AT_STEPS
-        },
-        "tokens_to_0.8": next((m["n_tokens"] for m in lines if m["fve"] >= 0.8), None),
+        **{f"fve_at_{n}": first("fve", (m for m in lines if m["step"] >= n)) for n in AT_STEPS},
+        "tokens_to_0.8": first("n_tokens", (m for m in lines if m["fve"] >= 0.8)),
         "n_tokens": last["n_tokens"],
         "fve": min(measured.fve.values()),
         "difference_fve": measured.difference_fve,
