@@ -15,12 +15,12 @@ from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.models.lora import LoraTrained
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.floor import THE_PAIR, Floor, floor_of, measured_floor
-from tl_crosscoder.run.null import ADAPTER_NAME, SAMPLES_NAME, null_run
+from tl_crosscoder.run.null import ADAPTER_NAME, SAMPLES_NAME, null_pair, null_run
 from tl_crosscoder.run.own_samples import prompt_documents
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 
-FEW = {"n_steps": 3, "n_samples": 24, "batch_size": 8, "max_new_tokens": 12}
+FEW = {"n_steps": 3, "n_samples": 10, "batch_size": 4, "max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +155,10 @@ def test_models_in_4_bits_are_refused_before_anything_is_trained(text, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_models_in_memory_have_a_null_that_needs_no_fine_tune(nulled, tmp_path, capsys):
+def test_models_in_memory_have_a_null_that_needs_no_fine_tune(nulled, text, tmp_path):
     """Under names that nothing is found by, and a text that is not recorded."""
     models = ModelPair(*nulled.models.models, hook_name=HOOK[1], model_names=["./mine", "./ft"])
-    documents = nulled.documents()[:8]
+    documents = load_documents(text)
     config = RunConfig(
         output=str(tmp_path / "run"), hook_name=HOOK[1], preset=preset("batchtopk", k=4), d_sae=32,
         n_tokens=128, n_measured_tokens=128, n_calibration_tokens=64, context_size=32,
@@ -168,6 +168,8 @@ def test_models_in_memory_have_a_null_that_needs_no_fine_tune(nulled, tmp_path, 
         null_run(run, NullConfig(kind="identical"))
     with pytest.raises(ValueError, match=r"'./mine' cannot be fine-tuned: .*exist.* `identical`"):
         null_run(run, text=documents)
-    floor = null_run(run, NullConfig(kind="identical"), text=documents)
-    assert floor.nulls[0].whole_kl == 0
-    assert floor.is_cleared
+    assert not (run.path / "null" / SAMPLES_NAME).exists()
+    pair = null_pair(run, None)
+    assert pair.models[0] is pair.models[1] is models.models[0]
+    assert [site.name for site in pair.sites] == ["base", "finetuned"]
+    assert {site.model_name for site in pair.sites} == {"./mine"}

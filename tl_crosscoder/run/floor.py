@@ -195,10 +195,10 @@ def measured_floor(run: Run, null: Run, *, kind: NullKind, trained: LoraTrained 
     # A run on a cache keeps no text.
     is_kept = (run.path / HELD_OUT_NAME).is_file()
     held_out = AttributionQuestion(text=str((run if is_kept else null).path / HELD_OUT_NAME))
-    own = _measured(run, AttributionQuestion() if is_kept else held_out)
+    own = measured(run, AttributionQuestion() if is_kept else held_out)
     bar = BAR_SHARE * own.carried
     pair = own.row(THE_PAIR, bar=bar)
-    row = _measured(null, held_out).row(NAMES[kind], bar=bar)
+    row = measured(null, held_out).row(NAMES[kind], bar=bar)
     if trained is not None:
         facts = {n: getattr(trained, n) for n in ("n_steps", "lr", "rank", "ce_before", "ce_after")}
         row = replace(row, **facts)
@@ -237,7 +237,7 @@ def _flag(null: FloorRow, pair: FloorRow) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measured:
+class Measured:
     """What one pair shows."""
 
     attribution: Attribution
@@ -275,10 +275,15 @@ class _Measured:
         )
 
 
-def _measured(run: Run, question: AttributionQuestion) -> _Measured:
+def measured(run: Run, question: AttributionQuestion) -> Measured:
+    """The numbers of a run, from its folder where they are of this text.
+
+    Raises:
+        ValueError, FileNotFoundError: text on which nothing can be measured.
+    """
     found, passed = _attribution(run, question), _waterfall(run, question)
     n_changes, largest = _changes(run, question)
-    return _Measured(
+    return Measured(
         attribution=found,
         waterfall=passed,
         n_changes=n_changes,

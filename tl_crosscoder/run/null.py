@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tl_crosscoder import files
+from tl_crosscoder.config.causal import AttributionQuestion
 from tl_crosscoder.config.inputs import ModelsConfig, TextConfig
 from tl_crosscoder.config.null import NullConfig
 from tl_crosscoder.config.training import RunConfig
@@ -34,7 +35,7 @@ from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.models.tokenizer import TokenIds, tokenizer_sha256
 from tl_crosscoder.results.render import wrapped
-from tl_crosscoder.run.floor import Floor, measured_floor
+from tl_crosscoder.run.floor import Floor, measured, measured_floor
 from tl_crosscoder.run.own_samples import Content, own_samples, prompt_documents, training_texts
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
@@ -68,6 +69,8 @@ def null_run(
     how = run_config(run, text=name, output=folder / kind)
     content = None if isinstance(content, str | Path) else content
     _check(run, config, how, content, resume=resume)
+    if (run.path / HELD_OUT_NAME).is_file():
+        measured(run, AttributionQuestion())  # refuses text that is too little, before long work
     _say(run, config, how)
     with locked(folder):
         trained = None
@@ -205,8 +208,8 @@ def _fine_tuned(run: Run, config: NullConfig, how: RunConfig, content: Content) 
         samples = folder / SAMPLES_NAME
         if not samples.is_file():
             held_out = run.path / HELD_OUT_NAME
-            measured = load_documents(held_out) if held_out.is_file() else ()
-            documents = prompt_documents(how, content, config.n_samples, measured=measured)
+            left_out = load_documents(held_out) if held_out.is_file() else ()
+            documents = prompt_documents(how, content, config.n_samples, measured=left_out)
             write_documents(samples, [*own_samples(run.models, documents, config, how=how)])
         texts = training_texts(load_documents(samples))
         how_to = {"how": config, "base_name": base.model_name, "show_progress": True}
