@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint types notebooks docs bench bench-step bench-data bench-demo bench-analysis bench-causal bench-report bench-exports clean
+.PHONY: demo test slow lint types notebooks docs bench bench-step bench-data bench-demo bench-analysis bench-causal bench-verdicts bench-report bench-exports clean
 
 demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
@@ -62,6 +62,10 @@ bench-exports: $(VENV)/ready
 # An hour and a half: three seeds of two presets on two organisms.
 bench-causal: $(VENV)/ready
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/causal_tests.py --resume
+
+# Half an hour: 24 null pairs and a dictionary for each.
+bench-verdicts: $(VENV)/ready
+	TQDM_DISABLE=1 $(BIN)/python benchmarks/verdict_nulls.py --resume
 
 # Torch first and alone: pip then takes the pinned build instead of the newest with CUDA packages.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -161,6 +161,26 @@ def demo() -> list[Sequence[str]]:
     return rows
 
 
+def verdict_nulls() -> list[Sequence[str]]:
+    """How often the demo's verdict is "found" for dictionaries of null pairs."""
+    rows: list[Sequence[str]] = [
+        ("dictionaries of null pairs, tested on", "null pairs", "behaviours that differ",
+         "found, of all behaviours", "runs with one found")
+    ]  # fmt: skip
+    if not (ROOT / "benchmarks/results/verdict_nulls.json").is_file():
+        return [*rows, ("not measured yet", "", "", "", "")]
+    tested = {"null": "the null pair itself", "real": "the organism's pair, never seen"}
+    names = {"all": "all", "self": "fine-tuned on its own samples", "neutral": "on neutral text"}
+    for entry in results("verdict_nulls")["rates"]:
+        found = [
+            f"{r['n_found']} of {r['n']}: {r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]"
+            for r in (entry["verdicts"], entry["runs"])
+        ]
+        differ = f"{entry['n_differ']} of {entry['verdicts']['n']}"
+        rows.append((tested[entry["on"]], names[entry["pair"]], differ, *found))
+    return rows
+
+
 def analysis() -> list[Sequence[str]]:
     """Tokens a second of each analysis, and its cost in times that of encoding."""
     found = results("analysis_speed")["rows"]
@@ -309,6 +329,7 @@ def start() -> list[Sequence[str]]:
 
 TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "presets": presets, "causal": causal, "patching": patching, "demo": demo,
+    "verdict-nulls": verdict_nulls,
     "analysis": analysis, "embedded-speed": embedded_speed, "harvest": harvest,
     "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
 }  # fmt: skip

@@ -38,6 +38,7 @@ from tl_crosscoder.notebook.model_diff import diff as diff
 from tl_crosscoder.notebook.model_diff import load_diff as load_diff
 from tl_crosscoder.report.tokens import compared_tokens as compared_tokens
 from tl_crosscoder.report.tokens import latent_tokens as latent_tokens
+from tl_crosscoder.run.null import null_run as null_run
 from tl_crosscoder.train.presets import Recipe as Recipe
 from tl_crosscoder.train.trainer import Trainer as Trainer
 

@@ -6,6 +6,7 @@ more than controls do, in a model that still works. Limit: two organisms, one ti
 figures show that the machinery works, not how it does on large models.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 from tl_crosscoder import files
@@ -13,7 +14,9 @@ from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.causal import AttributionQuestion, CausalQuestion
 from tl_crosscoder.config.presets import BatchTopK
 from tl_crosscoder.config.training import RunConfig
+from tl_crosscoder.interventions.behaviour import Behaviour
 from tl_crosscoder.interventions.causal_rows import CausalRow
+from tl_crosscoder.interventions.trials import NoDifferenceError
 from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
@@ -21,8 +24,9 @@ from tl_crosscoder.organisms.scores import planted_behaviours
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.report import sections
 from tl_crosscoder.results.render import wrapped
-from tl_crosscoder.run.attribution import ranking_of, waterfall_run
-from tl_crosscoder.run.causal import necessity_of
+from tl_crosscoder.results.tables import without_nan
+from tl_crosscoder.run.attribution import waterfall_run
+from tl_crosscoder.run.causal import necessity_of, ranked_latents
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 
@@ -64,6 +68,8 @@ class BehaviourVerdict:
 
     def __str__(self) -> str:
         """The sentence that the command prints."""
+        if math.isnan(self.share):
+            return f'NOT found: "{self.behaviour}": {self.reason}.'
         return (
             f'{"Found" if self.is_found else "NOT found"}: "{self.behaviour}", which the '
             f"fine-tune takes from {self.base:.0%} to {self.finetuned:.0%}. Ablating the first "
@@ -148,7 +154,7 @@ def run_demo(
     config = demo_config(name, output=output, seed=seed, n_tokens=n_tokens)
     run, entry = train(config, resume=resume), organism(name)
     measurement, (_, text) = run.measurement(), run.measured()
-    ranked = ranking_of(run, n=N_LATENTS, order="attribution").latents
+    ranked = ranked_latents(run, n=N_LATENTS, order="attribution")
     result = DemoResult(
         organism=name,
         planted=entry.planted,
@@ -169,43 +175,70 @@ def run_demo(
         "behaviours": [*map(asdict, result.verdicts)],
         **asdict(result.recovery),
     }
-    files.write_json(run.path / files.RECOVERY_NAME, found)
+    files.write_json(run.path / files.RECOVERY_NAME, without_nan(found))
     return result
 
 
 def verdicts_of(
-    run: Run, latents: list[int], *, question: CausalQuestion | None = None
+    run: Run,
+    latents: list[int],
+    *,
+    question: CausalQuestion | None = None,
+    name: str | None = None,
 ) -> tuple[BehaviourVerdict, ...]:
     """Whether these latents cause what was planted, for each planted behaviour.
 
     Args:
-        run: of an embedded organism.
-        latents: ablated together.
+        run: of an embedded organism, or of a null pair.
+        latents: ablated together; none cause nothing.
         question: number and kinds of controls; `QUESTION` by default.
+        name: of the organism whose behaviours are tested; None is the run's own.
     """
-    question = question or QUESTION
-    behaviours = planted_behaviours(run.organism() or "", run.models.tokenizer, masks=run.masks)
+    name = name or run.organism() or ""
+    behaviours = planted_behaviours(name, run.models.tokenizer, masks=run.masks)
     fve = run.measurement().reconstruction.fve
     explains = all(value >= MIN_FVE for value in fve.values())
-    verdicts = []
-    for behaviour in behaviours:
+    return tuple(_verdict(run, b, latents, question or QUESTION, explains) for b in behaviours)
+
+
+def _verdict(
+    run: Run, behaviour: Behaviour, latents: list[int], question: CausalQuestion, explains: bool
+) -> BehaviourVerdict:
+    if not latents:
+        return _not_tested(behaviour, math.nan, math.nan, "no latent carries anything")
+    try:
         (row,) = necessity_of(run, behaviour, question, sets={"first": latents}).rows
-        verdicts.append(
-            BehaviourVerdict(
-                behaviour=behaviour.name,
-                n_latents=row.n_latents,
-                base=row.base,
-                finetuned=row.finetuned,
-                share=row.share,
-                share_low=row.share_low,
-                share_high=row.share_high,
-                control=row.strongest,
-                control_high=row.control_high,
-                p_value=row.p_control,
-                reason=_reason(row, explains),
-            )
-        )
-    return tuple(verdicts)
+    except NoDifferenceError as error:
+        reason = f"the models do not differ in it ({error.base:.0%} and {error.finetuned:.0%})"
+        return _not_tested(behaviour, error.base, error.finetuned, reason)
+    return BehaviourVerdict(
+        behaviour=behaviour.name,
+        n_latents=row.n_latents,
+        base=row.base,
+        finetuned=row.finetuned,
+        share=row.share,
+        share_low=row.share_low,
+        share_high=row.share_high,
+        control=row.strongest,
+        control_high=row.control_high,
+        p_value=row.p_control,
+        reason=_reason(row, explains),
+    )
+
+
+def _not_tested(
+    behaviour: Behaviour, base: float, finetuned: float, reason: str
+) -> BehaviourVerdict:
+    unknown = ("share", "share_low", "share_high", "control_high", "p_value")
+    return BehaviourVerdict(
+        behaviour=behaviour.name,
+        n_latents=0,
+        base=base,
+        finetuned=finetuned,
+        control="",
+        reason=reason,
+        **dict.fromkeys(unknown, math.nan),
+    )
 
 
 def _reason(row: CausalRow, explains: bool) -> str:

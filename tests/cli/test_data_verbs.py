@@ -11,6 +11,8 @@ from tl_crosscoder import Crosscoder
 from tl_crosscoder.cli.main import main
 from tl_crosscoder.config.training import HarvestConfig
 from tl_crosscoder.data.cache_writer import run_harvest
+from tl_crosscoder.run.null import run_config
+from tl_crosscoder.run.run import Run
 
 MODELS = [*BASE, "--adapter", "tl_crosscoder/taboo"]
 TEXT = ["--text", "tl_crosscoder/taboo", "--max-documents", "400", "--context-size", "32"]
@@ -52,6 +54,10 @@ def test_train_measures_and_analyzes_on_a_cache_without_the_models(
     assert main(["analyze", str(output), "--fresh"]) == 0
     assert capsys.readouterr().out == saved
     assert main(["train", "--cache", str(cache), *SMALL, "--output", str(output), "--resume"]) == 0
+    # A null pair is of the models and the text that the cache was made of.
+    null = run_config(Run(path=output), text=None, output=tmp_path / "null")
+    assert (null.base, null.cache, null.d_sae) == (MODELS[1], None, 48)
+    assert (null.text, null.max_documents) == (TEXT[1], 400)
 
 
 def test_one_file_serves_harvest_and_training(tmp_path, capsys):

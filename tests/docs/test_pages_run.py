@@ -21,6 +21,7 @@ SMALL = {
     "train": ["--d-sae", "64"],
     "harvest": ["--max-documents", "400"],
     "contrastive": ["--max-new-tokens", "16"],
+    "null": ["--n-steps", "2", "--n-samples", "16"],
     "patch": ["--n-prompts", "6"],
     "ablate": _CONTROLS,
     "steer": _CONTROLS,

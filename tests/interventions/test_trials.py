@@ -318,6 +318,18 @@ def test_null_directions_are_those_that_lean_to_the_second_site(
     assert math.isnan(rows[1].null_mean)
 
 
+def test_a_null_dictionary_of_another_hook_is_refused(pairs, make_crosscoder, words, measures):
+    pair, text = pairs["hooked"], words[1][:4]
+    other = ModelPair(*pair.models, hook_name="blocks.0.hook_resid_post", model_names=("a", "b"))
+    with pytest.raises(
+        ValueError, match=r"null dictionary is of blocks\.0\.hook_resid_post \[16\]"
+    ):
+        causal_test(
+            pair, make_crosscoder(pair), Predictions.of(text), text, latents=measures,
+            sets={"x": [4]}, settings=FEW, null=make_crosscoder(other),
+        )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def result(pairs, make_crosscoder, measures, words) -> CausalTest:
     pair = pairs["hooked"]

@@ -70,6 +70,10 @@ def test_generation_stops_before_a_stop_token(pair):
     cut = new[: new.index(stop)]
     [(_, stopped)] = pair.generate_tokens(TEXTS[0], max_new_tokens=8, stop_token_ids=[stop])
     assert stopped == cut
+    [(_, kept)] = pair.generate_tokens(
+        TEXTS[0], max_new_tokens=8, stop_token_ids=[stop], with_stop=True
+    )
+    assert kept == [*cut, stop]
 
 
 def test_text_is_the_continuation_with_its_leading_space(pairs):

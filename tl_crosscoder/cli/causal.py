@@ -1,4 +1,4 @@
-"""The verbs `attribute`, `patch`, `ablate`, `steer` and `baselines`: what causes what it does.
+"""The verbs `attribute`, `null`, `patch`, `ablate`, `steer` and `baselines`: what causes it.
 
 No torch here; see `causal` for what they do.
 """
@@ -15,7 +15,8 @@ from tl_crosscoder.config.causal import (
     EffectQuestion,
     LatentsQuestion,
 )
-from tl_crosscoder.files import ATTRIBUTION_NAMES, PATCHING_NAME, WATERFALL_NAME
+from tl_crosscoder.config.null import NullConfig
+from tl_crosscoder.files import ATTRIBUTION_NAMES, FLOOR_NAME, PATCHING_NAME, WATERFALL_NAME
 
 if TYPE_CHECKING:
     from tl_crosscoder.interventions.causal_rows import CausalTest
@@ -61,6 +62,25 @@ class Attribute(_OfRun):
         print(as_text(found.sections(n=self.n), is_whole=True))
         print(f"\n{as_text(waterfall_run(run, self.question).sections())}")
         print(f"\nSaved in {run.path}: {', '.join([*ATTRIBUTION_NAMES, WATERFALL_NAME])}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null(_OfRun):
+    """Noise floor: the same numbers for the base against itself, or fine-tuned on its own text."""
+
+    how: Annotated[NullConfig, tyro.conf.OmitArgPrefixes]
+    text: str | None = None
+    """The text that the run was trained on, where its record does not name it."""
+    resume: bool = False
+    """Continue the null pair in the run's folder; one that is complete is measured again."""
+
+    def __call__(self) -> None:
+        """Make, measure and print."""
+        from tl_crosscoder.run.null import null_run
+
+        run = self.run()
+        print(null_run(run, self.how, text=self.text, resume=self.resume))
+        print(f"\nSaved in {run.path / FLOOR_NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)

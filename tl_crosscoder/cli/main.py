@@ -19,11 +19,12 @@ import tyro
 
 from tl_crosscoder import files
 from tl_crosscoder.cli.analyze import Analyze
-from tl_crosscoder.cli.causal import Ablate, Attribute, Baselines, Patch, Steer
+from tl_crosscoder.cli.causal import Ablate, Attribute, Baselines, Null, Patch, Steer
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli.hub import Export, Import, List, Publish
 from tl_crosscoder.cli.report import Handoff, Judge, Report
 from tl_crosscoder.config.inputs import ContrastiveConfig
+from tl_crosscoder.config.null import NullConfig, NullKind
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 
 OrganismName = Literal["taboo", "false-fact"]
@@ -72,6 +73,9 @@ class Train:
     """Print an estimate of download, memory, disk and FLOPs, and do nothing: not even download."""
     resume: bool = False
     """Continue the run in the output folder from its last checkpoint."""
+    null: NullKind | None = None
+    """Measure the noise floor too: train and measure again, on the base against a fine-tune of it
+    on its own samples (`self`) or against itself (`identical`). See the verb `null`."""
 
     def __call__(self) -> None:
         """Run and print."""
@@ -85,13 +89,18 @@ class Train:
             return
         from tl_crosscoder.report import sections
         from tl_crosscoder.report.figures import save_norm_figure
+        from tl_crosscoder.run.null import check_fine_tuned, null_run
         from tl_crosscoder.run.training import train_all
 
+        for config in configs if self.null == "self" else ():
+            check_fine_tuned(config)
         for run in train_all(configs, resume=self.resume):
             save_norm_figure(run.measurement(), run.path)
             if len(configs) > 1:
                 print(f"\n=== {run.path.name} ===\n")
             print(sections.render(run.measurement(), run.crosscoder.sites))
+            if self.null is not None:
+                print(f"\n{null_run(run, NullConfig(kind=self.null), resume=self.resume)}")
             _print_outputs(run.path)
 
 
@@ -148,6 +157,7 @@ VERBS: dict[str, Any] = {
     "contrastive": Contrastive,
     "analyze": Analyze,
     "attribute": Attribute,
+    "null": Null,
     "patch": Patch,
     "ablate": Ablate,
     "steer": Steer,
@@ -268,7 +278,7 @@ def _quieten() -> None:
 
 def _print_outputs(folder: Path) -> None:
     print(f"\nSaved in {folder}:")
-    for path in sorted(folder.iterdir()):
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
         print(f"  {path.name:<32} {path.stat().st_size / 1e3:8,.0f} kB")
 
 

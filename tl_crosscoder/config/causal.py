@@ -101,5 +101,5 @@ class CausalQuestion(LatentsQuestion, EffectQuestion):
     n_matched: NaturalInt = 10
     """Sets of latents of the same firing rate as controls."""
     null: str | None = None
-    """Folder of a dictionary of a null pair (the base against itself) at the same hook, whose
-    directions are one more control."""
+    """Folder of a dictionary of a null pair at the same hook, such as RUN/null/self that the verb
+    `null` makes: its directions are one more control."""

@@ -56,6 +56,7 @@ class ContrastiveSampler:
         seed: of sampling.
         max_prompt_tokens: plain text is cut at so many tokens, and longer chats are dropped.
         sites: names of the sites whose models write; None is every site.
+        with_stop: keep the token that ended a text, which a model that learns from it needs.
 
     Raises:
         ValueError: an unknown site, prompts that cannot be encoded, or none that leaves space for
@@ -73,9 +74,10 @@ class ContrastiveSampler:
         seed: int = 0,
         max_prompt_tokens: int | None = None,
         sites: Sequence[str] | None = None,
+        with_stop: bool = False,
     ) -> None:
         self.source, self.max_new_tokens = source, max_new_tokens
-        self.temperature, self.seed = float(temperature), seed
+        self.temperature, self.seed, self.with_stop = float(temperature), seed, with_stop
         self.sites = [site.name for site in source.sites] if sites is None else list(sites)
         for name in self.sites:
             source.site_index(name)
@@ -161,8 +163,9 @@ class ContrastiveSampler:
             seed=_seed_of(self.seed, batch, site),
             stop_token_ids=[*stop_ids_of(source.models, source.tokenizer), *unknown],
             prepend_bos=False,
+            with_stop=self.with_stop,
         )
-        return [new_ids for _, new_ids in generated]
+        return [[i for i in new_ids if i not in unknown] for _, new_ids in generated]
 
     def _row(self, prompt: EncodedDocument, new_ids: list[int], site: str) -> dict[str, Any]:
         tokenizer, ids = self.source.tokenizer, prompt.ids.tolist()

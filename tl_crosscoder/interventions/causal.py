@@ -63,13 +63,13 @@ def causal_test(
         tests: which of `TESTS`.
         mode: of the ablation that tests necessity; see `ablation`.
         settings: of the controls.
-        null: a dictionary of a null pair (base against itself) at the same hook: its directions
-            are one more control.
+        null: a dictionary of a null pair at the same hook (see `run.null`): its directions are one
+            more control.
         show_progress: with a progress bar.
 
     Raises:
-        ValueError: unknown tests, latents out of range or that never fire, or models that do not
-            differ in the behaviour.
+        ValueError: unknown tests, latents out of range or that never fire, a null dictionary of
+            another hook, or models that do not differ in the behaviour.
     """
     settings = settings or ControlSettings()
     check_mode(mode)
@@ -80,6 +80,7 @@ def causal_test(
             f"tests {list(tests)} on the sets {list(sets)}: name one set of latents or more, and "
             f"tests among {list(TESTS)}."
         )
+    _check_null(ctx, null)
     norm = 0.0
     if "steer" in tests:
         norm = activation_norms(ctx.models, neutral)[ctx.site_name(ctx.base)]
@@ -241,6 +242,17 @@ def _unit(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
     """The direction of the sum."""
     total = rows.sum(dim=0)
     return total / total.norm().clamp(min=1e-12)
+
+
+def _check_null(ctx: InterventionContext, null: Crosscoder | None) -> None:
+    site = ctx.models.model_sites[ctx.finetuned]
+    theirs = site if null is None else null.sites[-1]
+    if (theirs.hook_name, theirs.d_model) != (site.hook_name, site.d_model):
+        raise ValueError(
+            f"the null dictionary is of {theirs.hook_name} [{theirs.d_model}], but this one is of "
+            f"{site.hook_name} [{site.d_model}]: its directions point elsewhere. Make one at this "
+            "hook with `tl-crosscoder null`."
+        )
 
 
 def _checked(

@@ -46,6 +46,24 @@ N_COST = 10
 TESTS = ("necessity", "insert", "steer")
 
 
+class NoDifferenceError(ValueError):
+    """Base and fine-tuned model do not differ in an effect, so there is nothing to cause.
+
+    Args:
+        effect: what was measured.
+        base: its mean in the base model.
+        finetuned: its mean in the fine-tuned model.
+    """
+
+    def __init__(self, effect: str, base: float, finetuned: float) -> None:
+        self.base, self.finetuned = base, finetuned
+        super().__init__(
+            f"base and fine-tuned model do not differ in {effect!r} ({base:.2g} and "
+            f"{finetuned:.2g}), so there is nothing to cause. Give prompts that the fine-tune is "
+            "about."
+        )
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
     """One method in one test: its own edit and those of its controls."""
@@ -87,8 +105,8 @@ def run_trials(
         show_progress: with a progress bar.
 
     Raises:
-        ValueError: no trials, controls of an unknown kind, or models that do not differ in the
-            effect.
+        ValueError: no trials, or controls of an unknown kind.
+        NoDifferenceError: models that do not differ in the effect.
     """
     settings = settings or ControlSettings()
     unknown = {kind for trial in trials for kind in trial.controls} - set(KINDS)
@@ -155,11 +173,7 @@ def _scores(
     plain = effect.scores(ctx, [unchanged(ctx.base), unchanged(ctx.finetuned)], toward=toward)
     base, finetuned = plain.mean(dim=1).tolist()
     if abs(finetuned - base) < MIN_CHANGE:
-        raise ValueError(
-            f"base and fine-tuned model do not differ in {effect.name!r} ({base:.2g} and "
-            f"{finetuned:.2g}), so there is nothing to cause. Give prompts that the fine-tune is "
-            "about."
-        )
+        raise NoDifferenceError(effect.name, base, finetuned)
     whole = ReplaceActivation(site=site, stream=toward)
     edits = [whole, *(edit for trial in trials for edit in trial.edits)]
     description = "Testing" if show_progress else None

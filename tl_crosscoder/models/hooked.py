@@ -9,7 +9,6 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -228,8 +227,9 @@ def generate_ids(
     stop_ids: Sequence[int],
     fwd_hooks: Sequence[Hook] = (),
     use_past_kv_cache: bool = True,
+    with_stop: bool = False,
 ) -> list[list[int]]:
-    """Continuations, without the prompt and cut before the first stop id.
+    """Continuations, without the prompt and cut before the first stop id, or with it after it.
 
     Prompts of one length run as a batch, so that nothing is ever padded and a hook sees real tokens
     only. `temperature` 0 is greedy; else sampling is seeded and leaves the global generator alone.
@@ -258,7 +258,8 @@ def generate_ids(
                     prepend_bos=True,
                 )
             for row, ids in zip(rows, tokens[:, length:].tolist(), strict=True):
-                out[row] = list(takewhile(lambda token: token not in stop_ids, ids))
+                n = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
+                out[row] = ids[: n + with_stop]
     return out
 
 

@@ -141,7 +141,7 @@ def load_site(site: Site, how: LoadOptions) -> HookedModel:
     the adapter does not fit.
     """
     name, adapter, revision = site.model_name, site.adapter, site.model_revision
-    folder = None if adapter is None else _adapter_folder(adapter, site.revision)
+    folder = None if adapter is None else adapter_folder(adapter, site.revision)
     if folder is not None and how.tokenizer is None:
         how = replace(how, tokenizer=_adapters_tokenizer(folder, site))
     source, hf_model = _source(name), None
@@ -156,6 +156,26 @@ def load_site(site: Site, how: LoadOptions) -> HookedModel:
         model = _boot(source, hf_model, how, revision)
     settle_on_cpu(model, name)
     return model
+
+
+def load_trainable(site: Site, *, device: str, dtype: str | torch.dtype) -> Any:
+    """The base of a site as a Hugging Face model, in weights that an adapter can be trained on.
+
+    float16, which gradients leave, becomes bfloat16.
+
+    Raises:
+        ValueError, FileNotFoundError: 4-bit weights, or a model that cannot be found.
+    """
+    found = precision(dtype)
+    if found.is_4bit:
+        raise ValueError(
+            f"'{site.model_name}' is in 4 bits ({dtype}), in which no adapter is trained here."
+        )
+    wide = torch.bfloat16 if found.dtype == torch.float16 else found.dtype
+    how = LoadOptions(device=device, precision=replace(found, dtype=wide))
+    source, revision = _source(site.model_name), site.model_revision
+    with explained(site.model_name, revision):
+        return _hf_model(source, how, revision)
 
 
 def load_tokenizer(site: Site, name: str | None = None) -> Any:
@@ -276,7 +296,7 @@ def _source(name: str | Path) -> str:
     return str(name) if folder is None else str(folder)
 
 
-def _adapter_folder(adapter: str | Path, revision: str | None) -> Path:
+def adapter_folder(adapter: str | Path, revision: str | None) -> Path:
     """Where an adapter's files are, fetched from the hub if they are not on the disk."""
     from huggingface_hub import snapshot_download
 

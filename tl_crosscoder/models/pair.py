@@ -382,15 +382,16 @@ class ModelPair(ActivationSource):
         stop_token_ids: Sequence[int] | None = None,
         prepend_bos: bool = True,
         use_past_kv_cache: bool = True,
+        with_stop: bool = False,
     ) -> list[tuple[list[int], list[int]]]:
         """Continue prompts with one model, with hooks active: (prompt ids, new ids) for each.
 
         `temperature` 0 is greedy, else sampling is seeded by `seed` (with the batch: the same
         prompt in another batch may be continued differently). Stops before any of
-        `stop_token_ids`; None is what the tokenizer or either config calls the end of a text or
-        turn, and () never stops. With the key-value cache a hook sees the prompt, then one new
-        token at a time; without it the whole text so far at each step. Raises ValueError for
-        unknown hooks and past `n_ctx`.
+        `stop_token_ids`, or after it `with_stop`; None is what the tokenizer or either config calls
+        the end of a text or turn, and () never stops. With the key-value cache a hook sees the
+        prompt, then one new token at a time; without it the whole text so far at each step.
+        Raises ValueError for unknown hooks and past `n_ctx`.
         """
         model = self.model(site)
         for name, _ in fwd_hooks:
@@ -416,6 +417,7 @@ class ModelPair(ActivationSource):
             stop_ids=stop_token_ids,
             fwd_hooks=fwd_hooks,
             use_past_kv_cache=use_past_kv_cache,
+            with_stop=with_stop,
         )
         return list(zip(rows, new, strict=True))
 

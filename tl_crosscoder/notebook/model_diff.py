@@ -26,6 +26,7 @@ from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import Ranking
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.causal import AttributionQuestion, CausalQuestion, LatentsQuestion
+from tl_crosscoder.config.null import NullConfig, NullKind
 from tl_crosscoder.config.presets import Preset, preset_from, preset_name
 from tl_crosscoder.config.presets import preset as make_preset
 from tl_crosscoder.config.training import RunConfig
@@ -62,6 +63,8 @@ from tl_crosscoder.run.causal import (
     patch_run,
     steer_run,
 )
+from tl_crosscoder.run.floor import Floor
+from tl_crosscoder.run.null import null_run
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 from tl_crosscoder.train.checkpoint import check_output
@@ -366,6 +369,27 @@ class ModelDiff:
     def waterfall(self, **question: Any) -> Waterfall:
         """How much of the change passes the hook, and what the latents hold; kept in the folder."""
         return waterfall_run(self.run, AttributionQuestion(**question))
+
+    def floor(
+        self,
+        kind: NullKind = "self",
+        *,
+        text: Text | None = None,
+        resume: bool = False,
+        **config: Any,
+    ) -> Floor:
+        """The same numbers for a pair that should show nothing; kept in the folder.
+
+        Args:
+            kind: `self`, the base against a fine-tune of it on its own samples, or `identical`.
+            text: the text of `diff`, where it was no name.
+            resume: continue what is there, or measure it again.
+            config: other fields of `NullConfig`, such as `n_steps` and `lr`.
+
+        Raises: as `null_run` does.
+        """
+        how = NullConfig(kind=kind, **config)
+        return null_run(self.run, how, text=text, resume=resume)
 
     def patching(self, **question: Any) -> PatchingResult:
         """KL recovery; fields of `config.causal.LatentsQuestion`. It is kept in the folder."""

@@ -44,8 +44,14 @@ def attribute_run(run: Run, question: AttributionQuestion | None = None) -> Attr
     Raises:
         FileNotFoundError, ValueError: no text, no behaviour, or models that pass no gradient.
     """
-    question = question or AttributionQuestion()
-    found = attribution(
+    found = attributed(run, question or AttributionQuestion())
+    found.save(run.path)
+    return found
+
+
+def attributed(run: Run, question: AttributionQuestion) -> Attribution:
+    """Share the change out, and keep nothing."""
+    return attribution(
         _toward(run, question.toward),
         run.crosscoder,
         _goal(run, question),
@@ -53,8 +59,6 @@ def attribute_run(run: Run, question: AttributionQuestion | None = None) -> Attr
         part=PARTS[RANKING],
         show_progress=True,
     )
-    found.save(run.path)
-    return found
 
 
 def waterfall_run(run: Run, question: AttributionQuestion | None = None) -> Waterfall:
