@@ -85,6 +85,17 @@ def test_names_and_a_file_make_a_run_that_loads_by_itself(documents, tmp_path, c
     assert load_diff(found.path).models.sites == found.models.sites
 
 
+def test_loaded_models_are_read_where_the_layer_scan_says(made, documents, tmp_path, capsys):
+    how = {**SMALL, "n_tokens": 512, "hook_name": None, "text": documents, "model_names": NAMES}
+    found = diff(*made.models.models, **how, output=tmp_path / "run")
+    assert "Hook at blocks.2.hook_resid_post: " in capsys.readouterr().err
+    assert {s.hook_name for s in found.models.sites} == {"blocks.2.hook_resid_post"}
+    assert next(iter(found.figures)) == "layer_scan"
+    again = diff(*made.models.models, **how, output=tmp_path / "run", resume=True)
+    assert "Hook at" not in capsys.readouterr().err
+    assert again.crosscoder.sites == found.crosscoder.sites
+
+
 def test_contexts_are_split_and_kept_as_they_are(made, documents, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     text = tokenize(documents, made.models.tokenizer, context_size=48)

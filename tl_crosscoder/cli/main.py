@@ -23,7 +23,9 @@ from tl_crosscoder.cli.causal import Ablate, Attribute, Baselines, Patch, Steer
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli.hub import Export, Import, List, Publish
 from tl_crosscoder.cli.report import Handoff, Judge, Report
+from tl_crosscoder.cli.scan import Scan
 from tl_crosscoder.config.inputs import ContrastiveConfig
+from tl_crosscoder.config.scan import ScanConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 
 OrganismName = Literal["taboo", "false-fact"]
@@ -84,11 +86,12 @@ class Train:
             print(*(f"{config.output}\n{estimate(config)}" for config in configs), sep="\n\n")
             return
         from tl_crosscoder.report import sections
-        from tl_crosscoder.report.figures import save_norm_figure
+        from tl_crosscoder.report.figures import save_norm_figure, save_scan_figure
         from tl_crosscoder.run.training import train_all
 
         for run in train_all(configs, resume=self.resume):
             save_norm_figure(run.measurement(), run.path)
+            save_scan_figure(run.path)
             if len(configs) > 1:
                 print(f"\n=== {run.path.name} ===\n")
             print(sections.render(run.measurement(), run.crosscoder.sites))
@@ -142,6 +145,7 @@ class Organisms:
 
 VERBS: dict[str, Any] = {
     "demo": Demo,
+    "scan": Scan,
     "train": Train,
     "harvest": Harvest,
     "inspect": Inspect,
@@ -163,6 +167,7 @@ VERBS: dict[str, Any] = {
 }
 """In the order of work, which is that of the help and of the README."""
 CONFIGS: dict[Any, Any] = {
+    Scan: ScanConfig,
     Train: RunConfig,
     Harvest: HarvestConfig,
     Contrastive: ContrastiveConfig,

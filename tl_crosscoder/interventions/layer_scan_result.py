@@ -93,7 +93,8 @@ class LayerScan(TableOfRows):
 
     def sections(self) -> list[Section]:
         """The sentences above the table; the difference by role where there are several."""
-        columns = {name: values for name, values in self.columns().items() if name != "layer"}
+        left_out = ("layer", "kl", "kl_low", "kl_high")
+        columns = {name: v for name, v in self.columns().items() if name not in left_out}
         of_role = {f"{role}_difference": columns.pop(f"{role}_difference") for role in ROLES}
         of_role = {n: v for n, v in of_role.items() if not all(map(math.isnan, v))}
         n, n_contexts = (self.text[name] for name in ("n_predicted", "n_contexts"))
@@ -103,6 +104,11 @@ class LayerScan(TableOfRows):
         )
         columns |= of_role if len(of_role) > 1 else {}
         return [Section(title=self.line(), columns=columns, notes=[note], n_rows=None)]
+
+
+def n_recommendable(n_layers: int) -> int:
+    """How many of a model's layers are below the last quarter."""
+    return int((1 - LAST) * n_layers)
 
 
 def recommended(
@@ -135,7 +141,7 @@ def recommended(
             "no dictionary at one of them holds it, and it is a middle layer. What changed is "
             "above the last of them or passes beside them: try others, such as the residual stream"
         )
-    below = [i for i in places if layers[i] + 1 <= (1 - LAST) * n_layers] or [*places]
+    below = [i for i in places if layers[i] < n_recommendable(n_layers)] or [*places]
     if max(own[i] for i in below) < MIN_CEILING:
         first = next(i for i in places if own[i] >= min(ENOUGH, NEARLY * max(own)))
         return first, (
@@ -145,14 +151,18 @@ def recommended(
     most = max(below, key=lambda i: (own[i], -layers[i]))
     bound = min(ENOUGH, NEARLY * own[most])
     chosen = min((i for i in below if own[i] >= bound), key=distance)
+    said, aside = _passes(shares[chosen]), "but the last quarter, close to the output,"
     if own[chosen] >= ENOUGH:
-        why = f"of the layers where {ENOUGH:.0%} does it is the nearest to the middle"
-    elif chosen == most:
-        why = "more than any other layer"
-    else:
-        why = f"of the layers that pass about the most ({own[most]:.0%} does layer {layers[most]})"
-        why += " it is the nearest to the middle"
-    return chosen, f"{_passes(shares[chosen])}; {why}, the last quarter left out"
+        return chosen, (
+            f"{said}, and of all layers {aside}, where {ENOUGH:.0%} does, it is the nearest to the "
+            "middle"
+        )
+    if chosen == most:
+        return chosen, f"{said}, the most of all layers {aside}"
+    return chosen, (
+        f"{said}, nearly as much as at layer {layers[most]} ({own[most]:.0%}), the most of all "
+        f"layers {aside}; of those that pass so much it is the nearest to the middle"
+    )
 
 
 def _passes(share: float) -> str:

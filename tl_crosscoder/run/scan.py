@@ -62,9 +62,8 @@ def scanned(
     found = with_predictions(text, kinds_of(text))[:n]
     if not len(found):
         raise ValueError(
-            f"none of {len(text):,} documents has a token to predict, so that nothing can be said "
-            "of any layer: each is one token long, or is cut before the assistant speaks. Give "
-            "longer documents or a larger context_size (--context-size)."
+            f"none of {len(text):,} documents has a token to predict: each is one token long, so "
+            "that nothing can be said of any layer. Give longer documents."
         )
     return scan_layers(
         models,

@@ -37,7 +37,6 @@ from tl_crosscoder.data.text import (
 )
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, RECORD_NAME, SCAN_NAMES
-from tl_crosscoder.interventions.layer_scan_result import LayerScan
 from tl_crosscoder.locks import locked
 from tl_crosscoder.models.loading import options_of_each
 from tl_crosscoder.models.pair import ModelPair
@@ -113,11 +112,21 @@ def _train_all(
     resume: bool,
     choose_hook: bool,
 ) -> list[Run]:
-    how = {"resume": resume, "choose_hook": choose_hook}
-    source, content, configs, scan = _at_hook(configs, models, text, **how)
+    first, scan = configs[0], None
+    chooses = first.cache is None and (choose_hook or (models is None and not first.hook_name))
+    begun_at = _begun_at(configs) if chooses and resume else None
+    if chooses:
+        configs = [replace(config, hook_name=begun_at or ANY_HOOK) for config in configs]
+    source, content = _opened(configs[0], models, text)
     configs = [_fitted(config, source, content, is_loaded=models is not None) for config in configs]
     for config in configs:
         crosscoder_config(source, config, config.preset)  # refuses what cannot be
+    if chooses and isinstance(source, ModelPair):
+        if begun_at is None:
+            scan = scanned(configs[0], source, content, settings=ScanSettings())
+            tqdm.write(wrapped(scan.line()), file=sys.stderr)
+            configs = [replace(config, hook_name=scan.hook_name) for config in configs]
+        source = source.at(str(configs[0].hook_name).split(","))
     read = _text(configs[0], source, content)
     trainers = [
         Trainer(
@@ -138,30 +147,6 @@ def _train_all(
     _fit_and_measure(trainers, source, read)
     loaded = source if isinstance(source, ModelPair) else None
     return [Run(path=Path(c.output), device=str(source.device), loaded=loaded) for c in configs]
-
-
-def _at_hook(
-    configs: Sequence[RunConfig],
-    models: ModelPair | None,
-    text: Text | None,
-    *,
-    resume: bool,
-    choose_hook: bool,
-) -> tuple[ActivationSource, Content, list[RunConfig], LayerScan | None]:
-    """What is run over, text at hand, the configs with a hook point, and how that was chosen."""
-    first = configs[0]
-    is_given = models is not None or first.hook_name is not None
-    if first.cache is not None or (is_given and not choose_hook):
-        return *_opened(first, models, text), [*configs], None
-    hook, scan = _begun_at(configs) if resume else None, None
-    source, content = _opened(replace(first, hook_name=hook or ANY_HOOK), models, text)
-    assert isinstance(source, ModelPair)
-    if hook is None:
-        scan = scanned(first, source, content, settings=ScanSettings())
-        hook = scan.hook_name
-        tqdm.write(wrapped(scan.line()), file=sys.stderr)
-    source = source.at([*dict.fromkeys(hook.split(","))])
-    return source, content, [replace(config, hook_name=hook) for config in configs], scan
 
 
 def _begun_at(configs: Sequence[RunConfig]) -> str | None:
