@@ -56,23 +56,20 @@ def test_train_measures_and_analyzes_on_a_cache_without_the_models(
 
 
 def test_scan_recommends_a_hook_point_and_draws_it(tmp_path, capsys):
-    """From a run's file; what the table says is kept, and an earlier scan is replaced."""
+    """From a run's file, of which hook point, output and dictionary are left out."""
     run = dict(zip(("base", "adapter", "text"), (MODELS[1], MODELS[3], TEXT[1]), strict=True))
     run |= {"max_documents": 60, "d_sae": 48, "output": "run", "hook_name": HOOK[1]}
     path, output = tmp_path / "run.yaml", tmp_path / "scan"
     path.write_text(yaml.safe_dump(run))
-    args = ["scan", "--config", path, "--output", output, "--n-prompts", 4]
-    out = printed(capsys, *args, "--layers", 1, 2)
+    args = ["--config", path, "--output", output, "--n-prompts", 4, "--layers", 1, 2]
+    out = printed(capsys, "scan", *args)
     found = LayerScan.load(output / "layer_scan.json")
     assert out.startswith(str(found))
     assert [row.layer for row in found.rows] == [1, 2]
     assert found.text["n_contexts"] == 4
     assert out.rstrip().endswith(f"Saved in {output}: layer_scan.json, layer_scan.html")
-    assert "plotly" in (output / "layer_scan.html").read_text()[:10_000_000]
+    assert "Where the change passes" in (output / "layer_scan.html").read_text()
     assert not (tmp_path / "run").exists()
-    printed(capsys, *args, "--layers", 0)
-    assert len(LayerScan.load(output / "layer_scan.json").rows) == 1
-    assert "the models have 4, numbered 0 to 3" in error_of(capsys, *args, "--layers", 4)
     assert "no text was given" in error_of(capsys, "scan", *MODELS)
     assert "exactly one of finetuned" in error_of(capsys, "scan", *BASE, *TEXT)
 
