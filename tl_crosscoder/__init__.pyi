@@ -33,6 +33,7 @@ from tl_crosscoder.interventions.live import steered as steered
 from tl_crosscoder.interventions.patching import patching as patching
 from tl_crosscoder.models.pair import ModelPair as ModelPair
 from tl_crosscoder.models.site import Site as Site
+from tl_crosscoder.notebook.layer_scan import scan as scan
 from tl_crosscoder.notebook.model_diff import ModelDiff as ModelDiff
 from tl_crosscoder.notebook.model_diff import diff as diff
 from tl_crosscoder.notebook.model_diff import load_diff as load_diff

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from cli.small_run import BASE, HOOK, error_of, flags
+from cli.small_run import BASE, HOOK, error_of, flags, printed
 
 from tl_crosscoder import Crosscoder
 from tl_crosscoder.cli.main import main
@@ -13,6 +13,7 @@ from tl_crosscoder.config.training import HarvestConfig
 from tl_crosscoder.data.cache_writer import run_harvest
 from tl_crosscoder.run.null import run_config
 from tl_crosscoder.run.run import Run
+from tl_crosscoder.interventions.layer_scan_result import LayerScan
 
 MODELS = [*BASE, "--adapter", "tl_crosscoder/taboo"]
 TEXT = ["--text", "tl_crosscoder/taboo", "--max-documents", "400", "--context-size", "32"]
@@ -58,6 +59,25 @@ def test_train_measures_and_analyzes_on_a_cache_without_the_models(
     null = run_config(Run(path=output), text=None, output=tmp_path / "null")
     assert (null.base, null.cache, null.d_sae) == (MODELS[1], None, 48)
     assert (null.text, null.max_documents) == (TEXT[1], 400)
+
+
+def test_scan_recommends_a_hook_point_and_draws_it(tmp_path, capsys):
+    """From a run's file, of which hook point, output and dictionary are left out."""
+    run = dict(zip(("base", "adapter", "text"), (MODELS[1], MODELS[3], TEXT[1]), strict=True))
+    run |= {"max_documents": 60, "d_sae": 48, "output": "run", "hook_name": HOOK[1]}
+    path, output = tmp_path / "run.yaml", tmp_path / "scan"
+    path.write_text(yaml.safe_dump(run))
+    args = ["--config", path, "--output", output, "--n-prompts", 4, "--layers", 1, 2]
+    out = printed(capsys, "scan", *args)
+    found = LayerScan.load(output / "layer_scan.json")
+    assert out.startswith(str(found))
+    assert [row.layer for row in found.rows] == [1, 2]
+    assert found.text["n_contexts"] == 4
+    assert out.rstrip().endswith(f"Saved in {output}: layer_scan.json, layer_scan.html")
+    assert "Where the change passes" in (output / "layer_scan.html").read_text()
+    assert not (tmp_path / "run").exists()
+    assert "no text was given" in error_of(capsys, "scan", *MODELS)
+    assert "exactly one of finetuned" in error_of(capsys, "scan", *BASE, *TEXT)
 
 
 def test_one_file_serves_harvest_and_training(tmp_path, capsys):

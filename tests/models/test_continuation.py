@@ -2,7 +2,12 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK, TEXTS
 
-from tl_crosscoder.models.forward import continued, continued_apart, ends_a_block
+from tl_crosscoder.models.forward import (
+    continued,
+    continued_apart,
+    continued_from,
+    ends_a_block,
+)
 from tl_crosscoder.models.hooked import run_to_hooks
 
 
@@ -14,7 +19,7 @@ def test_variants_together_are_what_they_are_apart(pair, n_texts):
     noise = torch.randn(x[:, :, 0].shape, generator=torch.Generator().manual_seed(0))
     variants = torch.stack([x[:, :, 1], x[:, :, 0], x[:, :, 1] + noise])
     together = continued(model, HOOK, tokens, variants=variants)
-    apart = continued_apart(model, HOOK, tokens, variants=variants)
+    apart = continued_apart(model, tokens, places=[(HOOK, each) for each in variants])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
     # The model's own activation changes nothing; another one does.
     torch.testing.assert_close(together[0], pair.logits(tokens), rtol=1e-4, atol=1e-4)
@@ -24,18 +29,27 @@ def test_variants_together_are_what_they_are_apart(pair, n_texts):
     torch.testing.assert_close(together[0], pair.logits(tokens), rtol=1e-4, atol=1e-4)
 
 
-def test_the_layers_below_run_once(pair, monkeypatch):
+def test_the_layers_below_run_once(pair):
+    """And none for a variant that begins after it, whatever the order they are given in."""
     tokens = pair.to_tokens(TEXTS)
     model, seen = pair.model("finetuned"), []
-    variants = pair.activations(tokens)[:, :, 1].repeat(4, 1, 1, 1)
-    handle = [model.blocks[i].register_forward_hook(
-        lambda *a, i=i: seen.append((i, len(a[-1][0] if isinstance(a[-1], tuple) else a[-1])))
-    ) for i in range(3)]  # fmt: skip
-    continued(model, HOOK, tokens, variants=variants)
+    hooks = [f"blocks.{i}.hook_resid_post" for i in (2, 0, 1, 1)]
+    x = pair.activations(tokens)[:, :, 1]
+    places = [(name, x + i) for i, name in enumerate(hooks)]
+    apart = continued_apart(model, tokens, places=places)
+    handle = [
+        model.blocks[i].register_forward_pre_hook(
+            lambda _, args, kwargs, i=i: seen.append((i, len([*args, *kwargs.values()][0]))),
+            with_kwargs=True,
+        )
+        for i in range(3)
+    ]
+    together = continued_from(model, tokens, places=places)
+    continued(model, HOOK, tokens, variants=x.repeat(4, 1, 1, 1))
     for each in handle:
         each.remove()
-    assert dict(seen)[0] == 3
-    assert dict(seen)[2] == 12
+    assert seen == [(0, 3), (1, 3), (2, 9), (0, 3), (1, 3), (2, 12)]
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
 
 def test_inside_a_block_each_variant_has_a_pass_of_its_own(pair):

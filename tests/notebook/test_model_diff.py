@@ -88,8 +88,12 @@ def test_names_and_a_file_make_a_run_that_loads_by_itself(documents, tmp_path, c
 def test_contexts_are_split_and_kept_as_they_are(made, documents, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     text = tokenize(documents, made.models.tokenizer, context_size=48)
-    how = {"text": text, "model_names": NAMES, **SMALL}
+    how = {"text": text, "model_names": NAMES, **SMALL, "hook_name": None}
     found = diff(*made.models.models, **{**how, "context_size": None, "n_tokens": 512})
+    said = "".join(capsys.readouterr().err.split())
+    assert "Hookatblocks.2.hook_resid_post:" in said  # as none was named
+    assert {s.hook_name for s in found.models.sites} == {"blocks.2.hook_resid_post"}
+    assert next(iter(found.figures)) == "layer_scan"
     kept = found.run.text(found.run.documents())
     n = found.run.record["held_out"]["n_contexts"]
     assert n == len(kept) == round(0.1 * len(text))
@@ -97,7 +101,7 @@ def test_contexts_are_split_and_kept_as_they_are(made, documents, capsys, tmp_pa
     assert {tuple(row) for row in kept.tokens.tolist()} <= rows
     assert found.run.record["text"]["n_contexts"] == len(text) - n
     assert found.path.parent == tmp_path
-    assert str(found.path) in "".join(capsys.readouterr().err.split())
+    assert str(found.path) in said
 
 
 def test_contexts_with_other_masks_are_refused(made, documents):

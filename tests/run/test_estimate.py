@@ -179,6 +179,18 @@ def test_it_is_shown_as_a_table_of_the_models_and_a_line_a_cost():
     assert [line.split(":")[0] for line in costs if line[0] != " "] == ["memory", "disk", "FLOPs"]
 
 
+def test_without_a_hook_point_a_layer_scan_comes_first():
+    """At the last layer that it may recommend of four; 32 documents of at most 128 tokens."""
+    named, found = estimate(PAIR), estimate(replace(PAIR, hook_name=None))
+    # Both models through all layers and the head twice, and the fine-tuned one four times half.
+    whole = 2 * (4 * LAYER + 1504 * 96) + 4 * 128 * 96 * 4
+    assert found.flops == {"layer scan": 32 * 128 * (2 + 2 + 2) * whole} | named.flops
+    assert found.models == named.models
+    said = " ".join(str(found).split())
+    assert "a layer scan on 32 documents comes first and recommends one" in said
+    assert "What follows is for blocks.2.hook_resid_post" in said
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [

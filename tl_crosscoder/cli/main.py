@@ -23,8 +23,10 @@ from tl_crosscoder.cli.causal import Ablate, Attribute, Baselines, Null, Patch, 
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli.hub import Export, Import, List, Publish
 from tl_crosscoder.cli.report import Handoff, Judge, Report
+from tl_crosscoder.cli.scan import Scan
 from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.null import NullConfig, NullKind
+from tl_crosscoder.config.scan import ScanConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 
 OrganismName = Literal["taboo", "false-fact"]
@@ -88,7 +90,7 @@ class Train:
             print(*(f"{config.output}\n{estimate(config)}" for config in configs), sep="\n\n")
             return
         from tl_crosscoder.report import sections
-        from tl_crosscoder.report.figures import save_norm_figure
+        from tl_crosscoder.report.figures import save_norm_figure, save_scan_figure
         from tl_crosscoder.run.null import check_fine_tuned, null_run
         from tl_crosscoder.run.training import train_all
 
@@ -96,6 +98,7 @@ class Train:
             check_fine_tuned(config)
         for run in train_all(configs, resume=self.resume):
             save_norm_figure(run.measurement(), run.path)
+            save_scan_figure(run.path)
             if len(configs) > 1:
                 print(f"\n=== {run.path.name} ===\n")
             print(sections.render(run.measurement(), run.crosscoder.sites))
@@ -151,6 +154,7 @@ class Organisms:
 
 VERBS: dict[str, Any] = {
     "demo": Demo,
+    "scan": Scan,
     "train": Train,
     "harvest": Harvest,
     "inspect": Inspect,
@@ -173,6 +177,7 @@ VERBS: dict[str, Any] = {
 }
 """In the order of work, which is that of the help and of the README."""
 CONFIGS: dict[Any, Any] = {
+    Scan: ScanConfig,
     Train: RunConfig,
     Harvest: HarvestConfig,
     Contrastive: ContrastiveConfig,

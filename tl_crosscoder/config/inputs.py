@@ -44,7 +44,8 @@ class ModelsConfig(Settings):
     """Tokenizer of all models: a name or a folder; None is the models' own."""
     hook_name: str | None = None
     """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post.
-    Several, with commas between them, are read in every model; then the base alone is enough."""
+    Several, with commas between them, are read in every model; then the base alone is enough. None
+    lets `train` scan the layers first (see `scan`) and take the one that it recommends."""
     difference: bool = False
     """Train on the difference of the two sites alone; the preset diff-sae implies it."""
     revision: str | None = None

@@ -230,9 +230,15 @@ class HarvestConfig(YamlConfig, TextConfig, ModelsConfig):
 
         The output of a run is not that of a cache, and has to be given. Raises as the other does.
         """
-        given = read_mapping(path)
-        own = {f.name for f in fields(cls)}
-        of_run = {f.name for f in fields(RunConfig)} - own
-        if of_run & given.keys():
-            given = {k: v for k, v in given.items() if k not in of_run and k != "output"}
+        given = without_run_fields(read_mapping(path), cls)
         return cls.from_mapping(given, name=str(path), default=default)
+
+
+def without_run_fields(given: Mapping[str, Any], cls: type[Settings]) -> dict[str, Any]:
+    """The fields of a file that settings of another kind share with a training run's.
+
+    A file of their own stays as it is; of a run's the output is left out too, which is another.
+    """
+    of_run = {f.name for f in fields(RunConfig)} - {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    left_out = {*of_run, "output"} if of_run & given.keys() else set()
+    return {name: value for name, value in given.items() if name not in left_out}

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.config.inputs import OnBadDocument, TextConfig
+from tl_crosscoder.config.inputs import CONTEXT_SIZE, OnBadDocument, TextConfig
+from tl_crosscoder.config.scan import ScanConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 from tl_crosscoder.data.chat import encode_stream
 from tl_crosscoder.data.documents import (
@@ -72,7 +75,7 @@ def text_of_harvest(config: HarvestConfig, source: ActivationSource) -> SplitTex
 def _read(
     config: RunConfig | HarvestConfig, source: ActivationSource, *, n_tokens: int, n_held_out: int
 ) -> SplitText:
-    if config.mixture or is_dataset_name(config.text or ""):
+    if _is_streamed(config):
         made = tokenize_mixture(
             config.sources,
             source.tokenizer,
@@ -139,6 +142,49 @@ def held_out_text(
     """The held-out contexts that a run is measured on, at most so many tokens."""
     text = tokens_of(config, documents, tokenizer)
     return text[: math.ceil(n_tokens / config.context_size)]
+
+
+def training_prompts(
+    config: RunConfig | ScanConfig,
+    source: ActivationSource,
+    content: TokenizedText | list[Document] | None = None,
+    *,
+    n: int,
+) -> TokenizedText:
+    """Some training documents, each in a context of its own, chats alone where there are any.
+
+    Args:
+        config: names the text where there is no content, and what of it is held out.
+        source: its tokenizer is taken, and contexts are no longer than its models take.
+        content: documents or contexts at hand.
+        n: about so many, in an order that is a function of the seed.
+    """
+    if isinstance(content, TokenizedText):
+        order = torch.randperm(len(content), generator=torch.Generator().manual_seed(config.seed))
+        return content[order[~_held_out_contexts(content, config)[order]][:n]]
+    size = min(max(config.context_size, CONTEXT_SIZE), source.n_ctx)
+    if content is None and _is_streamed(config):
+        made = tokenize_mixture(
+            config.sources,
+            source.tokenizer,
+            context_size=size,
+            n_tokens=n * size,
+            n_held_out_tokens=1,
+            held_out=config.held_out,
+            masks=config,
+            pack=False,
+            seed=config.seed,
+        )
+        return made.training
+    documents = load_documents(*config.sources) if content is None else content
+    rest, _ = split_documents(documents, held_out=config.held_out, seed=config.seed)
+    chats = [document for document in rest if "messages" in document]
+    of_own = replace(config, context_size=size, pack=False)
+    return tokens_of(of_own, (chats or rest)[:n], source.tokenizer)
+
+
+def _is_streamed(config: TextConfig) -> bool:
+    return bool(config.mixture) or is_dataset_name(config.text or "")
 
 
 def write_documents(path: Path, documents: list[Document]) -> None:
@@ -209,10 +255,7 @@ def _split_contexts(text: TokenizedText, config: RunConfig, tokenizer: Any) -> S
     Raises ValueError unless two contexts differ, and for masks other than those of the config:
     whoever opens the run would measure other tokens.
     """
-    rows = ({"input_ids": row.tolist()} for row in text.tokens)
-    hashes = [content_hash(row, seed=config.seed) for row in rows]
-    sizes, share = text.mask.sum(dim=1).tolist(), config.held_out
-    is_kept = torch.tensor(lowest_hashes(hashes, sizes, share=share, what="context"))
+    is_kept = _held_out_contexts(text, config)
     order = torch.randperm(len(text), generator=torch.Generator().manual_seed(config.seed))
     n_measured = max(1, config.n_measured_tokens // text.context_size)
     kept = text[order[is_kept[order]][:n_measured].sort().values]
@@ -227,6 +270,15 @@ def _split_contexts(text: TokenizedText, config: RunConfig, tokenizer: Any) -> S
         )
     rest = text[~is_kept]
     return SplitText(training=rest, held_out=kept, held_out_documents=documents)
+
+
+def _held_out_contexts(
+    text: TokenizedText, config: RunConfig | ScanConfig
+) -> Bool[Tensor, " contexts"]:
+    rows = ({"input_ids": row.tolist()} for row in text.tokens)
+    hashes = [content_hash(row, seed=config.seed) for row in rows]
+    sizes, share = text.mask.sum(dim=1).tolist(), config.held_out
+    return torch.tensor(lowest_hashes(hashes, sizes, share=share, what="context"))
 
 
 def _as_documents(text: TokenizedText, tokenizer: str) -> Iterator[Document]:

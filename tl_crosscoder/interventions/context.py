@@ -124,12 +124,13 @@ class InterventionContext:
         text: TokenizedText,
     ) -> "SiteActivations":
         """Activations of all sites with their codes."""
-        models, counted = self.models, text.mask.to(x[0].device)
+        models, counted, codes = self.models, text.mask.to(x[0].device), None
+        if self.crosscoder is None and text.norm_limits is None:
+            return SiteActivations(index=index, text=text, x=x, codes=codes, counted=counted)
         rows = models.joined([x[i] for i in models.read_sites])
         if text.norm_limits is not None:
             within = within_limits(rows.flatten(0, 1), models.sites, text.norm_limits)
             counted = counted & within.view_as(counted)
-        codes = None
         if self.crosscoder is not None:
             codes = _at(sparse_codes(self.crosscoder, rows[counted]), counted.flatten())
         return SiteActivations(index=index, text=text, x=x, codes=codes, counted=counted)

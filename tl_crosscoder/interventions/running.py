@@ -1,11 +1,11 @@
 """Run edited models over a text and score what they predict.
 
 Contract: `score_edits` gives sums a context, `[edits, kinds, contexts]`, of KL and cross-entropy in
-nats, and counts; they add up and are divided once. All edits of a site share one pass of the layers
-below the hook. Limit: logits of `MAX_LOGITS` entries at a time.
+nats, and counts; they add up and are divided once. All edits of a model share one pass of the
+layers below their hooks. Limit: logits of `MAX_LOGITS` entries at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import Edit, TokenFilter
-from tl_crosscoder.models.forward import continued
+from tl_crosscoder.models.forward import continued_from
+from tl_crosscoder.models.hooked import HookedModel, stop_layer
 
 MAX_LOGITS = 2**25
 """Entries of logits at a time; 128 MiB in float32."""
@@ -42,6 +43,7 @@ def score_edits(
     reference: Edit,
     kinds: Mapping[str, TokenFilter],
     batch_size: int = 32,
+    seen: Callable[[SiteActivations], None] | None = None,
     description: str | None = None,
 ) -> EditScores:
     """KL to what a reference predicts, and cross-entropy, of every edit.
@@ -53,6 +55,7 @@ def score_edits(
         reference: whose predictions are compared with, such as the fine-tuned model as it is.
         kinds: which predicted tokens are summed: a prediction belongs to the token it is about.
         batch_size: contexts a forward pass.
+        seen: called with the activations of each batch.
         description: of a progress bar; None shows none.
 
     Raises:
@@ -63,6 +66,8 @@ def score_edits(
     shape = (len(edits), len(kinds), len(text))
     kl, ce = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
     for acts in ctx.batches(text, batch_size=batch_size, description=description):
+        if seen is not None:
+            seen(acts)
         n_pos = acts.text.tokens.shape[1]
         own = every[:, acts.index, : n_pos - 1]
         any_kind = own.any(dim=0)
@@ -83,18 +88,22 @@ def score_edits(
 def edited_logits(
     ctx: InterventionContext, acts: SiteActivations, edits: Sequence[Edit]
 ) -> Iterator[tuple[int, Float[Tensor, "batch pos d_vocab"]]]:
-    """The number of each edit and the logits that follow from it."""
+    """The number of each edit and the logits that follow from it, those of one site in order."""
     models, tokens = ctx.models, acts.text.tokens.long()
-    by_site: dict[int, list[int]] = {}
+
+    def hook_name(i: int) -> str:
+        return models.model_sites[edits[i].site].hook_name
+
+    by_model: dict[HookedModel, list[int]] = {}
     for i, edit in enumerate(edits):
-        by_site.setdefault(edit.site, []).append(i)
-    for site, own in by_site.items():
-        model, hook_name = models.models[site], models.model_sites[site].hook_name
+        by_model.setdefault(models.models[edit.site], []).append(i)
+    for model, own in by_model.items():
+        own.sort(key=lambda i: stop_layer(hook_name(i)) or 0)
         room = max(1, MAX_LOGITS // (tokens.numel() * model.cfg.d_vocab))
         for start in range(0, len(own), room):
             chosen = own[start : start + room]
-            variants = torch.stack([edits[i](acts) for i in chosen])
-            logits = continued(model, hook_name, tokens, variants=variants)
+            places = [(hook_name(i), edits[i](acts)) for i in chosen]
+            logits = continued_from(model, tokens, places=places)
             yield from zip(chosen, logits[..., : models.d_vocab], strict=True)
 
 

@@ -1,9 +1,11 @@
 """Run a model on from other activations at its hook, several variants at a time.
 
 Contract: `continued` gives the logits `[variants, batch, pos, d_vocab]` of a model in which the
-activation at one hook is replaced by each of `[variants, batch, pos, d_model]`. At the end of a
-block the variants become the batch of the layers above, so that those below run once. Limit:
-elsewhere the whole model runs once a variant. Gradients flow where the caller lets them.
+activation at one hook is replaced by each of `[variants, batch, pos, d_model]`, `continued_from`
+those where each variant has a hook of its own. At the ends of blocks variants join the batch of the
+layers above, so that no layer runs for a variant that begins after it, and those below all hooks
+run once. Limit: elsewhere the whole model runs once a variant. Gradients flow where the caller lets
+them.
 
 `activation_gradients`: how a number made of these logits changes with each of the variants.
 
@@ -17,7 +19,7 @@ the ids `[batch, pos]` of its stream, all of them, or gets a ValueError. Limit: 
 cache, no passes from embeddings, unpadded or right-padded ids.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +27,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_crosscoder.models.hooked import HookedModel, device_of, replacing_hook, stop_layer
+from tl_crosscoder.models.hooked import (
+    Hook,
+    HookedModel,
+    device_of,
+    replacing_hook,
+    stop_layer,
+)
 
 
 def continued(
@@ -36,40 +44,69 @@ def continued(
     variants: Float[Tensor, "variants batch pos d_model"],
 ) -> Float[Tensor, "variants batch pos d_vocab"]:
     """Logits of a model that goes on from each variant, on its device."""
-    tokens = tokens.to(device_of(model))
-    if len(variants) == 1 or not ends_a_block(hook_name):
-        return continued_apart(model, hook_name, tokens, variants=variants)
-    n, (batch, n_pos) = len(variants), tokens.shape
-    rows = variants.flatten(0, 1)
+    return continued_from(model, tokens, places=[(hook_name, variant) for variant in variants])
 
-    def widen(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        return rows.to(activation)
 
-    with _wider_blocks(model, from_layer=stop_layer(hook_name) or 0, batch=batch, n=n):
-        logits = model.run_with_hooks(
-            tokens, fwd_hooks=[(hook_name, widen)], return_type="logits", padding_side="right"
-        )
-    return logits.view(n, batch, n_pos, -1)
+def continued_from(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    places: Sequence[tuple[str, Float[Tensor, "batch pos d_model"]]],
+) -> Float[Tensor, "n batch pos d_vocab"]:
+    """Logits of a model that goes on from each of some activations, one at a time, at their hooks.
+
+    Args:
+        model: of either kind.
+        tokens: ids that are not padded, or padded on the right.
+        places: hook points, each with the activation that stands there.
+    """
+    if len(places) < 2 or not all(ends_a_block(name) for name, _ in places):
+        return continued_apart(model, tokens, places=places)
+    order = sorted(range(len(places)), key=lambda i: stop_layer(places[i][0]) or 0)
+    logits = _joined(model, tokens, [places[i] for i in order])
+    return logits if order == sorted(order) else logits[torch.tensor(order).argsort()]
+
+
+def _joined(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    places: Sequence[tuple[str, Float[Tensor, "batch pos d_model"]]],
+) -> Float[Tensor, "n batch pos d_vocab"]:
+    """`continued_from` at ends of blocks, the lowest first: each adds its rows to the batch."""
+    by_hook: dict[str, list[Tensor]] = {}
+    for name, activation in places:
+        by_hook.setdefault(name, []).append(activation)
+    first, (batch, n_pos) = places[0][0], tokens.shape
+
+    def joining(name: str) -> Hook:
+        rows = torch.cat(by_hook[name])
+
+        def join(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+            new = rows.to(activation)
+            return new if name == first else torch.cat([activation, new])
+
+        return name, join
+
+    with _wider_blocks(model, from_layer=stop_layer(first) or 0, batch=batch):
+        logits = _logits(model, tokens, [joining(name) for name in by_hook])
+    return logits.view(len(places), batch, n_pos, -1)
 
 
 def continued_apart(
     model: HookedModel,
-    hook_name: str,
     tokens: Int[Tensor, "batch pos"],
     *,
-    variants: Float[Tensor, "variants batch pos d_model"],
-) -> Float[Tensor, "variants batch pos d_vocab"]:
-    """`continued` with a whole forward pass for each variant, at any hook."""
-    tokens = tokens.to(device_of(model))
-    logits = []
-    for variant in variants:
-        hook = replacing_hook(hook_name, lambda _, variant=variant: variant)
-        logits.append(
-            model.run_with_hooks(
-                tokens, fwd_hooks=[hook], return_type="logits", padding_side="right"
-            )
-        )
-    return torch.stack(logits)
+    places: Sequence[tuple[str, Float[Tensor, "batch pos d_model"]]],
+) -> Float[Tensor, "n batch pos d_vocab"]:
+    """`continued_from` with a whole forward pass for each, at any hook."""
+    hooks = [replacing_hook(name, lambda _, new=activation: new) for name, activation in places]
+    return torch.stack([_logits(model, tokens, [hook]) for hook in hooks])
+
+
+def _logits(model: HookedModel, tokens: Int[Tensor, "batch pos"], hooks: list[Hook]) -> Tensor:
+    return model.run_with_hooks(
+        tokens.to(device_of(model)), fwd_hooks=hooks, return_type="logits", padding_side="right"
+    )
 
 
 def ends_a_block(hook_name: str) -> bool:
@@ -136,21 +173,22 @@ def activation_gradients(
 
 
 @contextmanager
-def _wider_blocks(model: HookedModel, *, from_layer: int, batch: int, n: int) -> Iterator[None]:
-    """While open, what the blocks above get beside the activation is repeated n times.
+def _wider_blocks(model: HookedModel, *, from_layer: int, batch: int) -> Iterator[None]:
+    """While open, what the blocks above get beside the activation is repeated to be as many rows.
 
     A bridge hands its blocks the attention mask of the whole batch, `[batch, 1, pos, pos]`.
     """
 
-    def widen(value: Any) -> Any:
+    def widen(value: Any, n: int) -> Any:
         if isinstance(value, tuple):
-            return tuple(widen(v) for v in value)
+            return tuple(widen(v, n) for v in value)
         if isinstance(value, Tensor) and value.ndim > 1 and len(value) == batch:
             return value.repeat(n, *[1] * (value.ndim - 1))
         return value
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
-        return args, {k: v if k == "hidden_states" else widen(v) for k, v in kwargs.items()}
+        n = len(args[0] if args else kwargs["hidden_states"]) // batch
+        return args, {k: v if k == "hidden_states" else widen(v, n) for k, v in kwargs.items()}
 
     blocks: Any = model.blocks  # type: ignore[attr-defined]
     handles = [

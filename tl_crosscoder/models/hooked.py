@@ -7,7 +7,7 @@ Limit: decoder-only models on right-padded or unpadded tokens.
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -143,19 +143,29 @@ def check_tokens(tokens: Int[Tensor, "batch pos"], *, d_vocab: int, n_ctx: int) 
 
 
 @torch.no_grad()
-def hook_width(model: HookedModel, hook_name: str, label: str) -> int:
-    """Width of the activation at a hook, heads flattened, measured on two tokens.
+def hook_widths(model: HookedModel, labels: Mapping[str, str]) -> dict[str, int]:
+    """Width of the activation at each hook, heads flattened, measured on two tokens in one pass.
 
-    Raises ValueError where the hook is switched off, never fires, or is not one vector a token.
+    Args:
+        model: of either kind.
+        labels: what messages call the model, by the name of the hook.
+
+    Raises:
+        ValueError: a hook is switched off, never fires, or is not one vector a token.
     """
     tokens = torch.zeros((1, 2), dtype=torch.long, device=device_of(model))
     try:
-        return run_to_hooks(model, [hook_name], tokens)[0].shape[-1]
+        found = run_to_hooks(model, [*labels], tokens)
     except (AssertionError, ValueError) as error:
+        if len(labels) > 1:  # which of them it is
+            each = (hook_widths(model, {name: label}) for name, label in labels.items())
+            return {name: width for own in each for name, width in own.items()}
+        ((hook_name, label),) = labels.items()
         raise ValueError(
             f"hook {hook_name!r} of the {label} gives nothing to compare: {error} Choose a hook "
             "with one vector a token, such as 'blocks.0.hook_resid_post'."
         ) from error
+    return {name: x.shape[-1] for name, x in zip(labels, found, strict=True)}
 
 
 def run_to_hooks(

@@ -99,7 +99,14 @@ class ModelPair(ActivationSource):
         self.weight_processing = checks.check_same_kind(each, own_labels)
         for model in each:
             model.eval()
-        self.model_sites = tuple(_measured(*where) for where in located)
+        hooks_of: dict[HookedModel, dict[str, str]] = {}
+        for model, site, label in located:
+            hooks_of.setdefault(model, {})[site.hook_name] = label
+        widths = {model: hooked.hook_widths(model, own) for model, own in hooks_of.items()}
+        self.model_sites = tuple(
+            _measured(site, label, width=widths[model][site.hook_name])
+            for model, site, label in located
+        )
         self._compare(compared)
 
     @classmethod
@@ -242,6 +249,33 @@ class ModelPair(ActivationSource):
     def model(self, site: str) -> HookedModel:
         """Model of a site, by the site's name."""
         return self.models[self.site_index(site)]
+
+    def at(self, hook_name: str | Sequence[str]) -> "ModelPair":
+        """The same models, compared as here, at another hook point or at several.
+
+        Raises ValueError for hooks that they do not have, and where two hook points of one model
+        are compared here.
+        """
+        hooks = [hook_name] if isinstance(hook_name, str) else [*hook_name]
+        own: dict[HookedModel, Site] = {}
+        for model, site in zip(self.models, self.model_sites, strict=True):
+            own.setdefault(model, site)
+
+        def moved(site: Site, hook: str) -> Site:
+            name = site.name.partition("@")[0]
+            name = name if len(hooks) == 1 else f"{name}@{hook}"
+            return replace(site, name=name, hook_name=hook, d_model=0)
+
+        compared = [moved(self.model_sites[i], hooks[0]).name for i in self.compared or ()]
+        pair = ModelPair(
+            *(model for model in own for _ in hooks),
+            sites=[moved(site, hook) for site in own.values() for hook in hooks],
+            tokenizer=self.tokenizer,
+            compared=(compared[0], compared[1]) if compared else None,
+        )
+        pair.tokenizer_name, pair._added = self.tokenizer_name, self._added
+        pair.is_difference = self.is_difference
+        return pair
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{s.name}={s.label!r}" for s in self.model_sites)
@@ -437,10 +471,9 @@ class ModelPair(ActivationSource):
         return [self.encode(p, prepend_bos=prepend_bos) if isinstance(p, str) else p for p in each]
 
 
-def _measured(model: HookedModel, site: Site, label: str) -> Site:
+def _measured(site: Site, label: str, *, width: int) -> Site:
     """The site with its width; ValueError if it was recorded with another one."""
     assert site.minus is None, "from_sites resolves differences"
-    width = hooked.hook_width(model, site.hook_name, label)
     if site.d_model not in (0, width):
         raise ValueError(
             f"hook {site.hook_name!r} of the {label} is {width} wide, but the site was recorded "

@@ -18,6 +18,8 @@ from tl_crosscoder.config.settings import from_mapping
 
 Names = str | Path | Sequence[str | Path]
 """One name of a model or adapter, or several."""
+ANY_HOOK = "blocks.0.hook_resid_post"
+"""Hook point of every model, for what reads no activation or reads others later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,8 @@ def sites_of(config: ModelsConfig) -> tuple[Site, ...]:
         raise ValueError(
             f"base is {config.base!r} and hook_name {config.hook_name!r}: name the base model "
             "(--base), the fine-tuned one (--finetuned or --adapter) and the hook point "
-            "(--hook-name), or a cache of their activations (--cache)."
+            "(--hook-name; `tl-crosscoder scan` recommends one), or a cache of their activations "
+            "(--cache)."
         )
     finetuned, adapter, revisions = config.finetuned, config.adapter, config.finetuned_revision
     sites = pair_sites(

@@ -47,7 +47,7 @@ from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.site import site_columns
+from tl_crosscoder.models.site import ANY_HOOK, site_columns
 from tl_crosscoder.notebook.latent import Hits, LatentView, search
 from tl_crosscoder.notebook.prompts import EditedDiff, PromptDiff, prompt_diff
 from tl_crosscoder.report.figures import run_figures
@@ -83,7 +83,7 @@ def diff(
     base: Model,
     finetuned: Model | None = None,
     *,
-    hook_name: str,
+    hook_name: str | None = None,
     text: Text,
     adapter: str | Path | None = None,
     preset: str | Preset = "batchtopk",
@@ -103,7 +103,8 @@ def diff(
         base: the base model: a hub name, a folder, an embedded name, or a loaded TransformerLens
             model of either kind.
         finetuned: the fine-tuned model, likewise.
-        hook_name: hook point that is read in both.
+        hook_name: hook point that is read in both; None takes the one that a layer scan recommends,
+            and prints why (see `scan`).
         text: a file, a folder or a `datasets` name; a list of strings or of documents; or a
             `TokenizedText`, of whose contexts a share is held out.
         adapter: a LoRA adapter on the base, in place of `finetuned`.
@@ -132,7 +133,7 @@ def diff(
     settings |= {"n_tokens": n_tokens, "device": device}
     settings |= {"adapter": None if adapter is None else str(adapter)}
     given = _with_preset({name: value for name, value in settings.items() if value is not None})
-    given |= _names(base, finetuned, given, model_names)
+    given |= names_of(base, finetuned, given, model_names)
     content = checked_text(text, on_bad_document=given.get("on_bad_document", "error"))
     if isinstance(content, str | Path):
         given["text"], content = str(content), None
@@ -141,7 +142,8 @@ def diff(
     models = None
     if config.base is None:
         models = _pair(base, finetuned, config, model_names)
-    return ModelDiff(run=train(config, models=models, text=content, resume=resume))
+    how = {"resume": resume, "choose_hook": hook_name is None}
+    return ModelDiff(run=train(config, models=models, text=content, **how))
 
 
 def _with_preset(given: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def _with_preset(given: dict[str, Any]) -> dict[str, Any]:
     return given | {"preset": make_preset(preset_name(chosen), **(asdict(chosen) | own))}
 
 
-def _names(
+def names_of(
     base: Model,
     finetuned: Model | None,
     given: Mapping[str, Any],
@@ -195,12 +197,13 @@ def _pair(
     base: Any, finetuned: Any, config: RunConfig, model_names: tuple[str, str] | None
 ) -> ModelPair:
     """Loaded models. Raises ValueError where a dictionary could not tell them apart by name."""
-    if config.hook_name is None or "," in config.hook_name:
+    hook_name = config.hook_name or ANY_HOOK
+    if "," in hook_name:
         raise ValueError(
-            f"hook_name is {config.hook_name!r}: loaded models are read at one hook point. Several "
-            "are read in models that are given by name."
+            f"hook_name is {hook_name!r}: loaded models are read at one hook point. Several are "
+            "read in models that are given by name."
         )
-    pair = ModelPair(base, finetuned, hook_name=config.hook_name, model_names=model_names)
+    pair = ModelPair(base, finetuned, hook_name=hook_name, model_names=model_names)
     names = [site.model_name for site in pair.model_sites]
     if names[0] == names[1] and model_names is None:
         raise ValueError(

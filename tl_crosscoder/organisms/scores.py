@@ -25,10 +25,9 @@ from tl_crosscoder.interventions.behaviour import (
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import unchanged
 from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.site import ANY_HOOK
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.results.tables import TableOfRows
-
-_HOOK = "blocks.0.hook_resid_post"  # scores are of unedited models, so any hook serves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ def measure(name: str, *, base: Path | None = None, adapter: Path | None = None)
     """
     entry = organism(name)
     pair = ModelPair.from_pretrained(
-        base or entry.base, adapter=adapter or entry.adapter, hook_name=_HOOK
+        base or entry.base, adapter=adapter or entry.adapter, hook_name=ANY_HOOK
     )
     rows = [row for path in entry.questions for row in score_questions(pair, path)]
     return OrganismScores(rows=tuple(rows), organism=name)

@@ -44,6 +44,11 @@ _CONTROLS = {
     "matched": "latents that are active as often",
     "null": "directions of a null pair",
 }
+_ROLES = {
+    "text": "tokens of plain text",
+    **{r: f"tokens of the {r}'s messages" for r in ("system", "user", "assistant", "tool")},
+    "template": "tokens of the chat template",
+}
 
 # A table is read by its columns, so it is wrapped by hand.
 # fmt: off
@@ -180,6 +185,17 @@ MEASURES: dict[str, Measure] = {
         "Share of the KL that passes the hook: of the base activation in the fine-tuned model.",
         "share", form=".0%"),
     "hook_name": Measure("hook point"),
+    "passing_share": Measure("passes",
+        "KL(fine-tuned ‖ patched) when the base activation takes the place of the fine-tuned one "
+        "at this hook, over KL(fine-tuned ‖ base): the most that an edit there can undo. Above 100 "
+        "% the layers above do not go together with the base activation.", "share", form=".0%"),
+    "rise": Measure("rise",
+        "What passes, minus what passes the layer before.", "share", form="+.0%"),
+    "relative_difference": Measure("difference",
+        "‖x¹ - x⁰‖ / ‖x⁰‖, mean over tokens.", "share", form=".1%"),
+    **{f"{role}_difference": Measure(f"on {role}",
+        f"‖x¹ - x⁰‖ / ‖x⁰‖, mean over {name}.", "share", form=".1%")
+        for role, name in _ROLES.items()},
     "n_latents": Measure("n latents",
         "Latents in the set; 0 where there are none.", "count", form=_COUNT),
     "n_tokens": Measure("n tokens", "Predicted tokens.", "count", form=_COUNT),

@@ -19,9 +19,9 @@ from tl_crosscoder.data.contrastive import ContrastiveSampler, default_prompts
 from tl_crosscoder.data.documents import Document, stream_documents
 from tl_crosscoder.locks import locked
 from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.models.site import ANY_HOOK
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
-_ANY_HOOK = "blocks.0.hook_resid_post"
 _FREE = ("output", "hook_name", "difference", "device")
 """Fields that may differ when a run is resumed: they do not change which texts are sampled."""
 
@@ -102,7 +102,7 @@ def _example(path: Path, *, n_sites: int) -> list[dict[str, Any]]:
 
 
 def _load_source(config: ContrastiveConfig) -> ModelPair:
-    hook_name = (config.hook_name or _ANY_HOOK).split(",")[0]
+    hook_name = (config.hook_name or ANY_HOOK).split(",")[0]
     return ModelPair.from_config(replace(config, hook_name=hook_name, difference=False))
 
 

@@ -7,16 +7,19 @@ Not counted: reading and tokenising the text, and the measures at the end but fo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tl_crosscoder import files
+from tl_crosscoder.config.inputs import CONTEXT_SIZE
+from tl_crosscoder.config.scan import ScanSettings
 from tl_crosscoder.config.training import HarvestConfig, Plan, RunConfig
 from tl_crosscoder.crosscoder.partition import placed
 from tl_crosscoder.crosscoder.sparse.step import MAX_DENSITY
+from tl_crosscoder.interventions.layer_scan_result import n_recommendable
 from tl_crosscoder.models.devices import BLOCK, NF4, precision
 from tl_crosscoder.models.hooked import last_stop_layer
 from tl_crosscoder.models.hub_errors import explained
@@ -63,6 +66,8 @@ class Estimate:
     memory_bytes: dict[str, int]
     disk_bytes: dict[str, int]
     flops: dict[str, int]
+    about_hook: str = ""
+    """What happens where no hook point is named."""
 
     @property
     def download_bytes(self) -> int:
@@ -86,6 +91,7 @@ class Estimate:
             f"{_si(self.n_parameters)} parameters; "
         ) * bool(self.d_sae) + f"{_si(self.n_tokens)} tokens"
         notes = [
+            *([self.about_hook] if self.about_hook else []),
             crosscoder,
             _sum("memory", self.memory_bytes, _bytes),
             _sum("disk", self.disk_bytes | {"download": self.download_bytes}, _bytes),
@@ -130,11 +136,15 @@ def estimate(config: RunConfig) -> Estimate:
             layer that it does not have.
         FileNotFoundError: an embedded model that there is not.
     """
-    if not config.base or not config.hook_name:
+    if not config.base:
         raise ValueError(
-            f"base is {config.base!r} and hook_name {config.hook_name!r}: an estimate needs both. "
-            "Give the models; a run from a cache has none to wait for."
+            f"base is {config.base!r}: an estimate needs the models. Give them; a run from a cache "
+            "has none to wait for."
         )
+    scan_flops, about_hook = 0, ""
+    if not config.hook_name:
+        hook_name, scan_flops, about_hook = _scan_first(config)
+        config = replace(config, hook_name=hook_name)
     models, d_in, d_model = _models(config)
     plan = config.plan(d_model=d_model, k=getattr(config.preset, "k", 16))
     n_tokens = plan.n_tokens + config.n_calibration_tokens + config.n_measured_tokens
@@ -142,6 +152,7 @@ def estimate(config: RunConfig) -> Estimate:
     k = _active_latents(config, plan.d_sae)
     product = plan.n_tokens * 2 * d_in * plan.d_sae
     flops = {
+        **({"layer scan": scan_flops} if scan_flops else {}),
         "harvest": n_tokens * sum(m.flops_per_token for m in models),
         # The search, and four products with the active latents; or six products with all.
         "dense products": product if k is not None else 6 * product,
@@ -162,7 +173,25 @@ def estimate(config: RunConfig) -> Estimate:
         memory_bytes=_model_memory(config, models) | step,
         disk_bytes=disk,
         flops=flops,
+        about_hook=about_hook,
     )
+
+
+def _scan_first(config: RunConfig) -> tuple[str, int, str]:
+    """What a layer scan may recommend at the latest, its FLOPs, and a sentence that says so."""
+    settings = ScanSettings()
+    models, _, _ = _models(replace(config, hook_name="ln_final.hook_normalized"))
+    base, finetuned, n_layers = models[0], models[-1], models[0].n_layers
+    hook_name = settings.hook_names(n_layers)[max(0, n_recommendable(n_layers) - 1)]
+    n_tokens = settings.n_prompts * max(config.context_size, CONTEXT_SIZE)
+    # The fine-tuned model goes on from every layer: through half of its layers on average.
+    per_token = 2 * base.flops_per_token + (2 + n_layers / 2) * finetuned.flops_per_token
+    about = (
+        f"No hook point is named: a layer scan on {settings.n_prompts} documents comes first and "
+        f"recommends one. What follows is for {hook_name}, the last that it takes where something "
+        "passes below it; for another give --hook-name."
+    )
+    return hook_name, round(n_tokens * per_token), about
 
 
 def estimate_harvest(config: HarvestConfig) -> Estimate:

@@ -21,6 +21,7 @@ from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.measurement import Measurement, measure_all
 from tl_crosscoder.config.inputs import CONTEXT_SIZE
 from tl_crosscoder.config.presets import preset_name
+from tl_crosscoder.config.scan import ScanSettings
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.cache import ActivationCache, open_cache
@@ -35,17 +36,21 @@ from tl_crosscoder.data.text import (
     write_documents,
 )
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME
+from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, RECORD_NAME, SCAN_NAMES
 from tl_crosscoder.locks import locked
 from tl_crosscoder.models.loading import options_of_each
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.models.site import sites_of
+from tl_crosscoder.models.site import ANY_HOOK, sites_of
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.run import Run, save_measurement
-from tl_crosscoder.train.checkpoint import check_output
+from tl_crosscoder.run.scan import scanned
+from tl_crosscoder.train.checkpoint import check_output, read_record
 from tl_crosscoder.train.presets import crosscoder_config, recipe_of
 from tl_crosscoder.train.trainer import Trainer, fit_each
+
+Content = TokenizedText | list[Document] | None
+"""Text at hand; None is read by its name."""
 
 
 def train(
@@ -54,9 +59,11 @@ def train(
     models: ModelPair | None = None,
     text: Text | None = None,
     resume: bool = False,
+    choose_hook: bool = False,
 ) -> Run:
     """Train and measure a dictionary, in a folder; arguments and errors as `train_all`."""
-    return train_all([config], models=models, text=text, resume=resume)[0]
+    how = {"resume": resume, "choose_hook": choose_hook}
+    return train_all([config], models=models, text=text, **how)[0]
 
 
 def train_all(
@@ -65,6 +72,7 @@ def train_all(
     models: ModelPair | None = None,
     text: Text | None = None,
     resume: bool = False,
+    choose_hook: bool = False,
 ) -> list[Run]:
     """Train and measure dictionaries on the same activations, each in a folder.
 
@@ -77,6 +85,9 @@ def train_all(
         models: loaded models, in place of the names in the config.
         text: documents or contexts, in place of the name in the config.
         resume: continue what a folder holds; a run that is whole there stays as it is.
+        choose_hook: read the loaded models at the hook point that a layer scan recommends, in place
+            of theirs. Models that are named without a hook point always are; what is continued is
+            read where it was begun.
 
     Raises:
         ValueError, FileNotFoundError: bad input, or an output that another process writes to,
@@ -89,16 +100,33 @@ def train_all(
     with ExitStack() as stack:
         for config in configs:
             stack.enter_context(locked(files.user_path(config.output)))
-        return _train_all(configs, models=models, text=text, resume=resume)
+        how = {"resume": resume, "choose_hook": choose_hook}
+        return _train_all(configs, models=models, text=text, **how)
 
 
 def _train_all(
-    configs: Sequence[RunConfig], *, models: ModelPair | None, text: Text | None, resume: bool
+    configs: Sequence[RunConfig],
+    *,
+    models: ModelPair | None,
+    text: Text | None,
+    resume: bool,
+    choose_hook: bool,
 ) -> list[Run]:
+    first, scan = configs[0], None
+    chooses = first.cache is None and (choose_hook or (models is None and not first.hook_name))
+    begun_at = _begun_at(configs) if chooses and resume else None
+    if chooses:
+        configs = [replace(config, hook_name=begun_at or ANY_HOOK) for config in configs]
     source, content = _opened(configs[0], models, text)
     configs = [_fitted(config, source, content, is_loaded=models is not None) for config in configs]
     for config in configs:
         crosscoder_config(source, config, config.preset)  # refuses what cannot be
+    if chooses and isinstance(source, ModelPair):
+        if begun_at is None:
+            scan = scanned(configs[0], source, content, settings=ScanSettings())
+            tqdm.write(wrapped(scan.line()), file=sys.stderr)
+            configs = [replace(config, hook_name=scan.hook_name) for config in configs]
+        source = source.at(str(configs[0].hook_name).split(","))
     read = _text(configs[0], source, content)
     trainers = [
         Trainer(
@@ -112,15 +140,25 @@ def _train_all(
         )
         for config in configs
     ]
+    for trainer in trainers:
+        if scan is not None and trainer.output is not None:
+            scan.save(trainer.output / SCAN_NAMES[0])
     _say(trainers, read)
     _fit_and_measure(trainers, source, read)
     loaded = source if isinstance(source, ModelPair) else None
     return [Run(path=Path(c.output), device=str(source.device), loaded=loaded) for c in configs]
 
 
+def _begun_at(configs: Sequence[RunConfig]) -> str | None:
+    """Hook point of the run that one of the folders holds."""
+    folders = [files.user_path(config.output) for config in configs]
+    records = [read_record(folder) for folder in folders if (folder / RECORD_NAME).is_file()]
+    return records[0]["training"].get("hook_name") if records else None
+
+
 def _opened(
     config: RunConfig, models: ModelPair | None, text: Text | None
-) -> tuple[ActivationSource, TokenizedText | list[Document] | None]:
+) -> tuple[ActivationSource, Content]:
     """What is run over, and documents or contexts where they are at hand; small checks first."""
     content = None if text is None else checked_text(text)
     if isinstance(content, str | Path):
@@ -220,9 +258,7 @@ def check_models(config: RunConfig) -> None:
     recipe_of(config.preset, n_steps=1)
 
 
-def _text(
-    config: RunConfig, source: ActivationSource, content: TokenizedText | list[Document] | None
-) -> SplitText:
+def _text(config: RunConfig, source: ActivationSource, content: Content) -> SplitText:
     if content is not None:
         return text_at_hand(config, source, content)
     if config.cache is None or isinstance(source, ModelPair):

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.interventions.causal_rows import CausalTest
+from tl_crosscoder.interventions.layer_scan_result import LayerScan
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.report.causes import has_curves
 from tl_crosscoder.report.figures.causal import causal_curve, cost_curves
@@ -24,6 +25,7 @@ from tl_crosscoder.report.figures.latents import (
     relative_norm_histogram,
     shared_cosine_histogram,
 )
+from tl_crosscoder.report.figures.layers import layer_curves
 from tl_crosscoder.report.figures.recovery import recovery_bars
 from tl_crosscoder.report.figures.style import NothingToDraw
 from tl_crosscoder.report.figures.training import (
@@ -44,12 +46,14 @@ __all__ = [
     "cost_curves",
     "delta_norm_map",
     "latent_scaling_map",
+    "layer_curves",
     "read_metrics",
     "recovery_bars",
     "relative_norm_histogram",
     "run_figures",
     "save_figure",
     "save_norm_figure",
+    "save_scan_figure",
     "shared_cosine_histogram",
     "training_curves",
 ]
@@ -92,6 +96,8 @@ def run_figures(run: Run | str | Path) -> dict[str, go.Figure]:
 
 def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
     """Names of the figures that the files suggest, and what draws them, in the order of reading."""
+    if (folder / files.SCAN_NAMES[0]).is_file():
+        yield "layer_scan", partial(layer_curves, LayerScan.load(folder / files.SCAN_NAMES[0]))
     if (folder / files.METRICS_NAME).is_file():
         yield "training", partial(training_curves, read_metrics(folder))
     if (folder / files.ANALYSIS_NAMES[0]).is_file():
@@ -117,6 +123,13 @@ def save_norm_figure(measurement: Measurement, folder: Path) -> None:
     """Write `relative_decoder_norm.html`, the histogram of R, where there are two sites."""
     if measurement.compared:
         save_figure(relative_norm_histogram(measurement), folder / files.NORMS_NAME)
+
+
+def save_scan_figure(folder: Path) -> None:
+    """Write `layer_scan.html` where the folder holds a layer scan."""
+    table, figure = (folder / name for name in files.SCAN_NAMES)
+    if table.is_file():
+        save_figure(layer_curves(LayerScan.load(table)), figure)
 
 
 def save_figure(figure: go.Figure, path: Path) -> Path:
