@@ -11,9 +11,9 @@ from tl_crosscoder import Crosscoder
 from tl_crosscoder.cli.main import main
 from tl_crosscoder.config.training import HarvestConfig
 from tl_crosscoder.data.cache_writer import run_harvest
+from tl_crosscoder.interventions.layer_scan_result import LayerScan
 from tl_crosscoder.run.null import run_config
 from tl_crosscoder.run.run import Run
-from tl_crosscoder.interventions.layer_scan_result import LayerScan
 
 MODELS = [*BASE, "--adapter", "tl_crosscoder/taboo"]
 TEXT = ["--text", "tl_crosscoder/taboo", "--max-documents", "400", "--context-size", "32"]
