@@ -18,6 +18,7 @@ from tl_crosscoder.run.training import train
 pytestmark = pytest.mark.slow
 _CONTROLS = ["--n-prompts", "6", "--n-random", "2", "--n-matched", "1"]
 SMALL = {
+    "scan": ["--n-prompts", "4", "--max-documents", "200"],
     "train": ["--d-sae", "64"],
     "harvest": ["--max-documents", "400"],
     "contrastive": ["--max-new-tokens", "16"],

@@ -78,6 +78,7 @@ def test_models_that_predict_the_same_have_nothing_to_pass(pairs, predictions, t
     assert "the models predict the same on this text" in scan.line()
     assert "rises" not in str(scan)
     assert layer_curves(scan).data[0].y == (None, None, None)
+    assert "KL 0 nats a token, predictions of all tokens" in str(scan)
     again = LayerScan.load(scan.save(tmp_path / "scan.json"))
     assert str(again) == str(scan)
     assert again.hook_name == scan.hook_name
@@ -88,10 +89,10 @@ def test_models_that_predict_the_same_have_nothing_to_pass(pairs, predictions, t
     [
         # Below the last quarter are layers 0 to 5 of 8; the middle is layer 4.
         ([0.1, 0.2, 0.5, 0.7, 0.85, 0.9, 0.95, 1], 8, 4, "where 80% does"),
-        ([0.9, 0.9, 0.9, 0.9, 0.95, 0.9, 0.95, 1], 8, 4, "95% of the change passes it, and of"),
+        ([0.9, 0.9, 0.9, 0.9, 0.95, 0.9, 0.95, 1], 8, 4, "95% of the change passes it; of"),
         ([0.1, 0.2, 0.3, 0.4, 0.6, 0.85, 0.95, 1], 8, 5, "where 80% does"),
-        ([0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1], 8, 5, "the most of all"),
-        ([0.0, 0.0, 0.1, 0.2, 0.37, 0.4, 0.5, 1], 8, 4, "as at layer 5 (40%)"),
+        ([0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1], 8, 5, "more than any other layer (the last"),
+        ([0.0, 0.0, 0.1, 0.2, 0.37, 0.4, 0.5, 1], 8, 4, "as layer 5 (40%)"),
         ([0.0, 0.0, 0.0, 0.0, 0.01, 0.04, 0.3, 1], 8, 7, "less than 5% passes any layer below"),
         ([0.0, 0.0, 0.0, 0.0, 0.01, 0.04, 0.85, 1], 8, 6, "what changed is close to the output"),
         ([0.0, 0.0, 0.0, 0.0, 0.0, 0.01, 0.01, 0.02], 8, 4, "passes any of these hook points"),
@@ -155,7 +156,7 @@ def test_a_pair_is_read_elsewhere_and_compared_as_before(pairs):
     view = both.comparing("b", "a").difference().at(POST.format(layer=0))
     assert view.compared_names == ("b", "a")
     assert view.is_difference
-    assert [site.name for site in view.model_sites] == ["a", "b"]
+    assert [site.name for site in view.model_sites] == ["a", "b", "c"]
     several = pairs["hooked"].at([POST.format(layer=i) for i in (0, 2)])
     assert several.compared_names == (
         f"base@{POST}".format(layer=0),
@@ -163,3 +164,11 @@ def test_a_pair_is_read_elsewhere_and_compared_as_before(pairs):
     )
     again = several.at(POST.format(layer=1))
     assert again.sites == pairs["hooked"].sites
+
+
+def test_one_name_for_both_is_no_error(null_pair, texts):
+    """A model that is loaded once for two sites runs as two."""
+    scan = scan_layers(null_pair, Predictions.of(texts[1][:3]))
+    assert not scan.changes
+    assert math.isnan(scan.rows[3].passing_share)
+    assert scan.rows[3].relative_difference == 0

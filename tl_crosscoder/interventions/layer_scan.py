@@ -102,16 +102,16 @@ def _at_layers(
     models: ModelPair, hook_names: Sequence[str]
 ) -> tuple[InterventionContext, list[tuple[int, int]]]:
     """Models at every hook, and positions of the base's and the fine-tuned model's site at each."""
-    base, tuned = (models.models[i] for i in models.check_one_width())
-    if base is tuned:
+    base, tuned = (models.model_sites[i] for i in models.check_one_width())
+    owners = [site.name.partition("@")[0] for site in (base, tuned)]
+    if owners[0] == owners[1]:
         raise ValueError(
             "a layer scan compares two models, but these sites are of one. Give the fine-tuned "
             "model too (--finetuned or --adapter)."
         )
     read = models.side_by_side().at(hook_names)
-    located = enumerate(zip(read.models, read.model_sites, strict=True))
-    places = {(id(model), site.hook_name): i for i, (model, site) in located}
-    sites = [(places[id(base), name], places[id(tuned), name]) for name in hook_names]
+    names = [[n if len(hook_names) == 1 else f"{n}@{hook}" for n in owners] for hook in hook_names]
+    sites = [(read.site_index(own[0]), read.site_index(own[1])) for own in names]
     return InterventionContext.of(read), sites
 
 

@@ -98,9 +98,10 @@ class LayerScan(TableOfRows):
         of_role = {f"{role}_difference": columns.pop(f"{role}_difference") for role in ROLES}
         of_role = {n: v for n, v in of_role.items() if not all(map(math.isnan, v))}
         n, n_contexts = (self.text[name] for name in ("n_predicted", "n_contexts"))
+        change = f"{self.kl:.3g} [{self.kl_low:.3g}, {self.kl_high:.3g}]" if self.changes else "0"
         note = (
-            f"{' -> '.join(self.models)}: KL {self.kl:.3g} nats a token [{self.kl_low:.3g}, "
-            f"{self.kl_high:.3g}], {self.effect}: {n:,} in {n_contexts:,} contexts."
+            f"{' -> '.join(self.models)}: KL {change} nats a token, {self.effect}: {n:,} in "
+            f"{n_contexts:,} contexts."
         )
         columns |= of_role if len(of_role) > 1 else {}
         return [Section(title=self.line(), columns=columns, notes=[note], n_rows=None)]
@@ -151,17 +152,15 @@ def recommended(
     most = max(below, key=lambda i: (own[i], -layers[i]))
     bound = min(ENOUGH, NEARLY * own[most])
     chosen = min((i for i in below if own[i] >= bound), key=distance)
-    said, aside = _passes(shares[chosen]), "but the last quarter, close to the output,"
     if own[chosen] >= ENOUGH:
-        return chosen, (
-            f"{said}, and of all layers {aside}, where {ENOUGH:.0%} does, it is the nearest to the "
-            "middle"
-        )
-    if chosen == most:
-        return chosen, f"{said}, the most of all layers {aside}"
+        why = f"; of the layers where {ENOUGH:.0%} does it is the nearest to the middle"
+    elif chosen == most:
+        why = ", more than any other layer"
+    else:
+        why = f", nearly as much as layer {layers[most]} ({own[most]:.0%}), the most of all; of the"
+        why += " layers where so much does it is the nearest to the middle"
     return chosen, (
-        f"{said}, nearly as much as at layer {layers[most]} ({own[most]:.0%}), the most of all "
-        f"layers {aside}; of those that pass so much it is the nearest to the middle"
+        f"{_passes(shares[chosen])}{why} (the last quarter, close to the output, is left out)"
     )
 
 

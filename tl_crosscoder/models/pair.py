@@ -257,9 +257,9 @@ class ModelPair(ActivationSource):
         are compared here.
         """
         hooks = [hook_name] if isinstance(hook_name, str) else [*hook_name]
-        own: dict[HookedModel, Site] = {}
+        own: dict[str, tuple[HookedModel, Site]] = {}
         for model, site in zip(self.models, self.model_sites, strict=True):
-            own.setdefault(model, site)
+            own.setdefault(site.name.partition("@")[0], (model, site))
 
         def moved(site: Site, hook: str) -> Site:
             name = site.name.partition("@")[0]
@@ -268,8 +268,8 @@ class ModelPair(ActivationSource):
 
         compared = [moved(self.model_sites[i], hooks[0]).name for i in self.compared or ()]
         pair = ModelPair(
-            *(model for model in own for _ in hooks),
-            sites=[moved(site, hook) for site in own.values() for hook in hooks],
+            *(model for model, _ in own.values() for _ in hooks),
+            sites=[moved(site, hook) for _, site in own.values() for hook in hooks],
             tokenizer=self.tokenizer,
             compared=(compared[0], compared[1]) if compared else None,
         )
