@@ -1,5 +1,6 @@
 """What passes each layer, against the waterfall and a naive loop, and the rule that chooses one."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -169,6 +170,15 @@ def test_a_pair_is_read_elsewhere_and_compared_as_before(pairs):
 def test_one_name_for_both_is_no_error(null_pair, texts):
     """A model that is loaded once for two sites runs as two."""
     scan = scan_layers(null_pair, Predictions.of(texts[1][:3]))
-    assert not scan.changes
+    assert scan.kl == 0
     assert math.isnan(scan.rows[3].passing_share)
     assert scan.rows[3].relative_difference == 0
+
+
+def test_predictions_that_are_no_numbers_are_named(pairs, predictions):
+    base, finetuned = pairs["hooked"].models
+    broken = copy.deepcopy(finetuned)
+    broken.unembed.W_U.data[0, 0] = math.inf
+    pair = ModelPair(base, broken, hook_name=POST.format(layer=1), model_names=["base", "broken"])
+    with pytest.raises(ValueError, match=r"is nan on this text.*bfloat16"):
+        scan_layers(pair, predictions)

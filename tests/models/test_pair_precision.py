@@ -13,6 +13,9 @@ import torch
 from models.tiny_pairs import HOOK, N_LAYERS, TEXTS, save_adapter, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tl_crosscoder import tokenize
+from tl_crosscoder.interventions.behaviour import Predictions
+from tl_crosscoder.interventions.layer_scan import scan_layers
 from tl_crosscoder.models import devices as precision_module
 from tl_crosscoder.models.devices import precision, quantized_loading
 from tl_crosscoder.models.pair import ModelPair
@@ -121,6 +124,16 @@ def test_4_bit_activations_are_those_of_the_rounded_weights(wide, tmp_path):
     expected = ModelPair.from_pretrained(tmp_path, adapter=wide[2], hook_name=HOOK)
     # bfloat16 arithmetic is what is left.
     assert max(relative_error(pair, expected)) < 0.02
+
+
+@needs_bitsandbytes
+def test_the_layers_of_4_bit_models_are_scanned(wide):
+    pair = loaded(wide, dtype="nf4")
+    text = tokenize([{"text": text} for text in TEXTS], pair.tokenizer, context_size=12, pack=False)
+    scan = scan_layers(pair, Predictions.of(text))
+    assert scan.changes
+    assert scan.rows[0].passing_share > 0.01
+    assert scan.rows[-1].passing_share == pytest.approx(1, abs=0.05)
 
 
 @needs_bitsandbytes

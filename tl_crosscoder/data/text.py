@@ -176,8 +176,10 @@ def training_prompts(
             seed=config.seed,
         )
         return made.training
-    documents = load_documents(*config.sources) if content is None else content
-    rest, _ = split_documents(documents, held_out=config.held_out, seed=config.seed)
+    if content is None:
+        (where,) = config.sources
+        content = load_documents(where)
+    rest, _ = split_documents(content, held_out=config.held_out, seed=config.seed)
     chats = [document for document in rest if "messages" in document]
     of_own = replace(config, context_size=size, pack=False)
     return tokens_of(of_own, (chats or rest)[:n], source.tokenizer)

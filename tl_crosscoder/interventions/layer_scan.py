@@ -62,7 +62,8 @@ def scan_layers(
 
     Raises:
         ValueError: hook points that the models do not have, or of another width in each; one model
-            compared with itself; or contexts without a token to predict.
+            compared with itself; contexts without a token to predict; or predictions that are no
+            numbers.
     """
     n_layers, text = int(models.models[0].cfg.n_layers), predictions.text
     hooks = (settings or ScanSettings()).hook_names(n_layers)
@@ -85,6 +86,7 @@ def scan_layers(
     how = {"layers": [*hooks], "n_layers": n_layers}
     chosen, reason = recommended([row.passing_share for row in rows], **how)
     n_predicted = int(scores.counts[0].sum())
+    labels = [site.label for site in ctx.models.model_sites]
     about = measured_text(text, n_predicted=n_predicted, part=part)
     return LayerScan(
         rows=rows,
@@ -92,7 +94,7 @@ def scan_layers(
         reason=reason,
         **whole,
         n_layers=n_layers,
-        models=tuple(models.model_sites[i].label for i in models.check_one_width()),
+        models=(labels[ctx.base], labels[ctx.finetuned]),
         effect=predictions.name,
         text={**vars(about), "sources": list(about.sources)},
     )
@@ -103,15 +105,14 @@ def _at_layers(
 ) -> tuple[InterventionContext, list[tuple[int, int]]]:
     """Models at every hook, and positions of the base's and the fine-tuned model's site at each."""
     base, tuned = (models.model_sites[i] for i in models.check_one_width())
-    owners = [site.name.partition("@")[0] for site in (base, tuned)]
-    if owners[0] == owners[1]:
+    if base.owner == tuned.owner:
         raise ValueError(
             "a layer scan compares two models, but these sites are of one. Give the fine-tuned "
             "model too (--finetuned or --adapter)."
         )
     read = models.side_by_side().at(hook_names)
-    names = [[n if len(hook_names) == 1 else f"{n}@{hook}" for n in owners] for hook in hook_names]
-    sites = [(read.site_index(own[0]), read.site_index(own[1])) for own in names]
+    places = {(site.owner, site.hook_name): i for i, site in enumerate(read.model_sites)}
+    sites = [(places[base.owner, name], places[tuned.owner, name]) for name in hook_names]
     return InterventionContext.of(read), sites
 
 
@@ -152,6 +153,12 @@ def _rows(
     """The whole change as fields, and a row a layer."""
     kl, counts = scores.kl[:, 0], scores.counts[0]
     whole = ratio_interval(kl[0], counts, weights=weights)
+    if not math.isfinite(whole.value):
+        raise ValueError(
+            f"KL(fine-tuned || base) is {whole.value} on this text: a model predicts what is no "
+            "number. float16 ends at 65,504: load the models in bfloat16 or float32 (--dtype), or "
+            "check their weights."
+        )
     rows, before = [], 0.0
     for (layer, name), own, sizes in zip(hooks.items(), kl[1:], differences.means(), strict=True):
         share = ratio_interval(own, kl[0], weights=weights)

@@ -16,7 +16,7 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import Edit, TokenFilter
 from tl_crosscoder.models.forward import continued_from
-from tl_crosscoder.models.hooked import HookedModel, stop_layer
+from tl_crosscoder.models.hooked import stop_layer
 
 MAX_LOGITS = 2**25
 """Entries of logits at a time; 128 MiB in float32."""
@@ -94,10 +94,13 @@ def edited_logits(
     def hook_name(i: int) -> str:
         return models.model_sites[edits[i].site].hook_name
 
-    by_model: dict[HookedModel, list[int]] = {}
+    # By name: a model that stands for two, as in a null pair, runs for each of them alone, so that
+    # equal models predict the same to the last bit.
+    by_owner: dict[str, list[int]] = {}
     for i, edit in enumerate(edits):
-        by_model.setdefault(models.models[edit.site], []).append(i)
-    for model, own in by_model.items():
+        by_owner.setdefault(models.model_sites[edit.site].owner, []).append(i)
+    for own in by_owner.values():
+        model = models.models[edits[own[0]].site]
         own.sort(key=lambda i: stop_layer(hook_name(i)) or 0)
         room = max(1, MAX_LOGITS // (tokens.numel() * model.cfg.d_vocab))
         for start in range(0, len(own), room):

@@ -259,11 +259,10 @@ class ModelPair(ActivationSource):
         hooks = [hook_name] if isinstance(hook_name, str) else [*hook_name]
         own: dict[str, tuple[HookedModel, Site]] = {}
         for model, site in zip(self.models, self.model_sites, strict=True):
-            own.setdefault(site.name.partition("@")[0], (model, site))
+            own.setdefault(site.owner, (model, site))
 
         def moved(site: Site, hook: str) -> Site:
-            name = site.name.partition("@")[0]
-            name = name if len(hooks) == 1 else f"{name}@{hook}"
+            name = site.owner if len(hooks) == 1 else f"{site.owner}@{hook}"
             return replace(site, name=name, hook_name=hook, d_model=0)
 
         compared = [moved(self.model_sites[i], hooks[0]).name for i in self.compared or ()]

@@ -50,6 +50,11 @@ class Site:
         return self.revision if self.adapter is None else self.base_revision
 
     @property
+    def owner(self) -> str:
+        """What its model is called here: `finetuned` of `finetuned@blocks.3.hook_resid_post`."""
+        return self.name.partition("@")[0]
+
+    @property
     def label(self) -> str:
         """What a reader calls its model: the adapter's name, or else the model's."""
         return self.adapter or self.model_name

@@ -72,10 +72,10 @@ def _mark(figure: go.Figure, scan: LayerScan) -> None:
     """The recommended layer, and those that are left out."""
     place = next(row.layer for row in scan.rows if row.hook_name == scan.hook_name)
     first, last = scan.rows[0].layer, scan.rows[-1].layer
-    ends = {"x0": n_recommendable(scan.n_layers) - 0.5, "x1": last + 0.5}
+    ends: dict[str, Any] = {"x0": n_recommendable(scan.n_layers) - 0.5, "x1": last + 0.5}
     for row in (1, 2):
         at: dict[str, Any] = {"row": row, "col": 1}
-        figure.add_vline(x=place, line={"color": GREY, "width": 1, "dash": "dash"}, **at)  # pyright: ignore[reportArgumentType]
+        figure.add_vline(x=place, line={"color": GREY, "width": 1, "dash": "dash"}, **at)
         if ends["x0"] < last:
             figure.add_vrect(**ends, fillcolor=GREY, opacity=0.15, line_width=0, **at)
     label = {"text": one_line(f"layer {place}"), "showarrow": False, "xanchor": "left"}
