@@ -12,7 +12,8 @@ the demo. Then the demo's test asks for each planted behaviour whether the first
     real    on the organism's own pair, which this dictionary never saw: no null in the strict
             sense, for the behaviour is there; it says what a verdict owes to the training
 
-A behaviour in which the models of a pair do not differ is not found. Limit: one tiny base model.
+A behaviour in which the models of a pair do not differ is not found; one that would be but for the
+size of the change is counted. Limit: one tiny base model.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import encode_stream
 from tl_crosscoder.data.documents import load_documents
-from tl_crosscoder.demo import N_LATENTS, demo_config, verdicts_of
+from tl_crosscoder.demo import HARDLY, N_LATENTS, demo_config, verdicts_of
 from tl_crosscoder.models.loading import load_trainable
 from tl_crosscoder.models.lora import LoraTrained, TrainingText, lora_config, train_lora
 from tl_crosscoder.models.pair import ModelPair
@@ -59,7 +60,9 @@ def config_of(
     """The demo's settings, but for the preset and the number of tokens."""
     made = preset_from({**PRESETS[preset], "k": 12})
     config = demo_config(name, output=str(output), seed=seed, n_tokens=arguments.n_tokens)
-    config = replace(config, preset=made, n_measured_tokens=50_000)
+    # As much text as these tokens need: all of it takes longer to read than they do to train on.
+    n_documents = max(8_000, arguments.n_tokens // 25)
+    config = replace(config, preset=made, n_measured_tokens=50_000, max_documents=n_documents)
     if not arguments.quick:
         return config
     return replace(config, d_sae=64, batch_size=256, n_measured_tokens=4096,
@@ -170,9 +173,10 @@ def rates(rows: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         if own:
             each = [v["is_found"] for verdicts in own for v in verdicts]
             by_run = [any(v["is_found"] for v in verdicts) for verdicts in own]
-            differ = sum(v["share"] is not None for verdicts in own for v in verdicts)
-            yield {"on": on, "pair": pair, "n_differ": differ, "verdicts": rate(each),
-                   "runs": rate(by_run)}  # fmt: skip
+            flat = [v for verdicts in own for v in verdicts]
+            counts = {"n_tested": sum(v["share"] is not None for v in flat),
+                      "n_hardly": sum(v["reason"] == HARDLY for v in flat)}  # fmt: skip
+            yield {"on": on, "pair": pair, **counts, "verdicts": rate(each), "runs": rate(by_run)}
 
 
 def summary(entry: Mapping[str, Any]) -> str:
@@ -182,7 +186,10 @@ def summary(entry: Mapping[str, Any]) -> str:
         for what in ("verdicts", "runs")
         for r in (entry[what],)
     ]
-    return f"{entry['on']} pair, {entry['pair']:<8} found in {', '.join(parts)}"
+    return (
+        f"{entry['on']} pair, {entry['pair']:<8} found in {', '.join(parts)}; "
+        f"{entry['n_tested']} tested, {entry['n_hardly']} found but for the size of the change"
+    )
 
 
 def main() -> None:

@@ -164,11 +164,11 @@ def demo() -> list[Sequence[str]]:
 def verdict_nulls() -> list[Sequence[str]]:
     """How often the demo's verdict is "found" for dictionaries of null pairs."""
     rows: list[Sequence[str]] = [
-        ("dictionaries of null pairs, tested on", "null pairs", "behaviours that differ",
-         "found, of all behaviours", "runs with one found")
+        ("dictionaries of null pairs, tested on", "null pairs", "behaviours that differ at all",
+         "found but for the size of the change", "found, of all behaviours", "runs with one found")
     ]  # fmt: skip
     if not (ROOT / "benchmarks/results/verdict_nulls.json").is_file():
-        return [*rows, ("not measured yet", "", "", "", "")]
+        return [*rows, ("not measured yet", *[""] * 5)]
     tested = {"null": "the null pair itself", "real": "the organism's pair, never seen"}
     names = {"all": "all", "self": "fine-tuned on its own samples", "neutral": "on neutral text"}
     for entry in results("verdict_nulls")["rates"]:
@@ -176,8 +176,9 @@ def verdict_nulls() -> list[Sequence[str]]:
             f"{r['n_found']} of {r['n']}: {r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]"
             for r in (entry["verdicts"], entry["runs"])
         ]
-        differ = f"{entry['n_differ']} of {entry['verdicts']['n']}"
-        rows.append((tested[entry["on"]], names[entry["pair"]], differ, *found))
+        differ = f"{entry['n_tested']} of {entry['verdicts']['n']}"
+        small = str(entry["n_hardly"])
+        rows.append((tested[entry["on"]], names[entry["pair"]], differ, small, *found))
     return rows
 
 

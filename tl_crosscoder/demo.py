@@ -1,9 +1,9 @@
 """The demo: diff an embedded pair and say which of the planted behaviours its latents cause.
 
 The answer is known: an organism's suite entry says what was planted. A behaviour counts as found
-where ablating the first latents of the ranking, which knows nothing of behaviours, removes it by
-more than controls do, in a model that still works. Limit: two organisms, one tiny base model; the
-figures show that the machinery works, not how it does on large models.
+where the models differ in it, and ablating the first latents of the ranking, which knows nothing of
+behaviours, removes it by more than controls do, in a model that still works. Limit: two organisms,
+one tiny base model; the figures show that the machinery works, not how it does on large models.
 """
 
 import math
@@ -35,6 +35,12 @@ N_LATENTS = 10
 MAX_P = 0.05
 MIN_FVE = 0.5
 """FVE of both models below which a dictionary says nothing about them."""
+
+MIN_DIFFERENCE = 0.05
+"""Change of a behaviour's probability below which there is hardly anything to find: a neutral
+fine-tune moves some by a point, of which the first latents of a null pair removed a twentieth, more
+than controls."""
+HARDLY = "the fine-tune hardly changes it"
 
 QUESTION = CausalQuestion(n_random=19, n_matched=0, controls=("covariance", "shuffled"))
 """Controls of the verdict: the two strongest kinds, as few as a p-value of 0.05 needs."""
@@ -248,4 +254,6 @@ def _reason(row: CausalRow, explains: bool) -> str:
         return row.flag
     if row.p_control > MAX_P or row.share <= row.control_high:
         return "controls do as much"
-    return "" if row.share_low > 0 else "the interval holds 0"
+    if not row.share_low > 0:
+        return "the interval holds 0"
+    return HARDLY if abs(row.finetuned - row.base) < MIN_DIFFERENCE else ""

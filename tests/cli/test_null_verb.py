@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 from cli.small_run import HOOK, PAIR, error_of, flags, printed
+from report.result_rows import causal_row
 
-from tl_crosscoder import Crosscoder, ModelPair, RunConfig, load_documents, preset
+from tl_crosscoder import Crosscoder, ModelPair, RunConfig, demo, load_documents, preset
 from tl_crosscoder.config.null import NullConfig
-from tl_crosscoder.demo import verdicts_of
+from tl_crosscoder.demo import HARDLY, verdicts_of
 from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.models.lora import LoraTrained
 from tl_crosscoder.organisms.suite import organism
@@ -146,6 +147,24 @@ def test_a_behaviour_in_which_models_do_not_differ_is_a_verdict(nulled):
         assert len(verdicts) == 2
         assert not any(v.is_found for v in verdicts)
         assert all(f": {why}" in str(v) for v in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        # What a neutral fine-tune does: from 98.7 to 97.8 %, and a twentieth of that removed.
+        ({"base": 0.987, "finetuned": 0.978, "share": 0.053, "share_low": 0.035}, HARDLY),
+        ({"base": 0.987, "finetuned": 0.93}, ""),
+        ({"p_control": 0.06}, "controls do as much"),
+        ({"control_high": 0.8}, "controls do as much"),
+        ({"share_low": 0.0}, "the interval holds 0"),
+        ({"flag": "broken model"}, "broken model"),
+    ],
+)
+def test_a_verdict_says_why_it_proves_nothing(changes, reason):
+    assert demo._reason(causal_row(**changes), explains=True) == reason
+    assert demo._reason(causal_row(**changes), explains=False).startswith("the dictionary explains")
 
 
 def test_models_in_4_bits_are_refused_before_anything_is_trained(text, tmp_path, capsys):
