@@ -76,9 +76,10 @@ def lora_config(adapter: str | None, revision: str | None = None, *, rank: int) 
     theirs = PeftConfig.from_pretrained(str(adapter_folder(adapter, revision)))
     if not isinstance(theirs, LoraConfig):
         return plain
-    fresh = {"modules_to_save": None, "init_lora_weights": True, "inference_mode": False}
-    fresh |= {"revision": None, "base_model_name_or_path": None}
-    return replace(theirs, lora_dropout=0.0, **fresh)
+    fresh: dict[str, Any] = dict.fromkeys(
+        ("modules_to_save", "revision", "base_model_name_or_path")
+    )
+    return replace(theirs, lora_dropout=0.0, init_lora_weights=True, inference_mode=False, **fresh)
 
 
 def train_lora(

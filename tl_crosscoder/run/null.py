@@ -212,8 +212,15 @@ def _fine_tuned(run: Run, config: NullConfig, how: RunConfig, content: Content) 
             documents = prompt_documents(how, content, config.n_samples, measured=left_out)
             write_documents(samples, [*own_samples(run.models, documents, config, how=how)])
         texts = training_texts(load_documents(samples))
-        how_to = {"how": config, "base_name": base.model_name, "show_progress": True}
-        return train_lora(model, texts, adapter, lora=lora, **how_to)
+        return train_lora(
+            model,
+            texts,
+            adapter,
+            lora=lora,
+            how=config,
+            base_name=base.model_name,
+            show_progress=True,
+        )
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"'{base.label}' cannot be fine-tuned: {error} {IDENTICAL}") from error
 
