@@ -41,7 +41,7 @@ COLUMNS = (
     Column(heading="start", path="start", spec="s", align="<"),
     Column(heading="AuxK", path="auxk_weight"),
     *(Column(heading=f"FVE at {step}", path=f"fve_at_{step}") for step in AT_STEPS),
-    Column(heading="tokens to .8", path="tokens_to_0.8", spec=",.0f"),
+    Column(heading="tokens to .8", path="tokens_to_80", spec=",.0f"),
     Column(heading="FVE", path="fve"),
     Column(heading="difference", path="difference_fve"),
     Column(heading="dead", path="dead_share", spec=".1%"),
@@ -77,7 +77,7 @@ def row_of(config: RunConfig) -> dict[str, Any]:
     last, measured = lines[-1], run.measurement().reconstruction
     return {
         **{f"fve_at_{n}": first("fve", (m for m in lines if m["step"] >= n)) for n in AT_STEPS},
-        "tokens_to_0.8": first("n_tokens", (m for m in lines if m["fve"] >= 0.8)),
+        "tokens_to_80": first("n_tokens", (m for m in lines if m["fve"] >= 0.8)),
         "n_tokens": last["n_tokens"],
         "fve": min(measured.fve.values()),
         "difference_fve": measured.difference_fve,

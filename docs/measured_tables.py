@@ -312,7 +312,7 @@ def start() -> list[Sequence[str]]:
     ]  # fmt: skip
     for r in results("learning_start")["rows"]:
         early = (r[f"fve_at_{step}"] for step in (50, 100, 200))
-        needed = r["tokens_to_0.8"]
+        needed = r["tokens_to_80"]
         rows.append(
             (
                 r["pair"],

@@ -52,8 +52,8 @@ def layer_curves(scan: LayerScan) -> go.Figure:
     _mark(figure, scan)
     axis, beyond = share_axis([*shares, *columns["passing_share_low"]])
     figure.update_yaxes(title_text="share that passes", row=1, col=1, **axis)
-    difference = {"title_text": "‖x¹ - x⁰‖ / ‖x⁰‖", "tickformat": ".0%", "rangemode": "tozero"}
-    figure.update_yaxes(row=2, col=1, **difference)
+    sizes = {"tickformat": ".0%", "rangemode": "tozero"}
+    figure.update_yaxes({"title_text": "‖x¹ - x⁰‖ / ‖x⁰‖", **sizes}, row=2, col=1)
     figure.update_xaxes(title_text="layer", row=2, col=1)
     return dressed(
         figure,
