@@ -17,11 +17,10 @@ from tl_crosscoder.interventions.causal_rows import CausalRow
 from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
-from tl_crosscoder.organisms.scores import planted_behaviours
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.report import sections
 from tl_crosscoder.results.render import wrapped
-from tl_crosscoder.run.attribution import ranking_of, waterfall_run
+from tl_crosscoder.run.attribution import behaviours_of, ranking_of, waterfall_run
 from tl_crosscoder.run.causal import necessity_of
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
@@ -184,27 +183,27 @@ def verdicts_of(
         question: number and kinds of controls; `QUESTION` by default.
     """
     question = question or QUESTION
-    behaviours = planted_behaviours(run.organism() or "", run.models.tokenizer, masks=run.masks)
     fve = run.measurement().reconstruction.fve
     explains = all(value >= MIN_FVE for value in fve.values())
     verdicts = []
-    for behaviour in behaviours:
-        (row,) = necessity_of(run, behaviour, question, sets={"first": latents}).rows
-        verdicts.append(
-            BehaviourVerdict(
-                behaviour=behaviour.name,
-                n_latents=row.n_latents,
-                base=row.base,
-                finetuned=row.finetuned,
-                share=row.share,
-                share_low=row.share_low,
-                share_high=row.share_high,
-                control=row.strongest,
-                control_high=row.control_high,
-                p_value=row.p_control,
-                reason=_reason(row, explains),
+    for behaviour in behaviours_of(run):
+        tested = necessity_of(run, behaviour, question, sets={"first": latents})
+        for row in tested.rows:  # none where the models do not differ
+            verdicts.append(
+                BehaviourVerdict(
+                    behaviour=behaviour.name,
+                    n_latents=row.n_latents,
+                    base=row.base,
+                    finetuned=row.finetuned,
+                    share=row.share,
+                    share_low=row.share_low,
+                    share_high=row.share_high,
+                    control=row.strongest,
+                    control_high=row.control_high,
+                    p_value=row.p_control,
+                    reason=_reason(row, explains),
+                )
             )
-        )
     return tuple(verdicts)
 
 

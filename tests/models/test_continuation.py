@@ -2,7 +2,7 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK, TEXTS
 
-from tl_crosscoder.models.forward import continued, continued_apart, ends_a_block
+from tl_crosscoder.models.forward import Continuation, continued, continued_apart, ends_a_block
 from tl_crosscoder.models.hooked import run_to_hooks
 
 
@@ -36,6 +36,30 @@ def test_the_layers_below_run_once(pair, monkeypatch):
         each.remove()
     assert dict(seen)[0] == 3
     assert dict(seen)[2] == 12
+
+
+@pytest.mark.parametrize("n_texts", [1, 3])
+def test_the_layers_below_run_once_for_all_calls(pair, n_texts, monkeypatch):
+    tokens = pair.to_tokens(TEXTS[:n_texts])
+    model, x = pair.model("finetuned"), pair.activations(tokens)
+    goes_on = Continuation(model, HOOK, tokens)
+    variants = torch.stack([x[:, :, 1], x[:, :, 0], x[:, :, 1]])
+    with torch.no_grad():
+        expected = continued_apart(model, HOOK, tokens, variants=variants)
+        first = goes_on(variants[:1])
+        forward = type(model.blocks[0].attn).forward
+        seen = []
+
+        def counted(self, *args, **kwargs):
+            seen.append(self)
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(model.blocks[0].attn), "forward", counted)
+        rest = goes_on(variants[1:])
+    assert [*dict.fromkeys(seen)] == [block.attn for block in [*model.blocks][2:]]
+    torch.testing.assert_close(torch.cat([first, rest]), expected, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in vars(block) for block in model.blocks)
+    torch.testing.assert_close(first[0], pair.logits(tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_inside_a_block_each_variant_has_a_pass_of_its_own(pair):

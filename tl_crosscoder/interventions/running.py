@@ -7,15 +7,17 @@ below the hook. Limit: logits of `MAX_LOGITS` entries at a time.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import Edit, TokenFilter
-from tl_crosscoder.models.forward import continued
+from tl_crosscoder.models.forward import Continuation
 
 MAX_LOGITS = 2**25
 """Entries of logits at a time; 128 MiB in float32."""
@@ -62,7 +64,8 @@ def score_edits(
     _check_predictions(next(iter(kinds)), every[0])
     shape = (len(edits), len(kinds), len(text))
     kl, ce = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
-    for acts in ctx.batches(text, batch_size=batch_size, description=description):
+    bar = progress_bar(text, edits, description)
+    for acts in ctx.batches(text, batch_size=batch_size):
         n_pos = acts.text.tokens.shape[1]
         own = every[:, acts.index, : n_pos - 1]
         any_kind = own.any(dim=0)
@@ -77,7 +80,17 @@ def score_edits(
                 dense = torch.zeros(any_kind.shape, dtype=torch.float64)
                 dense[any_kind] = each.double().cpu()
                 sums[i][:, acts.index] = (dense * own).sum(dim=-1)
+            bar.update(len(acts.index))
+    bar.close()
     return EditScores(kl=kl, ce=ce, counts=every.sum(dim=-1).double())
+
+
+def progress_bar(
+    text: TokenizedText, edits: Sequence[Edit], description: str | None
+) -> "tqdm[NoReturn]":
+    """A bar that ends when every context has passed under every edit."""
+    n, is_off = len(text) * len(edits), None if description else True
+    return tqdm(total=n, desc=description, unit="pass", disable=is_off)
 
 
 def edited_logits(
@@ -89,12 +102,13 @@ def edited_logits(
     for i, edit in enumerate(edits):
         by_site.setdefault(edit.site, []).append(i)
     for site, own in by_site.items():
-        model, hook_name = models.models[site], models.model_sites[site].hook_name
-        room = max(1, MAX_LOGITS // (tokens.numel() * model.cfg.d_vocab))
+        goes_on = Continuation(models.models[site], models.model_sites[site].hook_name, tokens)
+        d_vocab = models.models[site].cfg.d_vocab
+        room = max(1, MAX_LOGITS // (tokens.numel() * d_vocab))
         for start in range(0, len(own), room):
             chosen = own[start : start + room]
             variants = torch.stack([edits[i](acts) for i in chosen])
-            logits = continued(model, hook_name, tokens, variants=variants)
+            logits = goes_on(variants)
             yield from zip(chosen, logits[..., : models.d_vocab], strict=True)
 
 

@@ -2,8 +2,9 @@
 
 Contract: `continued` gives the logits `[variants, batch, pos, d_vocab]` of a model in which the
 activation at one hook is replaced by each of `[variants, batch, pos, d_model]`. At the end of a
-block the variants become the batch of the layers above, so that those below run once. Limit:
-elsewhere the whole model runs once a variant. Gradients flow where the caller lets them.
+block the variants become the batch of the layers above, so that those below run once, and with a
+`Continuation` once for all calls. Limit: elsewhere the whole model runs once a variant. Gradients
+flow where the caller lets them.
 
 `activation_gradients`: how a number made of these logits changes with each of the variants.
 
@@ -36,20 +37,74 @@ def continued(
     variants: Float[Tensor, "variants batch pos d_model"],
 ) -> Float[Tensor, "variants batch pos d_vocab"]:
     """Logits of a model that goes on from each variant, on its device."""
-    tokens = tokens.to(device_of(model))
-    if len(variants) == 1 or not ends_a_block(hook_name):
-        return continued_apart(model, hook_name, tokens, variants=variants)
-    n, (batch, n_pos) = len(variants), tokens.shape
-    rows = variants.flatten(0, 1)
+    return Continuation(model, hook_name, tokens)(variants)
 
-    def widen(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        return rows.to(activation)
 
-    with _wider_blocks(model, from_layer=stop_layer(hook_name) or 0, batch=batch, n=n):
-        logits = model.run_with_hooks(
-            tokens, fwd_hooks=[(hook_name, widen)], return_type="logits", padding_side="right"
-        )
-    return logits.view(n, batch, n_pos, -1)
+class Continuation:
+    """A model that goes on from variants of its activation at one hook, always on the same tokens.
+
+    Where the hook ends a block, the layers below run in the first call alone.
+    """
+
+    def __init__(self, model: HookedModel, hook_name: str, tokens: Int[Tensor, "batch pos"]):
+        self.model = model
+        self.hook_name = hook_name
+        self.tokens = tokens.to(device_of(model))
+        self._output: Any = None
+        """What the block of the hook gave in the first call, of no tokens."""
+
+    def __call__(
+        self, variants: Float[Tensor, "variants batch pos d_model"]
+    ) -> Float[Tensor, "variants batch pos d_vocab"]:
+        """Logits of each variant, on the model's device."""
+        if not ends_a_block(self.hook_name):
+            return continued_apart(self.model, self.hook_name, self.tokens, variants=variants)
+        n, (batch, n_pos) = len(variants), self.tokens.shape
+        rows, layer = variants.flatten(0, 1), stop_layer(self.hook_name) or 0
+
+        def widen(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+            return rows.to(activation)
+
+        below = self._observed(layer) if self._output is None else self._skipped(rows, layer)
+        with _wider_blocks(self.model, from_layer=layer, batch=batch, n=n), below:
+            logits = self.model.run_with_hooks(
+                self.tokens,
+                fwd_hooks=[(self.hook_name, widen)],
+                return_type="logits",
+                padding_side="right",
+            )
+        return logits.view(n, batch, n_pos, -1)
+
+    @contextmanager
+    def _observed(self, layer: int) -> Iterator[None]:
+        """While open, the form of what the block of the hook gives is kept."""
+
+        def keep(module: Any, args: Any, output: Any) -> None:  # noqa: ARG001
+            parts = output if isinstance(output, tuple) else (output,)
+            self._output = type(output), parts[0].detach()[:0], parts[1:]
+
+        blocks: Any = self.model.blocks  # type: ignore[attr-defined]
+        handle = blocks[layer - 1].register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _skipped(self, rows: Float[Tensor, "rows pos d_model"], layer: int) -> Iterator[None]:
+        """While open, the blocks up to the hook do nothing but give these rows."""
+        kind, like, rest = self._output
+        output = (rows.to(like), *rest) if kind is tuple else rows.to(like)
+        blocks: Any = self.model.blocks  # type: ignore[attr-defined]
+        # Past `__setattr__`, which a bridge passes on to the model inside it.
+        below = [vars(block) for block in list(blocks)[:layer]]
+        try:
+            for own in below:
+                own["forward"] = lambda *_, **__: output
+            yield
+        finally:
+            for own in below:
+                own.pop("forward", None)
 
 
 def continued_apart(
