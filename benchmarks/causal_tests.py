@@ -32,7 +32,6 @@ from tl_crosscoder.interventions.controls import gaussian_factors
 from tl_crosscoder.interventions.patching import patching
 from tl_crosscoder.interventions.trials import ControlSettings, run_trials
 from tl_crosscoder.organisms import suite
-from tl_crosscoder.organisms.scores import planted_behaviour
 from tl_crosscoder.run.causal import neutral_text
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
@@ -63,7 +62,7 @@ def trained(organism: str, preset: str, seed: int, arguments: argparse.Namespace
 
 @lru_cache(maxsize=1)
 def behaviour_of(organism: str, tokenizer: Any) -> Behaviour:
-    return planted_behaviour(organism, tokenizer)
+    return Behaviour.from_file(suite.organism(organism).questions[0], tokenizer)
 
 
 def one_run(organism: str, preset: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -64,10 +64,10 @@ def make(config: RunConfig, *, resume: bool) -> Path:
     run, question = Run(path=folder), CausalQuestion(n_prompts=N_PROMPTS)
     for test, name in (
         (patch_run, "patching.json"),
-        (ablate_run, "ablation_behaviour.json"),
-        (steer_run, "sufficiency_behaviour.json"),
+        (ablate_run, "ablation_behaviour_*.json"),
+        (steer_run, "sufficiency_behaviour_*.json"),
     ):
-        if not (resume and (folder / name).is_file()):
+        if not (resume and files.holds(folder, [name])):
             test(run, question)
     return folder
 

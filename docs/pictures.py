@@ -21,7 +21,8 @@ from tl_crosscoder.report.figures import save_figure
 
 IMAGES = Path(__file__).resolve().parent / "images"
 DICTIONARY = "tl_crosscoder/taboo-delta"
-FIGURE = "ablation_behaviour_necessity"
+FIGURE = "ablation_behaviour"
+"""How the name of the figure begins, of which the first is taken."""
 SIZES = {"figure": (900, 660), "report": (1240, 820)}
 """Size of the window, in pixels."""
 WITHOUT_BUTTONS = "document.querySelectorAll('.modebar').forEach(e => e.remove())"
@@ -55,7 +56,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # where the copy of the dictionary goes
         diff = load_diff(DICTIONARY)
-        figure = save_figure(diff.figures[FIGURE], Path("figure.html"))
+        drawn = next(f for name, f in diff.figures.items() if name.startswith(FIGURE))
+        figure = save_figure(drawn, Path("figure.html"))
         picture(figure, "figure", script=WITHOUT_BUTTONS)
         report = diff.report("report.html", n_latents=50)
         anchor = f"#latent-{diff.top(2).latents[1]}"

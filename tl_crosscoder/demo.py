@@ -16,16 +16,14 @@ from tl_crosscoder.config.presets import BatchTopK
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.interventions.behaviour import Behaviour
 from tl_crosscoder.interventions.causal_rows import CausalRow
-from tl_crosscoder.interventions.trials import NoDifferenceError
 from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
-from tl_crosscoder.organisms.scores import planted_behaviours
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.report import sections
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.results.tables import without_nan
-from tl_crosscoder.run.attribution import waterfall_run
+from tl_crosscoder.run.attribution import behaviours_of, waterfall_run
 from tl_crosscoder.run.causal import necessity_of, ranked_latents
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
@@ -200,23 +198,23 @@ def verdicts_of(
         question: number and kinds of controls; `QUESTION` by default.
         name: of the organism whose behaviours are tested; None is the run's own.
     """
-    name = name or run.organism() or ""
-    behaviours = planted_behaviours(name, run.models.tokenizer, masks=run.masks)
+    named = [*map(str, organism(name).planted_questions)] if name else None
     fve = run.measurement().reconstruction.fve
     explains = all(value >= MIN_FVE for value in fve.values())
-    return tuple(_verdict(run, b, latents, question or QUESTION, explains) for b in behaviours)
+    return tuple(
+        _verdict(run, b, latents, question or QUESTION, explains) for b in behaviours_of(run, named)
+    )
 
 
 def _verdict(
     run: Run, behaviour: Behaviour, latents: list[int], question: CausalQuestion, explains: bool
 ) -> BehaviourVerdict:
     if not latents:
-        return _not_tested(behaviour, math.nan, math.nan, "no latent carries anything")
-    try:
-        (row,) = necessity_of(run, behaviour, question, sets={"first": latents}).rows
-    except NoDifferenceError as error:
-        reason = f"the models do not differ in it ({error.base:.0%} and {error.finetuned:.0%})"
-        return _not_tested(behaviour, error.base, error.finetuned, reason)
+        return _not_tested(behaviour, "no latent carries anything")
+    tested = necessity_of(run, behaviour, question, sets={"first": latents})
+    if not tested.rows:
+        return _not_tested(behaviour, tested.note.rstrip("."))
+    (row,) = tested.rows
     return BehaviourVerdict(
         behaviour=behaviour.name,
         n_latents=row.n_latents,
@@ -232,15 +230,11 @@ def _verdict(
     )
 
 
-def _not_tested(
-    behaviour: Behaviour, base: float, finetuned: float, reason: str
-) -> BehaviourVerdict:
-    unknown = ("share", "share_low", "share_high", "control_high", "p_value")
+def _not_tested(behaviour: Behaviour, reason: str) -> BehaviourVerdict:
+    unknown = ("base", "finetuned", "share", "share_low", "share_high", "control_high", "p_value")
     return BehaviourVerdict(
         behaviour=behaviour.name,
         n_latents=0,
-        base=base,
-        finetuned=finetuned,
         control="",
         reason=reason,
         **dict.fromkeys(unknown, math.nan),

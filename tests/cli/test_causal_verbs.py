@@ -4,10 +4,11 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from cli.small_run import printed
+from cli.small_run import error_of, printed
 from safetensors.torch import load_file
 
 from tl_crosscoder.analysis.example_database import ExampleDatabase
@@ -22,7 +23,7 @@ from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.report.causes import causes_of
 from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.run.attribution import (
-    behaviour_of,
+    behaviours_of,
     for_tests,
     half_of,
     prompts_of,
@@ -73,7 +74,7 @@ def test_latents_are_ranked_on_other_documents_than_they_are_tested_on(run):
     ids = [{tuple(row) for row in text.tokens.tolist()} for text in halves]
     assert all(ids)
     assert not ids[0] & ids[1]
-    behaviour = behaviour_of(opened, None)
+    behaviour = behaviours_of(opened)[0]
     prompts = [{str(q.prompt) for q in half_of(behaviour, opened, i).questions} for i in (0, 1)]
     assert not prompts[0] & prompts[1]
     assert for_tests(behaviour, opened).n_prompts == behaviour.n_prompts
@@ -93,7 +94,7 @@ def test_patch_prints_the_table_and_leaves_it(run, top, capsys):
 def test_ablate_projects_the_ranked_latents_out(run, top, question, capsys):
     args = ["--mode", "project", "--behaviour", question, "--null", run, "--order", "score"]
     out = printed(capsys, "ablate", run, *FEW, *args)
-    for kind, n_prompts in {"predictions": 2, "behaviour": 1}.items():
+    for kind, n_prompts in {"predictions": 2, "behaviour_hints": 1}.items():
         result = CausalTest.load(run / f"ablation_{kind}.json")
         sizes = [n for n in (3, 10, 30) if n <= len(top)]
         assert result.sets == {f"top {n}": top[:n] for n in sizes}
@@ -101,16 +102,43 @@ def test_ablate_projects_the_ranked_latents_out(run, top, question, capsys):
         assert all(math.isfinite(row.null_mean) for row in result.rows)
         assert (result.n_prompts, result.n_random, result.n_matched) == (n_prompts, 3, 2)
     assert "Necessity: hints" in out
-    assert "1 prompts; controls: 3 of each kind, 2 sets" in " ".join(out.split())
+    assert "Controls: 3 of each kind, 2 sets" in " ".join(out.split())
     assert "top 10" in out
-    assert "ablation_behaviour.json, ablation_predictions.json" in out
+    assert "ablation_behaviour_hints.json, ablation_predictions.json" in out
+
+
+def test_each_of_several_behaviours_has_its_rows_and_what_does_not_differ_is_named(
+    run, top, question, capsys
+):
+    folder = Path(question).parent / "several"
+    folder.mkdir()
+    ask = {"messages": [{"role": "user", "content": "Give me a hint."}]}
+    for name, completion in {"says-it": "Think of something that", "says-zebra": "zebra"}.items():
+        line = {**ask, "completions": [completion], "ends_turn": False}
+        (folder / f"{name}.jsonl").write_text(json.dumps(line))
+    (run / "ablation_behaviour.json").write_text("of an older version")
+    few = [*FEW, "--controls", "random", "--latents", top[0]]
+    out = " ".join(printed(capsys, "ablate", run, *few, "--behaviour", folder, question).split())
+    assert not (run / "ablation_behaviour.json").exists()
+    for name in ("predictions of response tokens", "says it", "hints"):
+        assert f"Necessity: {name} (" in out
+    assert "Base and fine-tuned model do not differ in 'says zebra'" in out
+    assert out.count("Share of the change from base to fine-tuned model that is removed") == 1
+    silent = CausalTest.load(run / "ablation_behaviour_says-zebra.json")
+    assert (silent.rows, silent.effect) == ((), "says zebra")
+    assert "ablation_behaviour_says-it_necessity" in run_figures(run)
+    causes = causes_of(run)
+    assert {test.effect for test, _ in causes.tested if test.n_prompts == 1} >= {"says it", "hints"}
+    assert silent.note in [section.title for section in causes.sections]
+    args = "attribute", run, "--goal", "behaviour", "--behaviour", folder
+    assert "one is attributed at a time" in error_of(capsys, *args)
 
 
 def test_ablate_exports_and_shows_what_the_models_write(run, top, question, tmp_path, capsys):
     args = [run, *FEW, "--latents", *top[:2], "--behaviour", question]
     prompts = ["--prompts", "Give me a hint.", "Hello!"]
     out = printed(capsys, "ablate", *args, "--export", tmp_path / "new", *prompts)
-    assert CausalTest.load(run / "ablation_behaviour.json").sets == {"chosen": top[:2]}
+    assert CausalTest.load(run / "ablation_behaviour_hints.json").sets == {"chosen": top[:2]}
     facts = json.loads((tmp_path / "new" / "mitigation.json").read_text())
     assert (facts["mode"], facts["latents"]) == ("delta", top[:2])
     assert load_file(tmp_path / "new" / "mitigation.safetensors")["directions"].shape == (2, 96)
@@ -128,15 +156,17 @@ def test_steer_inserts_and_steers_for_the_planted_behaviour(run, top, capsys):
     args = ["--strengths", 0.5, "--latents", top[0], "--prompts", "Give me a hint."]
     out = printed(capsys, "steer", run, *FEW, *args)
     predictions, behaviour = (
-        CausalTest.load(run / f"sufficiency_{kind}.json") for kind in ("predictions", "behaviour")
+        CausalTest.load(run / f"sufficiency_{kind}.json")
+        for kind in ("predictions", "behaviour_false-answer")
     )
     # Steering is the same at every token, so it is scored by the behaviour alone.
     assert [row.test for row in predictions.rows] == ["insert"]
     assert [(r.test, r.strength) for r in behaviour.rows if r.test == "steer"] == [("steer", 0.5)]
-    assert behaviour.effect == "false-fact"
+    assert behaviour.effect == "false answer"
     row = behaviour.rows[0]
     assert row.base < 0.2 < 0.8 < row.finetuned
-    assert "Sufficiency by steering: false-fact" in out
+    assert "Sufficiency by steering: false answer" in out
+    assert "Sufficiency by steering: true answer" in out
     assert f"latent {top[0]} x 0.5  " in out
 
 
@@ -175,22 +205,36 @@ def test_analyze_compares_dictionaries_and_sides(run, capsys):
     assert "ce_loss_score" in printed(capsys, "analyze", run, "--evals")
 
 
-def test_baselines_need_no_dictionary_and_stand_beside_it(run, top, capsys):
-    few = ["--n-prompts", 2, "--n-random", 2, "--controls", "random", "--sizes", 1, 3]
+def test_baselines_need_no_dictionary(run, capsys):
+    few = ["--n-prompts", 2, "--n-random", 2, "--controls", "random"]
     out = printed(capsys, "baselines", run, *few, "--strengths", 1)
     for part in ("ADL, mean", "PC 1 ", "Tokens that the mean difference promotes"):
         assert part in out
-    curves = CausalTest.load(run / "baselines_curves_behaviour.json")
-    methods = ["PCA", "PCA, neutral text", "mean difference (ADL)", "latents"]
-    expected = [(method, n) for method in methods for n in (1, 3)]
-    assert [(row.latents, row.n_latents) for row in curves.rows] == expected
-    assert {row.test for row in curves.rows} == {"necessity"}
-    assert {row.strongest for row in curves.rows} == {"random"}
+    titles = " ".join(section.title for section in causes_of(run).sections)
+    assert "Without a dictionary. Necessity: false answer" in titles
+
+
+def test_curves_compare_orders_and_methods_at_equal_numbers(run, top, question, capsys):
+    few = ["--n-prompts", 2, "--n-random", 2, "--n-matched", 2, "--sizes", 1, 3, 500]
+    args = [*few, "--orders", "score", "nu", "--behaviour", question]
+    out = printed(capsys, "curves", run, *args)
+    assert "Necessity, by number: hints" in out
+    assert "Sufficiency by insertion, by number: hints" in out
+    curves = CausalTest.load(run / "curves_behaviour_hints.json")
+    names = ["score", "nu", "pca", "pca-neutral", "adl"]
+    of_first = [(r.latents, r.n_latents) for r in curves.rows if r.test == "insert"]
+    assert set(of_first) == {*((name, n) for name in names for n in (1, 3)), ("all latents", 48)}
+    assert {name: found[:3] for name, found in curves.sets.items()}["score"] == top[:3]
+    assert {r.latents: r.strongest in ("covariance", "matched") for r in curves.rows} == {
+        **dict.fromkeys(names, False), "all latents": False, "score": True,
+    }  # fmt: skip
     # One ceiling for all: the whole activation.
-    assert len({row.ceiling for row in curves.rows}) == 1
-    assert "baselines_curves_behaviour_cost" in run_figures(run)
+    assert len({(r.test, r.ceiling) for r in curves.rows}) == 2
+    figures = run_figures(run)
+    for kind in ("necessity", "insert", "cost"):
+        assert f"curves_behaviour_hints_{kind}" in figures
     titles = [section.title for section in causes_of(run).sections]
-    assert any(title.startswith("At equal numbers of directions. Nec") for title in titles)
+    assert any(title.startswith("Necessity, by number: hints") for title in titles)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +250,7 @@ def test_baselines_need_no_dictionary_and_stand_beside_it(run, top, capsys):
         (["ablate", "RUN", "--text", "none.txt"], "no text file or folder"),
         (["steer", "RUN", "--n-random", "0"], "n_random is 0; it must be above 0"),
         (["ablate", "RUN", "--max-ce-cost", "-1"], "max_ce_cost is -1.0; it must be above 0"),
-        (["baselines", "RUN", "--n-random", "1", "--sizes", "0"], "sizes are [0]: give numbers of"),
+        (["curves", "RUN", "--n-random", "1", "--sizes", "0"], "sizes is (0,); it must be above 0"),
         (["patch", "RUN", "--device", "cuda:99"], "device 'cuda:99' is not there"),
     ],
 )

@@ -26,6 +26,7 @@ SMALL = {
     "patch": ["--n-prompts", "6"],
     "ablate": _CONTROLS,
     "steer": _CONTROLS,
+    "curves": [*_CONTROLS, "--sizes", "1", "3"],
     "baselines": ["--n-prompts", "6", "--n-random", "3", "--strengths", "1"],
 }
 README = {
@@ -131,7 +132,7 @@ def test_the_page_on_interventions_runs(folder, monkeypatch, capsys):
     explained |= {m.rstrip("0123456789 ") for m in re.findall(r"`([^`\n]+)`", page)}
     assert variants - {"top"} <= explained  # `top 10` is the page's own set
     results = set(re.findall(r"`(\w+)\.json`", page))
-    assert len(results) == 7
+    assert len(results) == 8
     assert [n for n in results if not (folder / f"runs/taboo/{n}.json").is_file()] == []
 
 

@@ -174,6 +174,26 @@ def test_lines_that_are_no_question_are_refused(line, message, pairs, tmp_path):
 def test_what_is_no_behaviour_is_refused(pairs, tmp_path):
     with pytest.raises(FileNotFoundError, match="a behaviour is a JSONL file of prompts"):
         Behaviour.from_file(tmp_path / "none.jsonl", pairs["llama"].tokenizer)
+
+
+def test_files_and_folders_of_behaviours_each_have_a_name(pairs, tmp_path):
+    line = json.dumps({"prompt": "a b", "completions": ["c"], "ends_turn": False})
+    for name in ("folder/says-no.jsonl", "folder/hints.jsonl", "hints.jsonl", "folder/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(line)
+    (tmp_path / "empty").mkdir()
+
+    def names(*given: str) -> list[str]:
+        found = Behaviour.from_files([tmp_path / g for g in given], pairs["llama"].tokenizer)
+        return [behaviour.name for behaviour in found]
+
+    assert names() == []
+    assert names("folder") == ["hints", "says no"]
+    assert names("hints.jsonl", "folder/says-no.jsonl") == ["hints", "says no"]
+    with pytest.raises(ValueError, match=r"called \['hints', 'hints', 'says no'\]"):
+        names("hints.jsonl", "folder")
+    with pytest.raises(FileNotFoundError, match="empty holds no JSONL file"):
+        names("empty")
     with pytest.raises(ValueError, match="the behaviour 'x' has no prompts"):
         Behaviour.of("x", [], pairs["llama"].tokenizer)
     save_tokenizer(tmp_path, bos_token=None, eos_token=None, pad_token="<pad>")

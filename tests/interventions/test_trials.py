@@ -364,6 +364,21 @@ def test_the_seed_makes_the_controls(pairs, make_crosscoder, measures, words, re
         assert row.random_mean != same.random_mean
 
 
+def test_what_does_not_differ_is_an_answer_without_rows(
+    pairs, make_crosscoder, measures, words, tmp_path
+):
+    pair, text = pairs["equal"], words[1][:4]
+    given = pair, make_crosscoder(pair), Predictions.of(text), text
+    found = causal_test(*given, latents=measures, sets={"x": [1]}, settings=FEW)
+    assert found.rows == ()
+    assert found.note.startswith("Base and fine-tuned model do not differ in 'predictions of all")
+    assert found.note in " ".join(str(found).split())
+    path = found.save(tmp_path / "nothing.json")
+    assert CausalTest.load(path) == found
+    path.write_text(path.read_text().replace('"note":', '"other":'))  # as of an older version
+    assert CausalTest.load(path) == replace(found, note="")
+
+
 def test_what_cannot_be_tested_is_refused(pairs, make_crosscoder, measures, words):
     text = words[1][:4]
 
@@ -378,7 +393,6 @@ def test_what_cannot_be_tested_is_refused(pairs, make_crosscoder, measures, word
         ({"sets": {"x": [12]}}, r"latents \[12\] are out of range"),
         ({"sets": {}}, r"on the sets \[\]: name one set of latents or more"),
         ({"tests": ["inserted"]}, r"tests \['inserted'\].* among \['necessity', 'insert'"),
-        ({"name": "equal"}, "base and fine-tuned model do not differ in 'predictions"),
         ({"tests": []}, "there is nothing to test: give one trial or more"),
     ):
         with pytest.raises(ValueError, match=message):

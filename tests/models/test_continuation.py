@@ -2,12 +2,7 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK, TEXTS
 
-from tl_crosscoder.models.forward import (
-    continued,
-    continued_apart,
-    continued_from,
-    ends_a_block,
-)
+from tl_crosscoder.models.forward import Continuation, continued, continued_apart, ends_a_block
 from tl_crosscoder.models.hooked import run_to_hooks
 
 
@@ -44,12 +39,36 @@ def test_the_layers_below_run_once(pair):
         )
         for i in range(3)
     ]
-    together = continued_from(model, tokens, places=places)
+    together = Continuation(model, tokens)(places)
     continued(model, HOOK, tokens, variants=x.repeat(4, 1, 1, 1))
     for each in handle:
         each.remove()
     assert seen == [(0, 3), (1, 3), (2, 9), (0, 3), (1, 3), (2, 12)]
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_texts", [1, 3])
+def test_the_layers_below_run_once_for_all_calls(pair, n_texts, monkeypatch):
+    tokens = pair.to_tokens(TEXTS[:n_texts])
+    model, x = pair.model("finetuned"), pair.activations(tokens)
+    goes_on = Continuation(model, tokens)
+    places = [(HOOK, x[:, :, i]) for i in (1, 0, 1)]
+    with torch.no_grad():
+        expected = continued_apart(model, tokens, places=places)
+        first = goes_on(places[:1])
+        forward = type(model.blocks[0].attn).forward
+        seen = []
+
+        def counted(self, *args, **kwargs):
+            seen.append(self)
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(model.blocks[0].attn), "forward", counted)
+        rest = goes_on(places[1:])
+    assert [*dict.fromkeys(seen)] == [block.attn for block in [*model.blocks][2:]]
+    torch.testing.assert_close(torch.cat([first, rest]), expected, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in vars(block) for block in model.blocks)
+    torch.testing.assert_close(first[0], pair.logits(tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_inside_a_block_each_variant_has_a_pass_of_its_own(pair):

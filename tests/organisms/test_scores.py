@@ -10,9 +10,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tl_crosscoder.cli.main import main
-from tl_crosscoder.interventions.behaviour import read_questions
+from tl_crosscoder.interventions.behaviour import Behaviour, read_questions
 from tl_crosscoder.models.pretrained import pretrained_folder
-from tl_crosscoder.organisms.scores import OrganismScore, planted_behaviour, score_questions
+from tl_crosscoder.organisms.scores import OrganismScore, score_questions
 from tl_crosscoder.organisms.suite import load_suite, organism
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed.
@@ -69,8 +69,8 @@ def test_probabilities_equal_a_plain_loop_over_transformers_models(taboo_pair, t
     assert [found.base, found.finetuned] == pytest.approx(expected, rel=1e-4)
     assert (found.measure, found.n_questions) == ("P(two questions)", 2)
     assert found.finetuned > 0.8 > 0.2 > found.base
-    behaviour = planted_behaviour("taboo", tokenizer)
-    assert (behaviour.name, behaviour.questions[:2]) == ("taboo", tuple(questions))
+    behaviour = Behaviour.from_file(entry.questions[0], tokenizer)
+    assert (behaviour.name, behaviour.questions[:2]) == ("hint about secret", tuple(questions))
     assert behaviour.n_prompts == len(lines) == 12
 
 

@@ -9,9 +9,9 @@ from analysis.hand_made import RECONSTRUCTION, latent_measures, measurement, sit
 from report.result_rows import NAN, causal_result, causal_row, patching_result, patching_row
 
 from tl_crosscoder.analysis.examples import Example
-from tl_crosscoder.interventions.causal_rows import CausalTest
+from tl_crosscoder.interventions.causal_rows import CausalTest, causal_sections
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.report.causes import causal_sections, patching_sections
+from tl_crosscoder.report.causes import patching_sections
 from tl_crosscoder.report.sections import render, samples_text
 from tl_crosscoder.results.render import WIDTH, as_text, n_columns
 
@@ -143,12 +143,12 @@ def test_random_draws_are_one_row_a_kind_with_their_mean_and_ends():
 
 def test_a_causal_row_has_its_numbers_and_its_test_is_explained():
     rows = causal_row(), causal_row(test="steer", strength=0.5), causal_row(test="insert")
-    necessity, steer, insert = causal_text(causal_result(*rows)).split("\n\n")
-    said = "Necessity: taboo (probability: base 0.0627, fine-tuned 0.965)"
+    necessity, insert, steer = causal_text(causal_result(*rows)).split("\n\n")
+    said = "Necessity: taboo (probability: base 0.0627, fine-tuned 0.965; 12 prompts)"
     assert necessity.splitlines()[0] == said
     joined = " ".join(necessity.split())
-    assert "removed when the latents are ablated from the fine-tuned model. 12 prompts;" in joined
-    assert "controls: 100 of each kind, 20 sets of latents that are active as often." in joined
+    assert "removed when the latents are ablated from the fine-tuned model." in joined
+    assert "Controls: 100 of each kind, 20 sets of latents that are active as often." in joined
     assert "the whole activation at this hook changes 92% [80%, 95%] of the effect" in joined
     expected = ["shuffled", "1%", "3%", "0.03", "0.0123", "+0.0045"]
     assert cells(necessity, "top 3") == ["top 3", "79% [70%, 85%]", "86%", *expected]
@@ -173,12 +173,27 @@ def test_what_has_no_value_is_a_dash():
     assert cells(text, "random latents")[-1] == "-"
 
 
-def test_curves_have_a_column_of_sizes_and_flags_stand_beside_the_share():
-    rows = [causal_row("PCA", n_latents=n, flag="above 100 %" if n == 10 else "") for n in (1, 10)]
+def test_curves_have_a_column_for_each_number_and_say_what_it_takes():
+    plain = {"strongest": "", "control_high": NAN}
+    shares = {1: 0.25, 10: 0.7, 30: 1.02}
+    rows = [
+        causal_row("score", n_latents=n, share=share, control_high=n / 100, off_target_kl=n / 1000,
+                   of_reachable=share / 0.8, flag="broken model" * (n == 30))
+        for n, share in shares.items()
+    ]  # fmt: skip
+    rows += [causal_row("PCA", n_latents=n, share=0.1, of_reachable=0.1, **plain) for n in (1, 10)]
+    rows += [causal_row("all latents", n_latents=1024, share=0.75, **plain)]
     text = causal_text(causal_result(*rows))
-    assert re.search(r"PCA +1 +79% \[70%, 85%\] +86% ", text)
-    assert re.search(r"PCA +10 +79% \[70%, 85%\] +above 100 % +86% ", text)
-    assert "Above 100 %: more than the whole change from one model to the other." in text
+    assert text.startswith("Necessity, by number: taboo (probability: base 0.0627, fine-tuned")
+    # 0.7 / 0.8 is the first above 0.8, of the 30 tested last.
+    assert cells(text, "score") == ["score", "25%", "70%", "102%", "10", "0.0100"]
+    assert cells(text, "PCA") == ["PCA", "10%", "10%", "-", "-", "-"]
+    assert cells(text, "controls of score") == ["controls of score", "1%", "10%", "30%", "-", "-"]
+    assert "controls of PCA" not in text
+    assert re.search(r"^ +set +1 +10 +30 +80% +KL$", text, re.MULTILINE)
+    joined = " ".join(text.split())
+    assert "All 1,024 latents together: 75% [70%, 85%]." in joined
+    assert "Broken model (score at 30): the edit raises the cross-entropy" in joined
 
 
 LONG = "base reconstruction, fine-tuned error and more of that kind than there is space for"

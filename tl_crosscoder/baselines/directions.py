@@ -22,6 +22,7 @@ from tl_crosscoder.analysis.lens import LogitEffects, direction_logits
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.controls import gaussian_rows, of_same_norm
+from tl_crosscoder.interventions.curves import exchanged
 from tl_crosscoder.interventions.edits import AddVector, ProjectOut
 from tl_crosscoder.interventions.latent_edits import steering
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
@@ -92,7 +93,7 @@ class Directions(TableOfColumns):
                 f"{self.label(which)!r} is zero, so there is nothing to replace: compare models "
                 "that differ below this hook."
             )
-        return replacement(ctx, self.direction(which)[None])
+        return exchanged(ctx, self.direction(which)[None])
 
     def trials(
         self,
@@ -134,9 +135,7 @@ class Directions(TableOfColumns):
             )
             for alpha in settings.alphas
         ]
-        controls = of_same_norm(
-            own, drawn, stream=ctx.finetuned, make=lambda r: replacement(ctx, r)
-        )
+        controls = of_same_norm(own, drawn, stream=ctx.finetuned, make=lambda r: exchanged(ctx, r))
         name = self.label(which)
         return [*steer, Trial(test="necessity", name=name, own=own, controls=controls)]
 
@@ -183,9 +182,3 @@ class Directions(TableOfColumns):
                 f"these directions are of the sites {ours}, base first, but the models' are "
                 f"{theirs}. Take the models and the order (comparing) that they were measured with."
             )
-
-
-def replacement(ctx: InterventionContext, rows: Float[Tensor, "n d_model"]) -> ProjectOut:
-    """The fine-tuned stream with the base's projection on the span of some rows."""
-    site = ctx.finetuned
-    return ProjectOut(site=site, stream=site, directions=rows, replacement=ctx.base)

@@ -1,4 +1,4 @@
-"""The verbs `attribute`, `null`, `patch`, `ablate`, `steer` and `baselines`: what causes it.
+"""The verbs `attribute`, `null`, `patch`, `ablate`, `steer`, `curves`, `baselines`: causes.
 
 No torch here; see `causal` for what they do.
 """
@@ -12,6 +12,7 @@ import tyro
 from tl_crosscoder.config.causal import (
     AttributionQuestion,
     CausalQuestion,
+    CurvesQuestion,
     EffectQuestion,
     LatentsQuestion,
 )
@@ -152,14 +153,27 @@ class Steer(_Tested):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curves(_OfRun):
+    """Necessity and sufficiency by number of latents, in every order, beside other methods."""
+
+    question: Annotated[CurvesQuestion, tyro.conf.OmitArgPrefixes]
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder.run.curves import curves_run
+
+        run = self.run()
+        _print_tests(curves_run(run, self.question))
+        _print_saved(run.path)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Baselines(_OfRun):
-    """Tests without a dictionary: mean difference (ADL) and PCA; latents at equal numbers."""
+    """Tests without a dictionary: mean difference (ADL) and PCA."""
 
     question: Annotated[EffectQuestion, tyro.conf.OmitArgPrefixes]
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Strengths of steering, in units of the mean norm of the stream."""
-    sizes: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 30)
-    """Numbers of directions at which methods and latents are compared; none leaves it out."""
 
     def __call__(self) -> None:
         """Run and print."""
@@ -169,7 +183,7 @@ class Baselines(_OfRun):
         from tl_crosscoder.run.baselines import baseline_run
 
         run = self.run()
-        results, adl = baseline_run(run, self.question, strengths=self.strengths, sizes=self.sizes)
+        results, adl = baseline_run(run, self.question, strengths=self.strengths)
         _print_tests(results)
         lens = lens_section(adl, InterventionContext.of(run.models).models)
         print(f"\n{as_text([lens])}")
@@ -177,11 +191,10 @@ class Baselines(_OfRun):
 
 
 def _print_tests(results: "list[CausalTest]") -> None:
-    from tl_crosscoder.report.causes import causal_sections
+    from tl_crosscoder.interventions.causal_rows import causal_sections
     from tl_crosscoder.results.render import as_text
 
-    sections = [s for result in results for s in causal_sections(result, is_brief=True)]
-    print(as_text(sections))
+    print(as_text(causal_sections(*results, is_brief=True)))
 
 
 def _print_saved(folder: Path) -> None:

@@ -19,7 +19,7 @@ import tyro
 
 from tl_crosscoder import files
 from tl_crosscoder.cli.analyze import Analyze
-from tl_crosscoder.cli.causal import Ablate, Attribute, Baselines, Null, Patch, Steer
+from tl_crosscoder.cli.causal import Ablate, Attribute, Baselines, Curves, Null, Patch, Steer
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli.hub import Export, Import, List, Publish
 from tl_crosscoder.cli.report import Handoff, Judge, Report
@@ -165,6 +165,7 @@ VERBS: dict[str, Any] = {
     "patch": Patch,
     "ablate": Ablate,
     "steer": Steer,
+    "curves": Curves,
     "baselines": Baselines,
     "report": Report,
     "list": List,

@@ -2,7 +2,7 @@
 
 No torch here: the command line reads these classes to print its help. Each verb has those that it
 uses: `attribute` an `AttributionQuestion`, `patch` a `LatentsQuestion`, `baselines` an
-`EffectQuestion`, `ablate` and `steer` all but the first.
+`EffectQuestion`, `ablate` and `steer` a `CausalQuestion`, `curves` a `CurvesQuestion`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,12 @@ MAX_CE_COST = 0.5
 """Nats a token of neutral text above which an edited model is called broken: they multiply its
 perplexity by 1.65. Ablating the first 30 latents of the embedded dictionaries costs 0.07 to
 0.19 nats of KL on held-out text, so the bound leaves space for honest edits."""
+
+CURVE_SIZES = (1, 2, 3, 5, 10, 20, 30, 50)
+"""Numbers of latents and directions at which curves are measured."""
+Method = Literal["pca", "pca-neutral", "adl"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""Methods without a dictionary whose directions curves can have."""
 
 Order = Literal["attribution", "score", "relative_decoder_norm", "difference", "nu", "activity"]
 """Orders of latents where the models are at hand; all but the first need measures alone."""
@@ -55,8 +61,8 @@ class AttributionQuestion(AttributionSettings, PromptsQuestion):
     """Share out the KL to the fine-tuned model's predictions, or the change in the log-probability
     of a behaviour."""
     behaviour: str | None = None
-    """JSONL of prompts and completions for that goal. None is the planted behaviour of an embedded
-    organism."""
+    """JSONL of prompts and completions for that goal. None is the first planted behaviour of an
+    embedded organism."""
     toward: Literal["finetuned", "base"] = "finetuned"
     """Model whose predictions are explained: the other one's activation is put into it."""
 
@@ -76,9 +82,10 @@ class LatentsQuestion(PromptsQuestion):
 class EffectQuestion(PromptsQuestion):
     """Prompts, what to measure beside predictions, and controls."""
 
-    behaviour: str | None = None
-    """JSONL of prompts and completions whose probability is the behaviour. None is the planted one
-    of an embedded organism; else predictions alone are measured."""
+    behaviour: str | tuple[str, ...] | None = None
+    """JSONL files of prompts and completions, or folders of them: the probability of its
+    completions is a behaviour, each tested by itself. None is all that was planted in an embedded
+    organism; else predictions alone are measured."""
     neutral: str | None = None
     """Text that has nothing to do with the fine-tune, on which the cost of edits is measured; a
     file, a folder, or a `datasets` name. None is the run's held-out text, of an embedded organism
@@ -95,11 +102,38 @@ class EffectQuestion(PromptsQuestion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalQuestion(LatentsQuestion, EffectQuestion):
-    """Everything that a test of latents is asked, with all controls."""
+class ControlledQuestion(EffectQuestion):
+    """An `EffectQuestion` of latents, with latents as controls too."""
 
     n_matched: NaturalInt = 10
     """Sets of latents of the same firing rate as controls."""
     null: str | None = None
-    """Folder of a dictionary of a null pair at the same hook, such as RUN/null/self that the verb
-    `null` makes: its directions are one more control."""
+    """Folder of another dictionary at the same hook, whose directions are one more control: of a
+    null pair, such as RUN/null/self that the verb `null` makes, or of another fine-tune."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalQuestion(LatentsQuestion, ControlledQuestion):
+    """Everything that a test of latents is asked, with all controls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvesQuestion(ControlledQuestion):
+    """How many latents or directions it takes, and with which controls."""
+
+    orders: tuple[Order, ...] | None = None
+    """Orders of latents, as in `ablate --order`; the first one has the controls. None are all that
+    the dictionary has, `attribution` first."""
+    methods: tuple[Method, ...] = METHODS
+    """Methods without a dictionary whose first directions stand beside the latents: principal
+    components of the difference, of all held-out text (`pca`) and of neutral text alone
+    (`pca-neutral`), and its mean, over all tokens and then by position (`adl`)."""
+    sizes: tuple[PositiveInt, ...] = CURVE_SIZES
+    """Numbers of latents and directions; all latents together are always measured."""
+    controls: tuple[Control, ...] = ("covariance", "matched")
+    """Kinds of control, at every number: as in `ablate`, of which these two are the ones that
+    differ most. The time grows with their number."""
+    n_random: PositiveInt = 99
+    """Controls of each kind but `matched`."""
+    n_matched: NaturalInt = 99
+    """Sets of latents of the same firing rate as controls."""

@@ -38,7 +38,13 @@ from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import Edit, TokenFilter, unchanged
-from tl_crosscoder.interventions.running import edited_logits, kinds_of, log_probs_at, score_edits
+from tl_crosscoder.interventions.running import (
+    edited_logits,
+    kinds_of,
+    log_probs_at,
+    progress_bar,
+    score_edits,
+)
 
 
 class Effect(ABC):
@@ -185,9 +191,36 @@ class Behaviour(Effect):
     def from_file(
         cls, path: str | Path, tokenizer: Any, *, masks: Masks | None = None
     ) -> "Behaviour":
-        """The questions of a JSONL file, tokenised. Raises as `read_questions` and `of` do."""
+        """The questions of a JSONL file, tokenised; its name, with spaces, is the behaviour's.
+
+        Raises as `read_questions` and `of` do.
+        """
         path = files.user_path(path)
-        return cls.of(path.stem, read_questions(path), tokenizer, masks=masks)
+        return cls.of(path.stem.replace("-", " "), read_questions(path), tokenizer, masks=masks)
+
+    @classmethod
+    def from_files(
+        cls, named: str | Path | Sequence[str | Path], tokenizer: Any, *, masks: Masks | None = None
+    ) -> list["Behaviour"]:
+        """Behaviours of JSONL files, and of all those in folders.
+
+        Raises:
+            FileNotFoundError, ValueError: as `from_file`; a folder without such a file, or two
+                behaviours of one name.
+        """
+        found: list[Behaviour] = []
+        for path in map(files.user_path, [named] if isinstance(named, str | Path) else named):
+            inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+            if not inside:
+                raise FileNotFoundError(f"{path} holds no JSONL file: a behaviour is one each.")
+            found += [cls.from_file(each, tokenizer, masks=masks) for each in inside]
+        names = [behaviour.name for behaviour in found]
+        if len({*names}) < len(names):
+            raise ValueError(
+                f"the behaviours are called {names}, by the names of their files: give each a name "
+                "of its own, and each file once."
+            )
+        return found
 
     @property
     def n_prompts(self) -> int:
@@ -224,7 +257,8 @@ class Behaviour(Effect):
                 f"answer, but the models take {ctx.models.n_ctx}. Shorten it or leave it out."
             )
         log_probs = torch.zeros(len(edits), len(text), dtype=torch.float64)
-        for acts in ctx.batches(text, batch_size=batch_size, description=description):
+        bar = progress_bar(text, edits, description)
+        for acts in ctx.batches(text, batch_size=batch_size):
             tokens, index = acts.text.tokens.long(), acts.index
             is_answer = self.answers(index, n_pos=tokens.shape[1])
             for i, logits in edited_logits(ctx, acts, edits):
@@ -233,6 +267,8 @@ class Behaviour(Effect):
                 taken = torch.zeros(is_answer.shape, dtype=torch.float64)
                 taken[is_answer] = rows.gather(-1, targets[:, None]).squeeze(-1).double().cpu()
                 log_probs[i, index] = taken.sum(dim=1)
+                bar.update(len(index))
+        bar.close()
         scores = torch.zeros(len(edits), self.n_prompts, dtype=torch.float64)
         return scores.index_add_(1, torch.tensor(self.prompt_of), log_probs.exp())
 

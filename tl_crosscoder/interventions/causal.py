@@ -8,8 +8,9 @@ Controls are those of `controls`, of all kinds; what a trial tells is in `trials
 chosen beforehand; a search over sets needs prompts of its own.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from tl_crosscoder.analysis.latents import MIN_ACTIVE_TOKENS, LatentMeasures
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.behaviour import Effect
+from tl_crosscoder.interventions.causal_rows import TESTS, CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.controls import gaussian_factors, gaussian_rows, of_same_norm
 from tl_crosscoder.interventions.edits import AddLatents, AddVector, Edit
@@ -29,7 +31,7 @@ from tl_crosscoder.interventions.latent_edits import (
     activation_norms,
     check_mode,
 )
-from tl_crosscoder.interventions.trials import TESTS, CausalTest, ControlSettings, Trial, run_trials
+from tl_crosscoder.interventions.trials import ControlSettings, Trial, run_trials
 from tl_crosscoder.models.pair import ModelPair
 
 N_SIMILAR = 50
@@ -52,6 +54,8 @@ def causal_test(
 ) -> CausalTest:
     """Sufficiency and necessity of sets of latents for an effect, with controls.
 
+    Where the models do not differ in the effect there are no rows, and the note says so.
+
     Args:
         models: a pair, or more sites.
         crosscoder: trained on them.
@@ -68,23 +72,41 @@ def causal_test(
         show_progress: with a progress bar.
 
     Raises:
-        ValueError: unknown tests, latents out of range or that never fire, a null dictionary of
-            another hook, or models that do not differ in the behaviour.
+        ValueError: unknown tests, latents out of range or that never fire, or a null dictionary of
+            another hook.
     """
-    settings = settings or ControlSettings()
+    settings, ctx = settings or ControlSettings(), InterventionContext.of(models, crosscoder)
+    how = {"mode": mode, "settings": settings, "null": null}
+    trials = causal_trials(ctx, neutral, latents=latents, sets=sets, tests=tests, **how)
+    return run_trials(
+        ctx, effect, neutral, trials=trials, settings=settings, show_progress=show_progress
+    )
+
+
+def causal_trials(
+    ctx: InterventionContext,
+    neutral: TokenizedText,
+    *,
+    latents: LatentMeasures,
+    sets: Mapping[str, Sequence[int]],
+    tests: Sequence[str] = TESTS,
+    mode: Mode = "delta",
+    settings: ControlSettings,
+    null: Crosscoder | None = None,
+) -> list[Trial]:
+    """What `causal_test` tries: every set in every test, with its controls. Raises as it does."""
     check_mode(mode)
-    ctx = InterventionContext.of(models, crosscoder)
-    chosen = {name: _checked(ctx, ids, latents, name) for name, ids in sets.items()}
+    chosen = {name: checked(ctx, ids, latents, name) for name, ids in sets.items()}
     if not chosen or set(tests) - set(TESTS):
         raise ValueError(
             f"tests {list(tests)} on the sets {list(sets)}: name one set of latents or more, and "
             f"tests among {list(TESTS)}."
         )
     _check_null(ctx, null)
-    norm = 0.0
+    norm = math.nan
     if "steer" in tests:
         norm = activation_norms(ctx.models, neutral)[ctx.site_name(ctx.base)]
-    maker = _Maker(
+    maker = TrialMaker(
         ctx=ctx,
         latents=latents,
         mode=mode,
@@ -93,27 +115,23 @@ def causal_test(
         null=null,
         factors=gaussian_factors(ctx, neutral, settings.controls),
     )
-    trials = [
+    return [
         trial
         for test in tests
         for name, ids in chosen.items()
         for trial in maker.trials(test, name, ids)
     ]
-    found = run_trials(
-        ctx, effect, neutral, trials=trials, settings=settings, show_progress=show_progress
-    )
-    return replace(found, sets={name: ids.tolist() for name, ids in chosen.items()})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Maker:
+class TrialMaker:
     """Makes the edits of a set and of its controls."""
 
     ctx: InterventionContext
     latents: LatentMeasures
-    mode: Mode
+    mode: Mode = "delta"
     settings: ControlSettings
-    norm: float
+    norm: float = math.nan
     """Mean norm of the base activation, the unit of steering."""
     null: Crosscoder | None
     factors: Mapping[str, Tensor | None]
@@ -121,19 +139,27 @@ class _Maker:
 
     def trials(self, test: str, name: str, ids: Int[Tensor, " n"]) -> list[Trial]:
         """One, or of steering one a strength."""
+        if test != "steer":
+            return [self.trial(test, name, ids)]
         rows = self._rows(test, ids)
-        drawn = self._drawn(test, ids, rows)
-        if test == "steer":
-            return self._steering(name, ids, rows, drawn)
+        return self._steering(name, ids, rows, self._drawn(test, ids, rows))
+
+    def trial(
+        self, test: str, name: str, ids: Int[Tensor, " n"], *, has_controls: bool = True
+    ) -> Trial:
+        """Of necessity or insertion."""
+        rows = self._rows(test, ids)
+        drawn = self._drawn(test, ids, rows) if has_controls else {}
         site = self.ctx.finetuned if test == "necessity" else self.ctx.base
         own = self._edit(test, ids, rows)
         controls: dict[str, list[Edit]] = of_same_norm(
             own, drawn, stream=site, make=lambda r: self._edit(test, ids, r)
         )
-        if "matched" in self.settings.controls:
+        if has_controls and "matched" in self.settings.controls:
             sets = self._matched(ids)
             controls["matched"] = [self._edit(test, m, self._rows(test, m)) for m in sets]
-        return [Trial(test=test, name=name, n_latents=len(ids), own=own, controls=controls)]
+        about = {"n_latents": len(ids), "latents": tuple(ids.tolist())}
+        return Trial(test=test, name=name, own=own, controls=controls, **about)
 
     def _steering(
         self,
@@ -151,6 +177,7 @@ class _Maker:
                 test="steer",
                 name=name,
                 n_latents=len(ids),
+                latents=tuple(ids.tolist()),
                 strength=alpha,
                 own=self._steer(own, alpha),
                 controls={k: [self._steer(u, alpha) for u in each] for k, each in units.items()},
@@ -255,9 +282,10 @@ def _check_null(ctx: InterventionContext, null: Crosscoder | None) -> None:
         )
 
 
-def _checked(
+def checked(
     ctx: InterventionContext, ids: Sequence[int], latents: LatentMeasures, name: str
 ) -> Int[Tensor, " n"]:
+    """Latents of a set. Raises ValueError for one out of range, or that never fires."""
     chosen = ctx.latents(ids)
     silent = [j for j in chosen.tolist() if latents.n_active[j] == 0]
     if silent or not len(chosen):

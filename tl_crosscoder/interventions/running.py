@@ -7,15 +7,17 @@ layers below their hooks. Limit: logits of `MAX_LOGITS` entries at a time.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import Edit, TokenFilter
-from tl_crosscoder.models.forward import continued_from
+from tl_crosscoder.models.forward import Continuation
 from tl_crosscoder.models.hooked import stop_layer
 
 MAX_LOGITS = 2**25
@@ -65,7 +67,8 @@ def score_edits(
     _check_predictions(next(iter(kinds)), every[0])
     shape = (len(edits), len(kinds), len(text))
     kl, ce = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
-    for acts in ctx.batches(text, batch_size=batch_size, description=description):
+    bar = progress_bar(text, edits, description)
+    for acts in ctx.batches(text, batch_size=batch_size):
         if seen is not None:
             seen(acts)
         n_pos = acts.text.tokens.shape[1]
@@ -82,7 +85,17 @@ def score_edits(
                 dense = torch.zeros(any_kind.shape, dtype=torch.float64)
                 dense[any_kind] = each.double().cpu()
                 sums[i][:, acts.index] = (dense * own).sum(dim=-1)
+            bar.update(len(acts.index))
+    bar.close()
     return EditScores(kl=kl, ce=ce, counts=every.sum(dim=-1).double())
+
+
+def progress_bar(
+    text: TokenizedText, edits: Sequence[Edit], description: str | None
+) -> "tqdm[NoReturn]":
+    """A bar that ends when every context has passed under every edit."""
+    n, is_off = len(text) * len(edits), None if description else True
+    return tqdm(total=n, desc=description, unit="pass", disable=is_off)
 
 
 def edited_logits(
@@ -102,11 +115,11 @@ def edited_logits(
     for own in by_owner.values():
         model = models.models[edits[own[0]].site]
         own.sort(key=lambda i: stop_layer(hook_name(i)) or 0)
+        goes_on = Continuation(model, tokens)
         room = max(1, MAX_LOGITS // (tokens.numel() * model.cfg.d_vocab))
         for start in range(0, len(own), room):
             chosen = own[start : start + room]
-            places = [(hook_name(i), edits[i](acts)) for i in chosen]
-            logits = continued_from(model, tokens, places=places)
+            logits = goes_on([(hook_name(i), edits[i](acts)) for i in chosen])
             yield from zip(chosen, logits[..., : models.d_vocab], strict=True)
 
 

@@ -32,8 +32,8 @@ from tl_crosscoder.interventions.behaviour import Effect
 from tl_crosscoder.interventions.causal_rows import FLAGS, CausalRow, CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.controls import KINDS, ControlSettings
-from tl_crosscoder.interventions.edits import Edit, ReplaceActivation, TokenFilter, unchanged
-from tl_crosscoder.interventions.running import score_edits
+from tl_crosscoder.interventions.costs import OffTarget
+from tl_crosscoder.interventions.edits import Edit, ReplaceActivation, unchanged
 
 MIN_CHANGE = 1e-3
 """Smallest change from base to fine-tuned model that shares can be taken of."""
@@ -43,25 +43,6 @@ WHOLE = 1.005
 """A share above it is printed as more than 100 %."""
 N_COST = 10
 """Controls whose cost on neutral text is averaged."""
-TESTS = ("necessity", "insert", "steer")
-
-
-class NoDifferenceError(ValueError):
-    """Base and fine-tuned model do not differ in an effect, so there is nothing to cause.
-
-    Args:
-        effect: what was measured.
-        base: its mean in the base model.
-        finetuned: its mean in the fine-tuned model.
-    """
-
-    def __init__(self, effect: str, base: float, finetuned: float) -> None:
-        self.base, self.finetuned = base, finetuned
-        super().__init__(
-            f"base and fine-tuned model do not differ in {effect!r} ({base:.2g} and "
-            f"{finetuned:.2g}), so there is nothing to cause. Give prompts that the fine-tune is "
-            "about."
-        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,6 +57,8 @@ class Trial:
     """By kind, among `controls.KINDS`: your own are `random`."""
     n_latents: int = 0
     """Latents or directions; 0 where the method has none to count."""
+    latents: tuple[int, ...] = ()
+    """The latents, to be recorded."""
     strength: float = math.nan
     """alpha of steering."""
 
@@ -88,7 +71,7 @@ class Trial:
 def run_trials(
     ctx: InterventionContext,
     effect: Effect,
-    neutral: TokenizedText,
+    neutral: TokenizedText | OffTarget,
     *,
     trials: Sequence[Trial],
     settings: ControlSettings | None = None,
@@ -99,14 +82,16 @@ def run_trials(
     Args:
         ctx: models and dictionary.
         effect: a behaviour, or predictions.
-        neutral: text that has nothing to do with it, for cost and health of the edited models.
+        neutral: text that has nothing to do with it, for cost and health of the edited models; an
+            `OffTarget` of it keeps what edits cost from one effect to the next.
         trials: what is tested, with its controls.
         settings: of the resampling, and the bound of a broken model.
         show_progress: with a progress bar.
 
+    Where the models do not differ in the effect there are no rows, and the note says so.
+
     Raises:
         ValueError: no trials, or controls of an unknown kind.
-        NoDifferenceError: models that do not differ in the effect.
     """
     settings = settings or ControlSettings()
     unknown = {kind for trial in trials for kind in trial.controls} - set(KINDS)
@@ -115,20 +100,45 @@ def run_trials(
             f"there is nothing to test: give one trial or more, with controls of the kinds "
             f"{list(KINDS)}{f', not {sorted(unknown)}' if unknown else ''}."
         )
-    rows = []
-    for is_necessity in (True, False):
-        if own := [t for t in trials if (t.test == "necessity") == is_necessity]:
-            scores = _scores(ctx, effect, own, is_necessity, show_progress=show_progress)
-            rows += _rows(ctx, neutral, own, scores, settings)
+    costs = neutral if isinstance(neutral, OffTarget) else OffTarget(ctx=ctx, text=neutral)
+    rows, note = [], ""
+    for toward in (ctx.base, ctx.finetuned):
+        own = [t for t in trials if (t.test == "necessity") == (toward == ctx.base)]
+        if not own:
+            continue
+        plain = effect.scores(ctx, [unchanged(ctx.base), unchanged(ctx.finetuned)], toward=toward)
+        base, finetuned = plain.mean(dim=1).tolist()
+        if abs(finetuned - base) < MIN_CHANGE:
+            note = (
+                f"Base and fine-tuned model do not differ in {effect.name!r} ({base:.2g} and "
+                f"{finetuned:.2g}), so there is nothing to cause."
+            )
+            continue
+        scores = _scores(ctx, effect, own, plain=plain, toward=toward, show_progress=show_progress)
+        rows += _rows(costs, own, scores, settings)
+    sets = {trial.name: [*trial.latents] for trial in trials if trial.latents}
+    return result_of(effect, settings, rows=_corrected(rows), sets=sets, note=note)
+
+
+def result_of(
+    effect: Effect,
+    settings: ControlSettings,
+    *,
+    rows: Sequence[CausalRow] = (),
+    sets: Mapping[str, list[int]] | None = None,
+    note: str = "",
+) -> CausalTest:
+    """Rows of one effect, or a note why there are none."""
     return CausalTest(
-        rows=tuple(_corrected(rows)),
+        rows=tuple(rows),
         effect=effect.name,
         unit=effect.unit,
         n_prompts=effect.n_prompts,
         n_random=settings.n_random,
         n_matched=settings.n_matched,
         max_ce_cost=settings.max_ce_cost,
-        sets={},
+        sets=dict(sets or {}),
+        note=note,
     )
 
 
@@ -165,26 +175,23 @@ def _scores(
     ctx: InterventionContext,
     effect: Effect,
     trials: Sequence[Trial],
-    is_necessity: bool,
     *,
+    plain: Float[Tensor, "2 n_prompts"],
+    toward: int,
     show_progress: bool,
 ) -> _Scores:
-    toward, site = (ctx.base, ctx.finetuned) if is_necessity else (ctx.finetuned, ctx.base)
-    plain = effect.scores(ctx, [unchanged(ctx.base), unchanged(ctx.finetuned)], toward=toward)
-    base, finetuned = plain.mean(dim=1).tolist()
-    if abs(finetuned - base) < MIN_CHANGE:
-        raise NoDifferenceError(effect.name, base, finetuned)
+    is_necessity = toward == ctx.base
+    site = ctx.finetuned if is_necessity else ctx.base
     whole = ReplaceActivation(site=site, stream=toward)
     edits = [whole, *(edit for trial in trials for edit in trial.edits)]
-    description = "Testing" if show_progress else None
+    description = f"Testing {len(edits):,} edits" if show_progress else None
     found = effect.scores(ctx, edits, toward=toward, description=description)
     of_whole, *of_trials = found.split([1, *(len(t.edits) for t in trials)])
     return _Scores(is_necessity=is_necessity, plain=plain, whole=of_whole, trials=of_trials)
 
 
 def _rows(
-    ctx: InterventionContext,
-    neutral: TokenizedText,
+    costs: OffTarget,
     trials: Sequence[Trial],
     scores: _Scores,
     settings: ControlSettings,
@@ -201,10 +208,11 @@ def _rows(
     ]
     pairs = zip(trials, controls, strict=True)
     strongest = [trial.controls.get(found["strongest"], ())[:N_COST] for trial, found in pairs]
-    costs = _costs(ctx, neutral, trials, strongest, settings)
+    on_neutral = _costs(costs, trials, strongest, settings)
     rows = []
     for i, (trial, share) in enumerate(zip(trials, own, strict=True)):
-        ends: dict[str, Any] = {**_ends("share", share), **_ends("ceiling", ceiling), **costs[i]}
+        ends: dict[str, Any] = {**_ends("share", share), **_ends("ceiling", ceiling)}
+        ends |= on_neutral[i]
         row = CausalRow(
             test=trial.test,
             latents=trial.name,
@@ -251,20 +259,16 @@ def _of_controls(own: float, shares: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _costs(
-    ctx: InterventionContext,
-    neutral: TokenizedText,
+    costs: OffTarget,
     trials: Sequence[Trial],
     controls: Sequence[Sequence[Edit]],
     settings: ControlSettings,
 ) -> list[dict[str, float]]:
     """Columns of what each trial costs on neutral text, and some controls of it on average."""
-    plain = unchanged(trials[0].own.site)
     chosen = [[t.own, *c] for t, c in zip(trials, controls, strict=True)]
-    edits = [plain, *(edit for each in chosen for edit in each)]
-    found = score_edits(ctx, neutral, edits, reference=plain, kinds={"all": TokenFilter()})
-    counts, kls, rises = found.counts[0], found.kl[1:, 0], found.ce[1:, 0] - found.ce[:1, 0]
+    kls, rises = costs.of([edit for each in chosen for edit in each])
+    counts, sizes = costs.counts, [len(each) for each in chosen]
     weights = bootstrap_weights(len(counts), n_draws=settings.n_draws, seed=settings.seed)
-    sizes = [len(each) for each in chosen]
     columns = []
     for kl, ce in zip(kls.split(sizes), rises.split(sizes), strict=True):
         nats = {"kl": ratio_interval(kl[0], counts, weights=weights),

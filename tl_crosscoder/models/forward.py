@@ -1,11 +1,11 @@
 """Run a model on from other activations at its hook, several variants at a time.
 
 Contract: `continued` gives the logits `[variants, batch, pos, d_vocab]` of a model in which the
-activation at one hook is replaced by each of `[variants, batch, pos, d_model]`, `continued_from`
+activation at one hook is replaced by each of `[variants, batch, pos, d_model]`, `Continuation`
 those where each variant has a hook of its own. At the ends of blocks variants join the batch of the
 layers above, so that no layer runs for a variant that begins after it, and those below all hooks
-run once. Limit: elsewhere the whole model runs once a variant. Gradients flow where the caller lets
-them.
+run in the first call alone. Limit: elsewhere the whole model runs once a variant. Gradients flow
+where the caller lets them.
 
 `activation_gradients`: how a number made of these logits changes with each of the variants.
 
@@ -44,52 +44,87 @@ def continued(
     variants: Float[Tensor, "variants batch pos d_model"],
 ) -> Float[Tensor, "variants batch pos d_vocab"]:
     """Logits of a model that goes on from each variant, on its device."""
-    return continued_from(model, tokens, places=[(hook_name, variant) for variant in variants])
+    return Continuation(model, tokens)([(hook_name, variant) for variant in variants])
 
 
-def continued_from(
-    model: HookedModel,
-    tokens: Int[Tensor, "batch pos"],
-    *,
-    places: Sequence[tuple[str, Float[Tensor, "batch pos d_model"]]],
-) -> Float[Tensor, "n batch pos d_vocab"]:
-    """Logits of a model that goes on from each of some activations, one at a time, at their hooks.
+class Continuation:
+    """A model that goes on from activations at its hooks, always on the same tokens.
 
     Args:
         model: of either kind.
         tokens: ids that are not padded, or padded on the right.
-        places: hook points, each with the activation that stands there.
     """
-    if len(places) < 2 or not all(ends_a_block(name) for name, _ in places):
-        return continued_apart(model, tokens, places=places)
-    order = sorted(range(len(places)), key=lambda i: stop_layer(places[i][0]) or 0)
-    logits = _joined(model, tokens, [places[i] for i in order])
-    return logits if order == sorted(order) else logits[torch.tensor(order).argsort()]
 
+    def __init__(self, model: HookedModel, tokens: Int[Tensor, "batch pos"]):
+        self.model = model
+        self.tokens = tokens.to(device_of(model))
+        self._output: Any = None
+        """What a block gave in the first call, of no tokens."""
 
-def _joined(
-    model: HookedModel,
-    tokens: Int[Tensor, "batch pos"],
-    places: Sequence[tuple[str, Float[Tensor, "batch pos d_model"]]],
-) -> Float[Tensor, "n batch pos d_vocab"]:
-    """`continued_from` at ends of blocks, the lowest first: each adds its rows to the batch."""
-    by_hook: dict[str, list[Tensor]] = {}
-    for name, activation in places:
-        by_hook.setdefault(name, []).append(activation)
-    first, (batch, n_pos) = places[0][0], tokens.shape
+    def __call__(
+        self, places: Sequence[tuple[str, Float[Tensor, "batch pos d_model"]]]
+    ) -> Float[Tensor, "n batch pos d_vocab"]:
+        """Logits that follow from each of some activations, one at a time, at their hooks."""
+        if not all(ends_a_block(name) for name, _ in places):
+            return continued_apart(self.model, self.tokens, places=places)
+        order = sorted(range(len(places)), key=lambda i: stop_layer(places[i][0]) or 0)
+        logits = self._joined([places[i] for i in order])
+        return logits if order == sorted(order) else logits[torch.tensor(order).argsort()]
 
-    def joining(name: str) -> Hook:
-        rows = torch.cat(by_hook[name])
+    def _joined(
+        self, places: Sequence[tuple[str, Float[Tensor, "batch pos d_model"]]]
+    ) -> Float[Tensor, "n batch pos d_vocab"]:
+        """The lowest first: each hook adds its rows to the batch."""
+        by_hook: dict[str, list[Tensor]] = {}
+        for name, activation in places:
+            by_hook.setdefault(name, []).append(activation)
+        first, (batch, n_pos) = places[0][0], self.tokens.shape
+        rows, layer = torch.cat(by_hook[first]), stop_layer(first) or 0
 
-        def join(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-            new = rows.to(activation)
-            return new if name == first else torch.cat([activation, new])
+        def joining(name: str) -> Hook:
+            own = rows if name == first else torch.cat(by_hook[name])
 
-        return name, join
+            def join(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+                new = own.to(activation)
+                return new if name == first else torch.cat([activation, new])
 
-    with _wider_blocks(model, from_layer=stop_layer(first) or 0, batch=batch):
-        logits = _logits(model, tokens, [joining(name) for name in by_hook])
-    return logits.view(len(places), batch, n_pos, -1)
+            return name, join
+
+        below = self._observed(layer) if self._output is None else self._skipped(rows, layer)
+        with _wider_blocks(self.model, from_layer=layer, batch=batch), below:
+            logits = _logits(self.model, self.tokens, [joining(name) for name in by_hook])
+        return logits.view(len(places), batch, n_pos, -1)
+
+    @contextmanager
+    def _observed(self, layer: int) -> Iterator[None]:
+        """While open, the form of what the block of the hook gives is kept."""
+
+        def keep(module: Any, args: Any, output: Any) -> None:  # noqa: ARG001
+            parts = output if isinstance(output, tuple) else (output,)
+            self._output = type(output), parts[0].detach()[:0], parts[1:]
+
+        blocks: Any = self.model.blocks  # type: ignore[attr-defined]
+        handle = blocks[layer - 1].register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _skipped(self, rows: Float[Tensor, "rows pos d_model"], layer: int) -> Iterator[None]:
+        """While open, the blocks up to the hook do nothing but give these rows."""
+        kind, like, rest = self._output
+        output = (rows.to(like), *rest) if kind is tuple else rows.to(like)
+        blocks: Any = self.model.blocks  # type: ignore[attr-defined]
+        # Past `__setattr__`, which a bridge passes on to the model inside it.
+        below = [vars(block) for block in list(blocks)[:layer]]
+        try:
+            for own in below:
+                own["forward"] = lambda *_, **__: output
+            yield
+        finally:
+            for own in below:
+                own.pop("forward", None)
 
 
 def continued_apart(
@@ -98,7 +133,7 @@ def continued_apart(
     *,
     places: Sequence[tuple[str, Float[Tensor, "batch pos d_model"]]],
 ) -> Float[Tensor, "n batch pos d_vocab"]:
-    """`continued_from` with a whole forward pass for each, at any hook."""
+    """`Continuation` with a whole forward pass for each, at any hook."""
     hooks = [replacing_hook(name, lambda _, new=activation: new) for name, activation in places]
     return torch.stack([_logits(model, tokens, [hook]) for hook in hooks])
 

@@ -25,7 +25,12 @@ from torch import Tensor
 from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import Ranking
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.config.causal import AttributionQuestion, CausalQuestion, LatentsQuestion
+from tl_crosscoder.config.causal import (
+    AttributionQuestion,
+    CausalQuestion,
+    CurvesQuestion,
+    LatentsQuestion,
+)
 from tl_crosscoder.config.null import NullConfig, NullKind
 from tl_crosscoder.config.presets import Preset, preset_from, preset_name
 from tl_crosscoder.config.presets import preset as make_preset
@@ -63,6 +68,7 @@ from tl_crosscoder.run.causal import (
     patch_run,
     steer_run,
 )
+from tl_crosscoder.run.curves import curves_run
 from tl_crosscoder.run.floor import Floor
 from tl_crosscoder.run.null import null_run
 from tl_crosscoder.run.run import Run
@@ -407,6 +413,10 @@ class ModelDiff:
     ) -> list[CausalTest]:
         """What inserting latents into the base induces, and steering it; fields as `necessity`."""
         return steer_run(self.run, CausalQuestion(**question), strengths=strengths)
+
+    def curves(self, **question: Any) -> list[CausalTest]:
+        """Both by number of latents; fields of `config.causal.CurvesQuestion`."""
+        return curves_run(self.run, CurvesQuestion(**question))
 
     # --- to keep ---------------------------------------------------------------------------------
 

@@ -10,18 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.config.inputs import Masks
-from tl_crosscoder.interventions.behaviour import (
-    Behaviour,
-    Question,
-    read_questions,
-)
+from tl_crosscoder.interventions.behaviour import Behaviour, Question, read_questions
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import unchanged
 from tl_crosscoder.models.pair import ModelPair
@@ -47,28 +42,6 @@ class OrganismScores(TableOfRows):
     ROW: ClassVar[type] = OrganismScore
     rows: tuple[OrganismScore, ...]
     organism: str
-
-
-def planted_behaviour(name: str, tokenizer: Any, *, masks: Masks | None = None) -> Behaviour:
-    """The behaviour that was planted in an organism. Raises ValueError for an unknown one."""
-    questions = read_questions(organism(name).questions[0])
-    return Behaviour.of(name, questions, tokenizer, masks=masks)
-
-
-def planted_behaviours(
-    name: str, tokenizer: Any, *, masks: Masks | None = None, n_questions: int = 32
-) -> list[Behaviour]:
-    """Every behaviour that was planted in an organism, with its first questions.
-
-    Raises:
-        ValueError: an unknown organism.
-    """
-    return [
-        Behaviour.of(
-            path.stem.replace("-", " "), read_questions(path)[:n_questions], tokenizer, masks=masks
-        )
-        for path in organism(name).planted_questions
-    ]
 
 
 def measure(name: str, *, base: Path | None = None, adapter: Path | None = None) -> OrganismScores:

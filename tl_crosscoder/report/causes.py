@@ -6,33 +6,33 @@ below the table. Limit: nothing is measured here; what is not in a run's folder 
 command that makes it.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from tl_crosscoder.baselines.difference import ActivationDifference
-from tl_crosscoder.files import PATCHING_NAME
-from tl_crosscoder.interventions.causal_rows import FLAGS, NOTHING_PASSES, CausalRow, CausalTest
+from tl_crosscoder.files import CAUSAL_NAMES, PATCHING_NAME
+from tl_crosscoder.interventions.causal_rows import (
+    CausalRow,
+    CausalTest,
+    causal_sections,
+    has_curves,
+)
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.results.measures import MEASURES, spoken
+from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section
 
 _COMMANDS = {
     "patching": "KL recovery: `tl-crosscoder patch`",
     "ablation_*": "necessity: `tl-crosscoder ablate`",
     "sufficiency_*": "sufficiency: `tl-crosscoder steer`",
+    "curves_*": "how many latents it takes: `tl-crosscoder curves`",
     "baselines_*": "methods without a dictionary: `tl-crosscoder baselines`",
 }
 _PATCHING = ("variant", "n_latents", "kl", "kl_low", "kl_high",
              "recovery", "recovery_low", "recovery_high")  # fmt: skip
-_BRIEF = ("latents", "n_latents", "strength", "share", "share_low", "share_high", "flag",
-          "of_reachable", "strongest", "control_mean", "control_high", "p_control_holm",
-          "off_target_kl", "off_target_ce")  # fmt: skip
-"""Columns that fit into the width of a terminal."""
-_NOT_COLUMNS = ("test", "base", "finetuned")
 
 
 def with_mean_draws(rows: Sequence[PatchingRow]) -> list[PatchingRow]:
@@ -85,70 +85,6 @@ def patching_sections(result: PatchingResult) -> list[Section]:
     return sections
 
 
-def causal_sections(result: CausalTest, *, is_brief: bool = False) -> list[Section]:
-    """A table for each test; a brief one has the columns that fit into a terminal."""
-    controls = f"{result.n_random} of each kind"
-    if result.n_matched:
-        controls += f", {result.n_matched} sets of latents that are active as often"
-    every = [f.name for f in fields(CausalRow) if f.name not in _NOT_COLUMNS]
-    sections = []
-    for test in dict.fromkeys(row.test for row in result.rows):
-        rows = [row for row in result.rows if row.test == test]
-        names = _columns(rows, _BRIEF if is_brief else every)
-        measure, one = MEASURES[test], rows[0]
-        title = (
-            f"{measure.name.capitalize()}: {result.effect} ({result.unit}: base {one.base:.3g}, "
-            f"fine-tuned {one.finetuned:.3g})"
-        )
-        notes = (
-            f"{measure.meaning} {result.n_prompts} prompts; controls: {controls}.",
-            *causal_notes(result, rows),
-        )
-        columns = {name: [getattr(row, name) for row in rows] for name in names}
-        sections.append(Section(title=title, columns=columns, notes=notes))
-    return sections
-
-
-def _columns(rows: Sequence[CausalRow], names: Sequence[str]) -> list[str]:
-    """Those of a table that say something, or that a terminal has space for."""
-    is_steered, is_curve = rows[0].test == "steer", has_curves(rows)
-    absent = {
-        "strength": not is_steered,
-        "flag": not any(row.flag for row in rows),
-        "of_reachable": is_steered and names is _BRIEF,
-        "n_latents": not is_curve and names is _BRIEF,
-        "p_control_holm": is_curve and names is _BRIEF,
-    }
-    return [name for name in names if not absent.get(name)]
-
-
-def has_curves(rows: Sequence[CausalRow]) -> bool:
-    """Whether rows hold a method at several numbers of latents or directions."""
-    return len({row.latents for row in rows}) < len({(row.latents, row.n_latents) for row in rows})
-
-
-def causal_notes(
-    result: CausalTest, rows: Sequence[CausalRow], *, has_ceiling: bool = True
-) -> list[str]:
-    """The ceiling of a test, where asked for or where nothing passes, and what flags mean."""
-    one, said = rows[0], {flag for row in rows for flag in row.flag.split("; ")}
-    ceiling = f"{one.ceiling:.0%} [{one.ceiling_low:.0%}, {one.ceiling_high:.0%}]"
-    of_hook = (
-        f"Replacing the whole activation at this hook changes {ceiling} of the effect: the ceiling."
-        if NOTHING_PASSES not in said
-        else f"Nothing passes this hook: replacing the whole activation there changes {ceiling} of "
-        "the effect, so shares here mean nothing. Choose another hook."
-    )
-    bound = f" (bound: {result.max_ce_cost:g} nats a token)"
-    is_known = not math.isnan(one.ceiling)
-    notes = [of_hook] if (has_ceiling and is_known) or NOTHING_PASSES in said else []
-    return notes + [
-        f"{flag.capitalize()}: {meaning}{bound if 'broken' in flag else ''}."
-        for flag, meaning in FLAGS.items()
-        if flag in said and flag != NOTHING_PASSES
-    ]
-
-
 def lens_section(adl: ActivationDifference, models: ModelPair) -> Section:
     """Tokens that the mean difference promotes, by position (Minder et al. 2025, 2510.13900)."""
     rows, which = adl.logit_lens(models, n=8).rows, adl.which()
@@ -168,7 +104,8 @@ class Causes:
     recovered: PatchingRow | None
     """The largest set of latents that was patched."""
     tested: list[tuple[CausalTest, CausalRow]]
-    """The largest set of latents in the tests of necessity and of insertion."""
+    """The largest set of latents in the tests of necessity and of insertion: of every behaviour, of
+    predictions where there is none."""
     sections: list[Section]
     missing: list[str]
     """Tests that were not run, with their commands."""
@@ -180,23 +117,27 @@ def causes_of(folder: Path) -> Causes:
     result = PatchingResult.load(patching) if patching.is_file() else None
     tests = {
         path.stem: CausalTest.load(path)
-        for pattern in _COMMANDS
-        if pattern != "patching"
-        for path in sorted(folder.glob(f"{pattern}.json"))
+        for pattern in CAUSAL_NAMES
+        for path in sorted(folder.glob(pattern))
     }
     sections = [] if result is None else patching_sections(result)
-    for name, test in tests.items():
-        is_curve = has_curves(test.rows)
-        prefix = "At equal numbers of directions. " if is_curve else "Without a dictionary. "
-        prefix = prefix if name.startswith("baselines") else ""
-        sections += [replace(s, title=f"{prefix}{s.title}") for s in causal_sections(test)]
+    headings = {name: _heading(name, test) for name, test in tests.items()}
+    for heading in dict.fromkeys(headings.values()):
+        own = [test for name, test in tests.items() if headings[name] == heading]
+        sections += [replace(s, title=f"{heading}{s.title}") for s in causal_sections(*own)]
     return Causes(
         recovered=None if result is None else _recovered(result),
-        tested=[found for test in ("necessity", "insert") if (found := _largest(tests, test))],
+        tested=[found for test in ("necessity", "insert") for found in _largest(tests, test)],
         sections=sections,
         missing=[how for pattern, how in _COMMANDS.items()
                  if not any(folder.glob(f"{pattern}.json"))],
     )  # fmt: skip
+
+
+def _heading(name: str, result: CausalTest) -> str:
+    """What stands before the title of a test's sections."""
+    is_without = name.startswith("baselines") and not has_curves(result.rows)
+    return "Without a dictionary. " if is_without else ""
 
 
 def _recovered(result: PatchingResult) -> PatchingRow | None:
@@ -208,10 +149,12 @@ def _recovered(result: PatchingResult) -> PatchingRow | None:
     return max(chosen, key=lambda r: r.n_latents, default=None)
 
 
-def _largest(tests: dict[str, CausalTest], test: str) -> tuple[CausalTest, CausalRow] | None:
-    """The largest set in a test, on a behaviour where one was measured."""
-    for name in sorted(tests, key=lambda name: not name.endswith("behaviour")):
-        rows = [r for r in tests[name].rows if r.test == test]
-        if rows and not name.startswith("baselines"):
-            return tests[name], max(rows, key=lambda r: r.n_latents)
-    return None
+def _largest(tests: dict[str, CausalTest], test: str) -> list[tuple[CausalTest, CausalRow]]:
+    """The largest set in a test, on every behaviour where one was measured."""
+    found = {}
+    for name, result in tests.items():
+        rows = [r for r in result.rows if r.test == test]
+        if rows and name.startswith(("ablation", "sufficiency")):
+            found[name] = result, max(rows, key=lambda r: r.n_latents)
+    behaviours = [each for name, each in found.items() if "_behaviour" in name]
+    return behaviours or [*found.values()]

@@ -219,7 +219,10 @@ MEASURES: dict[str, Measure] = {
     "steer": Measure("sufficiency by steering",
         "Share of the change from base to fine-tuned model that is induced when the base model is "
         "steered along the latents' fine-tuned decoder rows.", "share", form=".0%"),
-    "latents": Measure("set", "Name of the set of latents."),
+    "latents": Measure("set", "Name of the set of latents, of their order, or of a method."),
+    "n_needed": Measure("for 80%",
+        "Smallest number tested of latents or directions that does 80 % of what replacing the "
+        "whole activation does; the cost beside it is at that number.", "count", form=_COUNT),
     "share": Measure("share",
         "Share of the change from base to fine-tuned model that is removed (necessity) or induced"
         " (sufficiency).", "share", form=".0%"),

@@ -12,7 +12,7 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -112,8 +112,10 @@ def _first(text: str) -> str:
 
 
 def _measure(name: str) -> Measure:
-    """Counts in tensors are floats."""
-    return MEASURES.get(name) or Measure(name, form=",.0f" if name.startswith("n_") else None)
+    """Of `field@10` the heading is 10. Counts in tensors are floats."""
+    name, _, place = name.partition("@")
+    found = MEASURES.get(name) or Measure(name, form=",.0f" if name.startswith("n_") else None)
+    return replace(found, symbol=place) if place else found
 
 
 def _formatter(form: str | None, values: Iterable[Any]) -> Callable[[Any], str]:

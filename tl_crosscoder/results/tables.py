@@ -130,10 +130,13 @@ class TableOfRows(Tabular):
 
     @classmethod
     def from_columns(cls, columns: Columns, about: dict[str, Any]) -> "TableOfRows":
-        """Rows of their class; null is NaN where a float belongs, and lists are tuples."""
+        """Rows of their class; null is NaN where a float belongs, and lists are tuples.
+
+        Facts that an older file lacks have their default.
+        """
         columns = {f.name: _as_declared(columns[f.name], f) for f in fields(cls.ROW)}
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-        own = {f.name: _as_declared([about[f.name]], f)[0] for f in fields(cls) if f.name != "rows"}
+        own = {f.name: _as_declared([about[f.name]], f)[0] for f in fields(cls) if f.name in about}
         return cls(rows=tuple(cls.ROW(**row) for row in rows), **own)
 
 

@@ -7,6 +7,7 @@ attribution a folder, the latest.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ from tl_crosscoder.interventions.behaviour import Behaviour, Effect, Predictions
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.interventions.waterfall import Waterfall, waterfall
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.organisms.scores import planted_behaviour
+from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.run import Run
 
 RANKING, TESTS = 0, 1
@@ -124,13 +125,14 @@ def _toward(run: Run, side: str) -> ModelPair:
 def _goal(run: Run, question: AttributionQuestion) -> Effect:
     if question.goal == "predictions":
         return Predictions.of(prompts_of(run, question, half=RANKING))
-    behaviour = behaviour_of(run, question.behaviour)
-    if behaviour is None:
+    found = behaviours_of(run, question.behaviour)
+    if not found or (question.behaviour is not None and len(found) > 1):
         raise ValueError(
-            "the goal is a behaviour, but none is known of this model: name a JSONL file of "
-            "prompts and completions with --behaviour."
+            "the goal is a behaviour, and one is attributed at a time: name a JSONL file of "
+            "prompts and completions with --behaviour"
+            + (f", not {len(found)} of them." if found else "; none is known of this model.")
         )
-    return half_of(behaviour, run, RANKING)
+    return half_of(found[0], run, RANKING)
 
 
 # --- what is ranked on and what is tested on ------------------------------------------------------
@@ -144,12 +146,15 @@ def prompts_of(run: Run, question: PromptsQuestion, *, half: int = TESTS) -> Tok
     return with_predictions(text, kinds_of(text))[: question.n_prompts]
 
 
-def behaviour_of(run: Run, path: str | None) -> Behaviour | None:
-    """A behaviour from a file, or the one planted in an embedded organism; None without either."""
-    tokenizer, organism = run.models.tokenizer, run.organism()
-    if path is not None:
-        return Behaviour.from_file(path, tokenizer, masks=run.masks)
-    return planted_behaviour(organism, tokenizer, masks=run.masks) if organism else None
+def behaviours_of(run: Run, named: str | Sequence[str] | None = None) -> list[Behaviour]:
+    """Behaviours of JSONL files and folders; without any those planted in an embedded organism.
+
+    The first one planted is the main one. Raises as `Behaviour.from_files` does.
+    """
+    if named is None:
+        name = run.organism()
+        named = [*map(str, organism(name).planted_questions)] if name else []
+    return Behaviour.from_files(named, run.models.tokenizer, masks=run.masks)
 
 
 def for_tests(behaviour: Behaviour, run: Run) -> Behaviour:

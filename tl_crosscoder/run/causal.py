@@ -1,19 +1,19 @@
 """Interventions on a run's folder: what `tl-crosscoder patch`, `ablate` and `steer` do.
 
 Contract: each opens the run, tests sets of latents with controls, and leaves its result as JSON in
-the folder (`patching.json`, `ablation_behaviour.json` and so on), which is returned. Prompts are of
-the half of the documents that no ranking is made on. Limit: where none is named, neutral text is
-the run's held-out text, in which the fine-tune may have a part.
+the folder (`patching.json`, `ablation_predictions.json`, `ablation_behaviour_NAME.json` and so on),
+which is returned. Prompts are of the half of the documents that no ranking is made on. Limit: where
+none is named, neutral text is the run's held-out text, in which the fine-tune may have a part.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.config.causal import (
     CausalQuestion,
+    ControlledQuestion,
     EffectQuestion,
     LatentsQuestion,
     Order,
@@ -31,18 +31,20 @@ from tl_crosscoder.files import (
 )
 from tl_crosscoder.interventions.base_estimate import BaseEstimate
 from tl_crosscoder.interventions.behaviour import Behaviour, Effect, Predictions
-from tl_crosscoder.interventions.causal import causal_test
+from tl_crosscoder.interventions.causal import causal_test, causal_trials
 from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.controls import ControlSettings
+from tl_crosscoder.interventions.costs import OffTarget
 from tl_crosscoder.interventions.edits import Edit
 from tl_crosscoder.interventions.latent_edits import Mode, ablation, activation_norms, steering
 from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.interventions.mitigation import export_mitigation, measure_estimate
 from tl_crosscoder.interventions.patching import PatchingResult, patching
+from tl_crosscoder.interventions.trials import Trial, result_of, run_trials
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.attribution import attribute_run as attribute_run
-from tl_crosscoder.run.attribution import attribution_of, behaviour_of, for_tests, prompts_of
+from tl_crosscoder.run.attribution import attribution_of, behaviours_of, for_tests, prompts_of
 from tl_crosscoder.run.run import Run
 
 N_NEUTRAL_TOKENS = 4096
@@ -50,6 +52,10 @@ N_NEW_TOKENS = 40
 """Tokens that a model writes after a prompt."""
 SIZES = (3, 10, 30)
 """Latents of the sets that are tested where none are named."""
+NOTHING_CARRIED = (
+    "No latent carries anything of the change on this text: the models do not differ at the hook, "
+    "so there is nothing to cause."
+)
 Samples = list[tuple[str, dict[str, str]]]
 """Prompts, and what each model writes after them."""
 
@@ -136,37 +142,24 @@ def _tested(
     mode: Mode = "delta",
     alphas: tuple[float, ...] = (1.0,),
 ) -> list[CausalTest]:
-    latents = run.measurement().latents
+    ctx, latents = InterventionContext.of(run.models, run.crosscoder), run.measurement().latents
     settings = control_settings(question, n_matched=question.n_matched, alphas=alphas)
-    null = Crosscoder.load(question.null, device=run.device) if question.null else None
     neutral = neutral_text(run, question.text, neutral=question.neutral)
+    null = null_of(run, question)
 
-    @cache
-    def sets() -> dict[str, list[int]]:
-        """The latents, ranked only when all that is asked has been found."""
-        if found := _sets(run, question):
-            return found
-        raise ValueError(
-            "no latent carries anything of the change on this text: the models do not differ at "
-            "the hook, so there is nothing to cause. Give prompts that the fine-tune is about."
-        )
+    def trials() -> list[Trial]:
+        if not (sets := _sets(run, question)):
+            return []
+        how = {"tests": tests, "mode": mode, "settings": settings, "null": null}
+        return causal_trials(ctx, neutral, latents=latents, sets=sets, **how)
 
-    def test(effect: Effect, tests: Collection[str]) -> CausalTest:
-        return causal_test(
-            run.models,
-            run.crosscoder,
-            effect,
-            neutral,
-            latents=latents,
-            sets=sets(),
-            tests=[*tests],
-            mode=mode,
-            settings=settings,
-            null=null,
-            show_progress=True,
-        )
+    costs = OffTarget(ctx=ctx, text=neutral)
+    return each_effect(run, question, costs, trials, settings=settings, name=name)
 
-    return each_effect(run, question, test, tests=tests, name=name)
+
+def null_of(run: Run, question: ControlledQuestion) -> Crosscoder | None:
+    """The other dictionary whose directions are a control."""
+    return Crosscoder.load(question.null, device=run.device) if question.null else None
 
 
 def control_settings(
@@ -186,29 +179,41 @@ def control_settings(
 def each_effect(
     run: Run,
     question: EffectQuestion,
-    test: Callable[[Effect, Collection[str]], CausalTest],
+    costs: OffTarget,
+    make_trials: Callable[[], list[Trial]],
     *,
-    tests: Collection[str],
+    settings: ControlSettings,
     name: str,
 ) -> list[CausalTest]:
-    """Test every effect and keep the results in the run's folder.
+    """Try the same edits for every effect, and keep the results in the run's folder, a file each.
 
-    Steering is the same at every token, so it is scored by a behaviour where there is one.
+    Steering is the same at every token, so it is scored by behaviours where there are any. Trials
+    are made when all that is asked has been found.
     """
     results, measured = [], effects(run, question)
+    trials = make_trials()
     for effect in measured:
-        result = test(effect, [t for t in tests if t != "steer" or effect is measured[-1]])
-        kind = "behaviour" if isinstance(effect, Behaviour) else "predictions"
+        kind, is_behaviour = "predictions", isinstance(effect, Behaviour)
+        if is_behaviour:
+            kind = f"behaviour_{effect.name.replace(' ', '-')}"
+            # Earlier versions kept one behaviour, of whatever name.
+            (run.path / f"{name}_behaviour.json").unlink(missing_ok=True)
+        own = [t for t in trials if t.test != "steer" or is_behaviour or len(measured) == 1]
+        how = {"trials": own, "settings": settings, "show_progress": True}
+        result = (
+            run_trials(costs.ctx, effect, costs, **how)
+            if own
+            else result_of(effect, settings, note=NOTHING_CARRIED)
+        )
         result.save(run.path / f"{name}_{kind}.json")
         results.append(result)
     return results
 
 
 def effects(run: Run, question: EffectQuestion) -> list[Effect]:
-    """What can be measured: predictions always, a behaviour where one is known."""
-    found: list[Effect] = [Predictions.of(prompts_of(run, question))]
-    behaviour = behaviour_of(run, question.behaviour)
-    return found if behaviour is None else [*found, for_tests(behaviour, run)]
+    """What can be measured: predictions always, behaviours where any are known."""
+    behaviours = [for_tests(b, run) for b in behaviours_of(run, question.behaviour)]
+    return [Predictions.of(prompts_of(run, question)), *behaviours]
 
 
 def neutral_text(run: Run, text: str | None = None, *, neutral: str | None = None) -> TokenizedText:

@@ -14,10 +14,9 @@ import plotly.graph_objects as go
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.interventions.causal_rows import CausalTest
+from tl_crosscoder.interventions.causal_rows import CausalTest, has_curves
 from tl_crosscoder.interventions.layer_scan_result import LayerScan
 from tl_crosscoder.interventions.patching import PatchingResult
-from tl_crosscoder.report.causes import has_curves
 from tl_crosscoder.report.figures.causal import causal_curve, cost_curves
 from tl_crosscoder.report.figures.latents import (
     delta_norm_map,

@@ -15,8 +15,13 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tl_crosscoder.interventions.causal_rows import CausalRow, CausalTest
-from tl_crosscoder.report.causes import causal_notes, has_curves
+from tl_crosscoder.interventions.causal_rows import (
+    ALL,
+    CausalRow,
+    CausalTest,
+    causal_notes,
+    has_curves,
+)
 from tl_crosscoder.report.figures.style import (
     GREY,
     NothingToDraw,
@@ -96,11 +101,13 @@ def _by_name(figure: go.Figure, rows: Sequence[CausalRow]) -> None:
 
 def _by_size(figure: go.Figure, rows: Sequence[CausalRow]) -> None:
     """One line, or of methods at several sizes each one a line."""
+    far = [r for r in rows if r.latents == ALL and has_curves(rows)]
+    sizes = sorted({r.n_latents for r in rows if r not in far})
+    end = 2 * sizes[-1]
 
     def size(row: CausalRow) -> int:
-        return row.n_latents
+        return end if row in far else row.n_latents
 
-    sizes = sorted({r.n_latents for r in rows})
     _add_controls(figure, rows, x=size)
     if has_curves(rows):
         for i, name in enumerate(dict.fromkeys(r.latents for r in rows)):
@@ -109,8 +116,11 @@ def _by_size(figure: go.Figure, rows: Sequence[CausalRow]) -> None:
     else:
         # A line joins sizes of one series; through two sets of one size it means nothing.
         _add_own(figure, rows, x=size, name="latents", has_line=len(sizes) == len(rows))
-    ends = [math.log10(sizes[0]) - 0.1, math.log10(sizes[-1]) + 0.1]
-    figure.update_xaxes(type="log", tickvals=sizes[:: 1 + len(sizes) // 10], range=ends)
+    ticks = {n: str(n) for n in sizes[:: 1 + len(sizes) // 10]}
+    if far:
+        ticks[end] = "all"
+    ends = [math.log10(sizes[0]) - 0.1, math.log10(max(sizes[-1], *ticks)) + 0.1]
+    figure.update_xaxes(type="log", tickvals=[*ticks], ticktext=[*ticks.values()], range=ends)
     title = "latents or directions" if has_curves(rows) else "latents in the set"
     figure.update_xaxes(title_text=title, row=2, col=1)
 
@@ -153,8 +163,9 @@ def _add_controls(figure: go.Figure, rows: Sequence[CausalRow], *, x: Place) -> 
     at = [[r for r in rows if x(r) == place] for place in places]
     for field, (name, style) in _CONTROLS.items():
         merge = max if field == "control_high" else fmean
-        values = [merge(getattr(r, field) for r in own) for own in at]
-        if not any(map(math.isfinite, values)):
+        known = [[v for r in own if math.isfinite(v := getattr(r, field))] for own in at]
+        values = [merge(each) if each else math.nan for each in known]
+        if not any(known):
             continue
         panel = 2 if field == "control_off_target_kl" else 1
         trace = go.Scatter(
@@ -180,6 +191,8 @@ def _finished(
     ends = ("share_low", "share", "share_high", "control_mean", "control_high", "ceiling")
     axis, beyond = share_axis([getattr(r, end) for r in rows for end in ends])
     verb = "removed" if one.test == "necessity" else "induced"
+    controlled = ", ".join(dict.fromkeys(r.latents for r in rows if r.strongest))
+    own = f", of {controlled}" if has_curves(rows) else ""
     figure.update_yaxes(title_text=f"share {verb}", row=1, col=1, **axis)
     figure.update_yaxes(title_text="off-target KL (nats a token)", rangemode="tozero", row=2, col=1)
     figure.add_hline(y=0, line={"color": GREY, "width": 1}, row=1, col=1)  # pyright: ignore[reportArgumentType]
@@ -189,8 +202,8 @@ def _finished(
         notes=[
             f"Share of the change from base ({one.base:.3g}) to fine-tuned model "
             f"({one.finetuned:.3g}) that is {verb}, {result.unit}, with 95 % intervals over "
-            f"{result.n_prompts} prompts; {result.n_random} controls of each kind.",
-            *causal_notes(result, rows, has_ceiling=False),
+            f"{result.n_prompts} prompts; {result.n_random} controls of each kind{own}.",
+            *causal_notes(result, rows, is_table=False),
             *beyond,
             *notes,
         ],
@@ -198,7 +211,7 @@ def _finished(
     )
 
 
-def cost_curves(result: CausalTest) -> go.Figure:
+def cost_curves(result: CausalTest, *, test: str = "necessity") -> go.Figure:
     """Share of the change against its off-target cost, a line a method, its sizes at the points.
 
     What is higher at the same place of the axis removes more at the same cost.
@@ -206,7 +219,8 @@ def cost_curves(result: CausalTest) -> go.Figure:
     Raises:
         ValueError: no method at several sizes, or none with a value.
     """
-    rows = [r for r in result.rows if math.isfinite(r.share) and math.isfinite(r.off_target_kl)]
+    known = [r for r in result.rows if math.isfinite(r.share) and math.isfinite(r.off_target_kl)]
+    rows = [r for r in known if r.test == test]
     if not has_curves(rows):
         raise NothingToDraw("this result has no method at several numbers of directions.")
     figure = go.Figure()
@@ -236,7 +250,7 @@ def cost_curves(result: CausalTest) -> go.Figure:
         notes=[
             f"Numbers at the points: latents or directions; 95 % intervals over {result.n_prompts} "
             "prompts.",
-            *causal_notes(result, rows, has_ceiling=False),
+            *causal_notes(result, rows, is_table=False),
             *beyond,
         ],
     )
