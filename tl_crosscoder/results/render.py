@@ -113,9 +113,10 @@ def _first(text: str) -> str:
 
 def _measure(name: str) -> Measure:
     """Of `field@10` the heading is 10. Counts in tensors are floats."""
-    name, _, place = name.partition("@")
-    found = MEASURES.get(name) or Measure(name, form=",.0f" if name.startswith("n_") else None)
-    return replace(found, symbol=place) if place else found
+    field, _, place = name.partition("@")
+    if field and place and field in MEASURES:
+        return replace(MEASURES[field], symbol=place)
+    return MEASURES.get(name) or Measure(name, form=",.0f" if name.startswith("n_") else None)
 
 
 def _formatter(form: str | None, values: Iterable[Any]) -> Callable[[Any], str]:
