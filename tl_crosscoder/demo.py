@@ -211,8 +211,4 @@ def verdicts_of(
 def _reason(row: CausalRow, explains: bool) -> str:
     if not explains:
         return f"the dictionary explains less than {MIN_FVE:.0%} of a model's variance"
-    if row.flag:
-        return row.flag
-    if row.p_control > MAX_P or row.share <= row.control_high:
-        return "controls do as much"
-    return "" if row.share_low > 0 else "the interval holds 0"
+    return row.doubt(max_p=MAX_P)
