@@ -93,6 +93,7 @@ class Analyze:
         """What is printed of one run."""
         from tl_crosscoder.analysis.latents import rank_latents
         from tl_crosscoder.notebook.latent import LatentView, search
+        from tl_crosscoder.report.answer import with_answer
         from tl_crosscoder.report.sections import render
         from tl_crosscoder.results.render import as_text
 
@@ -104,7 +105,8 @@ class Analyze:
             how = {"n": self.n, "by": self.by, "toward": self.toward}
             sections = rank_latents(measurement.latents, **how).sections()
             return as_text(sections, is_whole=True)
-        return render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
+        numbers = render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
+        return with_answer(run.path, numbers)
 
     def _measurement(self, run: "Run") -> "Measurement":
         from tl_crosscoder.analysis.measurement import Measurement

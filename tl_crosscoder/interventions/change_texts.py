@@ -28,11 +28,11 @@ N_LOOKED, N_TOKENS, N_SHOWN, N_NEW = 16, 6, 4, 12
 """Passages that are looked at, tokens that are named, passages that are shown, new tokens."""
 N_PLACES = 6
 """Places that are tried for one at which the models go on differently."""
-MUCH = 1 / 3
-"""Of the most that a prediction of a passage moves."""
+MUCH, A_LOT = 1 / 3, 1.0
+"""Of the most that a prediction of a passage moves; nats."""
 LONGEST = 70
 """Characters of a text that are shown."""
-_SENTENCE = re.compile(r"^\s*\S.*?([.!?…。！？][\"'”’»)\]]*(?=\s|$)|\n)", re.DOTALL)
+_SENTENCE = re.compile(r"^\s*\S.*?([.!?…。！？][\"'”’»)\]]*(?=\s|$)|\n)", re.DOTALL)  # noqa: RUF001
 Place = tuple[float, int, int]
 """Nats, passage and position."""
 
@@ -62,8 +62,9 @@ def texts_of(
         kl = torch.zeros(own.shape)
         kl[own] = kl_divergence(log_p, log_q).float().cpu()
         most = kl.amax(dim=1)
-        # The first place of a passage that moves nearly as much: the whole sentence is seen.
-        first = (kl >= MUCH * most[:, None]).int().argmax(dim=1) + 1
+        # The first place of a passage that moves much: the whole sentence is seen.
+        bound = (MUCH * most).clamp(max=A_LOT)
+        first = (kl >= bound[:, None]).int().argmax(dim=1) + 1
         places += zip(most.tolist(), acts.index.tolist(), first.tolist(), strict=True)
     up, down = moved.topk(N_TOKENS), (-moved).topk(N_TOKENS)
     return {
@@ -73,14 +74,13 @@ def texts_of(
             for name, top in {"raised": up, "lowered": down}.items()
         },
         "passages": tuple(
-            written(text, i, int(text.lengths[i]), tokenizer) for i in range(min(N_SHOWN, len(text)))
+            written(text, i, int(text.lengths[i]), tokenizer)
+            for i in range(min(N_SHOWN, len(text)))
         ),
     }
 
 
-def _example(
-    ctx: InterventionContext, text: TokenizedText, places: list[Place]
-) -> dict[str, str]:
+def _example(ctx: InterventionContext, text: TokenizedText, places: list[Place]) -> dict[str, str]:
     """What both models write at the first of these places where it differs."""
     found = dict.fromkeys(("before", "base_text", "finetuned_text"), "")
     for _, passage, position in places:

@@ -5,12 +5,11 @@ and latents are of the documents for rankings, texts and causes of those for tes
 and short texts; the passages are those of the run's text.
 """
 
-import textwrap
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tl_crosscoder.results.measures import spoken
-from tl_crosscoder.results.render import WIDTH, Section, visible, wrapped
+from tl_crosscoder.results.render import Section
 from tl_crosscoder.results.tables import TableOfRows
 
 NONE_FOUND = "No change is found again over halves of the text."
@@ -70,8 +69,9 @@ class Change:
 
     def lines(self) -> list[str]:
         """Texts, and then its latents and what they do."""
-        shown = ", ".join(map(str, self.latents[:N_SHOWN]))
-        rest = len(self.latents) - N_SHOWN
+        # Where it is one, it is as short as "and 1 more".
+        n = N_SHOWN + (len(self.latents) == N_SHOWN + 1)
+        shown, rest = ", ".join(map(str, self.latents[:n])), len(self.latents) - n
         latents = f"latent {shown}" if len(self.latents) == 1 else f"latents {shown}"
         latents += f" and {rest} more" if rest > 0 else ""
         low, high = (f"{100 * end:.0f}" for end in (self.necessity_low, self.necessity_high))
@@ -79,7 +79,7 @@ class Change:
             f"{self.place}  {self.change_share:.0%} of the change  after {_quoted(self.before)}: "
             f"{_quoted(self.base_text)} -> {_quoted(self.finetuned_text)}",
             f"   {latents}: removing them undoes {self.necessity:.0%} [{low}, {high}] "
-            f"({self.strongest} {self.control_mean:.0%}), cost {self.off_target_kl:.4f} nats",
+            f"(controls {self.control_mean:.0%}), cost {self.off_target_kl:.4f} nats",
         ]
 
 
@@ -122,10 +122,6 @@ class Changes(TableOfRows):
             )
         return lines
 
-    def text(self) -> str:
-        """The answer for a terminal."""
-        return "\n".join(_indented(visible(line)) for line in self.lines())
-
     def sections(self) -> list[Section]:
         """The answer, tokens, and the numbers."""
         moved = [note for row in self.found for note in _moved(row)]
@@ -150,11 +146,3 @@ def _moved(change: Change) -> list[str]:
 
 def _quoted(text: str) -> str:
     return f'"{text}"' if text else "(the end)"
-
-
-def _indented(line: str) -> str:
-    """A line, wrapped below its own beginning."""
-    if not line.startswith("   ") and not line[:1].isdigit():
-        return wrapped(line)
-    return textwrap.fill(line, WIDTH, subsequent_indent=" " * 3, break_on_hyphens=False)
-

@@ -137,12 +137,17 @@ def _fit(A: Passages, n: int, *, n_random: int = 0, seed: int = 0) -> tuple[Tens
 
 
 def _weights(A: Passages, H: Rows) -> Float[Tensor, "n_passages n"]:
-    """W of other passages: non-negative least squares."""
-    from scipy.optimize import nnls
+    """W of other passages, with H as it is."""
+    # scipy's `nnls` ends the process where there is no row.
+    if not len(H) or not A.numel():
+        return torch.zeros(len(A), len(H), dtype=torch.float64)
+    from sklearn.decomposition import non_negative_factorization
 
     H = H.double()
-    rows = [torch.from_numpy(nnls(H.T.numpy(), row.numpy())[0]) for row in _scaled(A)]
-    return torch.stack(rows) if rows else torch.zeros(0, len(H), dtype=torch.float64)
+    W, _, _ = non_negative_factorization(
+        _scaled(A).numpy(), H=H.numpy(), n_components=len(H), update_H=False, max_iter=1000
+    )
+    return torch.from_numpy(W)
 
 
 def _parts(

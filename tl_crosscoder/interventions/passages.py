@@ -21,7 +21,7 @@ from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
 from tl_crosscoder.interventions.edits import TokenMask
 from tl_crosscoder.models.tokenizer import token_text
 
-ENDS_SENTENCE = re.compile(r"(\n|[.!?…。！？][\"'”’»)\]]*)\s*$")
+ENDS_SENTENCE = re.compile(r"(\n|[.!?…。！？][\"'”’»)\]]*)\s*$")  # noqa: RUF001
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -25,7 +25,12 @@ from torch import Tensor
 from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import Ranking
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.config.causal import AttributionQuestion, CausalQuestion, LatentsQuestion
+from tl_crosscoder.config.causal import (
+    AttributionQuestion,
+    CausalQuestion,
+    ChangesQuestion,
+    LatentsQuestion,
+)
 from tl_crosscoder.config.presets import Preset, preset_from, preset_name
 from tl_crosscoder.config.presets import preset as make_preset
 from tl_crosscoder.config.training import RunConfig
@@ -33,6 +38,7 @@ from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.text import Text, checked_text
 from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.interventions.causal_rows import CausalTest
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddLatents
 from tl_crosscoder.interventions.latent_edits import (
@@ -49,6 +55,7 @@ from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.notebook.latent import Hits, LatentView, search
 from tl_crosscoder.notebook.prompts import EditedDiff, PromptDiff, prompt_diff
+from tl_crosscoder.report.answer import answer_sections, with_answer
 from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.report.html import ReportSettings, report
 from tl_crosscoder.report.sections import render
@@ -62,6 +69,7 @@ from tl_crosscoder.run.causal import (
     patch_run,
     steer_run,
 )
+from tl_crosscoder.run.changes import answer_run, changes_run
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 from tl_crosscoder.train.checkpoint import check_output
@@ -92,6 +100,7 @@ def diff(
     device: str | None = None,
     seed: int = 0,
     model_names: tuple[str, str] | None = None,
+    changes: bool = True,
     **settings: Any,
 ) -> "ModelDiff":
     """Train a dictionary over both models, measure it, and give all there is to look at.
@@ -114,6 +123,8 @@ def diff(
         device: of models that are loaded here; None is the CPU.
         seed: of weights, data and split.
         model_names: what is recorded of loaded models, to find them again; None is their own names.
+        changes: look for what changed when the dictionary is measured, about a minute of small
+            models; without it `ModelDiff.changes` does.
         settings: any other field of `RunConfig`, such as `lr`, `context_size` or `dtype`, and any
             option of the preset, such as `shared_share`.
 
@@ -138,7 +149,10 @@ def diff(
     models = None
     if config.base is None:
         models = _pair(base, finetuned, config, model_names)
-    return ModelDiff(run=train(config, models=models, text=content, resume=resume))
+    run = train(config, models=models, text=content, resume=resume)
+    if changes:
+        answer_run(run)
+    return ModelDiff(run=run)
 
 
 def _with_preset(given: dict[str, Any]) -> dict[str, Any]:
@@ -356,6 +370,10 @@ class ModelDiff:
 
     # --- with controls ---------------------------------------------------------------------------
 
+    def changes(self, **question: Any) -> Changes:
+        """What changed; fields of `config.causal.ChangesQuestion`. It is kept in the folder."""
+        return changes_run(self.run, ChangesQuestion(**question))
+
     def attribution(self, **question: Any) -> Attribution:
         """What each latent carries of the change; fields of `config.causal.AttributionQuestion`.
 
@@ -410,11 +428,11 @@ class ModelDiff:
         return f"ModelDiff({sites}, d_sae={self.crosscoder.cfg.d_sae:,}, path={str(self.path)!r})"
 
     def __str__(self) -> str:
-        return render(self.measurement, self.crosscoder.sites)
+        return with_answer(self.path, render(self.measurement, self.crosscoder.sites))
 
     def _repr_html_(self) -> str:
         sites = Section(columns=site_columns(self.crosscoder.sites))
-        return as_html([sites, *self.measurement.sections()])
+        return as_html([*answer_sections(self.path), sites, *self.measurement.sections()])
 
     def _model(self, site: int) -> str:
         return f"the {spoken(self.ctx.site_name(site))} model"

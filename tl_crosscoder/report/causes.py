@@ -13,14 +13,16 @@ from pathlib import Path
 from statistics import fmean
 
 from tl_crosscoder.baselines.difference import ActivationDifference
-from tl_crosscoder.files import PATCHING_NAME
+from tl_crosscoder.files import CHANGES_NAME, PATCHING_NAME
 from tl_crosscoder.interventions.causal_rows import FLAGS, NOTHING_PASSES, CausalRow, CausalTest
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.results.measures import MEASURES, spoken
 from tl_crosscoder.results.render import Section
 
 _COMMANDS = {
+    "changes": "what changed: `tl-crosscoder changes`",
     "patching": "KL recovery: `tl-crosscoder patch`",
     "ablation_*": "necessity: `tl-crosscoder ablate`",
     "sufficiency_*": "sufficiency: `tl-crosscoder steer`",
@@ -181,10 +183,13 @@ def causes_of(folder: Path) -> Causes:
     tests = {
         path.stem: CausalTest.load(path)
         for pattern in _COMMANDS
-        if pattern != "patching"
+        if pattern not in ("changes", "patching")
         for path in sorted(folder.glob(f"{pattern}.json"))
     }
-    sections = [] if result is None else patching_sections(result)
+    changes = folder / CHANGES_NAME
+    found = Changes.load(changes) if changes.is_file() else None
+    sections = found.sections()[-1:] if found is not None and found.rows else []
+    sections += [] if result is None else patching_sections(result)
     for name, test in tests.items():
         is_curve = has_curves(test.rows)
         prefix = "At equal numbers of directions. " if is_curve else "Without a dictionary. "
