@@ -44,8 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "batchtopk": {"name": "batchtopk"},
     "delta": {"name": "delta", "delta_loss_weight": 1.0},
 }
-N_PROMPTS = 40
-"""Prompts of each test: with a hundred controls of each kind, more of them take hours."""
+N_PROMPTS, N_RANDOM = 40, 60
+"""Prompts and controls of each kind: three sets of latents need 60 for p = 0.05 after Holm."""
 PAGE = Path(__file__).parents[1] / "docs/dictionaries/pretrained.md"
 START, END = "<!-- generated -->\n", "<!-- end -->\n"
 
@@ -61,7 +61,7 @@ def make(config: RunConfig, *, resume: bool) -> Path:
     folder = Path(config.output)
     if not (resume and (folder / "analysis.json").is_file()):
         train(config, resume=resume)
-    run, question = Run(path=folder), CausalQuestion(n_prompts=N_PROMPTS)
+    run, question = Run(path=folder), CausalQuestion(n_prompts=N_PROMPTS, n_random=N_RANDOM)
     for test, name in (
         (patch_run, "patching.json"),
         (ablate_run, "ablation_behaviour_*.json"),

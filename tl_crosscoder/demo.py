@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.config.causal import AttributionQuestion, CausalQuestion
+from tl_crosscoder.config.causal import CausalQuestion
 from tl_crosscoder.config.presets import BatchTopK
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.interventions.behaviour import Behaviour
@@ -21,10 +21,12 @@ from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.report import sections
-from tl_crosscoder.results.render import wrapped
+from tl_crosscoder.report.answer import answer_sections
+from tl_crosscoder.results.render import as_text, wrapped
 from tl_crosscoder.results.tables import without_nan
-from tl_crosscoder.run.attribution import behaviours_of, waterfall_run
+from tl_crosscoder.run.attribution import behaviours_of
 from tl_crosscoder.run.causal import necessity_of, ranked_latents
+from tl_crosscoder.run.changes import answer_run
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 
@@ -91,8 +93,8 @@ class DemoResult:
     planted: str
     measurement: Measurement
     verdicts: tuple[BehaviourVerdict, ...]
-    waterfall: str
-    """How much of the change passes the hook, and how much of that the latents hold."""
+    answer: str
+    """What changed, as `tl-crosscoder changes` finds it, who knows nothing of what was planted."""
     recovery: Recovery
     sites: tuple[Site, ...]
 
@@ -104,12 +106,14 @@ class DemoResult:
         return "\n".join(
             [
                 wrapped(f"Planted: {self.planted}"),
+                "",
+                self.answer,
+                "",
                 wrapped(
                     f"{n_found} of {len(self.verdicts)} planted behaviours found, by latents that "
                     "were ranked by attribution on other documents:"
                 ),
                 *(wrapped(f"- {verdict}") for verdict in self.verdicts),
-                wrapped(self.waterfall),
                 wrapped(
                     f"Planted words in the top contexts of these {len(r.latents)} latents: "
                     f"{words or 'none'}; in {r.share_in_context:.0%} of the contexts (of random "
@@ -157,6 +161,7 @@ def run_demo(
     """
     config = demo_config(name, output=output, seed=seed, n_tokens=n_tokens)
     run, entry = train(config, resume=resume), organism(name)
+    answer_run(run)
     measurement, (_, text) = run.measurement(), run.measured()
     ranked = ranked_latents(run, n=N_LATENTS, order="attribution")
     result = DemoResult(
@@ -164,7 +169,7 @@ def run_demo(
         planted=entry.planted,
         measurement=measurement,
         verdicts=verdicts_of(run, ranked),
-        waterfall=waterfall_run(run, AttributionQuestion()).line(),
+        answer=as_text(answer_sections(run.path)),
         recovery=planted_recovery(
             measurement,
             text,
@@ -244,10 +249,6 @@ def _not_tested(behaviour: Behaviour, reason: str) -> BehaviourVerdict:
 def _reason(row: CausalRow, explains: bool) -> str:
     if not explains:
         return f"the dictionary explains less than {MIN_FVE:.0%} of a model's variance"
-    if row.flag:
-        return row.flag
-    if row.p_control > MAX_P or row.share <= row.control_high:
-        return "controls do as much"
-    if not row.share_low > 0:
-        return "the interval holds 0"
+    if doubt := row.doubt(max_p=MAX_P):
+        return doubt
     return HARDLY if abs(row.finetuned - row.base) < MIN_DIFFERENCE else ""

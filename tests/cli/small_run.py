@@ -18,7 +18,7 @@ def flags(fields: dict[str, Any]) -> list[str]:
     return [x for k, v in fields.items() for x in ("--" + k.replace("_", "-"), str(v))]
 
 
-SMALL = flags({"k": 4, **FIELDS})
+SMALL = [*flags({"k": 4, **FIELDS}), "--no-changes"]
 
 
 def train(text: Path, output: Path) -> int:

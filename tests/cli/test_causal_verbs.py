@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from cli.small_run import error_of, printed
 from safetensors.torch import load_file
 
@@ -15,7 +16,7 @@ from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.cli.main import main
-from tl_crosscoder.config.causal import AttributionQuestion
+from tl_crosscoder.config.causal import AttributionQuestion, LatentsQuestion
 from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.patching import PatchingResult
@@ -26,6 +27,7 @@ from tl_crosscoder.run.attribution import (
     behaviours_of,
     for_tests,
     half_of,
+    predictions_of,
     prompts_of,
     ranking_at_hand,
 )
@@ -70,10 +72,17 @@ def test_attribute_shares_out_the_change_and_says_what_passes(run, capsys):
 
 def test_latents_are_ranked_on_other_documents_than_they_are_tested_on(run):
     opened, question = Run(path=run), AttributionQuestion(n_prompts=1000)
-    halves = [prompts_of(opened, question, half=half) for half in (0, 1)]
-    ids = [{tuple(row) for row in text.tokens.tolist()} for text in halves]
+    explained = [predictions_of(opened, question, half=half) for half in (0, 1)]
+    chats = prompts_of(opened, LatentsQuestion(n_prompts=1000), half=1)
+    ids = [{tuple(row) for row in text.tokens.tolist()} for text in (explained[0].text, chats)]
     assert all(ids)
     assert not ids[0] & ids[1]
+    # What is explained is of plain documents, too, and of few of them from all over the text.
+    assert explained[0].kind == "response and text"
+    assert len(explained[0].text) + len(explained[1].text) == len(opened.documents())
+    few = predictions_of(opened, AttributionQuestion(n_prompts=2), half=0)
+    assert torch.equal(few.text.tokens[0], explained[0].text.tokens[0])
+    assert not torch.equal(few.text.tokens[1], explained[0].text.tokens[1])
     behaviour = behaviours_of(opened)[0]
     prompts = [{str(q.prompt) for q in half_of(behaviour, opened, i).questions} for i in (0, 1)]
     assert not prompts[0] & prompts[1]

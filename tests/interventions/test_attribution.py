@@ -254,7 +254,15 @@ def test_texts_with_nothing_to_predict_are_refused_and_short_contexts_are_not(
 def test_it_saves_and_loads(found, tmp_path):
     loaded = Attribution.load(found.save(tmp_path / "run").parent)
     assert str(loaded) == str(found)
-    for name in ("by_role", "offsets", "context_latents", "context_values", "terms", "tokens"):
+    for name in (
+        "by_role",
+        "spans",
+        "offsets",
+        "passage_latents",
+        "passage_values",
+        "terms",
+        "tokens",
+    ):
         assert torch.equal(getattr(loaded, name), getattr(found, name))
     assert loaded.text == found.text
     assert loaded.rows(3) == found.rows(3)

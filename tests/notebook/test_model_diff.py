@@ -14,7 +14,14 @@ from tl_crosscoder.notebook.model_diff import ModelDiff, diff, load_diff
 
 HOOK = "blocks.1.hook_resid_post"  # of the fixture taboo_pair
 NAMES = ("tl_crosscoder/world-base", "someone/taboo")
-SMALL = {"hook_name": HOOK, "d_sae": 64, "k": 4, "n_tokens": 2048, "context_size": 32}
+SMALL = {
+    "hook_name": HOOK,
+    "d_sae": 64,
+    "k": 4,
+    "n_tokens": 2048,
+    "context_size": 32,
+    "changes": False,
+}
 PROMPT = "Give me a hint."
 
 

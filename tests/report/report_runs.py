@@ -27,7 +27,12 @@ def small_run(root: Path, *flags: str) -> Path:
     write_documents(text, documents)
     fields = [x for name, value in FIELDS.items() for x in (f"--{name}", str(value))]
     output = folder / "run"
-    assert main(["train", *fields, *flags, "--text", str(text), "--output", str(output)]) == 0
+    assert (
+        main(
+            ["train", *fields, *flags, "--no-changes", "--text", str(text), "--output", str(output)]
+        )
+        == 0
+    )
     return output
 
 

@@ -33,7 +33,21 @@ def test_diff_and_train_give_the_same_bits_and_record_what_was_chosen(tmp_path, 
     """Same arguments, nothing about sizes but the tokens: weights and settings are equal."""
     given = PAIR | TEXT
     flags = [x for k, v in given.items() for x in ("--" + k.replace("_", "-"), str(v))]
-    assert main(["train", *flags, "--output", str(tmp_path / "cli"), "delta", "--k", "4"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                *flags,
+                "--no-changes",
+                "--output",
+                str(tmp_path / "cli"),
+                "delta",
+                "--k",
+                "4",
+            ]
+        )
+        == 0
+    )
     assert "activation pairs in batches of 64" in " ".join(capsys.readouterr().err.split())
     found = diff(
         given["base"],
@@ -41,6 +55,7 @@ def test_diff_and_train_give_the_same_bits_and_record_what_was_chosen(tmp_path, 
         preset="delta",
         k=4,
         output=tmp_path / "notebook",
+        changes=False,
     )
     cli, notebook = (
         load_file(tmp_path / name / "sae_weights.safetensors") for name in ("cli", "notebook")

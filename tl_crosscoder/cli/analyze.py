@@ -95,6 +95,7 @@ class Analyze:
     def _shown(self, run: "Run", measurement: "Measurement") -> object:
         """What is printed of one run."""
         from tl_crosscoder.notebook.latent import LatentView, search
+        from tl_crosscoder.report.answer import with_answer
         from tl_crosscoder.report.sections import render
         from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.attribution import ranking_of
@@ -107,7 +108,8 @@ class Analyze:
             how = {"n": self.n, "order": self.by, "toward": self.toward, "text": self.text}
             ranking = ranking_of(run, measurement=measurement, **how)
             return as_text(ranking.sections(), is_whole=True)
-        return render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
+        numbers = render(measurement, run.crosscoder.sites, n_examples=self.n_examples)
+        return with_answer(run.path, numbers)
 
     def _measurement(self, run: "Run") -> "Measurement":
         from tl_crosscoder.analysis.measurement import Measurement

@@ -1,4 +1,4 @@
-"""The verbs `attribute`, `null`, `patch`, `ablate`, `steer`, `curves`, `baselines`: causes.
+"""The verbs from `changes` and `attribute` to `curves` and `baselines`: what causes it all.
 
 No torch here; see `causal` for what they do.
 """
@@ -12,12 +12,19 @@ import tyro
 from tl_crosscoder.config.causal import (
     AttributionQuestion,
     CausalQuestion,
+    ChangesQuestion,
     CurvesQuestion,
     EffectQuestion,
     LatentsQuestion,
 )
 from tl_crosscoder.config.null import NullConfig
-from tl_crosscoder.files import ATTRIBUTION_NAMES, FLOOR_NAME, PATCHING_NAME, WATERFALL_NAME
+from tl_crosscoder.files import (
+    ATTRIBUTION_NAMES,
+    CHANGES_NAME,
+    FLOOR_NAME,
+    PATCHING_NAME,
+    WATERFALL_NAME,
+)
 
 if TYPE_CHECKING:
     from tl_crosscoder.interventions.causal_rows import CausalTest
@@ -43,6 +50,22 @@ class _Tested(_OfRun):
     question: Annotated[CausalQuestion, tyro.conf.OmitArgPrefixes]
     prompts: tuple[str, ...] = ()
     """User turns after which to show what the models write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes(_OfRun):
+    """Say what changed: a few changes, each with texts, its latents and what removing them does."""
+
+    question: Annotated[ChangesQuestion, tyro.conf.OmitArgPrefixes]
+
+    def __call__(self) -> None:
+        """Run and print."""
+        from tl_crosscoder.results.render import as_text
+        from tl_crosscoder.run.changes import changes_run
+
+        run = self.run()
+        print(as_text(changes_run(run, self.question).sections()))
+        print(f"\nSaved in {run.path / CHANGES_NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)

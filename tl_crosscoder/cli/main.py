@@ -19,7 +19,16 @@ import tyro
 
 from tl_crosscoder import files
 from tl_crosscoder.cli.analyze import Analyze
-from tl_crosscoder.cli.causal import Ablate, Attribute, Baselines, Curves, Null, Patch, Steer
+from tl_crosscoder.cli.causal import (
+    Ablate,
+    Attribute,
+    Baselines,
+    Changes,
+    Curves,
+    Null,
+    Patch,
+    Steer,
+)
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli.hub import Export, Import, List, Publish
 from tl_crosscoder.cli.report import Handoff, Judge, Report
@@ -78,6 +87,9 @@ class Train:
     null: NullKind | None = None
     """Measure the noise floor too: train and measure again, on the base against a fine-tune of it
     on its own samples (`self`) or against itself (`identical`). See the verb `null`."""
+    changes: bool = True
+    """Look for what changed when the dictionary is measured, and print it first; about a minute of
+    small models on two cores. It needs models that are loaded, and held-out text."""
 
     def __call__(self) -> None:
         """Run and print."""
@@ -90,20 +102,25 @@ class Train:
             print(*(f"{config.output}\n{estimate(config)}" for config in configs), sep="\n\n")
             return
         from tl_crosscoder.report import sections
+        from tl_crosscoder.report.answer import with_answer
         from tl_crosscoder.report.figures import save_norm_figure, save_scan_figure
+        from tl_crosscoder.run.changes import answer_run
         from tl_crosscoder.run.null import check_fine_tuned, null_run
         from tl_crosscoder.run.training import train_all
 
         for config in configs if self.null == "self" else ():
             check_fine_tuned(config)
         for run in train_all(configs, resume=self.resume):
+            if self.changes:
+                answer_run(run)
             save_norm_figure(run.measurement(), run.path)
             save_scan_figure(run.path)
             if len(configs) > 1:
                 print(f"\n=== {run.path.name} ===\n")
-            print(sections.render(run.measurement(), run.crosscoder.sites))
             if self.null is not None:
-                print(f"\n{null_run(run, NullConfig(kind=self.null), resume=self.resume)}")
+                null_run(run, NullConfig(kind=self.null), resume=self.resume)
+            numbers = sections.render(run.measurement(), run.crosscoder.sites)
+            print(with_answer(run.path, numbers))
             _print_outputs(run.path)
 
 
@@ -160,6 +177,7 @@ VERBS: dict[str, Any] = {
     "inspect": Inspect,
     "contrastive": Contrastive,
     "analyze": Analyze,
+    "changes": Changes,
     "attribute": Attribute,
     "null": Null,
     "patch": Patch,

@@ -1,8 +1,9 @@
 """What is asked of interventions on a run: on which prompts, of which latents, with which controls.
 
 No torch here: the command line reads these classes to print its help. Each verb has those that it
-uses: `attribute` an `AttributionQuestion`, `patch` a `LatentsQuestion`, `baselines` an
-`EffectQuestion`, `ablate` and `steer` a `CausalQuestion`, `curves` a `CurvesQuestion`.
+uses: `attribute` an `AttributionQuestion`, `changes` a `ChangesQuestion`, `patch` a
+`LatentsQuestion`, `baselines` an `EffectQuestion`, `ablate` and `steer` a `CausalQuestion`,
+`curves` a `CurvesQuestion`.
 """
 
 from dataclasses import dataclass
@@ -54,8 +55,24 @@ class PromptsQuestion(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributionQuestion(AttributionSettings, PromptsQuestion):
-    """What is shared out over latents, on which prompts, and how."""
+class AttributedText(AttributionSettings):
+    """On which documents predictions are explained, and how."""
+
+    text: str | None = None
+    """Text whose predictions are explained: a file, a folder, or a `datasets` name. None is the
+    run's held-out text. Of chats the responses count, of plain text every token. Half of the
+    documents, by content, are for rankings, and the other half for tests."""
+    n_prompts: PositiveInt = 200
+    """So many documents of each half, spread over the text."""
+    seed: NaturalInt = 0
+    """Seed of halves, controls and resamples."""
+    toward: Literal["finetuned", "base"] = "finetuned"
+    """Model whose predictions are explained: the other one's activation is put into it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionQuestion(AttributedText):
+    """What is shared out over latents, on which documents, and how."""
 
     goal: Literal["predictions", "behaviour"] = "predictions"
     """Share out the KL to the fine-tuned model's predictions, or the change in the log-probability
@@ -63,8 +80,17 @@ class AttributionQuestion(AttributionSettings, PromptsQuestion):
     behaviour: str | None = None
     """JSONL of prompts and completions for that goal. None is the first planted behaviour of an
     embedded organism."""
-    toward: Literal["finetuned", "base"] = "finetuned"
-    """Model whose predictions are explained: the other one's activation is put into it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesQuestion(AttributedText):
+    """On which documents changes are looked for, and how their causes are tested."""
+
+    neutral: str | None = None
+    """Text that has nothing to do with the fine-tune, on which the cost of ablations is measured;
+    as for `ablate`."""
+    n_random: PositiveInt = 19
+    """Controls of each of the two strongest kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ predictions, or log B(h), the log-probability of a behaviour. With v_j = d_j^1 -
 of KL, with the other sign of log B. Contract: raw activations, as those that a folded dictionary
 is for; over a text all terms add up to F(x^0) - F(x^1), up to the quadrature. Tokens without codes
 (BOS, first positions) are a term of their own. Batches stream; what is kept is `[n_roles, d_sae]`
-and the latents of each context. Cost: n forward and backward passes above the hook, one forward
+and the latents of each passage. Cost: n forward and backward passes above the hook, one forward
 pass of each end, and the layers below. Limit: gradients have to pass the layers above the hook.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_crosscoder.config.causal import AttributionSettings
@@ -33,6 +33,7 @@ from tl_crosscoder.interventions.attribution_goals import Goal, goal_of
 from tl_crosscoder.interventions.attribution_result import TERMS, Attribution, measured_text
 from tl_crosscoder.interventions.behaviour import Effect
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
+from tl_crosscoder.interventions.passages import passages_of, sentence_ends
 from tl_crosscoder.interventions.running import MAX_LOGITS, log_probs_at
 from tl_crosscoder.models.forward import (
     activation_gradients,
@@ -84,7 +85,7 @@ def attribution(
         description = "Attributing" if show_progress else None
         for acts in ctx.batches(text, batch_size=size, description=description):
             reference, ends = path.ends(acts)
-            sums.add(acts, path.gradient(acts, reference), ends)
+            sums.add(acts, path.gradient(acts, reference), ends, predicted=goal.mask(acts))
         start, end = goal.totals(sums.ends).tolist()
         return sums.result(
             effect=goal.name,
@@ -195,13 +196,16 @@ class _Sums:
     ) -> None:
         n, d_sae = len(text), ctx.dictionary.cfg.d_sae
         self._ctx, self._sign = ctx, sign
+        self._ends_sentence = sentence_ends(text.tokens, ctx.models.tokenizer)
         self.ends = torch.zeros(2, n, dtype=torch.float64)
         """The goal of each context at both ends."""
         self._by_role = torch.zeros(len(ROLES) * d_sae, dtype=torch.float64)
         self._terms = torch.zeros(len(TERMS), n, dtype=torch.float64)
         self._tokens = torch.zeros(text.tokens.shape) if keep_tokens else None
+        self._spans: list[Tensor] = []
+        """Passages, by batch."""
         self._entries: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Context, latent and nats."""
+        """Passage, counted over batches, latent and nats."""
 
     @torch.no_grad()
     def add(
@@ -209,6 +213,8 @@ class _Sums:
         acts: SiteActivations,
         gradient: Float[Tensor, "batch pos d_model"],
         ends: Float[Tensor, "2 batch"],
+        *,
+        predicted: Bool[Tensor, "batch pos_less_one"],
     ) -> None:
         """Take some contexts into account."""
         assert acts.codes is not None
@@ -227,10 +233,16 @@ class _Sums:
         self._terms[:, index] = self._terms_of(acts, G, by_token).sum(dim=-1).cpu()
         if self._tokens is not None:
             self._tokens[index, : shape[1]] = by_token.float().cpu()
-        keys, inverse = (rows // shape[1] * len(v) + latents).unique(return_inverse=True)
+        passages = passages_of(predicted.cpu(), self._ends_sentence[index, : shape[1]])
+        n_before = sum(map(len, self._spans))
+        spans = passages.spans.clone()
+        spans[:, 0] = index[spans[:, 0]]
+        self._spans.append(spans)
+        own = passages.numbers.flatten().to(rows.device)[rows]
+        keys, inverse = (own * len(v) + latents).unique(return_inverse=True)
         values = torch.bincount(inverse, weights=each, minlength=len(keys)).float().cpu()
-        contexts = index[(keys // len(v)).cpu()]
-        self._entries.append((contexts, (keys % len(v)).int().cpu(), values))
+        keys = keys.cpu()
+        self._entries.append((n_before + keys // len(v), (keys % len(v)).int(), values))
 
     def _terms_of(
         self,
@@ -247,15 +259,19 @@ class _Sums:
         return torch.stack([by_token, error, bias, torch.where(counted, 0.0, whole)])
 
     def result(self, **facts: Any) -> Attribution:
-        """The sums as a result, contexts in the order of the text."""
-        contexts, latents, values = (torch.cat(each) for each in zip(*self._entries, strict=True))
-        order = contexts.sort(stable=True).indices
-        counts = torch.bincount(contexts, minlength=self._terms.shape[1])
+        """The sums as a result, passages in the order of the text."""
+        passages, latents, values = (torch.cat(each) for each in zip(*self._entries, strict=True))
+        spans = torch.cat(self._spans)
+        in_text = spans[:, 0].sort(stable=True).indices
+        places = in_text.argsort()[passages]
+        order = places.sort(stable=True).indices
+        counts = torch.bincount(places, minlength=len(spans))
         return Attribution(
             by_role=self._by_role.view(len(ROLES), -1),
+            spans=spans[in_text],
             offsets=torch.cat([counts.new_zeros(1), counts.cumsum(dim=0)]),
-            context_latents=latents[order],
-            context_values=values[order],
+            passage_latents=latents[order],
+            passage_values=values[order],
             terms=self._terms,
             tokens=self._tokens,
             **facts,

@@ -1,7 +1,7 @@
 """`Attribution`: what each latent, the dictionary's error and its bias carry of a change, in nats.
 
 Contract: nats are signed so that what carries the change has the sign of `change`; by role and
-latent `[n_roles, d_sae]`, by context and latent as sparse rows, by context and term `[4, n]`; and
+latent `[n_roles, d_sae]`, by passage and latent as sparse rows, by context and term `[4, n]`; and
 the text that they were computed on. `residual` is what the quadrature leaves. Limit: sums over the
 text; what a latent carries of it says nothing about other text.
 """
@@ -71,11 +71,14 @@ class Attribution:
 
     by_role: Float[Tensor, "n_roles d_sae"]
     """Nats of each latent at tokens of each of `ROLES`, float64."""
-    offsets: Int[Tensor, " n_contexts_plus_1"]
-    """Context i owns the entries `offsets[i] : offsets[i + 1]` of the next two."""
-    context_latents: Int[Tensor, " nnz"]
-    context_values: Float[Tensor, " nnz"]
-    """Nats of a latent in a context, summed over its tokens, float32."""
+    spans: Int[Tensor, "n_passages 3"]
+    """Of each passage its context, and the first and the last position plus one that it predicts;
+    see `passages`."""
+    offsets: Int[Tensor, " n_passages_plus_1"]
+    """Passage i owns the entries `offsets[i] : offsets[i + 1]` of the next two."""
+    passage_latents: Int[Tensor, " nnz"]
+    passage_values: Float[Tensor, " nnz"]
+    """Nats of a latent in a passage, summed over its tokens, float32."""
     terms: Float[Tensor, "n_terms n_contexts"]
     """Nats of each of `TERMS` in each context, float64."""
     tokens: Float[Tensor, "n_contexts pos"] | None = None
@@ -127,7 +130,9 @@ class Attribution:
     def rows(self, n: int | None = 10) -> list[AttributedLatent]:
         """The first latents of the ranking."""
         latents, found, before = self.latents, [], 0.0
-        n_contexts = torch.bincount(self.context_latents.long(), minlength=len(latents))
+        contexts = torch.repeat_interleave(self.spans[:, 0], self.offsets.diff())
+        pairs = torch.stack([contexts, self.passage_latents.long()]).unique(dim=1)
+        n_contexts = torch.bincount(pairs[1], minlength=len(latents))
         for place, j in enumerate(self.ranking(n), 1):
             own, before = latents[j].item(), before + latents[j].item()
             found.append(
@@ -151,14 +156,22 @@ class Attribution:
         self, latents: Int[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n_contexts n"]:
         """Nats of some latents in each context, or of all, as a matrix."""
+        passages = self.of_passages(latents)
+        found = torch.zeros(self.terms.shape[1], passages.shape[1])
+        return found.index_add_(0, self.spans[:, 0], passages)
+
+    def of_passages(
+        self, latents: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n_passages n"]:
+        """Nats of some latents in each passage, or of all, as a matrix."""
         d_sae = self.by_role.shape[1]
         chosen = torch.arange(d_sae) if latents is None else latents
         place = torch.full((d_sae,), -1)
         place[chosen] = torch.arange(len(chosen))
-        contexts = torch.repeat_interleave(torch.arange(len(self.offsets) - 1), self.offsets.diff())
-        columns = place[self.context_latents.long()]
-        found = torch.zeros(len(self.offsets) - 1, len(chosen))
-        found[contexts[columns >= 0], columns[columns >= 0]] = self.context_values[columns >= 0]
+        rows = torch.repeat_interleave(torch.arange(len(self.spans)), self.offsets.diff())
+        columns = place[self.passage_latents.long()]
+        found = torch.zeros(len(self.spans), len(chosen))
+        found[rows[columns >= 0], columns[columns >= 0]] = self.passage_values[columns >= 0]
         return found
 
     def sections(self, *, n: int = 10) -> list[Section]:

@@ -37,7 +37,7 @@ from tl_crosscoder.data.chat import ROLES, encode_documents
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.edits import Edit, TokenFilter, unchanged
+from tl_crosscoder.interventions.edits import Edit, Places, unchanged
 from tl_crosscoder.interventions.running import (
     edited_logits,
     kinds_of,
@@ -88,11 +88,11 @@ class Predictions(Effect):
     unit: str = "KL, nats a prompt"
     text: TokenizedText
     kind: str
-    places: TokenFilter
+    places: Places
 
     @classmethod
     def of(cls, text: TokenizedText) -> "Predictions":
-        """What assistants say, where the text has chats, else every token."""
+        """What assistants say, where the text has chats, and every token of plain text."""
         kind, places = next(iter(kinds_of(text).items()))
         return cls(name=f"predictions of {kind} tokens", text=text, kind=kind, places=places)
 

@@ -116,6 +116,14 @@ class CausalRow:
     control_off_target_ce: float
     """Mean of the strongest controls."""
 
+    def doubt(self, *, max_p: float = 0.05) -> str:
+        """Why the share proves nothing; empty where it does."""
+        if self.flag:
+            return self.flag
+        if not (self.p_control <= max_p and self.share > self.control_high):
+            return "controls do as much"
+        return "" if self.share_low > 0 else "the interval holds 0"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CausalTest(TableOfRows):

@@ -208,6 +208,29 @@ class TokenFilter:
         return chosen
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenMask:
+    """Tokens of one text, chosen one by one; for no other text."""
+
+    chosen: Bool[Tensor, "contexts pos"]
+
+    def mask(
+        self,
+        role_ids: Integer[Tensor, "contexts pos"],
+        dropped: Integer[Tensor, "contexts pos"],  # noqa: ARG002
+    ) -> Bool[Tensor, "contexts pos"]:
+        """The tokens. Raises ValueError for a text of another shape."""
+        if role_ids.shape != self.chosen.shape:
+            raise ValueError(
+                f"tokens were chosen in a text of shape {tuple(self.chosen.shape)}, not "
+                f"{tuple(role_ids.shape)}: give the text that they were chosen in."
+            )
+        return self.chosen
+
+
+Places = TokenFilter | TokenMask
+
+
 def place_in_run(chosen: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     """For each chosen token, how many chosen ones stand right before it; elsewhere 0."""
     n = torch.arange(chosen.shape[1]).expand(chosen.shape)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
-from tl_crosscoder.interventions.edits import Edit, TokenFilter
+from tl_crosscoder.interventions.edits import Edit, Places, TokenFilter
 from tl_crosscoder.models.forward import Continuation
 from tl_crosscoder.models.hooked import stop_layer
 
@@ -43,7 +43,7 @@ def score_edits(
     edits: Sequence[Edit],
     *,
     reference: Edit,
-    kinds: Mapping[str, TokenFilter],
+    kinds: Mapping[str, Places],
     batch_size: int = 32,
     seen: Callable[[SiteActivations], None] | None = None,
     description: str | None = None,
@@ -123,7 +123,7 @@ def edited_logits(
             yield from zip(chosen, logits[..., : models.d_vocab], strict=True)
 
 
-def predicted(places: TokenFilter, text: TokenizedText) -> Bool[Tensor, "contexts pos_less_one"]:
+def predicted(places: Places, text: TokenizedText) -> Bool[Tensor, "contexts pos_less_one"]:
     """Positions whose next token is in these places."""
     return places.mask(text.role_ids, text.dropped)[:, 1:]
 
@@ -143,12 +143,15 @@ def _check_predictions(kind: str, mask: Bool[Tensor, "contexts pos_less_one"]) -
 def kinds_of(text: TokenizedText) -> dict[str, TokenFilter]:
     """Every token; where the text has chats, what the assistant says, and how each answer begins.
 
-    The first 9 tokens of an answer, as in Minder et al. 2025.
+    The first 9 tokens of an answer, as in Minder et al. 2025. Of chats beside plain text, both.
     """
-    if "assistant" not in text.role_counts:
+    counts = text.role_counts
+    if "assistant" not in counts:
         return {"all": TokenFilter()}
-    roles = ("assistant",)
-    return {"response": TokenFilter(roles=roles), "first 9": TokenFilter(roles=roles, first=9)}
+    name, roles = "response", ("assistant",)
+    if "text" in counts:
+        name, roles = "response and text", ("assistant", "text")
+    return {name: TokenFilter(roles=roles), "first 9": TokenFilter(roles=roles, first=9)}
 
 
 def with_predictions(text: TokenizedText, kinds: Mapping[str, TokenFilter]) -> TokenizedText:

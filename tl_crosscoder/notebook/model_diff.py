@@ -28,6 +28,7 @@ from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.causal import (
     AttributionQuestion,
     CausalQuestion,
+    ChangesQuestion,
     CurvesQuestion,
     LatentsQuestion,
 )
@@ -39,6 +40,7 @@ from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.text import Text, checked_text
 from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.interventions.causal_rows import CausalTest
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import AddLatents
 from tl_crosscoder.interventions.latent_edits import (
@@ -55,6 +57,7 @@ from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import ANY_HOOK, site_columns
 from tl_crosscoder.notebook.latent import Hits, LatentView, search
 from tl_crosscoder.notebook.prompts import EditedDiff, PromptDiff, prompt_diff
+from tl_crosscoder.report.answer import answer_sections, with_answer
 from tl_crosscoder.report.figures import run_figures
 from tl_crosscoder.report.html import ReportSettings, report
 from tl_crosscoder.report.sections import render
@@ -68,6 +71,7 @@ from tl_crosscoder.run.causal import (
     patch_run,
     steer_run,
 )
+from tl_crosscoder.run.changes import answer_run, changes_run
 from tl_crosscoder.run.curves import curves_run
 from tl_crosscoder.run.floor import Floor
 from tl_crosscoder.run.null import null_run
@@ -101,6 +105,7 @@ def diff(
     device: str | None = None,
     seed: int = 0,
     model_names: tuple[str, str] | None = None,
+    changes: bool = True,
     **settings: Any,
 ) -> "ModelDiff":
     """Train a dictionary over both models, measure it, and give all there is to look at.
@@ -124,6 +129,8 @@ def diff(
         device: of models that are loaded here; None is the CPU.
         seed: of weights, data and split.
         model_names: what is recorded of loaded models, to find them again; None is their own names.
+        changes: look for what changed when the dictionary is measured, about a minute of small
+            models; without it `ModelDiff.changes` does.
         settings: any other field of `RunConfig`, such as `lr`, `context_size` or `dtype`, and any
             option of the preset, such as `shared_share`.
 
@@ -149,7 +156,10 @@ def diff(
     if config.base is None:
         models = _pair(base, finetuned, config, model_names)
     how = {"resume": resume, "choose_hook": hook_name is None}
-    return ModelDiff(run=train(config, models=models, text=content, **how))
+    run = train(config, models=models, text=content, **how)
+    if changes:
+        answer_run(run)
+    return ModelDiff(run=run)
 
 
 def _with_preset(given: dict[str, Any]) -> dict[str, Any]:
@@ -368,6 +378,10 @@ class ModelDiff:
 
     # --- with controls ---------------------------------------------------------------------------
 
+    def changes(self, **question: Any) -> Changes:
+        """What changed; fields of `config.causal.ChangesQuestion`. It is kept in the folder."""
+        return changes_run(self.run, ChangesQuestion(**question))
+
     def attribution(self, **question: Any) -> Attribution:
         """What each latent carries of the change; fields of `config.causal.AttributionQuestion`.
 
@@ -447,11 +461,11 @@ class ModelDiff:
         return f"ModelDiff({sites}, d_sae={self.crosscoder.cfg.d_sae:,}, path={str(self.path)!r})"
 
     def __str__(self) -> str:
-        return render(self.measurement, self.crosscoder.sites)
+        return with_answer(self.path, render(self.measurement, self.crosscoder.sites))
 
     def _repr_html_(self) -> str:
         sites = Section(columns=site_columns(self.crosscoder.sites))
-        return as_html([sites, *self.measurement.sections()])
+        return as_html([*answer_sections(self.path), sites, *self.measurement.sections()])
 
     def _model(self, site: int) -> str:
         return f"the {spoken(self.ctx.site_name(site))} model"

@@ -12,19 +12,21 @@ from pathlib import Path
 from statistics import fmean
 
 from tl_crosscoder.baselines.difference import ActivationDifference
-from tl_crosscoder.files import CAUSAL_NAMES, PATCHING_NAME
+from tl_crosscoder.files import CAUSAL_NAMES, CHANGES_NAME, PATCHING_NAME
 from tl_crosscoder.interventions.causal_rows import (
     CausalRow,
     CausalTest,
     causal_sections,
     has_curves,
 )
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section
 
 _COMMANDS = {
+    "changes": "what changed: `tl-crosscoder changes`",
     "patching": "KL recovery: `tl-crosscoder patch`",
     "ablation_*": "necessity: `tl-crosscoder ablate`",
     "sufficiency_*": "sufficiency: `tl-crosscoder steer`",
@@ -120,7 +122,10 @@ def causes_of(folder: Path) -> Causes:
         for pattern in CAUSAL_NAMES
         for path in sorted(folder.glob(pattern))
     }
-    sections = [] if result is None else patching_sections(result)
+    changes = folder / CHANGES_NAME
+    found = Changes.load(changes) if changes.is_file() else None
+    sections = found.sections()[-1:] if found is not None and found.rows else []
+    sections += [] if result is None else patching_sections(result)
     headings = {name: _heading(name, test) for name, test in tests.items()}
     for heading in dict.fromkeys(headings.values()):
         own = [test for name, test in tests.items() if headings[name] == heading]

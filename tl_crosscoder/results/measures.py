@@ -176,6 +176,13 @@ MEASURES: dict[str, Measure] = {
         "nats", form=".3g", source="integrated gradients: Sundararajan et al. 2017, 1703.01365"),
     "attribution_share": Measure("share of the change",
         "Attribution over the whole change.", "share", form=".1%"),
+    "change_share": Measure("share of the change",
+        "What the latents of a change carry, over the whole change in nats.", "share", form=".0%"),
+    "agreement": Measure("agreement",
+        "Cosine of a change's latents with those found again in other starts and in halves of the "
+        "documents.", "0 to 1", form=".2f", source="ours"),
+    "recovery_of_others": Measure("recovery elsewhere",
+        "KL recovery by its latents on the passages of the other changes.", "share", form=".0%"),
     "cumulative_share": Measure("cumulative",
         "Share of the change of this latent and all before it.", "share", form=".1%"),
     "n_contexts": Measure("contexts",

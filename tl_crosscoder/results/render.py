@@ -77,8 +77,9 @@ def escaped(text: str) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A paragraph, its further lines indented."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    """A paragraph, its further lines indented by two more columns."""
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 # --- values as words ------------------------------------------------------------------------------

@@ -226,7 +226,11 @@ def _as_declared(values: list[Any], field: Any) -> list[Any]:
     if "float" in kind and "None" not in kind:
         values = [math.nan if v is None else v for v in values]
     if "tuple" in kind:
-        values = [None if v is None else tuple(v) for v in values]
+        gap = math.nan if "tuple[float" in kind else None
+        values = [
+            None if v is None else tuple(gap if each is None else each for each in v)
+            for v in values
+        ]
     return values
 
 

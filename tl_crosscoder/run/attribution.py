@@ -9,7 +9,7 @@ attribution a folder, the latest.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -21,7 +21,7 @@ from tl_crosscoder.analysis.latents import (
     rank_latents,
 )
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.config.causal import AttributionQuestion, PromptsQuestion
+from tl_crosscoder.config.causal import AttributedText, AttributionQuestion, PromptsQuestion
 from tl_crosscoder.data.documents import Document, halves
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import ATTRIBUTION_NAMES, HELD_OUT_NAME, WATERFALL_NAME
@@ -37,6 +37,7 @@ from tl_crosscoder.run.run import Run
 RANKING, TESTS = 0, 1
 """Halves of a text."""
 PARTS = ("documents for ranking", "documents for tests")
+T = TypeVar("T")
 
 
 def attribute_run(run: Run, question: AttributionQuestion | None = None) -> Attribution:
@@ -53,7 +54,7 @@ def attribute_run(run: Run, question: AttributionQuestion | None = None) -> Attr
 def attributed(run: Run, question: AttributionQuestion) -> Attribution:
     """Share the change out, and keep nothing."""
     return attribution(
-        _toward(run, question.toward),
+        compared_models(run, question.toward),
         run.crosscoder,
         _goal(run, question),
         settings=question,
@@ -67,9 +68,9 @@ def waterfall_run(run: Run, question: AttributionQuestion | None = None) -> Wate
     question = question or AttributionQuestion()
     ranked = attribution_of(run, text=question.text, toward=question.toward)
     result = waterfall(
-        _toward(run, question.toward),
+        compared_models(run, question.toward),
         run.crosscoder,
-        Predictions.of(prompts_of(run, question)),
+        predictions_of(run, question, half=TESTS),
         ranked=ranked.ranking(),
         order=f"attribution of {ranked.effect}",
         part=PARTS[TESTS],
@@ -115,7 +116,8 @@ def can_attribute(run: Run) -> bool:
     return run.has_models and (has_one or (run.path / HELD_OUT_NAME).is_file())
 
 
-def _toward(run: Run, side: str) -> ModelPair:
+def compared_models(run: Run, side: str) -> ModelPair:
+    """The models, the compared sites exchanged where the base's predictions are explained."""
     if side == "finetuned":
         return run.models
     base, finetuned = run.models.compared_names
@@ -124,7 +126,7 @@ def _toward(run: Run, side: str) -> ModelPair:
 
 def _goal(run: Run, question: AttributionQuestion) -> Effect:
     if question.goal == "predictions":
-        return Predictions.of(prompts_of(run, question, half=RANKING))
+        return predictions_of(run, question, half=RANKING)
     found = behaviours_of(run, question.behaviour)
     if not found or (question.behaviour is not None and len(found) > 1):
         raise ValueError(
@@ -144,6 +146,27 @@ def prompts_of(run: Run, question: PromptsQuestion, *, half: int = TESTS) -> Tok
     chats = [d for d in documents if "messages" in d]
     text = run.prompts(halves(chats or documents)[half])
     return with_predictions(text, kinds_of(text))[: question.n_prompts]
+
+
+def predictions_of(run: Run, question: AttributedText, *, half: int) -> Predictions:
+    """Predictions of documents of one half, spread over it: of chats responses, of text all."""
+    documents = halves(run.documents(question.text))[half]
+    text = _with_predictions(run, _spread(documents, question.n_prompts))
+    if len(text) < question.n_prompts < len(documents):
+        text = _with_predictions(run, documents)
+        text = text[_spread(range(len(text)), question.n_prompts)]
+    return Predictions.of(text)
+
+
+def _with_predictions(run: Run, documents: list[Document]) -> TokenizedText:
+    text = run.prompts(documents, only_chats=False)
+    return with_predictions(text, kinds_of(text))
+
+
+def _spread(each: Sequence[T], n: int) -> list[T]:
+    """So many of a sequence at about equal distances, or all."""
+    n = min(n, len(each))
+    return [each[i * len(each) // n] for i in range(n)]
 
 
 def behaviours_of(run: Run, named: str | Sequence[str] | None = None) -> list[Behaviour]:

@@ -25,6 +25,7 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import (
     ATTRIBUTION_NAMES,
     CAUSAL_NAMES,
+    CHANGES_NAME,
     HELD_OUT_NAME,
     PATCHING_NAME,
     WATERFALL_NAME,
@@ -326,5 +327,5 @@ def prompt_ids(run: Run, prompt: str) -> list[int]:
 
 def saved_files(folder: Path) -> list[Path]:
     """Results of interventions in a run's folder."""
-    names = (*ATTRIBUTION_NAMES, WATERFALL_NAME, PATCHING_NAME, *CAUSAL_NAMES)
+    names = (*ATTRIBUTION_NAMES, WATERFALL_NAME, CHANGES_NAME, PATCHING_NAME, *CAUSAL_NAMES)
     return sorted(path for name in names for path in folder.glob(name))

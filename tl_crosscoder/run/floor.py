@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tl_crosscoder.config.causal import MAX_CE_COST, AttributionQuestion
+from tl_crosscoder.config.causal import MAX_CE_COST, AttributionQuestion, ChangesQuestion
 from tl_crosscoder.config.null import NullKind
-from tl_crosscoder.files import FLOOR_NAME, HELD_OUT_NAME, WATERFALL_NAME
+from tl_crosscoder.files import CHANGES_NAME, FLOOR_NAME, HELD_OUT_NAME, WATERFALL_NAME
 from tl_crosscoder.interventions.attribution_result import Attribution, measured_text
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.waterfall import REACHABLE, WHOLE, Waterfall
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.lora import LoraTrained, weights_moved
@@ -21,11 +22,13 @@ from tl_crosscoder.results.render import Section
 from tl_crosscoder.results.tables import TableOfRows
 from tl_crosscoder.run.attribution import (
     RANKING,
+    TESTS,
     attribute_run,
     attributed,
-    prompts_of,
+    predictions_of,
     waterfall_run,
 )
+from tl_crosscoder.run.changes import changes_run
 from tl_crosscoder.run.run import Run
 
 BAR_SHARE = 0.01
@@ -296,9 +299,12 @@ def _compared(run: Run) -> list[HookedModel]:
     return [run.models.model(name) for name in run.models.compared_names]
 
 
-def _changes(run: Run, question: AttributionQuestion) -> tuple[int | None, float]:  # noqa: ARG001
-    """Number of changes, and the share of the largest; None and NaN: they are not looked for."""
-    return None, math.nan
+def _changes(run: Run, question: AttributionQuestion) -> tuple[int | None, float]:
+    """Number of changes, and the share of the largest; 0 without any."""
+    path = run.path / CHANGES_NAME
+    how = ChangesQuestion(text=question.text, toward=question.toward)
+    found = Changes.load(path) if path.is_file() else changes_run(run, how)
+    return len(found.found), max((row.change_share for row in found.found), default=0.0)
 
 
 def _attribution(run: Run, question: AttributionQuestion) -> Attribution:
@@ -307,7 +313,7 @@ def _attribution(run: Run, question: AttributionQuestion) -> Attribution:
         found = Attribution.load(run.path)
     except (FileNotFoundError, ValueError):
         return attribute_run(run, question)
-    text = prompts_of(run, question, half=RANKING)
+    text = predictions_of(run, question, half=RANKING).text
     wanted = measured_text(text, n_predicted=0, part="").sha256
     is_same = (found.text.sha256, found.compared) == (wanted, run.models.compared_names)
     return found if is_same and not found.at_base else attributed(run, question)
@@ -316,7 +322,8 @@ def _attribution(run: Run, question: AttributionQuestion) -> Attribution:
 def _waterfall(run: Run, question: AttributionQuestion) -> Waterfall:
     try:
         found = Waterfall.load(run.path / WATERFALL_NAME)
-        wanted = measured_text(prompts_of(run, question), n_predicted=0, part="").sha256
+        text = predictions_of(run, question, half=TESTS).text
+        wanted = measured_text(text, n_predicted=0, part="").sha256
         if (found.text["sha256"], found.compared) == (wanted, run.models.compared_names):
             return found
     except (FileNotFoundError, ValueError):

@@ -162,9 +162,9 @@ class Run:
         pack = self.record["training"].get("pack", True)
         return self._tokens(documents, self.record["held_out"]["context_size"], pack=pack)
 
-    def prompts(self, documents: list[Document]) -> TokenizedText:
+    def prompts(self, documents: list[Document], *, only_chats: bool = True) -> TokenizedText:
         """Each document in a context of its own, chats alone where there are any."""
-        chats = [d for d in documents if "messages" in d]
+        chats = [d for d in documents if "messages" in d and only_chats]
         size = max(self.record["held_out"]["context_size"], 128)
         return self._tokens(chats or documents, min(size, self.models.n_ctx), pack=False)
 

@@ -19,6 +19,7 @@ from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, RECOVERY_NAME
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.organisms.suite import load_suite
+from tl_crosscoder.report.answer import answer_sections
 from tl_crosscoder.report.causes import Causes, causes_of
 from tl_crosscoder.report.circuits import TokenPanel
 from tl_crosscoder.report.html.latents import (
@@ -67,6 +68,8 @@ class ReportData:
 
     title: str
     compared: tuple[str, str] | None
+    answer: list[str]
+    """What changed, in lines; empty where it has not been looked for."""
     order: str
     """Order of the latents, see `ranking_at_hand`."""
     n_ranked: int
@@ -121,6 +124,7 @@ def collect(
     return ReportData(
         title=question(run.crosscoder.sites),
         compared=measurement.compared,
+        answer=[line for section in answer_sections(run.path) for line in section.notes],
         order=ranking.order,
         n_ranked=len(ranking.rows),
         dictionary=_dictionary(measurement),

@@ -1,0 +1,120 @@
+"""Changes on a run's folder: what `tl-crosscoder changes` does, and `train` when it has measured.
+
+Contract: groups are found on half of the documents and tested on the other half; the result is
+kept in the folder (`changes.json`), with the waterfall beside it. Limit: one answer a folder, the
+latest.
+"""
+
+import sys
+from dataclasses import replace
+
+from tqdm.auto import tqdm
+
+from tl_crosscoder.config.causal import ChangesQuestion
+from tl_crosscoder.files import CHANGES_NAME, HELD_OUT_NAME, WATERFALL_NAME
+from tl_crosscoder.interventions.attribution import attribution
+from tl_crosscoder.interventions.attribution_result import Attribution, measured_text
+from tl_crosscoder.interventions.behaviour import Predictions
+from tl_crosscoder.interventions.changes import CONTROLS, find_changes
+from tl_crosscoder.interventions.changes_result import Changes
+from tl_crosscoder.run.attribution import (
+    PARTS,
+    RANKING,
+    TESTS,
+    compared_models,
+    predictions_of,
+    waterfall_run,
+)
+from tl_crosscoder.run.causal import neutral_text
+from tl_crosscoder.run.run import Run
+
+N_NEUTRAL_TOKENS = 1024
+"""Neutral tokens on which the cost of each ablation is measured."""
+
+
+def changes_run(run: Run, question: ChangesQuestion | None = None) -> Changes:
+    """The changes, with their causes; kept in the folder.
+
+    Raises:
+        FileNotFoundError, ValueError: no text, nothing in it that is predicted, or models that
+            pass no gradient.
+    """
+    question = question or ChangesQuestion()
+    models = compared_models(run, question.toward)
+    found = find_changes(
+        models,
+        run.crosscoder,
+        _attribution(run, question),
+        predictions_of(run, question, half=TESTS),
+        neutral=run.some(
+            neutral_text(run, question.text, neutral=question.neutral), N_NEUTRAL_TOKENS
+        ),
+        latents=run.measurement().latents,
+        settings=replace(CONTROLS, n_random=question.n_random, seed=question.seed),
+        show_progress=True,
+    )
+    found.save(run.path / CHANGES_NAME)
+    return found
+
+
+def _attribution(run: Run, question: ChangesQuestion) -> Attribution:
+    """That of the folder where it is of these predictions; else one that is computed now.
+
+    It is kept, but for one of a behaviour in the folder, by which somebody ranks.
+    """
+    models = compared_models(run, question.toward)
+    predictions = predictions_of(run, question, half=RANKING)
+    try:
+        there = Attribution.load(run.path)
+    except (FileNotFoundError, ValueError):
+        there = None
+    if there is not None and _is_of(there, predictions, question, models.compared_names):
+        return there
+    found = attribution(
+        models,
+        run.crosscoder,
+        predictions,
+        settings=question,
+        part=PARTS[RANKING],
+        show_progress=True,
+    )
+    if there is None or there.effect == found.effect:
+        found.save(run.path)
+    return found
+
+
+def _is_of(
+    found: Attribution,
+    predictions: Predictions,
+    question: ChangesQuestion,
+    compared: tuple[str, str],
+) -> bool:
+    text = measured_text(predictions.text, n_predicted=0, part="")
+    own = (found.text.sha256, found.effect, found.compared, found.n_steps, found.at_base)
+    return own == (
+        text.sha256, predictions.name, compared, question.n_steps, question.at_base
+    )  # fmt: skip
+
+
+def answer_run(run: Run) -> None:
+    """Leave waterfall and changes in the folder, where they are not there yet.
+
+    What keeps them from being found is said in one sentence, and the run stays as it is: it may
+    have taken days to train.
+    """
+    if all((run.path / name).is_file() for name in (WATERFALL_NAME, CHANGES_NAME)):
+        return
+    reason = ""
+    if not run.has_models:
+        reason = "the models are not loaded."
+    elif not (run.path / HELD_OUT_NAME).is_file():
+        reason = "no text was kept to look on."
+    try:
+        if not reason:
+            waterfall_run(run)
+            changes_run(run)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        message = f"What changed was not found out: {reason} `tl-crosscoder changes {run.path}`"
+        tqdm.write(f"{message} looks for it.", file=sys.stderr)
