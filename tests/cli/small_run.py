@@ -18,11 +18,12 @@ def flags(fields: dict[str, Any]) -> list[str]:
     return [x for k, v in fields.items() for x in ("--" + k.replace("_", "-"), str(v))]
 
 
-SMALL = [*flags({"k": 4, **FIELDS}), "--no-changes"]
+SMALL = flags({"k": 4, **FIELDS})
 
 
 def train(text: Path, output: Path) -> int:
-    return main(["train", *PAIR, *HOOK, *SMALL, "--text", str(text), "--output", str(output)])
+    where = ["--text", str(text), "--output", str(output), "--no-changes"]
+    return main(["train", *PAIR, *HOOK, *SMALL, *where])
 
 
 def error_of(capsys: Any, *args: object) -> str:

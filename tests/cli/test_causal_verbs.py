@@ -19,6 +19,7 @@ from tl_crosscoder.cli.main import main
 from tl_crosscoder.config.causal import AttributionQuestion, LatentsQuestion
 from tl_crosscoder.interventions.attribution_result import Attribution
 from tl_crosscoder.interventions.causal_rows import CausalTest
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.report.causes import causes_of
@@ -68,6 +69,18 @@ def test_attribute_shares_out_the_change_and_says_what_passes(run, capsys):
     assert re.findall(r"^ +\d +(\d+) ", table, re.MULTILINE) == [*map(str, found.ranking(3))]
     ranking = ranking_at_hand(Run(path=run), n=3)
     assert (ranking.order, ranking.latents) == ("attribution", found.ranking(3))
+
+
+def test_changes_are_printed_kept_and_come_first(run, capsys):
+    out = printed(capsys, "changes", run, "--n-prompts", 20, "--n-random", 3)
+    found = Changes.load(run / "changes.json")
+    assert out.startswith("What changed in predictions of response and text tokens: ")
+    assert next(iter(found.texts)) == "documents for ranking"
+    assert found.nats > 0
+    again = printed(capsys, "analyze", run)
+    assert again.startswith("What changed\n")
+    assert " ".join(found.lines()[0].split()) in " ".join(again.split())
+    assert again.index("passes this hook") < again.index("FVE")
 
 
 def test_latents_are_ranked_on_other_documents_than_they_are_tested_on(run):

@@ -48,7 +48,9 @@ def test_train_measures_and_analyzes_on_a_cache_without_the_models(
     monkeypatch.setattr("tl_crosscoder.models.pair.ModelPair.from_sites", refuse)
     output = tmp_path / "run"
     assert main(["train", "--cache", str(cache), *SMALL, "--output", str(output)]) == 0
-    assert "FVE of the" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "FVE of the" in printed.out
+    assert "What changed was not found out: the models are not loaded." in printed.err
     assert Crosscoder.load(output).cfg.d_sae == 48
     assert main(["analyze", str(output)]) == 0
     saved = capsys.readouterr().out
@@ -192,7 +194,8 @@ def test_a_mixture_with_contrastive_text_from_one_file(tmp_path, capsys):
     }  # fmt: skip
     output = tmp_path / "run"
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"output": str(output)}))
-    assert main(["train", "--config", str(tmp_path / "run.yaml"), *SMALL]) == 0
+    flags = ["--config", str(tmp_path / "run.yaml"), "--no-changes"]
+    assert main(["train", *flags, *SMALL]) == 0
     described = json.loads((output / "runner_cfg.json").read_text())["text"]
     by_source = described["tokens_by_source"]
     assert set(by_source) == {"world", "contrastive-base", "contrastive-finetuned"}

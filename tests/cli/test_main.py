@@ -92,7 +92,7 @@ def test_yaml_and_flags_give_the_same_run_and_flags_win(run, text, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(models | FIELDS | {"preset": {"k": 4}, "lr": 0.5}))
     output = tmp_path / "run"
-    flags = ["--config", str(config), "--output", str(output), "--lr", "0.003"]
+    flags = ["--config", str(config), "--output", str(output), "--lr", "0.003", "--no-changes"]
     # In a process of its own: here shapes are checked, which the placeholders of tyro do not pass.
     done = in_new_process("-m", "tl_crosscoder.cli.main", "train", *flags)
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,8 @@ def test_yaml_and_flags_give_the_same_run_and_flags_win(run, text, tmp_path):
 
 
 def test_resume_of_a_complete_run_measures_again(run, text, capsys):
-    args = ["train", *PAIR, *HOOK, *SMALL, "--text", text, "--output", str(run), "--resume"]
+    flags = ["--text", text, "--output", str(run), "--resume", "--no-changes"]
+    args = ["train", *PAIR, *HOOK, *SMALL, *flags]
     before = (run / "sae_weights.safetensors").read_bytes()
     assert main(args) == 0
     assert (run / "sae_weights.safetensors").read_bytes() == before

@@ -298,7 +298,12 @@ def test_latents_are_ranked_by_what_they_carry_where_models_are_at_hand(made):
     assert [row.attribution for row in top.rows] == [row.attribution for row in found.rows(5)]
     assert made.top(5, order="score") == rank_latents(made.measurement.latents, n=5)
     assert load_diff(made.path).top(5).order == "score"  # nothing is loaded for it
-    assert made.waterfall(n_prompts=2).order == "attribution of predictions of response tokens"
+    order = "attribution of predictions of response and text tokens"
+    assert made.waterfall(n_prompts=2).order == order
+    changes = made.changes(n_prompts=3, n_random=1)
+    for text in (str(made), made._repr_html_()):
+        assert text.index("passes this hook") < text.index("FVE")
+        assert changes.lines()[0][:20] in " ".join(text.split())
     base = made.attribution(n_prompts=2, n_steps=1, toward="base")
     assert base.compared == ("finetuned", "base")
     assert made.top(3, toward="base").latents == base.ranking(3)

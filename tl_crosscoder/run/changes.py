@@ -116,5 +116,9 @@ def answer_run(run: Run) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
     if reason:
-        message = f"What changed was not found out: {reason} `tl-crosscoder changes {run.path}`"
-        tqdm.write(f"{message} looks for it.", file=sys.stderr)
+        how = "" if (run.path / HELD_OUT_NAME).is_file() else " --text TEXT"
+        tqdm.write(
+            f"What changed was not found out: {reason} `tl-crosscoder changes {run.path}{how}` "
+            "looks for it.",
+            file=sys.stderr,
+        )

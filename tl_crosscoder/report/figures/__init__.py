@@ -109,7 +109,7 @@ def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
         if path.name == files.PATCHING_NAME:
             yield "kl_recovery", partial(recovery_bars, PatchingResult.load(path))
             continue
-        if path.name in (*files.ATTRIBUTION_NAMES, files.WATERFALL_NAME):
+        if path.name in (*files.ATTRIBUTION_NAMES, files.WATERFALL_NAME, files.CHANGES_NAME):
             continue
         result = CausalTest.load(path)
         for test in dict.fromkeys(row.test for row in result.rows):
