@@ -81,30 +81,26 @@ class LayerScan(TableOfRows):
         return self.kl > SAME_KL
 
     def line(self) -> str:
-        """The recommendation in one sentence, and where the share rises most in another."""
-        said = f"Hook at {self.hook_name}: {self.reason}."
-        if not self.changes or len(self.rows) < 2:
-            return said
-        most = max(self.rows, key=lambda row: row.rise)
-        return (
-            f"{said} What passes rises most at {most.hook_name}, by {most.rise:.0%} to "
-            f"{most.passing_share:.0%}."
-        )
+        """The recommendation in one sentence."""
+        return f"Hook at {self.hook_name}: {self.reason}."
 
     def sections(self) -> list[Section]:
-        """The sentences above the table; the difference by role where there are several."""
+        """The sentence above the table; the difference by role where there are several."""
         left_out = ("layer", "kl", "kl_low", "kl_high")
         columns = {name: v for name, v in self.columns().items() if name not in left_out}
         of_role = {f"{role}_difference": columns.pop(f"{role}_difference") for role in ROLES}
         of_role = {n: v for n, v in of_role.items() if not all(map(math.isnan, v))}
         n, n_contexts = (self.text[name] for name in ("n_predicted", "n_contexts"))
         change = f"{self.kl:.3g} [{self.kl_low:.3g}, {self.kl_high:.3g}]" if self.changes else "0"
-        note = (
+        notes = [
             f"{' -> '.join(self.models)}: KL {change} nats a token, {self.effect}: {n:,} in "
             f"{n_contexts:,} contexts."
-        )
+        ]
+        if self.changes:
+            most = max(self.rows, key=lambda row: row.rise)
+            notes += [f"What passes rises most at {most.hook_name}, by {most.rise:.0%}."]
         columns |= of_role if len(of_role) > 1 else {}
-        return [Section(title=self.line(), columns=columns, notes=[note], n_rows=None)]
+        return [Section(title=self.line(), columns=columns, notes=notes, n_rows=None)]
 
 
 def n_recommendable(n_layers: int) -> int:
