@@ -72,7 +72,7 @@ def test_where_a_null_shows_as_much_the_first_line_says_so(floor):
     same = replace(floor.pair, pair=floor.nulls[1].pair)
     found = replace(floor, rows=(floor.pair, floor.nulls[0], same))
     assert not found.is_cleared
-    assert str(found).startswith("The answer does NOT clear the noise floor: KL is 0.0")
+    assert str(found).startswith("The answer does NOT clear the noise floor: KL is 0.")
     assert [fault.partition(" is ")[0] for fault in found.faults()] == ["KL", "the largest latent"]
     # Changes are compared where they were looked for.
     none = [replace(row, n_changes=0, largest_change=0.0) for row in floor.rows]
@@ -142,7 +142,7 @@ def test_a_behaviour_in_which_models_do_not_differ_is_a_verdict(nulled):
     """The demo's test on a null pair: named, and no error."""
     null = Run(path=nulled.path / "null/identical")
     latents = null.measurement().latents.n_active.argsort(descending=True)[:3].tolist()
-    for chosen, why in ((latents, "the models do not differ in it"), ([], "no latent carries any")):
+    for chosen, why in ((latents, "Base and fine-tuned model do not"), ([], "no latent carries")):
         verdicts = verdicts_of(null, chosen, name="false-fact")
         assert len(verdicts) == 2
         assert not any(v.is_found for v in verdicts)

@@ -10,7 +10,7 @@ from interventions.test_trials import FEW, LATENTS
 
 from tl_crosscoder.config.causal import CONTROLS
 from tl_crosscoder.interventions.behaviour import Predictions
-from tl_crosscoder.interventions.causal import _Maker, causal_test
+from tl_crosscoder.interventions.causal import TrialMaker, causal_test
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.controls import gaussian_factors, gaussian_rows
 
@@ -29,7 +29,7 @@ def maker(pairs, make_crosscoder, words, measures):
     factors = gaussian_factors(ctx, words[1], ALL.controls)
     null = make_crosscoder(pair)
     options = {"mode": "delta", "settings": ALL, "norm": 1.0, "null": null, "factors": factors}
-    return _Maker(ctx=ctx, latents=measures, **options)
+    return TrialMaker(ctx=ctx, latents=measures, **options)
 
 
 @pytest.mark.parametrize(

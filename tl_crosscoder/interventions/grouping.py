@@ -80,14 +80,16 @@ def grouped(A: Passages, documents: Int[Tensor, " n_passages"], *, seed: int = 0
     return Groups(rows=rows, agreement=agreement, tried=tuple(tried))
 
 
-def matched(rows: Rows, others: Rows) -> Float[Tensor, " n"]:
-    """Cosine of each row with a row of its own of the others, the best pairing of all."""
+def matched(rows: Rows, others: Float[Tensor, "n_others n_latents"]) -> Float[Tensor, " n"]:
+    """Cosine of each row with a row of its own of the others, the best pairing; 0 without one."""
     from scipy.optimize import linear_sum_assignment
 
     unit = [each / each.norm(dim=1, keepdim=True).clamp(min=1e-30) for each in (rows, others)]
     cosines = unit[0] @ unit[1].T
     i, j = linear_sum_assignment(-cosines.numpy())
-    return cosines[i, j]
+    found = torch.zeros(len(rows), dtype=cosines.dtype)
+    found[i] = cosines[i, j]
+    return found
 
 
 def _found_again(

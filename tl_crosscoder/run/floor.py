@@ -201,6 +201,9 @@ def measured_floor(run: Run, null: Run, *, kind: NullKind, trained: LoraTrained 
     own = measured(run, AttributionQuestion() if is_kept else held_out)
     bar = BAR_SHARE * own.carried
     pair = own.row(THE_PAIR, bar=bar)
+    # Changes of a null take as long as those of the pair, and stand beside them or not at all.
+    if own.n_changes is not None and not (null.path / CHANGES_NAME).is_file():
+        changes_run(null, ChangesQuestion(text=held_out.text))
     row = measured(null, held_out).row(NAMES[kind], bar=bar)
     if trained is not None:
         facts = {n: getattr(trained, n) for n in ("n_steps", "lr", "rank", "ce_before", "ce_after")}
@@ -285,7 +288,7 @@ def measured(run: Run, question: AttributionQuestion) -> Measured:
         ValueError, FileNotFoundError: text on which nothing can be measured.
     """
     found, passed = _attribution(run, question), _waterfall(run, question)
-    n_changes, largest = _changes(run, question)
+    n_changes, largest = _changes(run)
     return Measured(
         attribution=found,
         waterfall=passed,
@@ -299,12 +302,13 @@ def _compared(run: Run) -> list[HookedModel]:
     return [run.models.model(name) for name in run.models.compared_names]
 
 
-def _changes(run: Run, question: AttributionQuestion) -> tuple[int | None, float]:
-    """Number of changes, and the share of the largest; 0 without any."""
+def _changes(run: Run) -> tuple[int | None, float]:
+    """Number of changes in the folder, and the share of the largest; None and NaN without any."""
     path = run.path / CHANGES_NAME
-    how = ChangesQuestion(text=question.text, toward=question.toward)
-    found = Changes.load(path) if path.is_file() else changes_run(run, how)
-    return len(found.found), max((row.change_share for row in found.found), default=0.0)
+    if not path.is_file():
+        return None, math.nan
+    found = Changes.load(path).found
+    return len(found), max((row.change_share for row in found), default=0.0)
 
 
 def _attribution(run: Run, question: AttributionQuestion) -> Attribution:
