@@ -82,7 +82,7 @@ def texts_of(
 
 def _example(ctx: InterventionContext, text: TokenizedText, places: list[Place]) -> dict[str, str]:
     """What both models write at the first of these places where it differs."""
-    found = dict.fromkeys(("before", "base_text", "finetuned_text"), "")
+    found: dict[str, str] = {"before": "", "base_text": "", "finetuned_text": ""}
     for _, passage, position in places:
         room = min(N_NEW, ctx.models.n_ctx - position)
         if room < 1:

@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -126,7 +127,8 @@ def _fit(A: Passages, n: int, *, n_random: int = 0, seed: int = 0) -> tuple[Tens
     inits = ["random"] * n_random or ["nndsvda"]
     found = []
     for i, init in enumerate(inits):
-        model = NMF(min(n, *A.shape), init=init, max_iter=300, random_state=seed + i)
+        size: Any = min(n, *A.shape)  # its annotation knows of names alone
+        model = NMF(size, init=init, max_iter=300, random_state=seed + i)
         with warnings.catch_warnings():
             # A fit that is still moving is one that is not found again.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -145,9 +147,9 @@ def _weights(A: Passages, H: Rows) -> Float[Tensor, "n_passages n"]:
         return torch.zeros(len(A), len(H), dtype=torch.float64)
     from sklearn.decomposition import non_negative_factorization
 
-    H = H.double()
+    H, size = H.double(), cast("Any", len(H))
     W, _, _ = non_negative_factorization(
-        _scaled(A).numpy(), H=H.numpy(), n_components=len(H), update_H=False, max_iter=1000
+        _scaled(A).numpy(), H=H.numpy(), n_components=size, update_H=False, max_iter=1000
     )
     return torch.from_numpy(W)
 
