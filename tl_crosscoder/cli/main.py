@@ -43,7 +43,7 @@ OrganismName = Literal["taboo", "false-fact"]
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Diff the embedded pair on a laptop and print what the fine-tune changed (in 90 seconds)."""
+    """Diff the embedded pair on a laptop and print what the fine-tune changed (in minutes)."""
 
     organism: OrganismName = "taboo"
     """Which fine-tune: a secret word, or a false belief."""
