@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tl_crosscoder.hub.card import dictionary_card
 from tl_crosscoder.hub.loading import load_pretrained
 from tl_crosscoder.hub.publish import Publication, plan_publication, push
 from tl_crosscoder.hub.published_run import PublishedRun
+from tl_crosscoder.interventions.changes_result import Change, Changes
 from tl_crosscoder.models.pretrained import pretrained_folder
 
 EMBEDDED = pretrained_folder() / "dictionaries/taboo-batchtopk"
@@ -102,6 +103,22 @@ def test_examples_and_places_stay_here_unless_asked(hub, tiny):
     assert ["tiny/examples.sqlite" in paths for paths in files] == [False, True]
     training = json.loads(planned(tiny).text("tiny/runner_cfg.json"))["training"]
     assert (training["output"], training["cache"]) == (None, None)
+
+
+def test_what_changed_travels_with_its_texts_only_where_asked(hub, tiny):
+    row = {f.name: {str: "", int: 1, float: 0.5}.get(f.type, ()) for f in fields(Change)}
+    row |= {"latents": (3, 4), "before": "Is it the moon?", "passages": ("secret",)}
+    facts = {f.name: {str: "x", float: 0.5}.get(f.type, ()) for f in fields(Changes)}
+    facts |= {"rows": (Change(**row),), "compared": ("base", "finetuned"), "texts": {}}
+    Changes(**facts).save(tiny / "changes.json")
+    for with_examples in (False, True):
+        plan = planned(tiny, with_examples=with_examples)
+        for name in ("tiny/changes.json", "tiny/README.md"):
+            assert ("Is it the moon?" in plan.text(name)) == with_examples
+        assert "secret" not in plan.text("tiny/README.md")
+        assert "## What changed" in plan.text("tiny/README.md")
+        assert "latents 3, 4: removing them undoes 50%" in plan.text("tiny/README.md")
+        assert "tiny/waterfall.json" not in plan.files
 
 
 def test_the_code_of_a_card_runs():

@@ -59,6 +59,7 @@ def dictionary_card(
         record=run.record,
         texts=texts or [text for text in [training.get("text")] if text],
         measurement=run.measurement,
+        answer=run.answer,
         scaling=_scaling(run),
         patching=_recovery(run),
         candidates=None if run.patching is None else run.patching.candidates,

@@ -22,16 +22,21 @@ from tl_crosscoder.crosscoder.crosscoder import (
 )
 from tl_crosscoder.files import (
     ANALYSIS_NAMES,
+    ATTRIBUTION_NAMES,
     CAUSAL_NAMES,
     CFG_NAME,
+    CHANGES_NAME,
     EXAMPLES_NAME,
     PATCHING_NAME,
     RECORD_NAME,
+    WATERFALL_NAME,
     WEIGHTS_NAME,
 )
 from tl_crosscoder.hub.secrets import Content
 from tl_crosscoder.interventions.causal_rows import CausalTest
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.models.saelens import PairView
 from tl_crosscoder.models.site import Site
 
@@ -52,6 +57,10 @@ class PublishedRun:
     """`analysis.json`; None where nothing has been measured, as in the next three."""
     measurement: Measurement | None
     patching: PatchingResult | None
+    what_changed: dict[str, dict[str, Any]]
+    """Attribution, waterfall and changes, by the name of the file; texts only with examples."""
+    answer: list[str]
+    """What changed, in lines."""
     causal_tests: dict[str, CausalTest]
     """Results of interventions, by the name of the file."""
 
@@ -82,6 +91,15 @@ class PublishedRun:
         analysis = read(ANALYSIS_NAMES[0]) if has.issuperset(ANALYSIS_NAMES) else None
         if analysis is not None and not with_examples:
             analysis["top"] = [top | {"examples": []} for top in analysis["top"]]
+        names = (ATTRIBUTION_NAMES[0], WATERFALL_NAME, CHANGES_NAME)
+        what_changed, answer = {name: read(name) for name in names if name in has}, []
+        if WATERFALL_NAME in has:
+            answer = [Waterfall.load(folder / WATERFALL_NAME).line()]
+        if CHANGES_NAME in has:
+            changes = Changes.load(folder / CHANGES_NAME)
+            changes = changes if with_examples else changes.without_texts()
+            what_changed[CHANGES_NAME] = _renamed(changes.to_json(), renamed or {})
+            answer += changes.lines()
         causal = sorted(path for name in CAUSAL_NAMES for path in folder.glob(name))
         return cls(
             folder=folder,
@@ -91,6 +109,8 @@ class PublishedRun:
             analysis=analysis,
             measurement=None if analysis is None else Measurement.load(folder),
             patching=PatchingResult.load(folder / PATCHING_NAME) if PATCHING_NAME in has else None,
+            what_changed=what_changed,
+            answer=answer,
             causal_tests={path.stem: CausalTest.load(path) for path in causal},
         )
 
@@ -102,10 +122,12 @@ class PublishedRun:
             CFG_NAME: self.cfg,
             RECORD_NAME: self.record,
             ANALYSIS_NAMES[0]: self.analysis,
+            **self.what_changed,
             f"{SAELENS_FOLDER}/{CFG_NAME}": saelens.to_dict(),
         }
         as_it_is = {
             ANALYSIS_NAMES[1]: self.analysis is not None,
+            ATTRIBUTION_NAMES[1]: ATTRIBUTION_NAMES[0] in self.what_changed,
             PATCHING_NAME: self.patching is not None,
             EXAMPLES_NAME: self.with_examples,
             **{f"{name}.json": True for name in self.causal_tests},

@@ -5,7 +5,7 @@ and latents are of the documents for rankings, texts and causes of those for tes
 and short texts; the passages are those of the run's text.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tl_crosscoder.results.measures import spoken
@@ -13,6 +13,8 @@ from tl_crosscoder.results.render import Section
 from tl_crosscoder.results.tables import TableOfRows
 
 NONE_FOUND = "No change is found again over halves of the text."
+TEXTS = ("before", "base_text", "finetuned_text", "raised", "lowered", "passages")
+"""Fields of a change that are texts of the data, and what models write after them."""
 N_SHOWN = 3
 """Latents that are named in a line."""
 _DETAILS = (
@@ -75,9 +77,10 @@ class Change:
         latents = f"latent {shown}" if len(self.latents) == 1 else f"latents {shown}"
         latents += f" and {rest} more" if rest > 0 else ""
         low, high = (f"{100 * end:.0f}" for end in (self.necessity_low, self.necessity_high))
+        texts = [_quoted(t) for t in (self.before, self.base_text, self.finetuned_text)]
+        written = "  after {}: {} -> {}".format(*texts) if self.passages else ""
         return [
-            f"{self.place}  {self.change_share:.0%} of the change  after {_quoted(self.before)}: "
-            f"{_quoted(self.base_text)} -> {_quoted(self.finetuned_text)}",
+            f"{self.place}  {self.change_share:.0%} of the change{written}",
             f"   {latents}: removing them undoes {self.necessity:.0%} [{low}, {high}] "
             f"(controls {self.control_mean:.0%}), cost {self.off_target_kl:.4f} nats",
         ]
@@ -103,6 +106,11 @@ class Changes(TableOfRows):
     def found(self) -> tuple[Change, ...]:
         """Those that count."""
         return tuple(row for row in self.rows if not row.doubt)
+
+    def without_texts(self) -> "Changes":
+        """Numbers alone: texts are of somebody's data."""
+        empty = {name: type(getattr(row, name))() for row in self.rows[:1] for name in TEXTS}
+        return replace(self, rows=tuple(replace(row, **empty) for row in self.rows))
 
     def lines(self) -> list[str]:
         """The answer: for each change two lines, or one line that there is none."""

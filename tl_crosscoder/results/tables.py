@@ -73,16 +73,19 @@ class Tabular(ABC):
     def save(self, path: str | Path) -> Path:
         """Write a `.json` or `.parquet` file, atomically. Raises ValueError for another ending."""
         path = files.user_path(path)
-        content = {"kind": type(self).__name__, "about": self.about()}
         if _ending(path) == ".json":
-            columns = self.columns()
-            rows = [
-                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-            ]
-            files.write_json(path, without_nan(content | {"columns": list(columns), "rows": rows}))
+            files.write_json(path, self.to_json())
         else:
+            content = {"kind": type(self).__name__, "about": self.about()}
             _write_parquet(path, self.columns(), content)
         return path
+
+    def to_json(self) -> dict[str, Any]:
+        """What a `.json` file of it holds."""
+        columns = self.columns()
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        content = {"kind": type(self).__name__, "about": self.about()}
+        return without_nan(content | {"columns": list(columns), "rows": rows})
 
     @classmethod
     def load(cls: type[T], path: str | Path) -> T:
