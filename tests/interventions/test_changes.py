@@ -11,7 +11,6 @@ from tl_crosscoder.interventions.behaviour import Predictions
 from tl_crosscoder.interventions.changes import _Maker, find_changes
 from tl_crosscoder.interventions.changes_result import NONE_FOUND, Change, Changes
 from tl_crosscoder.interventions.controls import ControlSettings
-from tl_crosscoder.interventions.edits import TokenFilter
 from tl_crosscoder.interventions.grouping import Groups, grouped, matched
 from tl_crosscoder.interventions.passages import passage_text, passages_of, sentence_ends
 
@@ -145,7 +144,7 @@ def test_shares_of_changes_are_of_what_these_latents_carry(maker):
     assert sum(g.share for g in groups) == pytest.approx(carried / maker.found.change, rel=1e-4)
 
 
-def test_equal_models_and_predictions_of_another_kind(null_pair, make_crosscoder, texts):
+def test_equal_models_have_no_change_and_behaviours_are_refused(null_pair, make_crosscoder, texts):
     crosscoder, predictions = make_crosscoder(null_pair), Predictions.of(texts[1][:2])
     found = attribution(null_pair, crosscoder, predictions)
     how = {"neutral": texts[1][:2], "latents": measured(null_pair, crosscoder, texts)}
@@ -155,9 +154,9 @@ def test_equal_models_and_predictions_of_another_kind(null_pair, make_crosscoder
         "Nothing passes here: fine-tuned predicts the same with base activations."
     ]
     assert "0 changes" in str(changes)
-    other = replace(predictions, name="predictions of all tokens", places=TokenFilter())
+    of_behaviour = replace(found, unit="log-probability, nats")
     with pytest.raises(ValueError, match="changes are found in predictions"):
-        find_changes(null_pair, crosscoder, found, other, **how)
+        find_changes(null_pair, crosscoder, of_behaviour, predictions, **how)
 
 
 def test_the_answer_counts_what_is_caused_and_names_the_rest(tmp_path):

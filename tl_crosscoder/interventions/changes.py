@@ -22,7 +22,7 @@ from tl_crosscoder.config.causal import AttributionSettings
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.attribution import attribution
-from tl_crosscoder.interventions.attribution_result import Attribution
+from tl_crosscoder.interventions.attribution_result import KL_UNIT, Attribution
 from tl_crosscoder.interventions.behaviour import Predictions
 from tl_crosscoder.interventions.causal import causal_test
 from tl_crosscoder.interventions.change_texts import texts_of
@@ -74,10 +74,10 @@ def find_changes(
     Raises:
         ValueError: the attribution is of something else, or as `attribution` and `causal_test`.
     """
-    if found.effect != predictions.name:
+    if found.unit != KL_UNIT:
         raise ValueError(
-            f"the attribution is of {found.effect}, and the tests are of {predictions.name}: "
-            "changes are found in predictions. Attribute them on text of the same kind."
+            f"the attribution is of {found.effect} ({found.unit}), but changes are found in "
+            "predictions: give an attribution of `Predictions`."
         )
     ctx = InterventionContext.of(models, crosscoder)
     ids = torch.tensor(

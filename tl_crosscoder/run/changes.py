@@ -78,7 +78,7 @@ def _attribution(run: Run, question: ChangesQuestion) -> Attribution:
         part=PARTS[RANKING],
         show_progress=True,
     )
-    if there is None or there.effect == found.effect:
+    if there is None or there.unit == found.unit:
         found.save(run.path)
     return found
 
@@ -114,7 +114,7 @@ def answer_run(run: Run) -> None:
             waterfall_run(run)
             changes_run(run)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
     if reason:
         how = "" if (run.path / HELD_OUT_NAME).is_file() else " --text TEXT"
         tqdm.write(
