@@ -83,18 +83,6 @@ def test_changes_are_printed_kept_and_come_first(run, capsys):
     assert again.index("passes this hook") < again.index("FVE")
 
 
-def test_changes_are_printed_kept_and_come_first(run, capsys):
-    out = printed(capsys, "changes", run, "--n-prompts", 20, "--n-random", 3)
-    found = Changes.load(run / "changes.json")
-    assert out.startswith("What changed in predictions of response and text tokens: ")
-    assert next(iter(found.texts)) == "documents for ranking"
-    assert found.nats > 0
-    again = printed(capsys, "analyze", run)
-    assert again.startswith("What changed\n")
-    assert " ".join(found.lines()[0].split()) in " ".join(again.split())
-    assert again.index("passes this hook") < again.index("FVE")
-
-
 def test_latents_are_ranked_on_other_documents_than_they_are_tested_on(run):
     opened, question = Run(path=run), AttributionQuestion(n_prompts=1000)
     explained = [predictions_of(opened, question, half=half) for half in (0, 1)]
