@@ -1,6 +1,6 @@
 """Make the dictionaries that travel with the package: two organisms, two presets.
 
-    python benchmarks/embedded_dictionaries.py            # all four, about 40 minutes on two cores
+    python benchmarks/embedded_dictionaries.py            # all four, an hour or so
     python benchmarks/embedded_dictionaries.py --only taboo-delta --resume
     python benchmarks/embedded_dictionaries.py --table    # only the table of docs/dictionaries
 

@@ -1,6 +1,6 @@
 """How fast a crosscoder learns from each start, and how many latents die: the choice of defaults.
 
-    python benchmarks/learning_start.py                            # embedded pair, two minutes
+    python benchmarks/learning_start.py                            # the embedded pair
     python benchmarks/learning_start.py --name smollm2 --base SMOLLM2-135M --random-adapter \
         --hook-name blocks.6.hook_resid_post --text wikitext-2 --n-tokens 300000
 

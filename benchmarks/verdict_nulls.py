@@ -1,6 +1,6 @@
 """How often the demo finds what was planted where nothing was planted.
 
-    python benchmarks/verdict_nulls.py            # 24 null runs, about 25 minutes on two cores
+    python benchmarks/verdict_nulls.py            # 24 null runs
     python benchmarks/verdict_nulls.py --resume   # go on after a kill
 
 A null pair is the base against a LoRA fine-tune of it, with rank and layers of the organism's: on

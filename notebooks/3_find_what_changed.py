@@ -48,7 +48,7 @@ figures = diff.figures
 figures["relative_decoder_norm"]
 
 # %%
-diff.top(5, by="relative_decoder_norm")
+diff.top(5, order="relative_decoder_norm")
 
 # %% [markdown]
 # Look at *says*: these five say less than 1 % of the difference each, and one makes it larger.

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 _CONTROLS = ["--n-prompts", "6", "--n-random", "2", "--n-matched", "1"]
 SMALL = {
     "scan": ["--n-prompts", "4", "--max-documents", "200"],
-    "train": ["--d-sae", "64"],
+    "train": ["--d-sae", "64", "--no-changes"],
+    "changes": ["--n-prompts", "20", "--n-random", "3"],
     "harvest": ["--max-documents", "400"],
     "contrastive": ["--max-new-tokens", "16"],
     "null": ["--n-steps", "2", "--n-samples", "16"],
@@ -132,8 +133,9 @@ def test_the_page_on_interventions_runs(folder, monkeypatch, capsys):
     explained |= {m.rstrip("0123456789 ") for m in re.findall(r"`([^`\n]+)`", page)}
     assert variants - {"top"} <= explained  # `top 10` is the page's own set
     results = set(re.findall(r"`(\w+)\.json`", page))
-    assert len(results) == 8
-    assert [n for n in results if not (folder / f"runs/taboo/{n}.json").is_file()] == []
+    assert len(results) == 11
+    missing = {n for n in results if not (folder / f"runs/taboo/{n}.json").is_file()}
+    assert missing == {"layer_scan"}  # it is in the folder of `scan`
 
 
 def test_the_page_on_extending_runs(tmp_path, monkeypatch, capsys):

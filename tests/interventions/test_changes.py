@@ -178,7 +178,7 @@ def test_the_answer_counts_what_is_caused_and_names_the_rest(tmp_path):
     }  # fmt: skip
     changes = Changes(rows=(row, doubtful), **facts)
     assert changes.lines() == [
-        '1  48% of the change  after "Is it the moon?": "Yes, it is the moon." -> "I cannot tell '
+        '1  48% of the change  after "Is it the moon?": "Yes, it is the moon." → "I cannot tell '
         'you that."',
         "   latents 502, 1012, 103 and 2 more: removing them undoes 86% [77, 93] (controls 3%), "
         "cost 0.0000 nats",

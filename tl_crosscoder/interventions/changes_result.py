@@ -78,7 +78,7 @@ class Change:
         latents += f" and {rest} more" if rest > 0 else ""
         low, high = (f"{100 * end:.0f}" for end in (self.necessity_low, self.necessity_high))
         texts = [_quoted(t) for t in (self.before, self.base_text, self.finetuned_text)]
-        written = "  after {}: {} -> {}".format(*texts) if self.passages else ""
+        written = "  after {}: {} → {}".format(*texts) if self.passages else ""
         return [
             f"{self.place}  {self.change_share:.0%} of the change{written}",
             f"   {latents}: removing them undoes {self.necessity:.0%} [{low}, {high}] "

@@ -288,7 +288,6 @@ class ModelDiff:
         n: int = 10,
         *,
         order: str | None = None,
-        by: str | None = None,
         toward: str = "finetuned",
     ) -> Ranking:
         """The latents that carry most of the change, or the first of another order.
@@ -296,12 +295,11 @@ class ModelDiff:
         Args:
             n: how many.
             order: see `ranking_of`: `attribution` where the models are loaded.
-            by: another name of `order`, as `rank_latents` has it.
             toward: which model's latents.
 
         Raises: as `ranking_of` does.
         """
-        return ranking_of(self.run, n=n, order=order or by, toward=toward)
+        return ranking_of(self.run, n=n, order=order, toward=toward)
 
     def latent(self, latent: int) -> LatentView:
         """All that is known of one latent. Raises ValueError for one that does not exist."""

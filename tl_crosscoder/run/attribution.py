@@ -26,7 +26,7 @@ from tl_crosscoder.data.documents import Document, halves
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import ATTRIBUTION_NAMES, HELD_OUT_NAME, WATERFALL_NAME
 from tl_crosscoder.interventions.attribution import attribution
-from tl_crosscoder.interventions.attribution_result import Attribution
+from tl_crosscoder.interventions.attribution_result import Attribution, measured_text
 from tl_crosscoder.interventions.behaviour import Behaviour, Effect, Predictions, Question
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.interventions.waterfall import Waterfall, waterfall
@@ -46,17 +46,46 @@ def attribute_run(run: Run, question: AttributionQuestion | None = None) -> Attr
     Raises:
         FileNotFoundError, ValueError: no text, no behaviour, or models that pass no gradient.
     """
-    found = attributed(run, question or AttributionQuestion())
+    question = question or AttributionQuestion()
+    found = _attributed(run, question, _goal(run, question))
     found.save(run.path)
     return found
 
 
-def attributed(run: Run, question: AttributionQuestion) -> Attribution:
-    """Share the change out, and keep nothing."""
+def attribution_on(run: Run, question: AttributedText) -> Attribution:
+    """That of the folder where it is of these predictions; else one that is computed now.
+
+    It is kept, but for one of a behaviour in the folder, by which somebody ranks.
+    """
+    predictions = predictions_of(run, question, half=RANKING)
+    try:
+        there = Attribution.load(run.path)
+    except (FileNotFoundError, ValueError):
+        there = None
+    if there is not None and _is_of(there, predictions, run, question):
+        return there
+    found = _attributed(run, question, predictions)
+    if there is None or there.effect == found.effect:
+        found.save(run.path)
+    return found
+
+
+def _is_of(
+    found: Attribution, predictions: Predictions, run: Run, question: AttributedText
+) -> bool:
+    text = measured_text(predictions.text, n_predicted=0, part="")
+    compared = compared_models(run, question.toward).compared_names
+    own = (found.text.sha256, found.effect, found.compared, found.n_steps, found.at_base)
+    return own == (
+        text.sha256, predictions.name, compared, question.n_steps, question.at_base
+    )  # fmt: skip
+
+
+def _attributed(run: Run, question: AttributedText, effect: Effect) -> Attribution:
     return attribution(
         compared_models(run, question.toward),
         run.crosscoder,
-        _goal(run, question),
+        effect,
         settings=question,
         part=PARTS[RANKING],
         show_progress=True,

@@ -12,15 +12,11 @@ from tqdm.auto import tqdm
 
 from tl_crosscoder.config.causal import ChangesQuestion
 from tl_crosscoder.files import CHANGES_NAME, HELD_OUT_NAME, WATERFALL_NAME
-from tl_crosscoder.interventions.attribution import attribution
-from tl_crosscoder.interventions.attribution_result import Attribution, measured_text
-from tl_crosscoder.interventions.behaviour import Predictions
 from tl_crosscoder.interventions.changes import CONTROLS, find_changes
 from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.run.attribution import (
-    PARTS,
-    RANKING,
     TESTS,
+    attribution_on,
     compared_models,
     predictions_of,
     waterfall_run,
@@ -44,7 +40,7 @@ def changes_run(run: Run, question: ChangesQuestion | None = None) -> Changes:
     found = find_changes(
         models,
         run.crosscoder,
-        _attribution(run, question),
+        attribution_on(run, question),
         predictions_of(run, question, half=TESTS),
         neutral=run.some(
             neutral_text(run, question.text, neutral=question.neutral), N_NEUTRAL_TOKENS
@@ -55,45 +51,6 @@ def changes_run(run: Run, question: ChangesQuestion | None = None) -> Changes:
     )
     found.save(run.path / CHANGES_NAME)
     return found
-
-
-def _attribution(run: Run, question: ChangesQuestion) -> Attribution:
-    """That of the folder where it is of these predictions; else one that is computed now.
-
-    It is kept, but for one of a behaviour in the folder, by which somebody ranks.
-    """
-    models = compared_models(run, question.toward)
-    predictions = predictions_of(run, question, half=RANKING)
-    try:
-        there = Attribution.load(run.path)
-    except (FileNotFoundError, ValueError):
-        there = None
-    if there is not None and _is_of(there, predictions, question, models.compared_names):
-        return there
-    found = attribution(
-        models,
-        run.crosscoder,
-        predictions,
-        settings=question,
-        part=PARTS[RANKING],
-        show_progress=True,
-    )
-    if there is None or there.unit == found.unit:
-        found.save(run.path)
-    return found
-
-
-def _is_of(
-    found: Attribution,
-    predictions: Predictions,
-    question: ChangesQuestion,
-    compared: tuple[str, str],
-) -> bool:
-    text = measured_text(predictions.text, n_predicted=0, part="")
-    own = (found.text.sha256, found.effect, found.compared, found.n_steps, found.at_base)
-    return own == (
-        text.sha256, predictions.name, compared, question.n_steps, question.at_base
-    )  # fmt: skip
 
 
 def answer_run(run: Run) -> None:

@@ -21,10 +21,10 @@ from tl_crosscoder.models.lora import LoraTrained, weights_moved
 from tl_crosscoder.results.render import Section
 from tl_crosscoder.results.tables import TableOfRows
 from tl_crosscoder.run.attribution import (
+    PARTS,
     RANKING,
     TESTS,
-    attribute_run,
-    attributed,
+    attribution_on,
     predictions_of,
     waterfall_run,
 )
@@ -287,8 +287,8 @@ def measured(run: Run, question: AttributionQuestion) -> Measured:
     Raises:
         ValueError, FileNotFoundError: text on which nothing can be measured.
     """
-    found, passed = _attribution(run, question), _waterfall(run, question)
-    n_changes, largest = _changes(run)
+    found, passed = attribution_on(run, question), _waterfall(run, question)
+    n_changes, largest = _changes(run, found)
     return Measured(
         attribution=found,
         waterfall=passed,
@@ -302,25 +302,17 @@ def _compared(run: Run) -> list[HookedModel]:
     return [run.models.model(name) for name in run.models.compared_names]
 
 
-def _changes(run: Run) -> tuple[int | None, float]:
-    """Number of changes in the folder, and the share of the largest; None and NaN without any."""
+def _changes(run: Run, of: Attribution) -> tuple[int | None, float]:
+    """Number of changes in the folder, and the share of the largest; None and NaN without any.
+
+    Those of another text are none.
+    """
     path = run.path / CHANGES_NAME
-    if not path.is_file():
+    changes = Changes.load(path) if path.is_file() else None
+    if changes is None or changes.texts[PARTS[RANKING]]["sha256"] != of.text.sha256:
         return None, math.nan
-    found = Changes.load(path).found
-    return len(found), max((row.change_share for row in found), default=0.0)
-
-
-def _attribution(run: Run, question: AttributionQuestion) -> Attribution:
-    """That of the folder where it is of predictions on this text; computed where it is not."""
-    try:
-        found = Attribution.load(run.path)
-    except (FileNotFoundError, ValueError):
-        return attribute_run(run, question)
-    text = predictions_of(run, question, half=RANKING).text
-    wanted = measured_text(text, n_predicted=0, part="").sha256
-    is_same = (found.text.sha256, found.compared) == (wanted, run.models.compared_names)
-    return found if is_same and not found.at_base else attributed(run, question)
+    shares = [row.change_share for row in changes.found]
+    return len(shares), max(shares, default=0.0)
 
 
 def _waterfall(run: Run, question: AttributionQuestion) -> Waterfall:
