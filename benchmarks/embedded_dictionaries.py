@@ -6,8 +6,8 @@
 
 Settings are those of `tl-crosscoder demo`, seed 0; `delta` has its loss at weight 1, which of the
 weights tried makes delta latents say most of the difference (docs/measured.md). Each is trained,
-measured, patched, ablated and steered in a folder below --runs; what `publish` would send, with
-examples in `analysis.json` (the text is ours) but without `saelens/`, goes to
+measured, asked what changed, patched, ablated and steered in a folder below --runs; what `publish`
+would send, with examples in `analysis.json` (the text is ours) but without `saelens/`, goes to
 `pretrained/dictionaries`, a row into `pretrained/registry.yaml`, and the table into
 `docs/dictionaries/pretrained.md`.
 """
@@ -35,7 +35,9 @@ from tl_crosscoder.hub.registry import (
     markdown_table,
 )
 from tl_crosscoder.hub.secrets import findings
+from tl_crosscoder.run.attribution import behaviours_of, waterfall_run
 from tl_crosscoder.run.causal import ablate_run, patch_run, steer_run
+from tl_crosscoder.run.changes import changes_run
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
 
@@ -62,12 +64,16 @@ def make(config: RunConfig, *, resume: bool) -> Path:
     if not (resume and (folder / "analysis.json").is_file()):
         train(config, resume=resume)
     run, question = Run(path=folder), CausalQuestion(n_prompts=N_PROMPTS, n_random=N_RANDOM)
-    for test, name in (
-        (patch_run, "patching.json"),
-        (ablate_run, "ablation_behaviour_*.json"),
-        (steer_run, "sufficiency_behaviour_*.json"),
+    if not (resume and files.holds(folder, [files.CHANGES_NAME])):
+        waterfall_run(run)
+        changes_run(run)
+    n_behaviours = len(behaviours_of(run, None))
+    for test, names, n_files in (
+        (patch_run, "patching.json", 1),
+        (ablate_run, "ablation_behaviour_*.json", n_behaviours),
+        (steer_run, "sufficiency_behaviour_*.json", n_behaviours),
     ):
-        if not (resume and files.holds(folder, [name])):
+        if not (resume and len([*folder.glob(names)]) == n_files):
             test(run, question)
     return folder
 
