@@ -229,12 +229,15 @@ def test_analyze_compares_dictionaries_and_sides(run, capsys):
 
 
 def test_baselines_need_no_dictionary(run, capsys):
-    few = ["--n-prompts", 2, "--n-random", 2, "--controls", "random"]
+    few = ["--n-prompts", 2, "--n-random", 2, "--controls", "random", "--n-texts", 2]
     out = printed(capsys, "baselines", run, *few, "--strengths", 1)
     for part in ("ADL, mean", "PC 1 ", "Tokens that the mean difference promotes"):
         assert part in out
     titles = " ".join(section.title for section in causes_of(run).sections)
     assert "Without a dictionary. Necessity: false answer" in titles
+    for said in ("Diff Mining: tokens among", "What the fine-tuned model writes", "What amplified"):
+        assert said in out
+        assert said in titles
 
 
 def test_curves_compare_orders_and_methods_at_equal_numbers(run, top, question, capsys):
@@ -274,6 +277,7 @@ def test_curves_compare_orders_and_methods_at_equal_numbers(run, top, question, 
         (["steer", "RUN", "--n-random", "0"], "n_random is 0; it must be above 0"),
         (["ablate", "RUN", "--max-ce-cost", "-1"], "max_ce_cost is -1.0; it must be above 0"),
         (["curves", "RUN", "--n-random", "1", "--sizes", "0"], "sizes is (0,); it must be above 0"),
+        (["curves", "RUN", "--orders", "score", "--methods", "sae"], "name its folder (--sae)"),
         (["patch", "RUN", "--device", "cuda:99"], "device 'cuda:99' is not there"),
     ],
 )

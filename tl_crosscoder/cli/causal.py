@@ -192,24 +192,33 @@ class Curves(_OfRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines(_OfRun):
-    """Tests without a dictionary: mean difference (ADL) and PCA."""
+    """Without a dictionary: tests of mean difference (ADL) and PCA; telling tokens and texts."""
 
     question: Annotated[EffectQuestion, tyro.conf.OmitArgPrefixes]
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Strengths of steering, in units of the mean norm of the stream."""
+    n_texts: int = 50
+    """Texts that the fine-tuned model, and amplified logits, write from random beginnings; 0 leaves
+    them out."""
+    alpha: float = 1.0
+    """Of amplified logits, l¹ + alpha (l¹ - l⁰)."""
 
     def __call__(self) -> None:
         """Run and print."""
         from tl_crosscoder.interventions.context import InterventionContext
         from tl_crosscoder.report.causes import lens_section
         from tl_crosscoder.results.render import as_text
-        from tl_crosscoder.run.baselines import baseline_run
+        from tl_crosscoder.run.baselines import baseline_run, mined_tokens, written_texts
 
         run = self.run()
         results, adl = baseline_run(run, self.question, strengths=self.strengths)
         _print_tests(results)
-        lens = lens_section(adl, InterventionContext.of(run.models).models)
-        print(f"\n{as_text([lens])}")
+        sections = [lens_section(adl, InterventionContext.of(run.models).models)]
+        sections += mined_tokens(run, self.question).sections()
+        if self.n_texts:
+            texts = written_texts(run, self.question, n=self.n_texts, alpha=self.alpha)
+            sections += [section for each in texts for section in each.sections()]
+        print(f"\n{as_text(sections)}")
         _print_saved(run.path)
 
 

@@ -21,7 +21,7 @@ perplexity by 1.65. Ablating the first 30 latents of the embedded dictionaries c
 
 CURVE_SIZES = (1, 2, 3, 5, 10, 20, 30, 50)
 """Numbers of latents and directions at which curves are measured."""
-Method = Literal["pca", "pca-neutral", "adl"]
+Method = Literal["pca", "pca-neutral", "adl", "weights", "sae"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """Methods without a dictionary whose directions curves can have."""
 
@@ -150,10 +150,14 @@ class CurvesQuestion(ControlledQuestion):
     orders: tuple[Order, ...] | None = None
     """Orders of latents, as in `ablate --order`; the first one has the controls. None are all that
     the dictionary has, `attribution` first."""
-    methods: tuple[Method, ...] = METHODS
+    methods: tuple[Method, ...] | None = None
     """Methods without a dictionary whose first directions stand beside the latents: principal
     components of the difference, of all held-out text (`pca`) and of neutral text alone
-    (`pca-neutral`), and its mean, over all tokens and then by position (`adl`)."""
+    (`pca-neutral`); its mean, over all tokens and then by position (`adl`); singular vectors of the
+    weights' difference (`weights`); latents of an SAE of the base (`sae`). None are all that these
+    models have."""
+    sae: str | None = None
+    """Folder of an SAE of the base model at this hook, as SAELens saves it, for `sae`."""
     sizes: tuple[PositiveInt, ...] = CURVE_SIZES
     """Numbers of latents and directions; all latents together are always measured."""
     controls: tuple[Control, ...] = ("covariance", "matched")

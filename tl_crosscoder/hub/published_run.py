@@ -23,7 +23,6 @@ from tl_crosscoder.crosscoder.crosscoder import (
 from tl_crosscoder.files import (
     ANALYSIS_NAMES,
     ATTRIBUTION_NAMES,
-    CAUSAL_NAMES,
     CFG_NAME,
     CHANGES_NAME,
     EXAMPLES_NAME,
@@ -39,6 +38,7 @@ from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.models.saelens import PairView
 from tl_crosscoder.models.site import Site
+from tl_crosscoder.run.causal import causal_files
 
 SAELENS_FOLDER = "saelens"
 
@@ -100,7 +100,6 @@ class PublishedRun:
             changes = changes if with_examples else changes.without_texts()
             what_changed[CHANGES_NAME] = _renamed(changes.to_json(), renamed or {})
             answer += changes.lines()
-        causal = sorted(path for name in CAUSAL_NAMES for path in folder.glob(name))
         return cls(
             folder=folder,
             with_examples=with_examples and EXAMPLES_NAME in has,
@@ -111,7 +110,7 @@ class PublishedRun:
             patching=PatchingResult.load(folder / PATCHING_NAME) if PATCHING_NAME in has else None,
             what_changed=what_changed,
             answer=answer,
-            causal_tests={path.stem: CausalTest.load(path) for path in causal},
+            causal_tests={path.stem: CausalTest.load(path) for path in causal_files(folder)},
         )
 
     def files(self) -> dict[str, Content]:

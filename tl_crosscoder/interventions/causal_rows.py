@@ -186,13 +186,11 @@ def _section(result: CausalTest, test: str, *, is_brief: bool) -> Section:
     if result.n_matched:
         controls += f", {result.n_matched} sets of latents that are active as often"
     in_curves = (
-        " of the first order alone, of which the 95th percentile is shown. For 80%: the smallest "
-        "number tested that does 80 % of the ceiling, and its cost"
+        f" Controls, of the first order alone and their 95th percentile: {controls}. For 80%: the "
+        "smallest number tested that does 80 % of the ceiling, and its cost."
     )
-    notes = (
-        f"{measure.meaning} Controls: {controls}{in_curves if is_curve else ''}.",
-        *causal_notes(result, rows),
-    )
+    said = in_curves if is_curve else f" Controls: {controls}."
+    notes = (f"{measure.meaning}{said}", *causal_notes(result, rows))
     return Section(
         title=title, columns=_by_number(result, rows) if is_curve else columns, notes=notes
     )

@@ -108,7 +108,7 @@ def projection_weights(
             "projects there: the residual stream is a sum of what all earlier layers write. "
             f"Exact are blocks.L.hook_mlp_out and blocks.L.hook_attn_out. {_EXPORT}"
         )
-    own = _output_parameters(model, int(found.group(1)), found.group(2) or found.group(3))
+    own = output_parameters(model, int(found.group(1)), found.group(2) or found.group(3))
     Q = orthonormal(directions.double())
     changed = {}
     for name, (parameter, is_transposed) in own.items():
@@ -143,10 +143,13 @@ def ablation_weights(
     )
 
 
-def _output_parameters(model: Any, layer: int, part: str) -> dict[str, tuple[Tensor, bool]]:
+def output_parameters(
+    model: Any, layer: int, part: str, *, advice: str = _EXPORT
+) -> dict[str, tuple[Tensor, bool]]:
     """Matrix and bias of a part's output by name, and whether d_model is the matrix's first axis.
 
-    `HookedTransformer` has `W_out`, a bridge the layer `out` of the model within.
+    `HookedTransformer` has `W_out`, a bridge the layer `out` of the model within. Raises a
+    ValueError that ends with the advice for weights that are not there, or are quantised.
     """
     matrix, bias, inner = _PARTS[part]
     at, known = f"blocks.{layer}.{part}", _state(model)
@@ -154,13 +157,13 @@ def _output_parameters(model: Any, layer: int, part: str) -> dict[str, tuple[Ten
     names = next((pair for pair in pairs if pair[0] in known), None)
     if names is None or not known[names[0]].is_floating_point():
         raise ValueError(
-            f"the weights of the output of {at} cannot be edited: "
+            f"the weights of the output of {at} cannot be read: "
             + (
                 f"neither {pairs[0][0]} nor {pairs[1][0]} is among the model's parameters. "
                 if names is None
                 else f"{names[0]} is stored as {known[names[0]].dtype}. "
             )
-            + _EXPORT
+            + advice
         )
     weight = known[names[0]]
     linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear))

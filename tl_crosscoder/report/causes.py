@@ -12,7 +12,9 @@ from pathlib import Path
 from statistics import fmean
 
 from tl_crosscoder.baselines.difference import ActivationDifference
-from tl_crosscoder.files import CAUSAL_NAMES, CHANGES_NAME, PATCHING_NAME
+from tl_crosscoder.baselines.generations import Generations
+from tl_crosscoder.baselines.mining import DiffMining
+from tl_crosscoder.files import CHANGES_NAME, GENERATIONS_NAMES, MINED_NAME, PATCHING_NAME
 from tl_crosscoder.interventions.causal_rows import (
     CausalRow,
     CausalTest,
@@ -24,6 +26,7 @@ from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section
+from tl_crosscoder.run.causal import causal_files
 
 _COMMANDS = {
     "changes": "what changed: `tl-crosscoder changes`",
@@ -117,11 +120,7 @@ def causes_of(folder: Path) -> Causes:
     """Read the results in a folder. Raises ValueError for a file that is not a result."""
     patching = folder / PATCHING_NAME
     result = PatchingResult.load(patching) if patching.is_file() else None
-    tests = {
-        path.stem: CausalTest.load(path)
-        for pattern in CAUSAL_NAMES
-        for path in sorted(folder.glob(pattern))
-    }
+    tests = {path.stem: CausalTest.load(path) for path in causal_files(folder)}
     changes = folder / CHANGES_NAME
     found = Changes.load(changes) if changes.is_file() else None
     sections = found.sections()[-1:] if found is not None and found.rows else []
@@ -130,6 +129,10 @@ def causes_of(folder: Path) -> Causes:
     for heading in dict.fromkeys(headings.values()):
         own = [test for name, test in tests.items() if headings[name] == heading]
         sections += [replace(s, title=f"{heading}{s.title}") for s in causal_sections(*own)]
+    texts = {MINED_NAME: DiffMining, **dict.fromkeys(GENERATIONS_NAMES, Generations)}
+    for name, kind in texts.items():
+        if (folder / name).is_file():
+            sections += kind.load(folder / name).sections()
     return Causes(
         recovered=None if result is None else _recovered(result),
         tested=[found for test in ("necessity", "insert") for found in _largest(tests, test)],

@@ -149,6 +149,16 @@ MEASURES: dict[str, Measure] = {
     "token": Measure("token", form="token"),
     "token_id": Measure("id", "Index in the vocabulary.", form="d"),
     "is_promoted": Measure("promoted", "Else suppressed."),
+    "mined_share": Measure("share",
+        "Share of positions of neutral text at which the token is among those that the fine-tune "
+        "raises most.", "share", form=".1%"),
+    "mined_rise": Measure("rise", "Mean of l¹ - l⁰ at these positions.", "logits", form=".2f"),
+    "prefill": Measure("begins", "Random beginning, from neutral text.", form="token"),
+    "written": Measure("written", "What was written after it.", form="token"),
+    "n_written": Measure("tokens", "Tokens that were written.", "count", form=_COUNT),
+    "log_ppl_difference": Measure("log ratio",
+        "log PPL⁰ - log PPL¹: how much less likely the base model finds what was written.",
+        "nats a token", form=".2f"),
     "rank": Measure("rank", "1 is the strongest.", form=_COUNT),
     "logit": Measure("effect on the logits",
         "Tokens that a latent activation of 1 promotes or suppresses directly through the "

@@ -1,8 +1,9 @@
 """Methods without a dictionary on a run's folder: what `tl-crosscoder baselines` does.
 
-Contract: mean difference and principal components in the tests that latents have; results are JSON
-in the folder (`baselines_behaviour_NAME.json` and so on). Limit: directions at the hook one by one;
-many together, beside latents, are in `curves`.
+Contract: mean difference and principal components in the tests that latents have; tokens and texts
+that the difference of the logits shows; results are JSON in the folder
+(`baselines_behaviour_NAME.json`, `mined_tokens.json` and so on). Limit: directions at the hook one
+by one; many together, beside latents, are in `curves`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,10 @@ from tl_crosscoder.baselines.difference import (
     activation_difference,
     difference_pca,
 )
+from tl_crosscoder.baselines.generations import Generations, generations, prefills
+from tl_crosscoder.baselines.mining import DiffMining, diff_mining
 from tl_crosscoder.config.causal import EffectQuestion
+from tl_crosscoder.files import GENERATIONS_NAMES, MINED_NAME
 from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.controls import gaussian_factors
@@ -49,3 +53,21 @@ def baseline_run(
 
     costs = OffTarget(ctx=ctx, text=neutral)
     return each_effect(run, question, costs, trials, settings=settings, name="baselines"), adl
+
+
+def mined_tokens(run: Run, question: EffectQuestion) -> DiffMining:
+    """Diff Mining on neutral text; kept in the folder."""
+    found = diff_mining(run.models, neutral_text(run, question.text, neutral=question.neutral))
+    found.save(run.path / MINED_NAME)
+    return found
+
+
+def written_texts(run: Run, question: EffectQuestion, *, n: int, alpha: float) -> list[Generations]:
+    """What the fine-tuned model, and amplified logits, write from random beginnings; kept, too."""
+    neutral = neutral_text(run, question.text, neutral=question.neutral)
+    beginnings = prefills(neutral, run.models, n=n, seed=question.seed)
+    found = []
+    for name, strength in zip(GENERATIONS_NAMES, (0.0, alpha), strict=True):
+        found.append(generations(run.models, beginnings, alpha=strength, seed=question.seed))
+        found[-1].save(run.path / name)
+    return found

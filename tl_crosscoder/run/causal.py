@@ -26,7 +26,9 @@ from tl_crosscoder.files import (
     ATTRIBUTION_NAMES,
     CAUSAL_NAMES,
     CHANGES_NAME,
+    GENERATIONS_NAMES,
     HELD_OUT_NAME,
+    MINED_NAME,
     PATCHING_NAME,
     WATERFALL_NAME,
 )
@@ -325,7 +327,14 @@ def prompt_ids(run: Run, prompt: str) -> list[int]:
     return encoded.ids.tolist()
 
 
+def causal_files(folder: Path) -> list[Path]:
+    """Results that are a `CausalTest` in a run's folder."""
+    return sorted(path for name in CAUSAL_NAMES for path in folder.glob(name))
+
+
 def saved_files(folder: Path) -> list[Path]:
     """Results of interventions in a run's folder."""
-    names = (*ATTRIBUTION_NAMES, WATERFALL_NAME, CHANGES_NAME, PATCHING_NAME, *CAUSAL_NAMES)
+    of_logits = MINED_NAME, *GENERATIONS_NAMES
+    of_change = *ATTRIBUTION_NAMES, WATERFALL_NAME, CHANGES_NAME
+    names = (*of_change, PATCHING_NAME, *CAUSAL_NAMES, *of_logits)
     return sorted(path for name in names for path in folder.glob(name))

@@ -7,7 +7,9 @@ directions are of text. Limit: see `interventions.curves`.
 """
 
 import sys
-from typing import get_args
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_crosscoder.baselines.difference import activation_difference, difference_pca
-from tl_crosscoder.config.causal import CurvesQuestion, Order
+from tl_crosscoder.baselines.frozen_sae import sae_directions
+from tl_crosscoder.baselines.weights import weight_directions
+from tl_crosscoder.config.causal import METHODS, CurvesQuestion, Order
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.causal_rows import CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
@@ -34,6 +38,7 @@ from tl_crosscoder.run.causal import (
 from tl_crosscoder.run.run import Run
 
 Rows = Float[Tensor, "n d_model"]
+T = TypeVar("T")
 
 
 def curves_run(run: Run, question: CurvesQuestion | None = None) -> list[CausalTest]:
@@ -64,28 +69,49 @@ def curves_run(run: Run, question: CurvesQuestion | None = None) -> list[CausalT
 
 def orders_of(run: Run, question: CurvesQuestion) -> dict[str, list[int]]:
     """The first latents of each order asked for, or of all that these latents have."""
-    found: dict[str, list[int]] = {}
-    for order in question.orders or get_args(Order):
-        try:
-            found[order] = ranked_latents(
-                run, n=max(question.sizes), order=order, text=question.text
-            )
-        except ValueError as error:  # such as decoder norms of a diff-SAE, which has one site
-            if question.orders is not None:
-                raise
-            tqdm.write(f"The order {order} is left out: {error}", file=sys.stderr)
-    return found
+    n, text = max(question.sizes), question.text
+    makers = {
+        order: partial(ranked_latents, run, n=n, order=order, text=text)
+        for order in question.orders or get_args(Order)
+    }
+    return _available(makers, is_asked=question.orders is not None)
 
 
 def directions_of(run: Run, question: CurvesQuestion, neutral: TokenizedText) -> dict[str, Rows]:
-    """The first directions of each method asked for, at the run's hook."""
-    n = max(question.sizes)
-    makers = {
-        "pca": lambda: _components(run.models, held_out_text(run, question.text), n),
-        "pca-neutral": lambda: _components(run.models, neutral, n),
-        "adl": lambda: _means(run.models, neutral, n),
+    """The first directions of each method asked for, or of all that these models have."""
+    n, models = max(question.sizes), run.models
+    makers: dict[str, Callable[[], Rows]] = {
+        "pca": lambda: _components(models, held_out_text(run, question.text), n),
+        "pca-neutral": lambda: _components(models, neutral, n),
+        "adl": lambda: _means(models, neutral, n),
+        "weights": lambda: weight_directions(models, n=n),
+        "sae": lambda: _of_sae(models, question.sae, neutral, n),
     }
-    return {method: makers[method]() for method in question.methods}
+    if question.methods is None:
+        methods = [method for method in METHODS if method != "sae" or question.sae]
+    else:
+        methods = [*question.methods]
+    is_asked = question.methods is not None
+    return _available({method: makers[method] for method in methods}, is_asked=is_asked)
+
+
+def _available(makers: Mapping[str, Callable[[], T]], *, is_asked: bool) -> dict[str, T]:
+    """What each makes; one that cannot is left out, and named, unless it was asked for."""
+    found: dict[str, T] = {}
+    for name, make in makers.items():
+        try:
+            found[name] = make()
+        except ValueError as error:  # such as decoder norms of a diff-SAE, which has one site
+            if is_asked:
+                raise
+            tqdm.write(f"{name} is left out: {error}", file=sys.stderr)
+    return found
+
+
+def _of_sae(models: ModelPair, sae: str | None, text: TokenizedText, n: int) -> Rows:
+    if sae is None:
+        raise ValueError("the method sae needs an SAE of the base model: name its folder (--sae).")
+    return sae_directions(models, sae, text, n=n)
 
 
 def _components(models: ModelPair, text: TokenizedText, n: int) -> Rows:

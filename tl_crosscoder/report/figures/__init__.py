@@ -33,7 +33,7 @@ from tl_crosscoder.report.figures.training import (
     read_metrics,
     training_curves,
 )
-from tl_crosscoder.run.causal import saved_files
+from tl_crosscoder.run.causal import causal_files
 from tl_crosscoder.run.run import Run, opened_path
 from tl_crosscoder.train.checkpoint import read_record
 
@@ -105,12 +105,10 @@ def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
         yield "shared_decoder_cosine", partial(shared_cosine_histogram, measurement)
         yield "latent_scaling", partial(latent_scaling_map, measurement)
         yield "delta_norm", partial(delta_norm_map, measurement)
-    for path in saved_files(folder):
-        if path.name == files.PATCHING_NAME:
-            yield "kl_recovery", partial(recovery_bars, PatchingResult.load(path))
-            continue
-        if path.name in (*files.ATTRIBUTION_NAMES, files.WATERFALL_NAME, files.CHANGES_NAME):
-            continue
+    if (folder / files.PATCHING_NAME).is_file():
+        patching = PatchingResult.load(folder / files.PATCHING_NAME)
+        yield "kl_recovery", partial(recovery_bars, patching)
+    for path in causal_files(folder):
         result = CausalTest.load(path)
         for test in dict.fromkeys(row.test for row in result.rows):
             yield f"{path.stem}_{test}", partial(causal_curve, result, test=test)
