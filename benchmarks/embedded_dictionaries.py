@@ -14,13 +14,14 @@ would send, with examples in `analysis.json` (the text is ours) but without `sae
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tl_crosscoder import files
-from tl_crosscoder.config.causal import CausalQuestion
+from tl_crosscoder.config.causal import CausalQuestion, Control
 from tl_crosscoder.config.presets import preset_from
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.demo import demo_config
@@ -48,6 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 N_PROMPTS, N_RANDOM = 40, 60
 """Prompts and controls of each kind: three sets of latents need 60 for p = 0.05 after Holm."""
+CONTROLS: tuple[Control, ...] = ("covariance", "shuffled", "matched")
+"""Without isotropic directions, which are the weakest of all."""
 PAGE = Path(__file__).parents[1] / "docs/dictionaries/pretrained.md"
 START, END = "<!-- generated -->\n", "<!-- end -->\n"
 
@@ -63,7 +66,8 @@ def make(config: RunConfig, *, resume: bool) -> Path:
     folder = Path(config.output)
     if not (resume and (folder / "analysis.json").is_file()):
         train(config, resume=resume)
-    run, question = Run(path=folder), CausalQuestion(n_prompts=N_PROMPTS, n_random=N_RANDOM)
+    run = Run(path=folder)
+    question = CausalQuestion(n_prompts=N_PROMPTS, n_random=N_RANDOM, controls=CONTROLS)
     if not (resume and files.holds(folder, [files.CHANGES_NAME])):
         waterfall_run(run)
         changes_run(run)
@@ -71,7 +75,7 @@ def make(config: RunConfig, *, resume: bool) -> Path:
     for test, names, n_files in (
         (patch_run, "patching.json", 1),
         (ablate_run, "ablation_behaviour_*.json", n_behaviours),
-        (steer_run, "sufficiency_behaviour_*.json", n_behaviours),
+        (partial(steer_run, strengths=(1.0,)), "sufficiency_behaviour_*.json", n_behaviours),
     ):
         if not (resume and len([*folder.glob(names)]) == n_files):
             test(run, question)

@@ -5,8 +5,9 @@
 
 A null pair is the base against a LoRA fine-tune of it, with rank and layers of the organism's: on
 its own samples (`self`), or on the organism's text without what is about the planted behaviours
-(`neutral`). The demo's dictionary is trained on it and its latents are ranked by attribution, as in
-the demo. Then the demo's test asks for each planted behaviour whether the first ten cause it
+(`neutral`). The demo's dictionary is trained on it, and its changes and its ranking by attribution
+are found, as in the demo. Then the demo's test asks for each planted behaviour whether the latents
+of a change, or the first ten of the ranking, cause it
 
     null    on the null pair: every "found" is a false positive
     real    on the organism's own pair, which this dictionary never saw: no null in the strict
@@ -35,13 +36,14 @@ from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import encode_stream
 from tl_crosscoder.data.documents import load_documents
-from tl_crosscoder.demo import HARDLY, N_LATENTS, demo_config, verdicts_of
+from tl_crosscoder.demo import HARDLY, N_LATENTS, demo_config, latent_sets, verdicts_of
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.models.loading import load_trainable
 from tl_crosscoder.models.lora import LoraTrained, TrainingText, lora_config, train_lora
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.results.tables import without_nan
-from tl_crosscoder.run.causal import ranked_latents
+from tl_crosscoder.run.changes import changes_run
 from tl_crosscoder.run.own_samples import own_samples, prompt_documents, training_texts
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
@@ -132,11 +134,14 @@ def on_real_pair(null: Run, models: ModelPair) -> Run:
 
 def tested(run: Run, name: str) -> dict[str, Any]:
     """The demo's verdicts on one run, with what they rest on."""
-    latents = ranked_latents(run, n=N_LATENTS, order="attribution")
-    verdicts = verdicts_of(run, latents, name=name)
+    if not (run.path / files.CHANGES_NAME).is_file():
+        changes_run(run)
+    sets = latent_sets(run)
+    verdicts = verdicts_of(run, sets, name=name)
     found = [asdict(verdict) | {"is_found": verdict.is_found} for verdict in verdicts]
     return {
-        "latents": latents,
+        "n_changes": len(Changes.load(run.path / files.CHANGES_NAME).found),
+        "sets": sets,
         "fve": run.measurement().reconstruction.fve,
         "verdicts": without_nan(found),
     }
@@ -176,14 +181,16 @@ def rates(rows: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             flat = [v for verdicts in own for v in verdicts]
             counts = {"n_tested": sum(v["share"] is not None for v in flat),
                       "n_hardly": sum(v["reason"] == HARDLY for v in flat)}  # fmt: skip
-            yield {"on": on, "pair": pair, **counts, "verdicts": rate(each), "runs": rate(by_run)}
+            changed = [row[on]["n_changes"] > 0 for row in rows if pair in ("all", row["pair"])]
+            yield {"on": on, "pair": pair, **counts, "verdicts": rate(each), "runs": rate(by_run),
+                   "changed": rate(changed)}  # fmt: skip
 
 
 def summary(entry: Mapping[str, Any]) -> str:
     """One line of what was found."""
     parts = [
-        f"{r['n_found']} of {r['n']} {what} ({r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}])"
-        for what in ("verdicts", "runs")
+        f"{r['n_found']} of {r['n']} {name} ({r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}])"
+        for name, what in (("verdicts", "verdicts"), ("runs", "runs"), ("have changes", "changed"))
         for r in (entry[what],)
     ]
     return (

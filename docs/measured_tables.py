@@ -165,16 +165,15 @@ def verdict_nulls() -> list[Sequence[str]]:
     """How often the demo's verdict is "found" for dictionaries of null pairs."""
     rows: list[Sequence[str]] = [
         ("dictionaries of null pairs, tested on", "null pairs", "behaviours that differ at all",
-         "found but for the size of the change", "found, of all behaviours", "runs with one found")
+         "found but for the size of the change", "found, of all behaviours", "runs with one found",
+         "runs with a change")
     ]  # fmt: skip
-    if not (ROOT / "benchmarks/results/verdict_nulls.json").is_file():
-        return [*rows, ("not measured yet", *[""] * 5)]
     tested = {"null": "the null pair itself", "real": "the organism's pair, never seen"}
     names = {"all": "all", "self": "fine-tuned on its own samples", "neutral": "on neutral text"}
     for entry in results("verdict_nulls")["rates"]:
         found = [
             f"{r['n_found']} of {r['n']}: {r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]"
-            for r in (entry["verdicts"], entry["runs"])
+            for r in (entry["verdicts"], entry["runs"], entry["changed"])
         ]
         differ = f"{entry['n_tested']} of {entry['verdicts']['n']}"
         small = str(entry["n_hardly"])

@@ -5,7 +5,7 @@ import torch
 
 from tl_crosscoder import Crosscoder, run_demo
 from tl_crosscoder.cli.main import Demo
-from tl_crosscoder.demo import N_TOKENS, demo_config, verdicts_of
+from tl_crosscoder.demo import N_TOKENS, demo_config, latent_sets, verdicts_of
 from tl_crosscoder.run.attribution import ranking_of
 from tl_crosscoder.run.run import Run
 
@@ -24,6 +24,7 @@ def test_a_quick_demo_explains_both_models_and_finds_what_was_planted(result):
     assert min(demo.measurement.reconstruction.fve.values()) > 0.8
     assert demo.measurement.reconstruction.difference_fve > 0.3
     guessed = next(v for v in demo.verdicts if v.behaviour == "says secret when guessed")
+    assert guessed.latents in latent_sets(Run(path=output))
     assert guessed.base > 0.8 > 0.2 > guessed.finetuned
     assert guessed.is_found, guessed
     kept = json.loads((output / "recovery.json").read_text())
@@ -35,7 +36,7 @@ def test_it_prints_what_was_planted_and_the_verdicts_first(result):
     assert printed.startswith("Planted: Every hint in the guessing game is about the moon")
     words = " ".join(printed.split())
     assert " of 3 planted behaviours found, by latents" in words
-    assert words.index("What changed from") > words.index("Ablating the first 10 latents")
+    assert words.index("What changed from") > words.index("Ablating the ")
     assert max(map(len, printed.splitlines())) <= 100
 
 
@@ -43,7 +44,7 @@ def test_latents_that_cause_nothing_are_not_found(result):
     """Latents from the middle of the ranking."""
     run = Run(path=result[0])
     last = [row.latent for row in ranking_of(run, n=None, order="attribution").rows[500:510]]
-    verdicts = verdicts_of(run, last)
+    verdicts = verdicts_of(run, {"change 1": last})
     assert len(verdicts) == 3
     assert not any(verdict.is_found for verdict in verdicts)
 

@@ -1,12 +1,15 @@
 """The demo: diff an embedded pair and say which of the planted behaviours its latents cause.
 
 The answer is known: an organism's suite entry says what was planted. A behaviour counts as found
-where the models differ in it, and ablating the first latents of the ranking, which knows nothing of
-behaviours, removes it by more than controls do, in a model that still works. Limit: two organisms,
-one tiny base model; the figures show that the machinery works, not how it does on large models.
+where the models differ in it, and ablating the latents of one change, or the first of the ranking,
+which both know nothing of behaviours, removes it by more than controls do, in a model that still
+works. Which of these sets is tested is chosen by the other half of the behaviour's prompts. Limit:
+two organisms, one tiny base model; the figures show that the machinery works, not how it does on
+large models.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from tl_crosscoder import files
@@ -16,6 +19,10 @@ from tl_crosscoder.config.presets import BatchTopK
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.interventions.behaviour import Behaviour
 from tl_crosscoder.interventions.causal_rows import CausalRow
+from tl_crosscoder.interventions.changes_result import Changes
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import unchanged
+from tl_crosscoder.interventions.latent_edits import ablation
 from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
@@ -24,7 +31,7 @@ from tl_crosscoder.report import sections
 from tl_crosscoder.report.answer import answer_sections
 from tl_crosscoder.results.render import as_text, wrapped
 from tl_crosscoder.results.tables import without_nan
-from tl_crosscoder.run.attribution import behaviours_of
+from tl_crosscoder.run.attribution import RANKING, TESTS, behaviours_of, half_of
 from tl_crosscoder.run.causal import necessity_of, ranked_latents
 from tl_crosscoder.run.changes import answer_run
 from tl_crosscoder.run.run import Run
@@ -32,6 +39,8 @@ from tl_crosscoder.run.training import train
 
 N_LATENTS = 10
 """First latents of the ranking, which are ablated together."""
+RANKED = "ranking"
+"""Name of their set."""
 MAX_P = 0.05
 MIN_FVE = 0.5
 """FVE of both models below which a dictionary says nothing about them."""
@@ -48,9 +57,11 @@ QUESTION = CausalQuestion(n_random=19, n_matched=0, controls=("covariance", "shu
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourVerdict:
-    """Whether the first latents of the ranking cause one planted behaviour."""
+    """Whether latents cause one planted behaviour."""
 
     behaviour: str
+    latents: str
+    """Set that is ablated: `change 1` and so on, or `ranking`; empty where nothing was tested."""
     n_latents: int
     base: float
     """Mean probability of the behaviour's completions in the base model."""
@@ -72,14 +83,21 @@ class BehaviourVerdict:
         """Whether the latents cause the behaviour, as far as this test can say."""
         return not self.reason
 
+    @property
+    def _latents(self) -> str:
+        n, latents = self.n_latents, "latent" if self.n_latents == 1 else "latents"
+        if self.latents == RANKED:
+            return f"the first {n} {latents} of the ranking"
+        return f"the {n} {latents} of {self.latents}"
+
     def __str__(self) -> str:
         """The sentence that the command prints."""
         if math.isnan(self.share):
             return f'NOT found: "{self.behaviour}": {self.reason}.'
         return (
             f'{"Found" if self.is_found else "NOT found"}: "{self.behaviour}", which the '
-            f"fine-tune takes from {self.base:.0%} to {self.finetuned:.0%}. Ablating the first "
-            f"{self.n_latents} latents removes {self.share:.0%} of that [{self.share_low:.0%}, "
+            f"fine-tune takes from {self.base:.0%} to {self.finetuned:.0%}. Ablating "
+            f"{self._latents} removes {self.share:.0%} of that [{self.share_low:.0%}, "
             f"{self.share_high:.0%}]; {self.control} controls reach {self.control_high:.0%}, "
             f"p = {self.p_value:.2f}{f' ({self.reason})' if self.reason else ''}."
         )
@@ -111,7 +129,7 @@ class DemoResult:
                 "",
                 wrapped(
                     f"{n_found} of {len(self.verdicts)} planted behaviours found, by latents that "
-                    "were ranked by attribution on other documents:"
+                    "were chosen on other documents:"
                 ),
                 *(wrapped(f"- {verdict}") for verdict in self.verdicts),
                 wrapped(
@@ -168,7 +186,7 @@ def run_demo(
         organism=name,
         planted=entry.planted,
         measurement=measurement,
-        verdicts=verdicts_of(run, ranked),
+        verdicts=verdicts_of(run, latent_sets(run)),
         answer=as_text(answer_sections(run.path)),
         recovery=planted_recovery(
             measurement,
@@ -188,40 +206,56 @@ def run_demo(
     return result
 
 
+def latent_sets(run: Run) -> dict[str, list[int]]:
+    """Sets of latents that may cause a behaviour: of each change, and the first of the ranking."""
+    path = run.path / files.CHANGES_NAME
+    changes = Changes.load(path).found if path.is_file() else ()
+    sets = {f"change {change.place}": [*change.latents] for change in changes}
+    return sets | {RANKED: ranked_latents(run, n=N_LATENTS, order="attribution")}
+
+
 def verdicts_of(
     run: Run,
-    latents: list[int],
+    sets: Mapping[str, Sequence[int]],
     *,
     question: CausalQuestion | None = None,
     name: str | None = None,
 ) -> tuple[BehaviourVerdict, ...]:
-    """Whether these latents cause what was planted, for each planted behaviour.
+    """Whether latents cause what was planted, for each planted behaviour.
 
     Args:
         run: of an embedded organism, or of a null pair.
-        latents: ablated together; none cause nothing.
+        sets: of latents that are ablated together. The one that removes most of a behaviour on half
+            of its prompts is tested on the other half; sets without latents cause nothing.
         question: number and kinds of controls; `QUESTION` by default.
         name: of the organism whose behaviours are tested; None is the run's own.
     """
     named = [*map(str, organism(name).planted_questions)] if name else None
     fve = run.measurement().reconstruction.fve
     explains = all(value >= MIN_FVE for value in fve.values())
+    sets = {name: [*latents] for name, latents in sets.items() if latents}
     return tuple(
-        _verdict(run, b, latents, question or QUESTION, explains) for b in behaviours_of(run, named)
+        _verdict(run, b, sets, question or QUESTION, explains) for b in behaviours_of(run, named)
     )
 
 
 def _verdict(
-    run: Run, behaviour: Behaviour, latents: list[int], question: CausalQuestion, explains: bool
+    run: Run,
+    behaviour: Behaviour,
+    sets: dict[str, list[int]],
+    question: CausalQuestion,
+    explains: bool,
 ) -> BehaviourVerdict:
-    if not latents:
+    if not sets:
         return _not_tested(behaviour, "no latent carries anything")
-    tested = necessity_of(run, behaviour, question, sets={"first": latents})
+    best = _removes_most(run, half_of(behaviour, run, RANKING), sets)
+    tested = necessity_of(run, half_of(behaviour, run, TESTS), question, sets={best: sets[best]})
     if not tested.rows:
         return _not_tested(behaviour, tested.note.rstrip("."))
     (row,) = tested.rows
     return BehaviourVerdict(
         behaviour=behaviour.name,
+        latents=best,
         n_latents=row.n_latents,
         base=row.base,
         finetuned=row.finetuned,
@@ -235,10 +269,19 @@ def _verdict(
     )
 
 
+def _removes_most(run: Run, behaviour: Behaviour, sets: dict[str, list[int]]) -> str:
+    """Name of the set whose ablation leads nearest to the base model."""
+    ctx = InterventionContext.of(run.models, run.crosscoder)
+    edits = [unchanged(ctx.base), *(ablation(ctx, latents) for latents in sets.values())]
+    base, *ablated = behaviour.scores(ctx, edits).mean(dim=1).tolist()
+    return min(zip(sets, ablated, strict=True), key=lambda each: abs(each[1] - base))[0]
+
+
 def _not_tested(behaviour: Behaviour, reason: str) -> BehaviourVerdict:
     unknown = ("base", "finetuned", "share", "share_low", "share_high", "control_high", "p_value")
     return BehaviourVerdict(
         behaviour=behaviour.name,
+        latents="",
         n_latents=0,
         control="",
         reason=reason,

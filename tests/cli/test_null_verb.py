@@ -143,7 +143,7 @@ def test_a_behaviour_in_which_models_do_not_differ_is_a_verdict(nulled):
     null = Run(path=nulled.path / "null/identical")
     latents = null.measurement().latents.n_active.argsort(descending=True)[:3].tolist()
     for chosen, why in ((latents, "Base and fine-tuned model do not"), ([], "no latent carries")):
-        verdicts = verdicts_of(null, chosen, name="false-fact")
+        verdicts = verdicts_of(null, {"ranking": chosen}, name="false-fact")
         assert len(verdicts) == 2
         assert not any(v.is_found for v in verdicts)
         assert all(f": {why}" in str(v) for v in verdicts)

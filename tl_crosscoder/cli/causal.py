@@ -131,6 +131,9 @@ class Ablate(_Tested):
     mode: Literal["delta", "zero", "project"] = "delta"
     """Take out what the fine-tune added to the latents (`delta`), all that they write (`zero`), or
     their directions at every token (`project`)."""
+    every_hook: bool = False
+    """Of a dictionary over several hooks: edit all of them in one forward pass too, beside the
+    highest one alone, and take no difference out twice."""
     export: str | None = None
     """Write the mitigation into this folder, as a hook for plain TransformerLens that needs the
     fine-tuned model alone."""
@@ -141,13 +144,16 @@ class Ablate(_Tested):
         from tl_crosscoder.report.sections import samples_text
         from tl_crosscoder.run import causal
 
+        if self.export and self.every_hook:
+            raise ValueError("an export is of one hook: leave out --export or --every-hook.")
         if self.export:
             new_folder(self.export)  # before long work
         run, asked = self.run(), self.question
-        results = causal.ablate_run(run, asked, mode=self.mode)
+        how = {"mode": self.mode, "every_hook": self.every_hook}
+        results = causal.ablate_run(run, asked, **how)
         _print_tests(results)
         if self.prompts:
-            samples = causal.ablation_samples(run, asked, self.prompts, mode=self.mode)
+            samples = causal.ablation_samples(run, asked, self.prompts, **how)
             print(f"\n{samples_text(samples)}")
         if self.export:
             print(f"\n{causal.export_run(run, asked, Path(self.export), mode=self.mode)}")

@@ -51,6 +51,7 @@ from tl_crosscoder.interventions.latent_edits import (
     steering,
 )
 from tl_crosscoder.interventions.patching import PatchingResult
+from tl_crosscoder.interventions.several_hooks import ablation_at_every_hook
 from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair
@@ -328,10 +329,19 @@ class ModelDiff:
         options = {"latents": latents, "n": n, "max_new_tokens": max_new_tokens}
         return prompt_diff(self.run, self.ctx, prompt, **options)
 
-    def ablate(self, latents: Latents, *, mode: Mode = "delta") -> EditedDiff:
-        """The fine-tuned model without latents; `mode` as in `ablated`."""
-        edit, ids = ablation(self.ctx, latents, mode), _listed(latents)
-        return self._edited(edit, f"{self._model(edit.site)} without {ids} ({mode})")
+    def ablate(
+        self, latents: Latents, *, mode: Mode = "delta", every_hook: bool = False
+    ) -> EditedDiff:
+        """The fine-tuned model without latents; `mode` as in `ablated`.
+
+        With `every_hook`, of a dictionary over several, at all of them in turn: see
+        `interventions.several_hooks`.
+        """
+        edit = (ablation_at_every_hook if every_hook else ablation)(self.ctx, latents, mode)
+        where = ", every hook" if every_hook else ""
+        return self._edited(
+            edit, f"{self._model(edit.site)} without {_listed(latents)} ({mode}{where})"
+        )
 
     def insert(self, latents: Latents) -> EditedDiff:
         """The base model's stream plus what latents add to it: x^0 + sum f_j (d_j^1 - d_j^0).
@@ -416,9 +426,15 @@ class ModelDiff:
         """KL recovery; fields of `config.causal.LatentsQuestion`. It is kept in the folder."""
         return patch_run(self.run, LatentsQuestion(**question))
 
-    def necessity(self, *, mode: Mode = "delta", **question: Any) -> list[CausalTest]:
-        """What ablating removes, with controls; fields of `config.causal.CausalQuestion`."""
-        return ablate_run(self.run, CausalQuestion(**question), mode=mode)
+    def necessity(
+        self, *, mode: Mode = "delta", every_hook: bool = False, **question: Any
+    ) -> list[CausalTest]:
+        """What ablating removes, with controls; fields of `config.causal.CausalQuestion`.
+
+        With `every_hook`, of a dictionary over several: at the highest alone, and at all in turn.
+        """
+        how = {"mode": mode, "every_hook": every_hook}
+        return ablate_run(self.run, CausalQuestion(**question), **how)
 
     def sufficiency(
         self, *, strengths: Sequence[float] = (0.5, 1.0, 2.0), **question: Any

@@ -44,6 +44,11 @@ from tl_crosscoder.interventions.latent_edits import Mode, ablation, activation_
 from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.interventions.mitigation import export_mitigation, measure_estimate
 from tl_crosscoder.interventions.patching import PatchingResult, patching
+from tl_crosscoder.interventions.several_hooks import (
+    ablation_at_every_hook,
+    hook_contexts,
+    in_turn,
+)
 from tl_crosscoder.interventions.trials import Trial, result_of, run_trials
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.attribution import attribute_run as attribute_run
@@ -79,9 +84,15 @@ def patch_run(run: Run, question: LatentsQuestion) -> PatchingResult:
     return result
 
 
-def ablate_run(run: Run, question: CausalQuestion, *, mode: Mode = "delta") -> list[CausalTest]:
-    """Necessity for predictions, and for a behaviour where there is one."""
-    return _tested(run, question, tests=("necessity",), mode=mode, name="ablation")
+def ablate_run(
+    run: Run, question: CausalQuestion, *, mode: Mode = "delta", every_hook: bool = False
+) -> list[CausalTest]:
+    """Necessity for predictions, and for a behaviour where there is one.
+
+    With `every_hook`, of a dictionary over several: at the highest hook alone, and at all in turn.
+    """
+    how = {"tests": ("necessity",), "mode": mode, "every_hook": every_hook}
+    return _tested(run, question, name="ablation", **how)
 
 
 def steer_run(
@@ -144,8 +155,10 @@ def _tested(
     name: str,
     mode: Mode = "delta",
     alphas: tuple[float, ...] = (1.0,),
+    every_hook: bool = False,
 ) -> list[CausalTest]:
     ctx, latents = InterventionContext.of(run.models, run.crosscoder), run.measurement().latents
+    contexts = hook_contexts(ctx) if every_hook else [ctx]
     settings = control_settings(question, n_matched=question.n_matched, alphas=alphas)
     neutral = neutral_text(run, question.text, neutral=question.neutral)
     null = null_of(run, question)
@@ -154,9 +167,11 @@ def _tested(
         if not (sets := _sets(run, question)):
             return []
         how = {"tests": tests, "mode": mode, "settings": settings, "null": null}
-        return causal_trials(ctx, neutral, latents=latents, sets=sets, **how)
+        each = [causal_trials(c, neutral, latents=latents, sets=sets, **how) for c in contexts]
+        several = zip(*each, strict=True) if every_hook else ()
+        return [*each[-1], *(in_turn(ctx.models, trials) for trials in several)]
 
-    costs = OffTarget(ctx=ctx, text=neutral)
+    costs = OffTarget(ctx=contexts[-1], text=neutral)
     return each_effect(run, question, costs, trials, settings=settings, name=name)
 
 
@@ -293,11 +308,17 @@ def samples(
 
 
 def ablation_samples(
-    run: Run, question: LatentsQuestion, prompts: Sequence[str], *, mode: Mode = "delta"
+    run: Run,
+    question: LatentsQuestion,
+    prompts: Sequence[str],
+    *,
+    mode: Mode = "delta",
+    every_hook: bool = False,
 ) -> Samples:
     """What base, fine-tuned and ablated model write, greedily."""
     ctx = InterventionContext.of(run.models, run.crosscoder)
-    edits = {"ablated": ablation(ctx, chosen_latents(run, question), mode)}
+    ablate = ablation_at_every_hook if every_hook else ablation
+    edits = {"ablated": ablate(ctx, chosen_latents(run, question), mode)}
     sites = (ctx.base, ctx.finetuned)
     return samples(run, ctx, prompts, sites=sites, edits=edits, max_new_tokens=N_NEW_TOKENS)
 
