@@ -137,7 +137,7 @@ def tested(run: Run, name: str) -> dict[str, Any]:
     if not (run.path / files.CHANGES_NAME).is_file():
         changes_run(run)
     sets = latent_sets(run)
-    verdicts = verdicts_of(run, sets, name=name)
+    verdicts = verdicts_of(run, sets, behaviours=organism(name).planted_questions)
     found = [asdict(verdict) | {"is_found": verdict.is_found} for verdict in verdicts]
     return {
         "n_changes": len(Changes.load(run.path / files.CHANGES_NAME).found),

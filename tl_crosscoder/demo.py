@@ -11,6 +11,7 @@ large models.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
@@ -219,18 +220,18 @@ def verdicts_of(
     sets: Mapping[str, Sequence[int]],
     *,
     question: CausalQuestion | None = None,
-    name: str | None = None,
+    behaviours: Sequence[str | Path] | None = None,
 ) -> tuple[BehaviourVerdict, ...]:
     """Whether latents cause what was planted, for each planted behaviour.
 
     Args:
-        run: of an embedded organism, or of a null pair.
+        run: of any pair.
         sets: of latents that are ablated together. The one that removes most of a behaviour on half
             of its prompts is tested on the other half; sets without latents cause nothing.
         question: number and kinds of controls; `QUESTION` by default.
-        name: of the organism whose behaviours are tested; None is the run's own.
+        behaviours: JSONL files of questions; None are those of the run's embedded organism.
     """
-    named = [*map(str, organism(name).planted_questions)] if name else None
+    named = None if behaviours is None else [*map(str, behaviours)]
     fve = run.measurement().reconstruction.fve
     explains = all(value >= MIN_FVE for value in fve.values())
     sets = {name: [*latents] for name, latents in sets.items() if latents}

@@ -141,9 +141,10 @@ def test_its_dictionary_is_a_null_for_causal_tests(nulled):
 def test_a_behaviour_in_which_models_do_not_differ_is_a_verdict(nulled):
     """The demo's test on a null pair: named, and no error."""
     null = Run(path=nulled.path / "null/identical")
+    planted = organism("false-fact").planted_questions
     latents = null.measurement().latents.n_active.argsort(descending=True)[:3].tolist()
     for chosen, why in ((latents, "Base and fine-tuned model do not"), ([], "no latent carries")):
-        verdicts = verdicts_of(null, {"ranking": chosen}, name="false-fact")
+        verdicts = verdicts_of(null, {"ranking": chosen}, behaviours=planted)
         assert len(verdicts) == 2
         assert not any(v.is_found for v in verdicts)
         assert all(f": {why}" in str(v) for v in verdicts)
