@@ -19,6 +19,7 @@ size of the change is counted. Limit: one tiny base model.
 
 import argparse
 import random
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import product
@@ -214,6 +215,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.n_tokens, arguments.most = 4096, 1
+        arguments.runs = Path(tempfile.mkdtemp())
     settings = {"n_tokens": arguments.n_tokens, "n_latents": N_LATENTS}
     path = None if arguments.quick else arguments.output
     file = ResultFile(path, settings, resume=arguments.resume)
