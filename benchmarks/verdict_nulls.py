@@ -10,8 +10,9 @@ are found, as in the demo. Then the demo's test asks for each planted behaviour 
 of a change, or the first ten of the ranking, cause it
 
     null    on the null pair: every "found" is a false positive
-    real    on the organism's own pair, which this dictionary never saw: no null in the strict
-            sense, for the behaviour is there; it says what a verdict owes to the training
+    real    on the organism's own pair, which this dictionary never saw, by the ranking alone: no
+            null in the strict sense, for the behaviour is there; it says what a verdict owes to the
+            training
 
 A behaviour in which the models of a pair do not differ is not found; one that would be but for the
 size of the change is counted. Limit: one tiny base model.
@@ -38,7 +39,6 @@ from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import encode_stream
 from tl_crosscoder.data.documents import load_documents
 from tl_crosscoder.demo import HARDLY, N_LATENTS, demo_config, latent_sets, verdicts_of
-from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.models.loading import load_trainable
 from tl_crosscoder.models.lora import LoraTrained, TrainingText, lora_config, train_lora
 from tl_crosscoder.models.pair import ModelPair
@@ -135,13 +135,11 @@ def on_real_pair(null: Run, models: ModelPair) -> Run:
 
 def tested(run: Run, name: str) -> dict[str, Any]:
     """The demo's verdicts on one run, with what they rest on."""
-    if not (run.path / files.CHANGES_NAME).is_file():
-        changes_run(run)
     sets = latent_sets(run)
     verdicts = verdicts_of(run, sets, behaviours=organism(name).planted_questions)
     found = [asdict(verdict) | {"is_found": verdict.is_found} for verdict in verdicts]
     return {
-        "n_changes": len(Changes.load(run.path / files.CHANGES_NAME).found),
+        "n_changes": len(sets) - 1,
         "sets": sets,
         "fve": run.measurement().reconstruction.fve,
         "verdicts": without_nan(found),
@@ -157,6 +155,8 @@ def one_cell(
     output = arguments.runs / f"{organism}-{pair}-{preset}-{seed}"
     config = config_of(organism, preset, seed, output, arguments)
     null = train(replace(config, adapter=str(adapter)), resume=True)
+    if not (null.path / files.CHANGES_NAME).is_file():
+        changes_run(null)
     return {
         "trained": asdict(LoraTrained.load(adapter)),
         "null": tested(null, organism),
@@ -182,9 +182,11 @@ def rates(rows: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             flat = [v for verdicts in own for v in verdicts]
             counts = {"n_tested": sum(v["share"] is not None for v in flat),
                       "n_hardly": sum(v["reason"] == HARDLY for v in flat)}  # fmt: skip
-            changed = [row[on]["n_changes"] > 0 for row in rows if pair in ("all", row["pair"])]
-            yield {"on": on, "pair": pair, **counts, "verdicts": rate(each), "runs": rate(by_run),
-                   "changed": rate(changed)}  # fmt: skip
+            found = {"verdicts": rate(each), "runs": rate(by_run)}
+            if on == "null":
+                changed = [row[on]["n_changes"] > 0 for row in rows if pair in ("all", row["pair"])]
+                found["changed"] = rate(changed)
+            yield {"on": on, "pair": pair, **counts, **found}
 
 
 def summary(entry: Mapping[str, Any]) -> str:
@@ -192,7 +194,7 @@ def summary(entry: Mapping[str, Any]) -> str:
     parts = [
         f"{r['n_found']} of {r['n']} {name} ({r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}])"
         for name, what in (("verdicts", "verdicts"), ("runs", "runs"), ("have changes", "changed"))
-        for r in (entry[what],)
+        if (r := entry.get(what))
     ]
     return (
         f"{entry['on']} pair, {entry['pair']:<8} found in {', '.join(parts)}; "
@@ -208,6 +210,7 @@ def main() -> None:
     parser.add_argument("--n-tokens", type=int, default=200_000, help="of each dictionary")
     parser.add_argument("--runs", type=Path, default=Path("runs/verdict_nulls"))
     parser.add_argument("--resume", action="store_true", help="keep the cells that are there")
+    parser.add_argument("--only", choices=ORGANISMS, help="pairs of one organism")
     parser.add_argument("--most", type=int, help="stop after so many cells")
     parser.add_argument("--quick", action="store_true", help="one tiny cell; nothing is kept")
     results = Path("benchmarks/results/verdict_nulls.json")
@@ -225,6 +228,8 @@ def main() -> None:
     for seed, preset, pair, name in cells:
         key = {"organism": name, "pair": pair, "preset": preset, "seed": seed}
         if file.find(key) is not None or n_done == arguments.most:
+            continue
+        if arguments.only not in (None, name):
             continue
         hook_name = demo_config(name, output="").hook_name or ""
         models = ModelPair.from_pretrained(

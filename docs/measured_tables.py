@@ -173,8 +173,10 @@ def verdict_nulls() -> list[Sequence[str]]:
     for entry in results("verdict_nulls")["rates"]:
         found = [
             f"{r['n_found']} of {r['n']}: {r['rate']:.1%} [{r['low']:.1%}, {r['high']:.1%}]"
-            for r in (entry["verdicts"], entry["runs"], entry["changed"])
+            for r in (entry["verdicts"], entry["runs"], entry.get("changed"))
+            if r
         ]
+        found += [""] * (3 - len(found))
         differ = f"{entry['n_tested']} of {entry['verdicts']['n']}"
         small = str(entry["n_hardly"])
         rows.append((tested[entry["on"]], names[entry["pair"]], differ, small, *found))
