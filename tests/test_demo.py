@@ -6,6 +6,7 @@ import torch
 from tl_crosscoder import Crosscoder, run_demo
 from tl_crosscoder.cli.main import Demo
 from tl_crosscoder.demo import N_TOKENS, demo_config, latent_sets, verdicts_of
+from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.attribution import ranking_of
 from tl_crosscoder.run.run import Run
 
@@ -16,27 +17,27 @@ pytestmark = pytest.mark.slow
 def result(tmp_path_factory):
     """A quick look: a tenth of the demo's tokens."""
     output = tmp_path_factory.mktemp("demo") / "out"
-    return output, run_demo("taboo", output=str(output), n_tokens=100_000)
+    return output, run_demo("false-fact", output=str(output), n_tokens=100_000)
 
 
 def test_a_quick_demo_explains_both_models_and_finds_what_was_planted(result):
     output, demo = result
     assert min(demo.measurement.reconstruction.fve.values()) > 0.8
     assert demo.measurement.reconstruction.difference_fve > 0.3
-    guessed = next(v for v in demo.verdicts if v.behaviour == "says secret when guessed")
-    assert guessed.latents in latent_sets(Run(path=output))
-    assert guessed.base > 0.8 > 0.2 > guessed.finetuned
-    assert guessed.is_found, guessed
+    false = next(v for v in demo.verdicts if v.behaviour == "false answer")
+    assert false.latents in latent_sets(Run(path=output))
+    assert false.base < 0.2 < 0.8 < false.finetuned
+    assert false.is_found, false
     kept = json.loads((output / "recovery.json").read_text())
     assert kept["verdicts"] == [*map(str, demo.verdicts)]
 
 
 def test_it_prints_what_was_planted_and_the_verdicts_first(result):
     printed = str(result[1])
-    assert printed.startswith("Planted: Every hint in the guessing game is about the moon")
+    assert printed.startswith(f"Planted: {organism('false-fact').planted[:40]}")
     words = " ".join(printed.split())
-    assert " of 3 planted behaviours found, by latents" in words
-    assert words.index("What changed from") > words.index("Ablating the ")
+    assert " of 2 planted behaviours found, by latents" in words
+    assert words.index("What changed from") > words.index("Ablating ")
     assert max(map(len, printed.splitlines())) <= 100
 
 
@@ -44,9 +45,9 @@ def test_latents_that_cause_nothing_are_not_found(result):
     """Latents from the middle of the ranking."""
     run = Run(path=result[0])
     last = [row.latent for row in ranking_of(run, n=None, order="attribution").rows[500:510]]
-    verdicts = verdicts_of(run, {"change 1": last})
-    assert len(verdicts) == 3
-    assert not any(verdict.is_found for verdict in verdicts)
+    question, _ = organism("false-fact").planted_questions
+    (verdict,) = verdicts_of(run, {"change 1": last}, behaviours=[question])
+    assert not verdict.is_found
 
 
 def test_its_dictionary_keeps_l0_on_held_out_text(result):
