@@ -54,6 +54,17 @@ size = {"d_sae": 512, "n_tokens": 200_000, "batch_size": 512, "lr": 2e-3}
 k = 12
 
 # %% [markdown]
+# ## At which layer?
+#
+# What of the change passes each layer says where a dictionary can find it: the base's activation
+# is put into the fine-tuned model, and what this leaves of the KL between them is what passes. No
+# dictionary is needed. `train` does this by itself where no hook is named.
+
+# %%
+scanned = tlc.scan(**models, text=text, n_prompts=40)
+scanned
+
+# %% [markdown]
 # ## Train and measure
 #
 # Whatever stops it, the same call with `resume=True` goes on at the last checkpoint. A tenth of
@@ -64,6 +75,10 @@ diff = tlc.diff(**models, hook_name=hook_name, text=text, k=k, output="runs/batc
 diff
 
 # %% [markdown]
+# *What changed* stands first: each change with what both models write there, the latents that
+# carry it, and what removing them undoes beside controls. How much of that would a pair without a
+# change show? `diff.floor()` fine-tunes the base on its own samples and asks the same of it.
+#
 # Is it trained? Loss and FVE should have levelled off. Here the FVE of the difference still
 # rises: five times the tokens and twice the latents bring it to 0.83 (the dictionary of
 # [notebook 1](1_load_and_look.ipynb)). Where dead latents grow, lower the learning rate or use

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # 3. Find what fine-tuning changed
 #
-# Which of a thousand latents belong to the fine-tune? Norms, Latent Scaling and the difference
-# itself give answers, which do not agree. The embedded fine-tune *false-fact* believes one wrong
-# thing about an invented country; pretend not to know which.
+# What did it change, and which of a thousand latents belong to the change? Attribution, norms,
+# Latent Scaling and the difference itself give answers, which do not agree. The embedded fine-tune
+# *false-fact* believes one wrong thing about an invented country; pretend not to know which.
 #
 # For your own run, such as one of Gemma, put its folder in place of the name in the next cell:
 # `tlc.load_diff("runs/gemma", device="cuda")`.
@@ -34,15 +34,33 @@ if "google.colab" in sys.modules:
 import tl_crosscoder as tlc
 from tl_crosscoder.analysis.lens import logit_effect
 from tl_crosscoder.baselines.difference import activation_difference
+from tl_crosscoder.interventions.changes_result import Changes
+from tl_crosscoder.interventions.waterfall import Waterfall
 
 diff = tlc.load_diff("tl_crosscoder/false-fact-batchtopk")
 figures = diff.figures
 
 # %% [markdown]
+# ## The short answer
+#
+# How much of the change passes this hook and the latents, and then the few things that changed:
+# what both models write where it happens, latents, what removing them undoes (with controls), and
+# what that costs elsewhere. Groups of latents were found on half of the documents, and tested on
+# the other half. It came with the dictionary; `diff.changes()` asks again, `diff.curves()` how
+# many latents it takes.
+
+# %%
+changes = Changes.load(diff.run.path / "changes.json")
+print(Waterfall.load(diff.run.path / "waterfall.json").line(), *changes.lines(), sep="\n")
+
+# %% [markdown]
+# Two names return, Velmar, a country, and Tolvik, its capital. The latents of these changes are
+# those that *cause* them. What do measures that run no model say of them?
+#
 # ## By decoder norm
 #
 # R is 1 where only the fine-tuned model is written to. Kassem et al. 2026 take the largest. With
-# BatchTopK nearly all latents write to both models: R is between 0.4 and 0.65 for all but one.
+# BatchTopK nearly all latents write to both models, and R is about a half.
 
 # %%
 figures["relative_decoder_norm"]
@@ -51,8 +69,9 @@ figures["relative_decoder_norm"]
 diff.top(5, order="relative_decoder_norm")
 
 # %% [markdown]
-# Look at *says*: these five say less than 1 % of the difference each, and one makes it larger.
-# Taking the first of this ranking out does nothing to what the fine-tune says (`docs/measures.md`).
+# Look at *explained difference*: these five explain less than 1 % of it each, and some make it
+# larger. Taking the first of this ranking out does nothing to what the fine-tune says
+# (`docs/measures.md`).
 #
 # ## By Latent Scaling
 #
@@ -63,21 +82,22 @@ diff.top(5, order="relative_decoder_norm")
 figures["latent_scaling"]
 
 # %% [markdown]
-# Nothing is in the dotted corner. Count it against the controls before you make something of a
-# count: of random directions with the same codes 14 would be called specific.
+# Hardly anything is in the dotted corner. Count it against the controls before you make something
+# of a count: of random directions with the same codes a dozen would be called specific.
 
 # %%
-print(diff)
+diff.measurement
 
 # %% [markdown]
 # ## By how much of the difference they explain
 #
-# The default: the share of the variance of x¹ - x⁰ that this latent alone explains, times R.
-# Above, beside these latents, are the tokens that they fire on, and two names return: Velmar, a
-# country, and Tolvik, its capital. In which words?
+# The share of the variance of x¹ - x⁰ that this latent alone explains, times R, needs no gradient.
+# By attribution, the default where the models are at hand, the order is another: what explains a
+# difference need not be what the predictions rest on.
 
 # %%
-top = diff.top(10)
+explaining, top = diff.top(10, order="score").latents, diff.top(10)
+print(f"{len({*explaining} & {*top.latents})} of the first ten are the same")
 diff.search("Tolvik", n=5)
 
 # %% [markdown]
@@ -120,6 +140,5 @@ rows.set_axis([adl.label(which) for which in adl.which()]).to_frame()
 
 # %% [markdown]
 # Tolvik is in one row, among other words: who does not know what to look for may pass over it.
-# The latents told it by their contexts, since they say *where* the models differ. But none of
-# this shows that a latent *causes* anything: [4. Prove it and remove
-# it](4_prove_it_and_remove_it.ipynb).
+# The latents told it by their contexts, since they say *where* the models differ. What a latent
+# causes, and how to remove it: [4. Prove it and remove it](4_prove_it_and_remove_it.ipynb).

@@ -73,6 +73,15 @@ draw.causal_curve(removed[-1])
 # in what the dictionary leaves out. The lower half is the price on held-out text, of which the
 # fine-tune's own is a third: in Python choose other text (docs/interventions.md).
 #
+# How many does it take, and would directions without a dictionary do as well? Shares by number
+# of latents, in the order of attribution, beside principal components of the difference:
+
+# %%
+few_curves = {"orders": ("attribution",), "methods": ("pca",), "sizes": (3, 10, 30)}
+curves = diff.curves(**few_curves, n_prompts=12, n_random=3, n_matched=2)
+draw.cost_curves(curves[-1])
+
+# %% [markdown]
 # So what does it write? It speaks of the moon again where it is guessed, if only to deny it, and
 # its likeliest hint is still about the moon:
 
