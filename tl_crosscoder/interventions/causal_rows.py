@@ -238,7 +238,8 @@ def _columns(rows: Sequence[CausalRow], names: Sequence[str]) -> list[str]:
     absent = {
         "strength": not is_steered,
         "flag": not any(row.flag for row in rows),
-        "of_reachable": is_steered and names is _BRIEF,
+        # A direction at every token is no exchange of activations: the ceiling is not one of it.
+        "of_reachable": is_steered,
     }
     return [name for name in names if not absent.get(name)]
 
