@@ -346,9 +346,9 @@ def test_a_folder_gives_the_figures_of_its_files(tmp_path):
         "training",
         "relative_decoder_norm",
         "shared_decoder_cosine",  # and no Latent Scaling, which was not measured
+        "kl_recovery",
         "ablation_behaviour_necessity",
         "ablation_behaviour_steer",
-        "kl_recovery",
     ]
     assert figures["relative_decoder_norm"] == relative_norm_histogram(found)
     assert figures["kl_recovery"] == recovery_bars(patched)
