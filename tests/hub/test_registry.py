@@ -162,10 +162,6 @@ def test_an_embedded_run_opens_as_a_copy(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="made before texts were split by content: run benchmarks/embedded_dictionaries.py",
-)
 def test_the_copy_has_the_text_it_was_measured_on(monkeypatch, tmp_path):
     """Token for token: its hash is the one in the record. 50 s, for 200,000 tokens are made."""
     monkeypatch.chdir(tmp_path)

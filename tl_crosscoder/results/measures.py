@@ -103,7 +103,8 @@ MEASURES: dict[str, Measure] = {
 
     # --- one latent: what it explains ---
     "score": Measure("score",
-        "R times the explained difference: the default order of latents.",
+        "R times the explained difference: the default order of latents where no models are at "
+        "hand.",
         "share", form=".4f", source="ours"),
     "explained_difference": Measure("explained difference",
         "Share of the variance of x¹ - x⁰ that this latent explains alone. Latents overlap, so "
