@@ -21,7 +21,7 @@ from tl_crosscoder.report.figures import save_figure
 
 IMAGES = Path(__file__).resolve().parent / "images"
 DICTIONARY = "tl_crosscoder/taboo-delta"
-FIGURE = "ablation_behaviour"
+FIGURE = "ablation_behaviour_says-secret-when-guessed"
 """How the name of the figure begins, of which the first is taken."""
 SIZES = {"figure": (900, 660), "report": (1240, 820)}
 """Size of the window, in pixels."""
