@@ -76,7 +76,8 @@ def test_a_plan_says_everything_and_sends_nothing(hub, capsys):
     assert not hub.writes()
     assert not hub.repos
     names = {CFG_NAME, WEIGHTS_NAME, "runner_cfg.json", "analysis.json", "analysis.safetensors"}
-    names |= {"README.md", "patching.json", "ablation_behaviour.json"}
+    names |= {"README.md", "patching.json", "changes.json"}
+    names |= {"ablation_behaviour_hint-about-secret.json"}
     names |= {"saelens/cfg.json", "saelens/README.md"}
     assert all(f"  taboo/{name} " in said for name in names)
     assert "taboo/examples.sqlite" not in said

@@ -297,7 +297,9 @@ def test_latents_are_ranked_by_what_they_carry_where_models_are_at_hand(made):
     assert top.latents == found.ranking(5)
     assert [row.attribution for row in top.rows] == [row.attribution for row in found.rows(5)]
     assert made.top(5, order="score") == rank_latents(made.measurement.latents, n=5)
-    assert load_diff(made.path).top(5).order == "score"  # nothing is loaded for it
+    opened = load_diff(made.path)
+    assert opened.top(5) == top
+    assert not opened.run.has_models
     order = "attribution of predictions of response and text tokens"
     assert made.waterfall(n_prompts=2).order == order
     changes = made.changes(n_prompts=3, n_random=1)

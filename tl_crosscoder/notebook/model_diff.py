@@ -295,7 +295,7 @@ class ModelDiff:
 
         Args:
             n: how many.
-            order: see `ranking_of`: `attribution` where the models are loaded.
+            order: see `ranking_of`: `attribution` where the folder has one, or models are loaded.
             toward: which model's latents.
 
         Raises: as `ranking_of` does.

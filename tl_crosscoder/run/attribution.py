@@ -128,21 +128,26 @@ def attribution_of(run: Run, *, text: str | None = None, toward: str = "finetune
 
 def ranking_at_hand(run: Run, *, n: int | None = 10) -> Ranking:
     """The ranking by an attribution of the folder, else the one of the measures; no model runs."""
-    measurement = run.measurement()
+    latents, found = run.measurement().latents, _kept(run)
+    return rank_latents(latents, n=n) if found is None else attributed_ranking(found, latents, n=n)
+
+
+def _kept(run: Run, toward: str = "finetuned") -> Attribution | None:
+    """The attribution of the folder, where it is of these latents and toward this model."""
     try:
         found = Attribution.load(run.path)
     except (FileNotFoundError, ValueError):
-        return rank_latents(measurement.latents, n=n)
+        return None
+    names = run.measurement().compared
+    compared = names if toward == "finetuned" or not names else names[::-1]
     is_of_these = found.by_role.shape[1] == run.crosscoder.cfg.d_sae
-    if is_of_these and found.compared == measurement.compared:
-        return attributed_ranking(found, measurement.latents, n=n)
-    return rank_latents(measurement.latents, n=n)
+    return found if is_of_these and found.compared == compared else None
 
 
-def can_attribute(run: Run) -> bool:
-    """Whether a ranking by attribution is there, or models and text to make one."""
-    has_one = (run.path / ATTRIBUTION_NAMES[0]).is_file()
-    return run.has_models and (has_one or (run.path / HELD_OUT_NAME).is_file())
+def can_attribute(run: Run, toward: str = "finetuned") -> bool:
+    """Whether a ranking by attribution is there, or loaded models and text to make one."""
+    can_make = run.has_models and (run.path / HELD_OUT_NAME).is_file()
+    return can_make or _kept(run, toward) is not None
 
 
 def compared_models(run: Run, side: str) -> ModelPair:
@@ -271,8 +276,8 @@ def ranking_of(
     Args:
         run: a run's folder.
         n: how many; None is all.
-        order: `attribution`, or one of `rank_latents`; None is attribution where models and text
-            are at hand, else the default of `rank_latents`.
+        order: `attribution`, or one of `rank_latents`; None is attribution where the folder has one,
+            or loaded models and text to make it, else the default of `rank_latents`.
         toward: which model's.
         text: what an attribution that is not in the folder is computed on; None is the held-out
             text.
@@ -282,11 +287,11 @@ def ranking_of(
         ValueError: an order that these latents do not have.
     """
     latents = (measurement or run.measurement()).latents
-    if order is None and can_attribute(run):
+    if order is None and can_attribute(run, toward):
         order = "attribution"
     if order != "attribution":
         return rank_latents(latents, n=n, by=order, toward=toward)
-    found = attribution_of(run, text=text, toward=toward)
+    found = _kept(run, toward) or attribution_of(run, text=text, toward=toward)
     return attributed_ranking(found, latents, n=n, toward=toward)
 
 
