@@ -62,20 +62,23 @@ diff = tlc.load_diff("tl_crosscoder/taboo-batchtopk")
 diff
 
 # %% [markdown]
-# What these numbers say:
+# What this says:
 #
+# - **What changed** stands first: each change with what both models write where it happens, the
+#   latents that carry it, and how much of it goes when they are removed, beside controls.
 # - **FVE of the difference** is the number to watch. What the fine-tune changed is 5.5 % of the
 #   variance, so a dictionary can explain 97 % of both models and nothing of what changed. This
-#   one explains 83 % of it.
+#   one explains 84 % of it.
 # - **Classes** go by decoder norms. None is finetuned-only: BatchTopK represents the difference
 #   by latents that write to both models, and differently to each.
-# - **Latent Scaling** (Minder et al. 2025) calls three latents specific to the fine-tune, and two
-#   to four of the controls below. Three is what chance gives.
+# - **Latent Scaling** (Minder et al. 2025) calls no latent specific to the fine-tune, and four to
+#   six of the controls below. That is what chance gives.
 #
 # ## The latents most likely to be the fine-tune's
 #
-# Ranked by the share of the difference that each explains alone, times its relative decoder norm R
-# (1: the fine-tuned model only; 0.5: both).
+# Ranked by attribution: what each carries of the change in what is predicted, in nats. Beside it
+# are the share of the difference that each explains alone and its relative decoder norm R (1: the
+# fine-tuned model only; 0.5: both), by which `order=` ranks too.
 
 # %%
 top = diff.top(10)

@@ -53,25 +53,33 @@ patched = diff.patching(latents=tuple(latents), n_prompts=12)
 draw.recovery_bars(patched)
 
 # %% [markdown]
-# Thirty latents bring back nine tenths of it (*chosen*), random latents a tenth. The candidates,
-# chosen by Delta-norm as in Minder et al. 2025, are more and do less.
+# Thirty latents bring back four fifths of it (*chosen*), random latents a quarter at most. The
+# candidates, chosen by Delta-norm as in Minder et al. 2025, are more and do less.
 #
 # ## Is it gone without them?
 #
 # A behaviour is a set of prompts with the answers that count (for your own:
 # `behaviour="questions.jsonl"`, see docs/interventions.md). The embedded organisms have theirs:
-# here, that a hint is about the moon. Both it and predictions as such are tested with the first
-# 3, 10 and 30 latents.
+# here, that a hint is about the moon, that the word is said when it is guessed, and when it is
+# asked for. They and predictions as such are tested with the first 3, 10 and 30 latents.
 
 # %%
-removed = diff.necessity(**few)
-draw.causal_curve(removed[-1])
+removed = {test.effect: test for test in diff.necessity(**few)}
+draw.causal_curve(removed["says secret when guessed"])
 
 # %% [markdown]
-# Thirty latents take two fifths of the behaviour away, random directions a twentieth. More of
-# them would not help: all thousand together take 42 %. What is left is made above the hook, or
-# in what the dictionary leaves out. The lower half is the price on held-out text, of which the
-# fine-tune's own is a third: in Python choose other text (docs/interventions.md).
+# Ten latents bring the word back where the fine-tune denies it, and no control comes near. The
+# lower half is the price on held-out text, of which the fine-tune's own is a third: in Python
+# choose other text (docs/interventions.md). The hints are another matter:
+
+# %%
+draw.causal_curve(removed["hint about secret"])
+
+# %% [markdown]
+# Thirty latents take nearly all of what passes this hook, which is two fifths: the rest is made
+# above it. But the rows of other latents at the same tokens do as much now and then (the grey
+# band), so this is no proof that it is these thirty. The latents of one change are a sharper
+# question: `diff.changes()` tests each by itself.
 #
 # How many does it take, and would directions without a dictionary do as well? Shares by number
 # of latents, in the order of attribution, beside principal components of the difference:
@@ -104,15 +112,15 @@ diff.ablate(latents).log_probs({"messages": yes})
 
 # %%
 brought = diff.sufficiency(latents=tuple(latents), strengths=(1.0,), **few)
-brought[-1]
+next(test for test in brought if test.effect == "hint about secret")
 
 # %%
 diff.insert(latents).generate([hint, guess])
 
 # %% [markdown]
-# Inserted where they fire, they induce 70 % of the behaviour. Added at every token they induce
-# nothing: *when* a latent is active matters as much as what it writes. Weaker steering leaves the
-# text fluent, but not about the moon:
+# Inserted where they fire, they bring two thirds of the hints, and the refusal. Added at every
+# token they bring no hint and break the model: *when* a latent is active matters as much as what it
+# writes. Weaker steering leaves the text fluent, but not about the moon:
 
 # %%
 diff.steer(latents[0], strength=0.5).generate(hint)
