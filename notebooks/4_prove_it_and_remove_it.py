@@ -39,7 +39,7 @@ from tl_crosscoder.report import figures as draw
 
 diff = tlc.load_diff("tl_crosscoder/taboo-delta")
 latents = diff.top(30).latents
-few = {"n_prompts": 12, "n_random": 19, "n_matched": 2}
+few = {"n_prompts": 12, "n_random": 9, "controls": ("shuffled",), "n_matched": 0}
 
 # %% [markdown]
 # ## How much of the fine-tune passes through these latents?
