@@ -273,7 +273,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", help="pairs: taboo, false-fact, real; else all")
+    parser.add_argument("--only", nargs="+", help="pairs or presets; else all")
     parser.add_argument("--n-tokens", type=int, default=400_000, help="of each dictionary")
     parser.add_argument("--n-random", type=int, default=19, help="controls of a kind")
     parser.add_argument("--real", help="folder or name of a chat model")
@@ -294,7 +294,7 @@ def main() -> None:
     n_done = 0
     for pair, preset, seed in cells:
         key = {"pair": pair, "preset": preset, "seed": seed}
-        if arguments.only and pair not in arguments.only:
+        if arguments.only and not {pair, preset} & {*arguments.only}:
             continue
         if file.find(key) is None and n_done != arguments.most:
             file.add(key | (real_cell if pair == "real" else embedded_cell)(arguments, **key))

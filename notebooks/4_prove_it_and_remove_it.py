@@ -20,7 +20,7 @@
 #
 # For your own run, such as one of Gemma, put its folder in place of the name,
 # `tlc.load_diff("runs/gemma", device="cuda")`, and name a behaviour (below). To be quick there
-# are few prompts and controls here: leave `n_prompts` and `n_random` out for 100 of each.
+# are few prompts and controls here: leave `few` out for 100 of each, and all kinds of control.
 
 # %%
 # On Colab this installs the package; elsewhere it does nothing. A repository's address
