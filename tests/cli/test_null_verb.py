@@ -13,8 +13,12 @@ from tl_crosscoder import Crosscoder, ModelPair, RunConfig, demo, load_documents
 from tl_crosscoder.config.null import NullConfig
 from tl_crosscoder.demo import HARDLY, verdicts_of
 from tl_crosscoder.interventions.attribution_result import Attribution
+from tl_crosscoder.interventions.context import InterventionContext
+from tl_crosscoder.interventions.edits import unchanged
+from tl_crosscoder.interventions.latent_edits import ablation
 from tl_crosscoder.models.lora import LoraTrained
 from tl_crosscoder.organisms.suite import organism
+from tl_crosscoder.run.attribution import RANKING, TESTS, behaviours_of, half_of
 from tl_crosscoder.run.floor import THE_PAIR, Floor, floor_of, measured_floor
 from tl_crosscoder.run.null import ADAPTER_NAME, SAMPLES_NAME, null_pair, null_run
 from tl_crosscoder.run.own_samples import prompt_documents
@@ -148,6 +152,30 @@ def test_a_behaviour_in_which_models_do_not_differ_is_a_verdict(nulled):
         assert len(verdicts) == 2
         assert not any(v.is_found for v in verdicts)
         assert all(f": {why}" in str(v) for v in verdicts)
+
+
+def test_the_set_that_undoes_most_on_other_prompts_is_tested(nulled):
+    """By the probability on half of the prompts, of which the test asks none."""
+    latents = nulled.measurement().latents.n_active.argsort(descending=True)[:9].tolist()
+    sets = {"change 1": latents[:1], "ranking": latents, "change 2": latents[3:5]}
+    (behaviour, *_), ctx = (
+        behaviours_of(nulled),
+        InterventionContext.of(nulled.models, nulled.crosscoder),
+    )
+    half, rest = (half_of(behaviour, nulled, which) for which in (RANKING, TESTS))
+    assert not [question for question in half.questions if question in rest.questions]
+    edits = [unchanged(ctx.base), *(ablation(ctx, ids) for ids in sets.values())]
+    base, *each = half.scores(ctx, edits).mean(dim=1).tolist()
+    nearest = min(zip(each, sets, strict=True), key=lambda pair: abs(pair[0] - base))[1]
+    verdict = verdicts_of(nulled, {**sets, "change 3": []})[0]
+    assert (verdict.latents, verdict.n_latents) == (nearest, len(sets[nearest]))
+    assert verdict.finetuned == pytest.approx(
+        rest.scores(ctx, [unchanged(ctx.finetuned)]).mean().item()
+    )
+    said = {"ranking": "Ablating the first 9 latents of the ranking removes",
+            "change 1": "Ablating the 1 latent of change 1 removes"}  # fmt: skip
+    for name, words in said.items():
+        assert words in str(replace(verdict, latents=name, n_latents=len(sets[name])))
 
 
 @pytest.mark.parametrize(

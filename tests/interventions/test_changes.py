@@ -1,5 +1,6 @@
 """Groups of what latents carry, and what is said and measured of each: planted ones are found."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,20 @@ def test_causes_of_a_change_are_measured_on_its_own_passages(maker, taboo_pair):
     twice = maker._recoveries([groups[0], replace(groups[1], latents=groups[0].latents)])
     assert twice[0] == pytest.approx((first.recovery, first.recovery_of_others))
     assert twice[1] == pytest.approx(twice[0][::-1])
+
+
+def test_groups_that_change_too_little_are_named_and_not_counted(maker):
+    """The bar is on the median: one passage that moves much is no change."""
+    (group, other), nothing = maker._groups(), (0.0, 0.0)
+    one_moves = torch.full((len(group.text),), 0.1)
+    one_moves[0] = 50.0
+    row = maker._row(replace(group, nats=one_moves), nothing)
+    assert row.doubt.startswith("in half of their passages")
+    assert math.isnan(row.necessity)
+    just = torch.full((len(other.text),), math.log(2) + 1e-3)
+    row = maker._row(replace(other, nats=just), nothing)
+    assert "half of their passages" not in row.doubt
+    assert not math.isnan(row.necessity)
 
 
 def test_shares_of_changes_are_of_what_these_latents_carry(maker):

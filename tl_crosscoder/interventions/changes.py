@@ -42,8 +42,11 @@ COVERED, N_TESTED = 0.8, 10
 """A change's latents are the fewest that carry this share of it, and at most so many."""
 N_PASSAGES = 32
 """Passages of a change on which its causes are measured: those in which most is carried."""
-MATERIAL = 0.05
-"""Nats a passage, below which nobody could see a change in what is written."""
+MATERIAL = math.log(2)
+"""Nats that the latents of a change carry in half of its passages at least: what the fine-tuned
+model writes there is twice as likely as in the base. Of base models that were fine-tuned on their
+own samples or on neutral text half of the passages carry 0.57 at most, of the embedded organisms
+0.97 at least."""
 CONTROLS = ControlSettings(controls=("covariance", "shuffled"), n_random=19, n_matched=0)
 """The two strongest kinds, as few as a p-value of 0.05 needs."""
 
@@ -220,8 +223,8 @@ class _Maker:
             "recovery_of_others": recovered[1],
             **texts_of(self.ctx, group.predictions, group.nats),
         }
-        if len(group.text) < 2 or group.nats.mean() < MATERIAL:
-            doubt = "in the documents for tests they carry next to nothing"
+        if len(group.text) < 2 or group.nats.median() < MATERIAL:
+            doubt = "in half of their passages what is written changes by less than a factor of two"
             return Change(**known, **UNTESTED, doubt=doubt)
         test = causal_test(
             self.ctx.models,

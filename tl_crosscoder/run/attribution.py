@@ -24,7 +24,7 @@ from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.causal import AttributedText, AttributionQuestion, PromptsQuestion
 from tl_crosscoder.data.documents import Document, halves
 from tl_crosscoder.data.tokens import TokenizedText
-from tl_crosscoder.files import ATTRIBUTION_NAMES, HELD_OUT_NAME, WATERFALL_NAME
+from tl_crosscoder.files import HELD_OUT_NAME, WATERFALL_NAME
 from tl_crosscoder.interventions.attribution import attribution
 from tl_crosscoder.interventions.attribution_result import Attribution, measured_text
 from tl_crosscoder.interventions.behaviour import Behaviour, Effect, Predictions, Question
@@ -276,7 +276,7 @@ def ranking_of(
     Args:
         run: a run's folder.
         n: how many; None is all.
-        order: `attribution`, or one of `rank_latents`; None is attribution where the folder has one,
+        order: `attribution`, or one of `rank_latents`; None is attribution where the folder has it,
             or loaded models and text to make it, else the default of `rank_latents`.
         toward: which model's.
         text: what an attribution that is not in the folder is computed on; None is the held-out
