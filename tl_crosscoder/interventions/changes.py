@@ -44,9 +44,9 @@ N_PASSAGES = 32
 """Passages of a change on which its causes are measured: those in which most is carried."""
 MATERIAL = math.log(2)
 """Nats that the latents of a change carry in half of its passages at least: what the fine-tuned
-model writes there is twice as likely as in the base. Of base models that were fine-tuned on their
-own samples or on neutral text half of the passages carry 0.57 at most, of the embedded organisms
-0.97 at least."""
+model writes there is twice as likely as in the base. Half of the passages of the embedded
+organisms' changes carry 0.97 at least; of 20 bases that were fine-tuned on their own samples or on
+neutral text one has a group above the bar."""
 CONTROLS = ControlSettings(controls=("covariance", "shuffled"), n_random=19, n_matched=0)
 """The two strongest kinds, as few as a p-value of 0.05 needs."""
 
