@@ -78,10 +78,12 @@ def test_where_a_null_shows_as_much_the_first_line_says_so(floor):
     assert not found.is_cleared
     assert str(found).startswith("The answer does NOT clear the noise floor: KL is 0.")
     assert [fault.partition(" is ")[0] for fault in found.faults()] == ["KL", "the largest latent"]
-    # Changes are compared where they were looked for.
-    none = [replace(row, n_changes=0, largest_change=0.0) for row in floor.rows]
-    (fault,) = replace(floor, rows=tuple(none[:2])).faults()
-    assert fault == "the largest change is 0 nats a token, and 0 of the base against itself"
+    # A pair of which no change is claimed is above a null without any, and below one with some.
+    pair, null = (replace(row, n_changes=0, largest_change=0.0) for row in floor.rows[:2])
+    assert replace(floor, rows=(pair, null)).is_cleared
+    some = replace(null, n_changes=1, largest_change=0.2)
+    (fault,) = replace(floor, rows=(pair, some)).faults()
+    assert fault == "the largest change is 0 nats a token, and 0.2 of the base against itself"
 
 
 def test_a_null_that_is_broken_says_so(nulled, floor):

@@ -119,6 +119,8 @@ class Floor(TableOfRows):
                 is_above = own > theirs
                 if field == "whole_kl":
                     is_above = self.pair.whole_kl_low > null.whole_kl_high
+                if field == "largest_change":
+                    is_above = is_above or own == theirs == 0  # where none is claimed
                 if not (is_above or math.isnan(own) or math.isnan(theirs)):
                     found.append(
                         f"{what} is {own:.2g} nats a token, and {theirs:.2g} of the {null.pair}"
