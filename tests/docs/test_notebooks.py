@@ -40,9 +40,8 @@ SMALL = {
         "documents[:500]": "documents[:100]",
     },
     "4_prove_it_and_remove_it": {
-        '"n_prompts": 12, "n_random": 19, "n_matched": 2': (
-            '"n_prompts": 4, "n_random": 3, "n_matched": 1'
-        ),
+        '"n_prompts": 12, "n_random": 9': '"n_prompts": 4, "n_random": 3',
+        "n_prompts=12, n_random=3, n_matched=2": "n_prompts=4, n_random=1, n_matched=0",
         "tuple(latents), n_prompts=12": "tuple(latents), n_prompts=4",
         "contexts[:400]": "contexts[:60]",
         "contexts[400:440]": "contexts[60:70]",

@@ -28,7 +28,7 @@ SMALL = {
     "ablate": _CONTROLS,
     "steer": _CONTROLS,
     "curves": [*_CONTROLS, "--sizes", "1", "3"],
-    "baselines": ["--n-prompts", "6", "--n-random", "3", "--strengths", "1"],
+    "baselines": ["--n-prompts", "6", "--n-random", "2", "--strengths", "1", "--n-texts", "2"],
 }
 README = {
     '("google/gemma-2-2b", "google/gemma-2-2b-it")': '("tl_crosscoder/world-base",)',
@@ -133,7 +133,7 @@ def test_the_page_on_interventions_runs(folder, monkeypatch, capsys):
     explained |= {m.rstrip("0123456789 ") for m in re.findall(r"`([^`\n]+)`", page)}
     assert variants - {"top"} <= explained  # `top 10` is the page's own set
     results = set(re.findall(r"`(\w+)\.json`", page))
-    assert len(results) == 11
+    assert len(results) == 12
     missing = {n for n in results if not (folder / f"runs/taboo/{n}.json").is_file()}
     assert missing == {"layer_scan"}  # it is in the folder of `scan`
 
