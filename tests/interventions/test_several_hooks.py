@@ -40,7 +40,7 @@ def acts_of(ctx, text):
 
 def test_within_the_span_each_hook_has_the_base_and_beside_it_what_the_lower_edit_left(ctx, words):
     low, high = hook_contexts(ctx)
-    assert [low.models.model_sites[low.base].hook_name for low in (low, high)] == POST[::-1]
+    assert [view.models.model_sites[view.base].hook_name for view in (low, high)] == POST[::-1]
     acts, ids = acts_of(ctx, words[1]), torch.tensor(LATENTS)
     new = ablation_at_every_hook(ctx, LATENTS)(acts)
     # The running stream at the higher hook, by a patch at the lower one.

@@ -124,7 +124,7 @@ def in_turn(models: ModelPair, trials: Sequence[Trial]) -> Trial:
         return EditsInTurn(models=models, edits=tuple(edits))
 
     top = trials[-1]
-    each = {kind: zip(*(t.controls[kind] for t in trials), strict=False) for kind in top.controls}
+    each = {kind: zip(*(t.controls[kind] for t in trials), strict=True) for kind in top.controls}
     return Trial(
         test=top.test,
         name=f"{top.name}, {len(trials)} hooks",

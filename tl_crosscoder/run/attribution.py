@@ -144,12 +144,6 @@ def _kept(run: Run, toward: str = "finetuned") -> Attribution | None:
     return found if is_of_these and found.compared == compared else None
 
 
-def can_attribute(run: Run, toward: str = "finetuned") -> bool:
-    """Whether a ranking by attribution is there, or loaded models and text to make one."""
-    can_make = run.has_models and (run.path / HELD_OUT_NAME).is_file()
-    return can_make or _kept(run, toward) is not None
-
-
 def compared_models(run: Run, side: str) -> ModelPair:
     """The models, the compared sites exchanged where the base's predictions are explained."""
     if side == "finetuned":
@@ -287,11 +281,12 @@ def ranking_of(
         ValueError: an order that these latents do not have.
     """
     latents = (measurement or run.measurement()).latents
-    if order is None and can_attribute(run, toward):
-        order = "attribution"
-    if order != "attribution":
+    found = _kept(run, toward) if order in (None, "attribution") else None
+    can_make = run.has_models and (run.path / HELD_OUT_NAME).is_file()
+    if found is None and (order == "attribution" or (order is None and can_make)):
+        found = attribution_of(run, text=text, toward=toward)
+    if found is None:
         return rank_latents(latents, n=n, by=order, toward=toward)
-    found = _kept(run, toward) or attribution_of(run, text=text, toward=toward)
     return attributed_ranking(found, latents, n=n, toward=toward)
 
 
