@@ -37,6 +37,11 @@ def slashed(values: Iterable[str]) -> str:
     return " / ".join(values)
 
 
+def per_cent(values: Iterable[float | None]) -> str:
+    """Values of several seeds in one cell, without the sign."""
+    return ", ".join("-" if value is None else f"{100 * value:.0f}" for value in values)
+
+
 def presets() -> list[Sequence[str]]:
     """Presets at one L0, taboo / false-fact in each cell."""
     names = (
@@ -138,11 +143,13 @@ def demo() -> list[Sequence[str]]:
     """What `tl-crosscoder demo` finds, a row for each organism and seed."""
     rows: list[Sequence[str]] = [
         ("organism", "seed", "seconds", "FVE base", "fine-tuned", "difference", "L0", "dead",
-         "largest R", "words found", "contexts with one (random)", "tokens of one (random)", "p")
+         "largest R", "behaviours found", "% of each undone", "words found",
+         "contexts with one (random)")
     ]  # fmt: skip
     for run in results("demo_recovery")["runs"]:
         r, found = run["reconstruction"], run["recovery"]
         words = found["in_context"].values()
+        verdicts = found["behaviours"]
         rows.append(
             (
                 run["organism"],
@@ -152,10 +159,10 @@ def demo() -> list[Sequence[str]]:
                 f"{r['l0']:.1f}",
                 f"{r['dead_share']:.1%}",
                 f"{max(run['top_relative_norms']):.2f}",
+                f"{sum(not v['reason'] for v in verdicts)} of {len(verdicts)}",
+                per_cent(v["share"] for v in verdicts),
                 f"{sum(n > 0 for n in words)} of {len(words)}",
                 f"{found['share_in_context']:.0%} ({found['random_share_in_context']:.0%})",
-                f"{found['share_at_token']:.0%} ({found['random_share_at_token']:.0%})",
-                f"{found['p_value']:.2f}",
             )
         )
     return rows
@@ -329,9 +336,129 @@ def start() -> list[Sequence[str]]:
     return rows
 
 
+def answer_rows(preset_is: Callable[[str], bool]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Cells of the whole answer by pair and preset, a seed each."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in results("answer")["rows"]:
+        if preset_is(row["preset"]):
+            found.setdefault((row["pair"], row["preset"]), []).append(row)
+    return found
+
+
+def answer() -> list[Sequence[str]]:
+    """What changed, on pairs whose answer is known."""
+    rows: list[Sequence[str]] = [
+        ("pair", "preset", "KL, nats a token", "% of it that passes the hook",
+         "% of that: all latents", "the first 3", "the first 10", "changes", "doubted groups",
+         "planted behaviours found", "changes of null pairs: identical, own samples",
+         "largest latent: pair, nulls")
+    ]  # fmt: skip
+    for (pair, preset), cells in answer_rows(lambda name: "hooks" not in name).items():
+        falls = [cell["waterfall"] for cell in cells]
+        n_changes = [sum(not c["doubt"] for c in cell["changes"]) for cell in cells]
+        n_doubted = [sum(bool(c["doubt"]) for c in cell["changes"]) for cell in cells]
+        tested = [cell["behaviours"] for cell in cells]
+        floors = [cell["floor"] for cell in cells if "floor" in cell]
+        rows.append((
+            pair,
+            preset,
+            short(falls[0]["the whole change"]["kl"]),
+            per_cent(fall["passes this hook"]["of_all"] for fall in falls),
+            *(per_cent(fall[part]["of_reachable"] for fall in falls)
+              for part in ("all latents", "the first 3", "the first 10")),
+            ", ".join(map(str, n_changes)),
+            ", ".join(map(str, n_doubted)),
+            ", ".join(f"{sum(b['is_found'] for b in each)} of {len(each)}" for each in tested),
+            "; ".join(", ".join(str(r["n_changes"]) for r in floor[1:]) for floor in floors) or "-",
+            "; ".join(", ".join(f"{r['largest_latent']:.1g}" for r in floor) for floor in floors)
+            or "-",
+        ))  # fmt: skip
+    return rows
+
+
+def answer_behaviours() -> list[Sequence[str]]:
+    """What one change's latents do to each planted behaviour."""
+    rows: list[Sequence[str]] = [
+        ("pair", "preset", "behaviour", "base → fine-tuned", "% that passes the hook",
+         "% of that undone: 3 latents of one change", "all its latents", "change",
+         "verdict: % undone [interval]", "controls")
+    ]  # fmt: skip
+    for (pair, preset), cells in answer_rows(lambda name: "hooks" not in name).items():
+        for i, first in enumerate(cells[0]["behaviours"]):
+            each = [cell["behaviours"][i] for cell in cells]
+            best = [
+                max(b["first_of_reachable"], key=b["first_of_reachable"].get, default=None)
+                for b in each
+            ]
+            known = [b for b in each if b["share"] is not None]
+            rows.append((
+                pair,
+                preset,
+                first["behaviour"],
+                f"{first['base'] or 0:.0%} → {first['finetuned'] or 0:.0%}",
+                per_cent(b["ceiling"] for b in each),
+                per_cent(b["first_of_reachable"][at] if at else None
+                         for b, at in zip(each, best, strict=True)),
+                per_cent(max(b["of_reachable"].values(), default=None) for b in each),
+                ", ".join(at.removeprefix("change ") if at else "-" for at in best),
+                "; ".join(f"{100 * b['share']:.0f} [{100 * b['share_low']:.0f}, "
+                          f"{100 * b['share_high']:.0f}]{'' if b['is_found'] else ' not found'}"
+                          for b in known),
+                per_cent(b["control_high"] for b in known),
+            ))  # fmt: skip
+    return rows
+
+
+def answer_curves() -> list[Sequence[str]]:
+    """Necessity by number of latents or directions, as shares of what passes the hook."""
+    sizes = (1, 3, 10, 30)
+    rows: list[Sequence[str]] = [
+        ("pair", "preset", "effect", "first of", *map(str, sizes), "cost of 10, nats a token")
+    ]
+    for (pair, preset), cells in answer_rows(lambda name: "hooks" not in name).items():
+        kept = [[r for r in cell["curves"] if r["test"] == "necessity"] for cell in cells]
+        keys = dict.fromkeys((r["effect"], r["of"]) for own in kept for r in own)
+        for effect, of in keys:
+            if of == "all latents":
+                continue
+            at = {
+                n: [r for own in kept for r in own if (r["effect"], r["of"], r["n"]) ==
+                    (effect, of, n)] for n in sizes
+            }  # fmt: skip
+            costs = [f"{r['cost']:.4f}" for r in at[10]]
+            shares = (per_cent(r["of_reachable"] for r in at[n]) or "-" for n in sizes)
+            rows.append((pair, preset, effect, of, *shares, ", ".join(costs) or "-"))
+    return rows
+
+
+def answer_hooks() -> list[Sequence[str]]:
+    """Ablation at the higher of two hooks, and at both."""
+    rows: list[Sequence[str]] = [
+        ("pair", "effect", "latents", "% undone at the higher hook", "at both",
+         "controls at both", "% that passes the higher hook", "cost, nats a token: higher, both")
+    ]  # fmt: skip
+    for (pair, _), (cell,) in answer_rows(lambda name: "hooks" in name).items():
+        both = {(r["effect"], r["of"].removesuffix(", 2 hooks")): r for r in cell["hooks"]
+                if r["of"].endswith(", 2 hooks")}  # fmt: skip
+        for one in cell["hooks"]:
+            other = both.get((one["effect"], one["of"]))
+            if other is None:
+                continue
+            cells = [
+                f"{100 * r['share']:.0f} [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
+                for r in (one, other)
+            ]
+            rows.append((
+                pair, one["effect"], one["of"], *cells, per_cent([other["control"]]),
+                per_cent([one["ceiling"]]), f"{one['cost']:.4f}, {other['cost']:.4f}",
+            ))  # fmt: skip
+    return rows
+
+
 TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "presets": presets, "causal": causal, "patching": patching, "demo": demo,
-    "verdict-nulls": verdict_nulls,
+    "verdict-nulls": verdict_nulls, "answer": answer, "answer-behaviours": answer_behaviours,
+    "answer-curves": answer_curves, "answer-hooks": answer_hooks,
     "analysis": analysis, "embedded-speed": embedded_speed, "harvest": harvest,
     "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
 }  # fmt: skip

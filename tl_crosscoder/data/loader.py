@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.data.harvest import batches_of, check_finite, harvest_rows
+from tl_crosscoder.data.harvest import batches_of, harvest_rows
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.site import row_shape
 from tl_crosscoder.models.source import ActivationSource, StoredRows
@@ -149,13 +149,7 @@ class ActivationLoader:
         stored = cast(StoredRows, self.source)
         parts = batches_of(text, self.harvest_batch_size)
         places = torch.cat([stored.places(part) for _, part in parts])
-
-        def take(chosen: Tensor) -> Tensor:
-            rows = stored.read(places[chosen])
-            check_finite(self.source, rows)
-            return rows
-
-        return len(places), take
+        return len(places), lambda chosen: stored.read(places[chosen])
 
     def _rows(self, text: TokenizedText) -> Float[Tensor, "tokens *row"]:
         """Rows of one buffer. They are written into one tensor: `cat` would hold them twice."""

@@ -66,6 +66,13 @@ def decode(stored: StoredTensors, sites: Sequence[Site]) -> Float[Tensor, "n *ro
     return rows.float().mul_(_spread(stored["scales"], sites))
 
 
+def has_small_values(stored: StoredTensors) -> bool:
+    """Whether every value is a number far from where float32 ends: below 1e15, squares add up."""
+    parts = [tensor for tensor in stored.values() if tensor.is_floating_point() and tensor.numel()]
+    # NaN is the smallest and the largest of any values, and compares as False.
+    return all(abs(float(v)) < 1e15 for tensor in parts for v in tensor.aminmax())
+
+
 def bytes_per_row(sites: Sequence[Site], store: StoreDtype) -> int:
     """Bytes of one token at all sites, without its id, role, source and mask."""
     d_in = sum(site.d_model for site in sites)
