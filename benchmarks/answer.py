@@ -52,6 +52,8 @@ from tl_crosscoder.run.training import train
 
 ORGANISMS = ("taboo", "false-fact")
 SIZES = (1, 3, 10, 30)
+CURVE_CONTROLS = 5
+"""Random sets beside each point of the curves, which the verdicts and changes have more of."""
 FIRST = 3
 """Latents of a change that should do 80 % of the reachable."""
 TWO_HOOKS = "blocks.1.hook_resid_post,blocks.2.hook_resid_post"
@@ -82,7 +84,7 @@ def answer_of(
             for c in changes.rows
         ],
         "behaviours": [*behaviour_rows(run, behaviours, n_random=n_random)],
-        "curves": [*curve_rows(run, behaviours, n_random=n_random)],
+        "curves": [*curve_rows(run, behaviours, n_prompts=60)],
     }  # fmt: skip
     if has_floor:
         for kind in ("identical", "self"):
@@ -119,7 +121,7 @@ def behaviour_rows(
 
 
 def curve_rows(
-    run: Run, behaviours: Sequence[str] | None, *, n_random: int
+    run: Run, behaviours: Sequence[str] | None, *, n_prompts: int
 ) -> Iterator[dict[str, Any]]:
     """Shares by number of latents and directions."""
     question = CurvesQuestion(
@@ -128,9 +130,9 @@ def curve_rows(
         methods=("pca", "pca-neutral", "weights"),
         sizes=SIZES,
         controls=("covariance",),
-        n_random=n_random,
+        n_random=CURVE_CONTROLS,
         n_matched=0,
-        n_prompts=60,
+        n_prompts=n_prompts,
     )
     for test in curves_run(run, question):
         for row in test.rows:
