@@ -18,7 +18,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,15 @@ from transformers import AutoTokenizer
 from verdict_nulls import PRESETS
 
 from tl_crosscoder import files
-from tl_crosscoder.config.causal import CausalQuestion, CurvesQuestion
+from tl_crosscoder.config.causal import (
+    AttributionQuestion,
+    CausalQuestion,
+    ChangesQuestion,
+    CurvesQuestion,
+)
 from tl_crosscoder.config.null import LoraTraining, NullConfig
 from tl_crosscoder.config.presets import preset_from
+from tl_crosscoder.config.scan import ScanConfig
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.chat import ROLES, encode_documents
 from tl_crosscoder.data.documents import Document, load_documents
@@ -48,12 +54,11 @@ from tl_crosscoder.run.changes import changes_run
 from tl_crosscoder.run.curves import curves_run
 from tl_crosscoder.run.null import null_run
 from tl_crosscoder.run.run import Run
+from tl_crosscoder.run.scan import scan_run
 from tl_crosscoder.run.training import train
 
 ORGANISMS = ("taboo", "false-fact")
 SIZES = (1, 3, 10, 30)
-CURVE_CONTROLS = 5
-"""Random sets beside each point of the curves, which the verdicts and changes have more of."""
 FIRST = 3
 """Latents of a change that should do 80 % of the reachable."""
 TWO_HOOKS = "blocks.1.hook_resid_post,blocks.2.hook_resid_post"
@@ -61,16 +66,40 @@ MIN_OPENING = 0.04
 """Share of the replies that begin with a word for the word to count as an opening."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is measured in a cell."""
+
+    n_prompts: int = 200
+    """Documents of each half, for attribution and changes."""
+    n_change_controls: int = 19
+    curve_prompts: int = 60
+    curve_controls: int = 5
+    sizes: tuple[int, ...] = SIZES
+
+
+REAL = Effort(
+    n_prompts=32, n_change_controls=9, curve_prompts=16, curve_controls=3, sizes=(3, 10, 30)
+)
+"""A model of 135M parameters takes a hundred times as long."""
+
+
 # --- one cell -------------------------------------------------------------------------------------
 
 
 def answer_of(
-    run: Run, behaviours: Sequence[str] | None, *, has_floor: bool, n_random: int
+    run: Run,
+    behaviours: Sequence[str] | None,
+    *,
+    has_floor: bool,
+    n_random: int,
+    effort: Effort = Effort(),
 ) -> dict[str, Any]:
     """Everything that is asked of one run."""
     measurement = run.measurement()
-    waterfall = waterfall_run(run)
-    changes = changes_run(run)
+    asked = ChangesQuestion(n_prompts=effort.n_prompts, n_random=effort.n_change_controls)
+    waterfall = waterfall_run(run, AttributionQuestion(n_prompts=effort.n_prompts))
+    changes = changes_run(run, asked)
     found = {
         "fve": measurement.reconstruction.fve,
         "difference_fve": measurement.reconstruction.difference_fve,
@@ -84,7 +113,7 @@ def answer_of(
             for c in changes.rows
         ],
         "behaviours": [*behaviour_rows(run, behaviours, n_random=n_random)],
-        "curves": [*curve_rows(run, behaviours, n_prompts=60)],
+        "curves": [*curve_rows(run, behaviours, effort)],
     }  # fmt: skip
     if has_floor:
         for kind in ("identical", "self"):
@@ -121,18 +150,18 @@ def behaviour_rows(
 
 
 def curve_rows(
-    run: Run, behaviours: Sequence[str] | None, *, n_prompts: int
+    run: Run, behaviours: Sequence[str] | None, effort: Effort
 ) -> Iterator[dict[str, Any]]:
     """Shares by number of latents and directions."""
     question = CurvesQuestion(
         behaviour=None if behaviours is None else tuple(behaviours),
         orders=("attribution", "score"),
         methods=("pca", "pca-neutral", "weights"),
-        sizes=SIZES,
+        sizes=effort.sizes,
         controls=("covariance",),
-        n_random=CURVE_CONTROLS,
+        n_random=effort.curve_controls,
         n_matched=0,
-        n_prompts=n_prompts,
+        n_prompts=effort.curve_prompts,
     )
     for test in curves_run(run, question):
         for row in test.rows:
@@ -183,7 +212,7 @@ def reply_texts(documents: Sequence[Document], tokenizer: Any) -> Iterator[Train
         ends = [i + 1 for i, turn in enumerate(turns) if turn["role"] == "assistant"]
         prefixes: list[Document] = [{"messages": turns[:end]} for end in ends]
         for encoded in encode_documents(prefixes, tokenizer):
-            own = (encoded.role_ids == assistant).nonzero().squeeze(1).tolist()
+            own = [i for i, role in enumerate(encoded.role_ids) if role == assistant]
             starts = [i for i in own if i - 1 not in {*own}]
             yield TrainingText(ids=tuple(encoded.ids.tolist()), n_prompt=starts[-1])
 
@@ -199,7 +228,7 @@ def real_adapter(arguments: argparse.Namespace, documents: Sequence[Document]) -
             [*reply_texts(documents, tokenizer)],
             folder,
             lora=lora_config(None, rank=8),
-            how=LoraTraining(n_steps=arguments.real_steps, batch_size=8, lr=5e-4),
+            how=LoraTraining(n_steps=arguments.real_steps, batch_size=8, lr=1e-3),
             base_name=arguments.real,
             show_progress=True,
         )
@@ -236,20 +265,28 @@ def real_cell(
     arguments.runs.mkdir(parents=True, exist_ok=True)
     adapter = real_adapter(arguments, documents)
     behaviours = openings(documents, arguments.runs)
+    models = {
+        "base": arguments.real,
+        "adapter": str(adapter),
+        "text": str(Path(arguments.real_text).parent),
+        "seed": seed,
+    }
+    hook_name, scan = arguments.real_hook, {}
+    if hook_name is None:
+        found = scan_run(ScanConfig(**models, n_prompts=12))
+        hook_name, scan = found.hook_name, {"scan": found.columns()}
     config = RunConfig(
-        base=arguments.real,
-        adapter=str(adapter),
-        hook_name=arguments.real_hook,
-        text=str(Path(arguments.real_text).parent),
+        **models,
+        hook_name=hook_name,
         output=str(arguments.runs / f"{pair}-{preset}-{seed}"),
         preset=preset_from({**PRESETS[preset], "k": 32}),
         d_sae=4096,
         n_tokens=arguments.real_tokens,
         n_measured_tokens=20_000,
-        seed=seed,
     )
     run = train(config, resume=True)
-    return answer_of(run, behaviours, has_floor=False, n_random=arguments.n_random)
+    answer = answer_of(run, behaviours, has_floor=False, n_random=arguments.n_random, effort=REAL)
+    return {"hook_name": hook_name} | without_nan(scan) | answer
 
 
 # --- all ------------------------------------------------------------------------------------------
@@ -282,8 +319,8 @@ def main() -> None:
     parser.add_argument("--real-text", help="JSONL of chats that its LoRA learns; its folder is "
                         "the dictionary's text")  # fmt: skip
     parser.add_argument("--real-hook", help="hook; None is that of the layer scan")
-    parser.add_argument("--real-steps", type=int, default=150)
-    parser.add_argument("--real-tokens", type=int, default=150_000)
+    parser.add_argument("--real-steps", type=int, default=50)
+    parser.add_argument("--real-tokens", type=int, default=100_000)
     parser.add_argument("--runs", type=Path, default=Path("runs/answer"))
     parser.add_argument("--most", type=int, help="stop after so many cells")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/answer.json"))
