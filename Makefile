@@ -17,11 +17,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
 
+# A thread a process: two processes with two threads each take twice as long on two cores.
+test slow: export OMP_NUM_THREADS := 1
+
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pytest -m slow -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m slow -n $(TEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

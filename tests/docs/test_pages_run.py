@@ -27,7 +27,7 @@ SMALL = {
     "patch": ["--n-prompts", "6"],
     "ablate": _CONTROLS,
     "steer": _CONTROLS,
-    "curves": [*_CONTROLS, "--sizes", "1", "3"],
+    "curves": [*_CONTROLS, "--sizes", "1", "3", "--orders", "attribution", "--methods", "pca"],
     "baselines": ["--n-prompts", "6", "--n-random", "2", "--strengths", "1", "--n-texts", "2"],
 }
 README = {
