@@ -56,7 +56,12 @@ def test_train_measures_and_analyzes_on_a_cache_without_the_models(
     saved = capsys.readouterr().out
     assert main(["analyze", str(output), "--fresh"]) == 0
     assert capsys.readouterr().out == saved
-    assert main(["train", "--cache", str(cache), *SMALL, "--output", str(output), "--resume"]) == 0
+    capsys.readouterr()
+    again = ["train", "--cache", str(cache), *SMALL, "--output", str(output), "--resume"]
+    assert main([*again, "--quiet"]) == 0
+    quiet = capsys.readouterr()
+    assert "FVE of the" in quiet.out
+    assert quiet.err.startswith("What changed was not found out")  # and nothing before it
     # A null pair is of the models and the text that the cache was made of.
     null = run_config(Run(path=output), text=None, output=tmp_path / "null")
     assert (null.base, null.cache, null.d_sae) == (MODELS[1], None, 48)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_help_imports_no_torch_and_says_what_the_verb_does(verb):
     if verb == ["train"]:
         assert "--hook-name {None}|STR" in done.stdout
         assert "Base model: a Hugging Face name or a local folder" in done.stdout
+
+
+def test_it_says_its_version_as_a_module_too():
+    done = in_new_process("-m", "tl_crosscoder", "--version")
+    assert (done.returncode, done.stdout) == (0, f"tl_crosscoder {tl_crosscoder.__version__}\n")
+    assert version("tl_crosscoder") == tl_crosscoder.__version__
 
 
 def test_import_of_the_package_is_cheap_and_silent():

@@ -5,7 +5,7 @@ import json
 import pytest
 from models.tiny_pairs import CORPUS, HOOK
 
-from tl_crosscoder import Crosscoder, RunConfig
+from tl_crosscoder import Crosscoder, ModelPair, RunConfig
 from tl_crosscoder.cli.main import main
 from tl_crosscoder.models.site import sites_of
 
@@ -34,6 +34,19 @@ def test_several_finetuned_models_follow_the_base():
         ("finetuned_2", "rl", HOOK, None),
     ]
     assert [p[1] for p in places(adapter="one,two")] == ["b", "one", "two"]
+
+
+def test_a_block_may_be_called_by_its_module_in_transformers():
+    run = RunConfig(**RUN | {"hook_name": "model.layers.0, transformer.h.3"})
+    assert run.hook_name == "blocks.0.hook_resid_post,blocks.3.hook_resid_post"
+    assert {p[2] for p in places(hook_name="model.layers.7", finetuned="f")} == {
+        "blocks.7.hook_resid_post"
+    }
+    names = {"adapter": "tl_crosscoder/taboo", "hook_name": "model.layers.1"}
+    pair = ModelPair.from_pretrained("tl_crosscoder/world-base", **names)
+    assert {site.hook_name for site in pair.sites} == {"blocks.1.hook_resid_post"}
+    within = RunConfig(**RUN | {"hook_name": "model.layers.0.mlp"})
+    assert within.hook_name == "model.layers.0.mlp"
 
 
 def test_several_hook_points_are_read_in_every_model():

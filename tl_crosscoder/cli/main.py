@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -37,6 +38,7 @@ from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.null import NullConfig, NullKind
 from tl_crosscoder.config.scan import ScanConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
+from tl_crosscoder.progress import silenced
 
 OrganismName = Literal["taboo", "false-fact"]
 
@@ -207,10 +209,15 @@ CONFIGS: dict[Any, Any] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if args == ["--version"]:
+        print(f"tl_crosscoder {version('tl_crosscoder')}")
+        return 0
+    is_quiet = "--quiet" in args
     try:
-        verb = parse(args)
+        verb = parse([arg for arg in args if arg != "--quiet"])
         _quieten()
-        verb()
+        with silenced(is_quiet):
+            verb()
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted.'}", file=sys.stderr)
         return 130
@@ -243,7 +250,9 @@ def parse(args: Sequence[str]) -> Callable[[], None]:
             return tyro.cli(
                 any_verb,
                 prog="tl-crosscoder",
-                description="What did fine-tuning change inside this model?",
+                description="What did fine-tuning change inside this model?\n\nEvery command takes "
+                "--quiet: no progress and no notes on stderr, but results, warnings and errors. "
+                "--version says which version this is.",
                 args=args,
                 config=(
                     tyro.conf.OmitSubcommandPrefixes,

@@ -3,6 +3,7 @@
 No torch here: the command line reads these classes to print its help.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,16 @@ OnBadDocument = Literal["error", "skip"]
 OnNonfinite = Literal["error", "drop"]
 
 
+def hook_point(name: str) -> str:
+    """A block by its module's name in transformers as the hook point after it; else as it is.
+
+    `model.layers.13` and `transformer.h.13` are `blocks.13.hook_resid_post`. What is within a block
+    has no hook point of equal meaning in every architecture, and keeps its name.
+    """
+    found = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", name.strip())
+    return name.strip() if found is None else f"blocks.{found[1]}.hook_resid_post"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelsConfig(Settings):
     """The models that are compared, and where."""
@@ -43,7 +54,8 @@ class ModelsConfig(Settings):
     tokenizer: str | None = None
     """Tokenizer of all models: a name or a folder; None is the models' own."""
     hook_name: str | None = None
-    """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post.
+    """Hook point whose activations are read in both models, e.g. blocks.13.hook_resid_post, which
+    may be called model.layers.13 as in transformers.
     Several, with commas between them, are read in every model; then the base alone is enough. None
     lets `train` scan the layers first (see `scan`) and take the one that it recommends."""
     difference: bool = False
@@ -58,6 +70,12 @@ class ModelsConfig(Settings):
     dtype: str = "float32"
     """Number format of the models: float32, bfloat16, float16, or nf4 (4-bit, with bitsandbytes).
     The crosscoder trains in float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hook_name is not None:
+            names = ",".join(map(hook_point, self.hook_name.split(",")))
+            object.__setattr__(self, "hook_name", names)
 
 
 @dataclass(frozen=True, kw_only=True)

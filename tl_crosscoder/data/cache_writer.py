@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.training import HarvestConfig, StoreDtype
@@ -43,6 +42,7 @@ from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import sites_of
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
+from tl_crosscoder.progress import note, progress
 
 _PADDING = DROP_REASONS.index("padding")
 _SUMS = "sums."
@@ -62,7 +62,7 @@ def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCac
         check_text(config)
         source = ModelPair.from_config(config)
         text = text_of_harvest(config, source)
-        tqdm.write(f"Text: {text.describe()}")
+        note(f"Text: {text.describe()}")
         return write_cache(
             source,
             text.training,
@@ -120,7 +120,7 @@ def write_cache(
         n_left = manifest["n_shards"] - len(manifest["shards"])
         size = _check_space(source, text, output, store, share=n_left / manifest["n_shards"])
         if show_progress and n_left:
-            tqdm.write(f"Activations: {size} in {output}")
+            note(f"Activations: {size} in {output}")
         try:
             writer = _Writer(source, text, output, manifest=manifest, batch_size=batch_size)
             writer.write(show_progress=show_progress)
@@ -229,13 +229,13 @@ class _Writer:
             files.write_tensors(path, {n: getattr(text, n) for n in storage.TEXT_TENSORS})
         manifest["text_sha256"] = files.sha256(path)
         size, n_done = manifest["shard_contexts"], len(manifest["shards"])
-        bar = tqdm(
+        bar = progress(
             total=len(text) * text.context_size,
             initial=n_done * size * text.context_size,
             desc="Harvesting",
             unit="tok",
             unit_scale=True,
-            disable=None if show_progress else True,
+            show=show_progress,
         )
         with bar:
             for i in range(n_done, manifest["n_shards"]):

@@ -16,13 +16,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_stream
 from tl_crosscoder.data.documents import Document
 from tl_crosscoder.models.hooked import stop_ids_of
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import decode_continuation, tokenizer_sha256
+from tl_crosscoder.progress import note
 
 _PROMPTS = Path(__file__).parent / "prompts"
 
@@ -147,7 +146,7 @@ class ContrastiveSampler:
         if any(why.values()):
             n = self.n_prompts + self.n_too_long
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in why.items() if count)
-            tqdm.write(f"Contrastive: {n_pairs:,} of {n:,} prompts gave texts ({reasons}).")
+            note(f"Contrastive: {n_pairs:,} of {n:,} prompts gave texts ({reasons}).")
 
     def _completions(self, batch: int, site: str) -> list[list[int]]:
         source = self.source

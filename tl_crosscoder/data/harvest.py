@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
 from tl_crosscoder.models.site import Site, site_parts, subtracted_sites
 from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.progress import progress
 
 _MEDIAN_CONTEXTS = 16
 """Contexts on which the median norm is measured."""
@@ -61,7 +61,7 @@ def harvest(
     shows a progress bar.
     """
     batches = batches_of(text, batch_size)
-    bar = tqdm(batches, desc=description, unit="batch", disable=None if description else True)
+    bar = progress(batches, desc=description, unit="batch", show=description is not None)
     for index, part in bar:
         part, rows = finite_rows(source, part, source.rows(part, dtype=dtype))
         if part.norm_limits is not None:

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.settings import from_mapping
 from tl_crosscoder.config.training import StoreDtype
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.site import Site, row_shape, site_parts
+from tl_crosscoder.progress import progress
 
 MANIFEST = "manifest.json"
 TEXT = "text.safetensors"
@@ -198,11 +198,10 @@ def check_shards(
         FileNotFoundError, ValueError: with the shard and the next step.
     """
     advice = f"Delete {folder} and harvest again, or restore this file."
-    off = None if show_progress else True
     shards = shards_of(manifest)
     if [shard.name for shard in shards] != [shard_name(i) for i in range(len(shards))]:
         raise ValueError(f"{folder / MANIFEST} names its shards in another order. {advice}")
-    for shard in tqdm(shards, desc="Verifying", unit="shard", disable=off):
+    for shard in progress(shards, desc="Verifying", unit="shard", show=show_progress):
         path = folder / shard.name
         if not path.is_file():
             raise FileNotFoundError(f"shard {path} is missing. {advice}")

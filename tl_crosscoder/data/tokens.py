@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder.config.inputs import Masks, OnBadDocument
 from tl_crosscoder.data.chat import ROLES, EncodedDocument, encode_stream
 from tl_crosscoder.data.documents import source_of
 from tl_crosscoder.data.records import BadDocuments, Document
 from tl_crosscoder.models.tokenizer import own_bos_id, pad_id
+from tl_crosscoder.progress import progress
 
 DROP_REASONS = ("kept", "bos", "first", "template", "norm", "padding", "nonfinite")
 """Why a token is dropped; the first reason that applies. 0 means that the token is kept."""
@@ -176,8 +176,8 @@ class Packer:
         description: str | None,
     ) -> TokenizedText:
         """Documents up to `max_tokens` kept tokens. A description shows a progress bar."""
-        off = True if description is None else None  # None: TQDM_DISABLE and the terminal decide
-        bar = tqdm(desc=description, total=max_tokens, unit="tok", unit_scale=True, disable=off)
+        how = {"desc": description, "total": max_tokens, "unit": "tok", "unit_scale": True}
+        bar = progress(show=description is not None, **how)
         with bar:
             for document in documents:
                 before = self.n_kept

@@ -5,11 +5,8 @@ words and names the ids that a repository has instead. Limit: a repository's own
 folders with a `cfg.json`.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
@@ -17,6 +14,7 @@ from tl_crosscoder.files import CFG_NAME, WEIGHTS_NAME
 from tl_crosscoder.hub.registry import WEIGHTS, Entry, find, nearest
 from tl_crosscoder.models.devices import devices_of
 from tl_crosscoder.models.hub_errors import explained
+from tl_crosscoder.progress import note
 
 
 def load_pretrained(
@@ -109,7 +107,7 @@ def _download(entry: Entry, name: str, force_download: bool) -> Path:
     is_here = isinstance(try_to_load_from_cache(entry.repo_id, path, revision=revision), str)
     if name != CFG_NAME and (force_download or not is_here):
         at = "" if revision is None else f" at {revision}"
-        tqdm.write(f"Downloading {path} of {entry.repo_id}{at} from the hub.", file=sys.stderr)
+        note(f"Downloading {path} of {entry.repo_id}{at} from the hub.")
     return Path(
         hf_hub_download(entry.repo_id, path, revision=revision, force_download=force_download)
     )

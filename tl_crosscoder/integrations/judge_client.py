@@ -21,9 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from tl_crosscoder.integrations.config import JudgeConfig
+from tl_crosscoder.progress import progress
 
 KEY_NAME = "OPENAI_API_KEY"
 _TABLE = """
@@ -133,9 +132,9 @@ class Judge:
         with openai.OpenAI(base_url=self._endpoint or None, **how) as client:
             waiting = {pool.submit(_answer, client, r, key=key): r for r in requests}
             try:
-                bar = tqdm(
+                bar = progress(
                     as_completed(waiting), desc=description, total=len(waiting), unit="request",
-                    disable=None if description else True,
+                    show=description is not None,
                 )  # fmt: skip
                 for future in bar:
                     self._put(waiting[future], future.result())

@@ -13,7 +13,6 @@ from typing import cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
 from tl_crosscoder.crosscoder.site_views import check_source
@@ -21,6 +20,7 @@ from tl_crosscoder.crosscoder.sparse.codes import SparseCodes, offsets_of
 from tl_crosscoder.data.harvest import batches_of, within_limits
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.progress import progress
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,7 +146,7 @@ class InterventionContext:
         if not len(text):
             raise ValueError("there are no contexts: the text is empty.")
         parts = batches_of(text, batch_size)
-        bar = tqdm(parts, desc=description, unit="batch", disable=None if description else True)
+        bar = progress(parts, desc=description, unit="batch", show=description is not None)
         for index, part in bar:
             yield self.acts(index, part)
 

@@ -7,18 +7,18 @@ layers below their hooks. Limit: logits of `MAX_LOGITS` entries at a time.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import Edit, Places, TokenFilter
 from tl_crosscoder.models.forward import Continuation
 from tl_crosscoder.models.hooked import stop_layer
+from tl_crosscoder.progress import progress
 
 MAX_LOGITS = 2**25
 """Entries of logits at a time; 128 MiB in float32."""
@@ -90,12 +90,10 @@ def score_edits(
     return EditScores(kl=kl, ce=ce, counts=every.sum(dim=-1).double())
 
 
-def progress_bar(
-    text: TokenizedText, edits: Sequence[Edit], description: str | None
-) -> "tqdm[NoReturn]":
+def progress_bar(text: TokenizedText, edits: Sequence[Edit], description: str | None) -> Any:
     """A bar that ends when every context has passed under every edit."""
-    n, is_off = len(text) * len(edits), None if description else True
-    return tqdm(total=n, desc=description, unit="pass", disable=is_off)
+    n = len(text) * len(edits)
+    return progress(total=n, desc=description, unit="pass", show=description is not None)
 
 
 def edited_logits(

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.null import LoraTraining
 from tl_crosscoder.config.settings import from_mapping
 from tl_crosscoder.models.loading import adapter_folder
+from tl_crosscoder.progress import progress
 
 TRAINING_NAME = "training.json"
 HELD_OUT = 0.1
@@ -158,7 +158,7 @@ def _fit(
     n, n_rise, n_tokens = how.n_steps, max(1, how.n_steps // 20), 0
     batches = _batches(texts, how.batch_size)
     adapted.train()
-    bar = tqdm(range(n), desc="Fine-tuning", unit="step", disable=None if show_progress else True)
+    bar = progress(range(n), desc="Fine-tuning", unit="step", show=show_progress)
     for step in bar:
         share = min((step + 1) / n_rise, (n - step) / max(1, n - n_rise))
         optimizer.param_groups[0]["lr"] = how.lr * share

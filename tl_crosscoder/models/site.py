@@ -13,7 +13,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.config.inputs import ModelsConfig
+from tl_crosscoder.config.inputs import ModelsConfig, hook_point
 from tl_crosscoder.config.settings import from_mapping
 
 Names = str | Path | Sequence[str | Path]
@@ -43,6 +43,9 @@ class Site:
     """Activations are multiplied by this in training; saved dictionaries have it folded in."""
     minus: "Site | None" = None
     """The site whose activation is subtracted from this one; None where nothing is."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hook_name", hook_point(self.hook_name))
 
     @property
     def model_revision(self) -> str | None:

@@ -6,12 +6,9 @@ result in the folder, and whatever ranks latents there reads it or computes it o
 attribution a folder, the latest.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
-
-from tqdm.auto import tqdm
 
 from tl_crosscoder.analysis.latents import (
     LatentMeasures,
@@ -32,6 +29,7 @@ from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.interventions.waterfall import Waterfall, waterfall
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.organisms.suite import organism
+from tl_crosscoder.progress import note
 from tl_crosscoder.run.run import Run
 
 RANKING, TESTS = 0, 1
@@ -121,7 +119,7 @@ def attribution_of(run: Run, *, text: str | None = None, toward: str = "finetune
         error = f"The attribution in {run.path} is toward the {found.compared[1]} model."
     except (FileNotFoundError, ValueError) as problem:
         error = str(problem).partition(" Compute it")[0]
-    tqdm.write(f"{error} Attributing now.", file=sys.stderr)
+    note(f"{error} Attributing now.")
     side = "finetuned" if toward == "finetuned" else "base"
     return attribute_run(run, AttributionQuestion(text=text, toward=side))
 

@@ -5,15 +5,13 @@ kept in the folder (`changes.json`), with the waterfall beside it. Limit: one an
 latest.
 """
 
-import sys
 from dataclasses import replace
-
-from tqdm.auto import tqdm
 
 from tl_crosscoder.config.causal import ChangesQuestion
 from tl_crosscoder.files import CHANGES_NAME, HELD_OUT_NAME, WATERFALL_NAME
 from tl_crosscoder.interventions.changes import CONTROLS, find_changes
 from tl_crosscoder.interventions.changes_result import Changes
+from tl_crosscoder.progress import note
 from tl_crosscoder.run.attribution import (
     TESTS,
     attribution_on,
@@ -74,8 +72,8 @@ def answer_run(run: Run) -> None:
         reason = str(error).partition("\n")[0] or type(error).__name__
     if reason:
         how = "" if (run.path / HELD_OUT_NAME).is_file() else " --text TEXT"
-        tqdm.write(
+        note(
             f"What changed was not found out: {reason} `tl-crosscoder changes {run.path}{how}` "
             "looks for it.",
-            file=sys.stderr,
+            is_warning=True,
         )

@@ -11,8 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from tl_crosscoder import files
 from tl_crosscoder.config.inputs import ContrastiveConfig, TextSource
 from tl_crosscoder.data.contrastive import ContrastiveSampler, default_prompts
@@ -21,6 +19,7 @@ from tl_crosscoder.locks import locked
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import ANY_HOOK
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
+from tl_crosscoder.progress import progress
 
 _FREE = ("output", "hook_name", "difference", "device")
 """Fields that may differ when a run is resumed: they do not change which texts are sampled."""
@@ -201,12 +200,11 @@ def _claimed(path: Path, config: ContrastiveConfig, sampler: ContrastiveSampler)
 def _write_rows(path: Path, sampler: ContrastiveSampler, record: dict[str, Any]) -> None:
     """Sample the batches that the record does not have, and keep count in it."""
     n_done = record["n_batches"]
-    bar = tqdm(
+    bar = progress(
         total=sampler.n_prompts,
         initial=sum(map(len, sampler.batches[:n_done])),
         desc="Sampling",
         unit="prompt",
-        disable=None,
     )
     with bar, path.open("ab") as file:
         file.truncate(record["n_bytes"])

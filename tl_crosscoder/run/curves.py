@@ -6,7 +6,6 @@ by every effect; results are JSON in the folder (`curves_predictions.json`,
 directions are of text. Limit: see `interventions.curves`.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar, get_args
@@ -14,7 +13,6 @@ from typing import TypeVar, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder.baselines.difference import activation_difference, difference_pca
 from tl_crosscoder.baselines.frozen_sae import sae_directions
@@ -27,6 +25,7 @@ from tl_crosscoder.interventions.costs import OffTarget
 from tl_crosscoder.interventions.curves import curve_trials
 from tl_crosscoder.interventions.trials import Trial
 from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.progress import note
 from tl_crosscoder.run.causal import (
     control_settings,
     each_effect,
@@ -104,7 +103,7 @@ def _available(makers: Mapping[str, Callable[[], T]], *, is_asked: bool) -> dict
         except ValueError as error:  # such as decoder norms of a diff-SAE, which has one site
             if is_asked:
                 raise
-            tqdm.write(f"{name} is left out: {error}", file=sys.stderr)
+            note(f"{name} is left out: {error}", is_warning=True)
     return found
 
 

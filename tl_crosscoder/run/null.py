@@ -9,13 +9,11 @@ copies of the model in memory, and then four.
 """
 
 import json
-import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.causal import AttributionQuestion
@@ -34,6 +32,7 @@ from tl_crosscoder.models.lora import LoraTrained, lora_config, train_lora
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.models.tokenizer import TokenIds, tokenizer_sha256
+from tl_crosscoder.progress import note
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.floor import Floor, measured, measured_floor
 from tl_crosscoder.run.own_samples import Content, own_samples, prompt_documents, training_texts
@@ -175,7 +174,7 @@ def _say(run: Run, config: NullConfig, how: RunConfig) -> None:
     took_text = "" if took is None else f" (the run's own took {took:,.0f} s)"
     parts += [f"a dictionary{tokens} with the run's settings{took_text}", "and its measures"]
     said = f"Noise floor, in {run.path / NULL_NAME}: {'; '.join(parts)}."
-    tqdm.write(wrapped(said), file=sys.stderr)
+    note(wrapped(said))
 
 
 def _seconds(run: Run) -> float | None:

@@ -7,11 +7,8 @@ measured on give no prompts. Limit: prompts are in memory.
 
 import math
 import random
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import cycle, islice
-
-from tqdm.auto import tqdm
 
 from tl_crosscoder.config.inputs import TextConfig
 from tl_crosscoder.config.null import NullConfig
@@ -23,6 +20,7 @@ from tl_crosscoder.data.records import BadDocuments, Document
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.lora import TrainingText
 from tl_crosscoder.models.pair import ModelPair
+from tl_crosscoder.progress import note, progress
 from tl_crosscoder.results.render import wrapped
 
 Content = TokenizedText | list[Document] | None
@@ -89,13 +87,13 @@ def own_samples(
         with_stop=True,
     )
     n = 0
-    for batch in tqdm(range(len(sampler.batches)), desc="Sampling", unit="batch", disable=None):
+    for batch in progress(range(len(sampler.batches)), desc="Sampling", unit="batch"):
         rows = sampler.sample(batch)
         n += len(rows)
         yield from rows
     if n < len(documents):
         said = f"{n:,} of {len(documents):,} prompts gave samples; the others are too long"
-        tqdm.write(wrapped(f"{said}, or the base writes nothing after them."), file=sys.stderr)
+        note(wrapped(f"{said}, or the base writes nothing after them."))
 
 
 def training_texts(samples: list[Document]) -> list[TrainingText]:

@@ -7,13 +7,10 @@ asked for. The name of an embedded dictionary, `tl_crosscoder/taboo-batchtopk`, 
 
 import math
 import shutil
-import sys
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.example_database import ExampleDatabase
@@ -32,6 +29,7 @@ from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.pretrained import PREFIX, embedded_run
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.organisms.suite import load_suite
+from tl_crosscoder.progress import note
 from tl_crosscoder.train.checkpoint import check_weights, read_record
 
 COPIES = "tl_crosscoder-runs"
@@ -56,7 +54,7 @@ def opened_path(path: str | Path) -> Path:
         with files.replacing(copy) as temporary:
             shutil.copytree(embedded, temporary)
             write_documents(temporary / HELD_OUT_NAME, _held_out_again(read_record(embedded)))
-        tqdm.write(f"Copied {path} to {copy}: results go there.", file=sys.stderr)
+        note(f"Copied {path} to {copy}: results go there.")
     elif files.sha256(copy / WEIGHTS_NAME) != files.sha256(embedded / WEIGHTS_NAME):
         raise ValueError(
             f"{copy} is a copy of {path}, but not of the one in this version of the package. Give "
@@ -183,7 +181,7 @@ class Run:
         try:
             return Measurement.load(self.path)
         except (FileNotFoundError, ValueError) as error:
-            tqdm.write(f"{error} Measuring now.", file=sys.stderr)
+            note(f"{error} Measuring now.")
             return self._measure()[0]
 
     def measure(self, text: str | None = None) -> Measurement:
@@ -214,7 +212,7 @@ class Run:
         """
         path = self.path / EXAMPLES_NAME
         if not path.is_file():
-            tqdm.write(f"Collecting examples on held-out text, once, into {path}.", file=sys.stderr)
+            note(f"Collecting examples on held-out text, once, into {path}.")
             found, contexts, tokenizer = self._measure()
             save_examples(found, self.path, text=contexts, tokenizer=tokenizer)
         database = ExampleDatabase.open(path)

@@ -7,14 +7,11 @@ at `n_measured_tokens`, and examples are of that text alone.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
-
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.example_database import ExampleDatabase
@@ -42,6 +39,7 @@ from tl_crosscoder.models.loading import options_of_each
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import ANY_HOOK, sites_of
 from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.progress import note
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.run import Run, save_measurement
 from tl_crosscoder.run.scan import scanned
@@ -124,7 +122,7 @@ def _train_all(
     if chooses and isinstance(source, ModelPair):
         if begun_at is None:
             scan = scanned(configs[0], source, content, settings=ScanSettings())
-            tqdm.write(wrapped(scan.line()), file=sys.stderr)
+            note(wrapped(scan.line()))
             configs = [replace(config, hook_name=scan.hook_name) for config in configs]
         source = source.at(str(configs[0].hook_name).split(","))
     read = _text(configs[0], source, content)
@@ -203,7 +201,7 @@ def _say(trainers: Sequence[Trainer], text: SplitText) -> None:
             f"{plan.n_tokens:,} activation pairs in batches of {plan.batch_size:,}, learning rate "
             f"{plan.lr:g} after {plan.lr_warmup_steps} steps. The run is kept in {trainer.output}."
         )
-    tqdm.write("\n".join(map(wrapped, lines)), file=sys.stderr)
+    note("\n".join(map(wrapped, lines)))
 
 
 def _fit_and_measure(trainers: list[Trainer], source: ActivationSource, text: SplitText) -> None:

@@ -15,7 +15,6 @@ import json
 import platform
 import re
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,7 +26,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.training import TrainConfig
@@ -38,6 +36,7 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import CFG_NAME, RECORD_NAME, WEIGHTS_NAME
 from tl_crosscoder.models.checks import folder_hashes
 from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.progress import note
 
 N_KEPT = 2
 _NAMES = "weights.safetensors", "optimizer.safetensors"
@@ -221,7 +220,7 @@ def load_last_checkpoint(
         try:
             return load_checkpoint(path, model, optimizer)
         except ValueError as error:
-            tqdm.write(f"Warning: {error}", file=sys.stderr)
+            note(f"Warning: {error}", is_warning=True)
     if found:
         raise ValueError(
             f"every checkpoint in {output} is damaged ({', '.join(p.name for p in found)}). Begin "

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder import files
 from tl_crosscoder.config.presets import BatchTopK, Preset
@@ -29,6 +28,7 @@ from tl_crosscoder.data.loader import ActivationLoader, Position
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.locks import locked
 from tl_crosscoder.models.source import ActivationSource
+from tl_crosscoder.progress import progress
 from tl_crosscoder.train.checkpoint import (
     TrainingInterruptedError,
     TrainState,
@@ -334,7 +334,7 @@ def _train(trainers: Sequence[Trainer]) -> dict[Trainer, FloatingPointError]:
         interrupted = stack.enter_context(interruptible())
         batches = stack.enter_context(closing(first.loader.batches(first.begin().position)))
         how = {"desc": "Training", "unit": "tok", "unit_scale": True}
-        bar = stack.enter_context(tqdm(total=n_steps * size, initial=step * size, **how))
+        bar = stack.enter_context(progress(total=n_steps * size, initial=step * size, **how))
         while step < n_steps and running:
             batch, position = next(batches)
             active = [trainer for trainer in running if trainer.begin().step == step]

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import encode_documents
@@ -25,6 +24,7 @@ from tl_crosscoder.interventions.edits import AddVector, Edit
 from tl_crosscoder.interventions.latent_edits import ablation, activation_norms, steering
 from tl_crosscoder.interventions.live import edited
 from tl_crosscoder.models.tokenizer import decode_continuation
+from tl_crosscoder.progress import progress
 from tl_crosscoder.run.causal import neutral_text, prompt_ids
 from tl_crosscoder.run.run import Run
 
@@ -215,7 +215,7 @@ def sample_latents(
     chosen = tried
     if not settings.prompts:
         chosen = sorted(tried, key=lambda each: each.base == each.finetuned)[: settings.n_prompts]
-    bar = tqdm(chosen, desc="Samples", unit="prompt", disable=not show_progress)
+    bar = progress(chosen, desc="Samples", unit="prompt", show=show_progress)
     return Samples(
         latents=list(latents),
         strengths=list(settings.strengths),
