@@ -265,6 +265,12 @@ def test_an_ablation_writes_beside_both_models_and_leaves_no_hook(made, latent):
 
 def test_nothing_ablated_changes_nothing(made):
     texts = made.ablate([]).generate(PROMPT, max_new_tokens=8).texts
+    chat = [{"role": "user", "content": PROMPT}]
+    assert made.ablate([]).generate(chat, max_new_tokens=8).texts == texts
+    longer = [*chat, {"role": "assistant", "content": "It hoots."}, *chat]
+    both = made.ablate([]).generate([PROMPT, longer], max_new_tokens=8)
+    assert both.prompts == [PROMPT, f"{PROMPT} / It hoots. / {PROMPT}"]
+    assert [own[0] for own in both.texts.values()] == [own[0] for own in texts.values()]
     assert texts["edited"] == texts["finetuned"]
 
 

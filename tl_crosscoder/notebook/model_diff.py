@@ -68,6 +68,7 @@ from tl_crosscoder.run.attribution import attribute_run, ranking_of, waterfall_r
 from tl_crosscoder.run.causal import (
     N_NEUTRAL_TOKENS,
     N_NEW_TOKENS,
+    Prompt,
     ablate_run,
     patch_run,
     steer_run,
@@ -319,7 +320,7 @@ class ModelDiff:
 
     def try_prompt(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
         latents: Latents | None = None,
         n: int = 8,

@@ -38,7 +38,14 @@ from tl_crosscoder.report.tokens import edited_tokens
 from tl_crosscoder.results.measures import spoken
 from tl_crosscoder.results.render import Section, as_html, as_text
 from tl_crosscoder.results.tables import TableOfRows
-from tl_crosscoder.run.causal import N_NEW_TOKENS, prompt_ids, samples
+from tl_crosscoder.run.causal import (
+    N_NEW_TOKENS,
+    Prompt,
+    prompt_ids,
+    prompt_label,
+    samples,
+    several_prompts,
+)
 from tl_crosscoder.run.run import Run
 
 
@@ -101,7 +108,7 @@ class EditedDiff:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         *,
         max_new_tokens: int = N_NEW_TOKENS,
         temperature: float = 0.0,
@@ -110,7 +117,7 @@ class EditedDiff:
         """What base, fine-tuned and edited model write.
 
         Args:
-            prompts: one or several.
+            prompts: one or several: what a user says, or a list of messages that ends with it.
             max_new_tokens: at most so many each.
             temperature: 0 is greedy.
             seed: of sampling, the same for all three.
@@ -118,7 +125,7 @@ class EditedDiff:
         Raises:
             ValueError: prompts that are longer than the models' context.
         """
-        each = [prompts] if isinstance(prompts, str) else [*prompts]
+        each = several_prompts(prompts)
         how = {"sites": (self.ctx.base, self.ctx.finetuned), "edits": {"edited": self.edit}}
         options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         found = samples(self.run, self.ctx, each, **how, **options)
@@ -205,7 +212,7 @@ class PromptDiff(TableOfRows):
 def prompt_diff(
     run: Run,
     ctx: InterventionContext,
-    prompt: str,
+    prompt: Prompt,
     *,
     latents: Sequence[int] | None = None,
     n: int = 8,
@@ -216,7 +223,8 @@ def prompt_diff(
     Args:
         run: where measures of the latents are.
         ctx: its models and dictionary.
-        prompt: a user's turn where there is a chat template, else plain text.
+        prompt: a user's turn where there is a chat template, else plain text; or a list of
+            messages that ends with a user's.
         latents: which to show, in this order; None is the n that explain most of the difference.
         n: how many at most; only active ones are among them.
         max_new_tokens: that each model writes, at most.
@@ -240,7 +248,7 @@ def prompt_diff(
     tokens = text_tokens(tokenizer, ids)
     return PromptDiff(
         rows=tuple(_row(run, j, explained[j].item(), acts.codes, tokens) for j in chosen),
-        prompt=prompt,
+        prompt=prompt_label(prompt),
         base=decode_continuation(tokenizer, start, base),
         finetuned=decode_continuation(tokenizer, start, new),
         tokens=tuple(tokens),

@@ -8,7 +8,7 @@ none is named, neutral text is the run's held-out text, in which the fine-tune m
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tl_crosscoder.analysis.latents import rank_latents
 from tl_crosscoder.config.causal import (
@@ -64,6 +64,8 @@ NOTHING_CARRIED = (
     "No latent carries anything of the change on this text: the models do not differ at the hook, "
     "so there is nothing to cause."
 )
+Prompt = str | Sequence[Mapping[str, Any]]
+"""What a user says (plain text where there is no chat template), or the messages of a chat."""
 Samples = list[tuple[str, dict[str, str]]]
 """Prompts, and what each model writes after them."""
 
@@ -287,7 +289,7 @@ def chosen_latents(run: Run, question: LatentsQuestion) -> list[int]:
 def samples(
     run: Run,
     ctx: InterventionContext,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     sites: Sequence[int],
     edits: Mapping[str, Edit],
@@ -304,7 +306,10 @@ def samples(
     for name, edit in edits.items():
         with edited(ctx, edit) as model:
             texts[name] = model.generate(ids, **options)
-    return [(p, {name: each[i] for name, each in texts.items()}) for i, p in enumerate(prompts)]
+    return [
+        (prompt_label(p), {name: each[i] for name, each in texts.items()})
+        for i, p in enumerate(prompts)
+    ]
 
 
 def ablation_samples(
@@ -337,13 +342,24 @@ def steering_samples(
     return samples(run, ctx, prompts, sites=[ctx.base], edits=edits, max_new_tokens=N_NEW_TOKENS)
 
 
-def prompt_ids(run: Run, prompt: str) -> list[int]:
-    """A user's turn where the tokenizer has a chat template, else plain text."""
+def several_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, or several, as several; a list of messages is one chat."""
+    is_one = isinstance(prompts, str) or all(isinstance(p, Mapping) for p in prompts)
+    return cast(list[Prompt], [prompts] if is_one and prompts else [*prompts])
+
+
+def prompt_label(prompt: Prompt) -> str:
+    """A prompt in a table: the turns of a chat one after the other."""
+    turns = [prompt] if isinstance(prompt, str) else [str(m.get("content", "")) for m in prompt]
+    return " / ".join(turns)
+
+
+def prompt_ids(run: Run, prompt: Prompt) -> list[int]:
+    """Ids of a prompt, up to where the assistant begins."""
     tokenizer = run.models.tokenizer
-    is_chat = bool(tokenizer.chat_template)
-    document: Document = (
-        {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"text": prompt}
-    )
+    is_chat = bool(tokenizer.chat_template) or not isinstance(prompt, str)
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+    document: Document = {"messages": turns} if is_chat else {"text": prompt}
     (encoded,) = encode_documents([document], tokenizer, add_generation_prompt=is_chat)
     return encoded.ids.tolist()
 
