@@ -7,12 +7,12 @@ ORGANISM ?= taboo
 OUTPUT ?= demo-output/$(ORGANISM)
 # Processes that the tests are shared out to, a file at a time.
 TEST_WORKERS ?= 2
-# More flags of the tests, such as `make test PYTEST_FLAGS=--cov`.
+# More flags of the tests.
 PYTEST_FLAGS ?=
 # Threads that wait do not take the core from those that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint types notebooks docs bench bench-step bench-data bench-demo bench-analysis bench-causal bench-verdicts bench-report bench-exports clean
+.PHONY: demo test coverage slow lint types notebooks docs bench bench-step bench-data bench-demo bench-analysis bench-causal bench-verdicts bench-report bench-exports clean
 
 demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
@@ -22,6 +22,9 @@ test slow: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
+
+coverage: $(VENV)/ready
+	$(MAKE) test PYTEST_FLAGS="--cov --cov-report=term --cov-fail-under=90"
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -n $(TEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)

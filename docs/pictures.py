@@ -3,8 +3,8 @@
     python docs/pictures.py        # needs Chromium and its driver; about a minute
 
 Writes `docs/images/figure.png` and `docs/images/report.png`. Everything on them is what the package
-makes of `tl_crosscoder/taboo-delta`, whose results travel with it. Sizes are for a page of some 900
-pixels, as GitHub shows them.
+makes of `tl_crosscoder/taboo-batchtopk`, whose results travel with it. Sizes are for a page of some
+900 pixels, as GitHub shows them.
 """
 
 import os
@@ -20,7 +20,7 @@ from tl_crosscoder import load_diff
 from tl_crosscoder.report.figures import save_figure
 
 IMAGES = Path(__file__).resolve().parent / "images"
-DICTIONARY = "tl_crosscoder/taboo-delta"
+DICTIONARY = "tl_crosscoder/taboo-batchtopk"
 FIGURE = "ablation_behaviour_says-secret-when-guessed"
 """How the name of the figure begins, of which the first is taken."""
 SIZES = {"figure": (900, 660), "report": (1240, 820)}

@@ -85,7 +85,10 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     write_documents(tmp_path / "text.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     run_python("README.md", README)
-    assert "The run is kept in runs/gemma" in " ".join(capsys.readouterr().err.split())
+    printed = capsys.readouterr()
+    for shown in blocks("README.md", "text")[0].split("\n\n"):
+        assert shown.strip() in printed.out
+    assert "The run is kept in runs/gemma" in " ".join(printed.err.split())
     assert {"patching.json", "ablation_predictions.json"} <= {
         path.name for path in (tmp_path / "runs/gemma").iterdir()
     }
