@@ -32,12 +32,11 @@ _SILENCED = ContextVar("silenced", default=False)
 class _Lines(tqdm.std.tqdm):
     """tqdm's counts and rates, a line at a time."""
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Print a line; tqdm asks for an empty one to clear a bar, of which there is none here."""
         del pos
         if msg is None:
             print(str(self), file=self.fp, flush=True)
-        return True
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
         """Keep a text for the next line."""
@@ -70,7 +69,8 @@ def progress(items: Iterable[Any] | None = None, *, show: bool = True, **how: An
 
 def is_watched() -> bool:
     """Whether stderr is a terminal, or this is a notebook."""
-    return sys.stderr.isatty() or tqdm.auto.notebook_tqdm is not tqdm.std.tqdm
+    is_notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.auto.tqdm.__mro__)
+    return is_notebook or sys.stderr.isatty()
 
 
 def note(text: str, *, is_warning: bool = False) -> None:
