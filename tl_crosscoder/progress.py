@@ -11,13 +11,18 @@ turns bars and lines off, `silenced` (`tl-crosscoder --quiet`) the notes too, bu
 
 import io
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import tqdm.auto
 import tqdm.std
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets: the bar is then one of text.
+    warnings.simplefilter("ignore", tqdm.std.TqdmWarning)
+    import tqdm.auto
 
 LINE_S = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -68,9 +73,9 @@ def progress(items: Iterable[Any] | None = None, *, show: bool = True, **how: An
 
 
 def is_watched() -> bool:
-    """Whether stderr is a terminal, or this is a notebook."""
-    is_notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.auto.tqdm.__mro__)
-    return is_notebook or sys.stderr.isatty()
+    """Whether stderr is a terminal, or this is a notebook, with widgets or without."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell" or sys.stderr.isatty()
 
 
 def note(text: str, *, is_warning: bool = False) -> None:
