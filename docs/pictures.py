@@ -1,4 +1,4 @@
-"""Take the pictures of README and site: a figure and the report of an embedded dictionary.
+"""Take the pictures of README and site: the first screen of a report, and a figure.
 
     python docs/pictures.py        # needs Chromium and its driver; about a minute
 
@@ -23,18 +23,13 @@ IMAGES = Path(__file__).resolve().parent / "images"
 DICTIONARY = "tl_crosscoder/taboo-batchtopk"
 FIGURE = "ablation_behaviour_says-secret-when-guessed"
 """How the name of the figure begins, of which the first is taken."""
-SIZES = {"figure": (900, 660), "report": (1240, 820)}
+SIZES = {"figure": (900, 660), "report": (880, 780)}
 """Size of the window, in pixels."""
 WITHOUT_BUTTONS = "document.querySelectorAll('.modebar').forEach(e => e.remove())"
-AT_THE_EXAMPLES = """
-const title = [...document.querySelectorAll('#pane h3')].find(e => e.textContent == 'Examples');
-title.scrollIntoView();
-document.querySelector('#pane').scrollTop -= 64;  // its head stays above
-document.querySelector('#latents-title').scrollIntoView();
-"""
+AT_THE_TOP = "window.scrollTo(0, 0)"
 
 
-def picture(page: Path, name: str, *, anchor: str = "", script: str) -> None:
+def picture(page: Path, name: str, *, script: str) -> None:
     """A screenshot of what a page shows after a script."""
     options = Options()
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
@@ -43,7 +38,7 @@ def picture(page: Path, name: str, *, anchor: str = "", script: str) -> None:
     with Chrome(options=options, service=Service("/usr/bin/chromedriver")) as browser:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(page.resolve().as_uri() + anchor)
+        browser.get(page.resolve().as_uri())
         time.sleep(3)  # fonts, and what is unpacked after the page is there
         browser.execute_script(script)
         time.sleep(1)
@@ -59,9 +54,8 @@ def main() -> None:
         drawn = next(f for name, f in diff.figures.items() if name.startswith(FIGURE))
         figure = save_figure(drawn, Path("figure.html"))
         picture(figure, "figure", script=WITHOUT_BUTTONS)
-        report = diff.report("report.html", n_latents=50)
-        anchor = f"#latent-{diff.top(2).latents[1]}"
-        picture(report, "report", anchor=anchor, script=AT_THE_EXAMPLES)
+        report = diff.report("report.html", n_latents=50, models=False)
+        picture(report, "report", script=AT_THE_TOP)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ it. Limit: the first latents of the ranking, and a few texts.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import UNRANKED, Ranking, rank_latents
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, RECOVERY_NAME
+from tl_crosscoder.files import CHANGES_NAME, EXAMPLES_NAME, HELD_OUT_NAME, RECOVERY_NAME
+from tl_crosscoder.interventions.changes_result import Change, Changes
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.organisms.suite import load_suite
@@ -68,8 +70,10 @@ class ReportData:
 
     title: str
     compared: tuple[str, str] | None
-    answer: list[str]
-    """What changed, in lines; empty where it has not been looked for."""
+    answer: tuple[list[str], list[str]]
+    """What is said before and after the changes; nothing where they have not been looked for."""
+    changes: list[Record]
+    """What changed: fields of `Change`."""
     order: str
     """Order of the latents, see `ranking_at_hand`."""
     n_ranked: int
@@ -94,6 +98,19 @@ class ReportData:
         """Values that the page's script reads."""
         samples = None if self.samples is None else asdict(self.samples)
         return {"latents": self.latents, "samples": samples, "texts": self.texts}
+
+
+def _answer(folder: Path) -> tuple[tuple[list[str], list[str]], tuple[Change, ...]]:
+    """What is said around the changes, and these."""
+    lines = [line for section in answer_sections(folder) for line in section.notes]
+    path = folder / CHANGES_NAME
+    try:
+        changes = Changes.load(path).found if path.is_file() else ()
+    except ValueError:  # `answer_sections` has said so
+        changes = ()
+    own = [line for change in changes for line in change.lines()]
+    start = lines.index(own[0]) if own else 0
+    return (lines[:start], lines[start + len(own) :]), changes
 
 
 def collect(
@@ -121,10 +138,12 @@ def collect(
         run, chosen.latents, settings, missing=missing, show_progress=show_progress
     )
     how = {"effects": effects, "has_models": settings.models, "missing": missing}
+    answer, changes = _answer(run.path)
     return ReportData(
         title=question(run.crosscoder.sites),
         compared=measurement.compared,
-        answer=[line for section in answer_sections(run.path) for line in section.notes],
+        answer=answer,
+        changes=[asdict(change) for change in changes],
         order=ranking.order,
         n_ranked=len(ranking.rows),
         dictionary=_dictionary(measurement),

@@ -34,6 +34,7 @@ from tl_crosscoder.run.run import Run
 
 _SCRIPTS = ("elements", "table", "latent", "lazy", "main")
 _GLOSSARY = (
+    "change_share",
     "d_sae", "fve", "difference_fve", "difference_share", "l0", "dead_share", "latent_class",
     "relative_decoder_norm", "delta_norm", "decoder_norm", "decoder_cosine", "encoder_cosine",
     "attribution", "attribution_share", "score",
