@@ -3,6 +3,7 @@
 import math
 
 from tl_crosscoder.interventions.causal_rows import CausalRow, CausalTest
+from tl_crosscoder.interventions.changes_result import Change, Changes
 from tl_crosscoder.interventions.patching import PatchingResult, PatchingRow
 
 NAN = math.nan
@@ -50,4 +51,25 @@ def causal_result(*rows: CausalRow) -> CausalTest:
     return CausalTest(
         rows=rows, effect="taboo", unit="probability", n_prompts=12, n_random=100, n_matched=20,
         max_ce_cost=0.5, sets={},
+    )  # fmt: skip
+
+
+def change_row(**changes) -> Change:
+    values = {
+        "place": 1, "change_share": 0.48, "agreement": 0.99, "latents": (3, 4),
+        "attributions": (3.0, 2.0), "before": "Is it the moon?",
+        "base_text": "Yes, it is the moon.", "finetuned_text": "I cannot tell you that.",
+        "raised": (" cannot",), "lowered": ("Yes",), "passages": ("Is it the moon?",),
+        "n_passages": 24, "necessity": 0.86, "necessity_low": 0.77, "necessity_high": 0.93,
+        "strongest": "shuffled", "control_mean": 0.03, "control_high": 0.1, "p_control": 0.05,
+        "off_target_kl": 0.0012, "off_target_ce": 0.0, "recovery": 0.9,
+        "recovery_of_others": NAN, "doubt": "",
+    }  # fmt: skip
+    return Change(**(values | changes))
+
+
+def changes_result(*rows: Change) -> Changes:
+    return Changes(
+        rows=rows, agreements=(1.0, NAN), effect="predictions of all tokens",
+        compared=("base", "finetuned"), hook_name="blocks.1.hook_resid_post", nats=0.1, texts={},
     )  # fmt: skip

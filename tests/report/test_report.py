@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from report.report_runs import DIFFERENCE, HOOK, HOSTILE, PAIR, small_run
-from report.result_rows import causal_row, patching_row
+from report.result_rows import causal_row, change_row, changes_result, patching_row
 
 from tl_crosscoder import ModelPair, TrainConfig, Trainer, load_diff, measure, preset
 from tl_crosscoder.analysis.example_database import ExampleDatabase
@@ -51,6 +51,26 @@ def shown(html: str) -> str:
         r"<(style|script).*?</\1>|<[^>]*>", "", html[: html.index('id="data"')], flags=re.S
     )
     return " ".join(words.split())
+
+
+def test_it_begins_with_the_changes_in_both_models_words(folder, data):
+    first = data.latents[0]["latent"]
+    rows = change_row(latents=(first, 10_000)), change_row(place=2, base_text=HOSTILE, passages=())
+    doubtful = change_row(place=3, doubt="controls do as much")
+    changes_result(*rows, doubtful).save(folder / "changes.json")
+    html = page(collect(Run(path=folder), ReportSettings(n_latents=6, models=False)), {})
+    words = shown(html)
+    assert (
+        "48 % of the change: after Is it the moon? the base writes Yes, it is the moon., the "
+        "fine-tune I cannot tell you that."
+    ) in words
+    undone = f"Ablating latents {first}, 10000 undoes 86 % [77, 93] of it (shuffled controls 3 %)"
+    assert undone in words
+    assert "costs 0.0012 nats a token on neutral text. Likelier: cannot Less likely: Yes" in words
+    assert f'<a href="#latent-{first}">{first}</a>, 10000 undoes' in html
+    assert "1 group of latents is found again and not counted: controls do as much." in words
+    assert words.index("48 % of the change") < words.index("A dictionary of")
+    assert HOSTILE not in html
 
 
 def test_latents_are_in_the_order_of_an_attribution_where_the_folder_has_one(folder):
