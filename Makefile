@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: $(VENV)/ready
 	$(BIN)/tl-crosscoder demo --organism $(ORGANISM) --output $(OUTPUT) --resume
 
-# A thread a process: two processes with two threads each take twice as long on two cores.
+# A thread a process: more would wait for each other on as many cores as processes.
 test slow: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/ready

@@ -212,6 +212,19 @@ def embedded_speed() -> list[Sequence[str]]:
     return [("", "tokens a second"), *((name, f"{speed:,}") for name, speed in found.items())]
 
 
+def attribution() -> list[Sequence[str]]:
+    """What attribution of all latents takes, beside the passes that it cannot do without."""
+    rows: list[Sequence[str]] = [
+        ("steps", "passes alone, s", "attribution, s", "times as long",
+         "without the layers below the hook", "µs a token")
+    ]  # fmt: skip
+    for row in results("attribution_speed")["rows"]:
+        seconds = (f"{row[name]:.2f}" for name in ("passes_alone_s", "attribution_s"))
+        times = (f"{row[name]:.2f}" for name in ("ratio", "ratio_without_layers_below"))
+        rows.append((str(row["n_steps"]), *seconds, *times, f"{row['us_per_token']:.0f}"))
+    return rows
+
+
 def harvest() -> list[Sequence[str]]:
     """Tokens a second through both models, and of the bare forward passes."""
     found = results("data_path")["harvest"]
@@ -350,7 +363,7 @@ def answer() -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [
         ("pair", "preset", "KL, nats a token", "% of it that passes the hook",
          "% of that: all latents", "the first 3", "the first 10", "changes", "doubted groups",
-         "planted behaviours found", "changes of null pairs: identical, own samples",
+         "planted behaviours found", "changes of null pairs: own samples, base twice",
          "largest latent: pair, nulls")
     ]  # fmt: skip
     for (pair, preset), cells in answer_rows(lambda name: "hooks" not in name).items():
@@ -409,25 +422,38 @@ def answer_behaviours() -> list[Sequence[str]]:
     return rows
 
 
+_METHODS = {
+    "pca": "components of the difference",
+    "pca-neutral": "the same, on neutral text",
+    "weights": "singular vectors of the weights' difference",
+}
+
+
 def answer_curves() -> list[Sequence[str]]:
-    """Necessity by number of latents or directions, as shares of what passes the hook."""
-    sizes = (1, 3, 10, 30)
+    """Necessity by number of latents or directions, as shares of what passes the hook.
+
+    Methods without a dictionary are the same beside every preset, and stand there once.
+    """
+    sizes, seen = (1, 3, 10, 30), set[tuple[str, str, str]]()
     rows: list[Sequence[str]] = [
-        ("pair", "preset", "effect", "first of", *map(str, sizes), "cost of 10, nats a token")
+        ("pair", "effect", "first of", "preset", *map(str, sizes), "cost of 10, nats a token")
     ]
     for (pair, preset), cells in answer_rows(lambda name: "hooks" not in name).items():
         kept = [[r for r in cell["curves"] if r["test"] == "necessity"] for cell in cells]
         keys = dict.fromkeys((r["effect"], r["of"]) for own in kept for r in own)
         for effect, of in keys:
-            if of == "all latents":
+            is_method = of in _METHODS
+            if of == "all latents" or (is_method and (pair, effect, of) in seen):
                 continue
+            seen.add((pair, effect, of))
             at = {
                 n: [r for own in kept for r in own if (r["effect"], r["of"], r["n"]) ==
                     (effect, of, n)] for n in sizes
             }  # fmt: skip
             costs = [f"{r['cost']:.4f}" for r in at[10]]
             shares = (per_cent(r["of_reachable"] for r in at[n]) or "-" for n in sizes)
-            rows.append((pair, preset, effect, of, *shares, ", ".join(costs) or "-"))
+            made_by = (_METHODS[of], "-") if is_method else (f"latents by {of}", preset)
+            rows.append((pair, effect, *made_by, *shares, ", ".join(costs) or "-"))
     return rows
 
 
@@ -459,7 +485,8 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "presets": presets, "causal": causal, "patching": patching, "demo": demo,
     "verdict-nulls": verdict_nulls, "answer": answer, "answer-behaviours": answer_behaviours,
     "answer-curves": answer_curves, "answer-hooks": answer_hooks,
-    "analysis": analysis, "embedded-speed": embedded_speed, "harvest": harvest,
+    "attribution": attribution, "analysis": analysis, "embedded-speed": embedded_speed,
+    "harvest": harvest,
     "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
 }  # fmt: skip
 
