@@ -126,7 +126,11 @@ def test_the_page_on_interventions_runs(folder, monkeypatch, capsys):
     run_commands("docs/interventions.md")
     names = run_python(
         "docs/interventions.md",
-        {"n_random=100, n_matched=10": "n_random=3, n_matched=2", "range(20)": "range(3)"},
+        {
+            "n_random=100, n_matched=10": "n_random=3, n_matched=2",
+            '"n_random": 9, "n_matched": 9': '"n_random": 2, "n_matched": 1, "methods": ("pca",)',
+            "range(20)": "range(3)",
+        },
     )
     assert "Necessity" in capsys.readouterr().out
     text = text_of("docs/interventions.md")
