@@ -16,6 +16,7 @@ from tl_crosscoder.cli.report import Report
 from tl_crosscoder.config.causal import AttributionQuestion
 from tl_crosscoder.data.text import write_documents
 from tl_crosscoder.interventions.causal_rows import CausalTest
+from tl_crosscoder.interventions.changes_result import NONE_FOUND
 from tl_crosscoder.interventions.patching import PatchingResult
 from tl_crosscoder.models.pair import planned_sites
 from tl_crosscoder.report.causes import causes_of
@@ -55,7 +56,7 @@ def shown(html: str) -> str:
 
 def test_it_begins_with_the_changes_in_both_models_words(folder, data):
     first = data.latents[0]["latent"]
-    rows = change_row(latents=(first, 10_000)), change_row(place=2, base_text=HOSTILE, passages=())
+    rows = change_row(latents=(first, 10_000)), change_row(place=2, base_text=HOSTILE, raised=())
     doubtful = change_row(place=3, doubt="controls do as much")
     changes_result(*rows, doubtful).save(folder / "changes.json")
     html = page(collect(Run(path=folder), ReportSettings(n_latents=6, models=False)), {})
@@ -71,6 +72,11 @@ def test_it_begins_with_the_changes_in_both_models_words(folder, data):
     assert "1 group of latents is found again and not counted: controls do as much." in words
     assert words.index("48 % of the change") < words.index("A dictionary of")
     assert HOSTILE not in html
+    assert "the base writes &lt;/script&gt;&lt;img src=x" in re.sub('<q class="base">', "", html)
+    changes_result().save(folder / "changes.json")
+    nothing = page(collect(Run(path=folder), ReportSettings(n_latents=6, models=False)), {})
+    assert '<ol class="changes">' not in nothing
+    assert NONE_FOUND in shown(nothing)
 
 
 def test_latents_are_in_the_order_of_an_attribution_where_the_folder_has_one(folder):

@@ -113,13 +113,16 @@ class Changes(TableOfRows):
         return replace(self, rows=tuple(replace(row, **empty) for row in self.rows))
 
     def lines(self) -> list[str]:
-        """The answer: for each change two lines, or one line that there is none."""
+        """The answer: for each change two lines, and the remarks."""
+        return [*(line for row in self.found for line in row.lines()), *self.remarks()]
+
+    def remarks(self) -> list[str]:
+        """That there is no change, and why groups of latents are not counted."""
         if not self.nats:
             base, finetuned = map(spoken, self.compared)
             return [f"Nothing passes here: {finetuned} predicts the same with {base} activations."]
-        doubtful = [row for row in self.rows if row.doubt]
-        lines = [line for row in self.found for line in row.lines()]
-        if not lines:
+        doubtful, lines = [row for row in self.rows if row.doubt], list[str]()
+        if not self.found:
             lines.append(NONE_FOUND if not doubtful else "No change is found.")
         if doubtful:
             reasons = "; ".join(dict.fromkeys(row.doubt for row in doubtful))

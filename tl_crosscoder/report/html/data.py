@@ -9,19 +9,17 @@ it. Limit: the first latents of the ranking, and a few texts.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.latents import UNRANKED, Ranking, rank_latents
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.measurement import Measurement
-from tl_crosscoder.files import CHANGES_NAME, EXAMPLES_NAME, HELD_OUT_NAME, RECOVERY_NAME
-from tl_crosscoder.interventions.changes_result import Change, Changes
+from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, RECOVERY_NAME
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.models.site import site_columns
 from tl_crosscoder.organisms.suite import load_suite
-from tl_crosscoder.report.answer import answer_sections
+from tl_crosscoder.report.answer import Answer
 from tl_crosscoder.report.causes import Causes, causes_of
 from tl_crosscoder.report.circuits import TokenPanel
 from tl_crosscoder.report.html.latents import (
@@ -70,10 +68,7 @@ class ReportData:
 
     title: str
     compared: tuple[str, str] | None
-    answer: tuple[list[str], list[str]]
-    """What is said before and after the changes; nothing where they have not been looked for."""
-    changes: list[Record]
-    """What changed: fields of `Change`."""
+    answer: Answer
     order: str
     """Order of the latents, see `ranking_at_hand`."""
     n_ranked: int
@@ -98,19 +93,6 @@ class ReportData:
         """Values that the page's script reads."""
         samples = None if self.samples is None else asdict(self.samples)
         return {"latents": self.latents, "samples": samples, "texts": self.texts}
-
-
-def _answer(folder: Path) -> tuple[tuple[list[str], list[str]], tuple[Change, ...]]:
-    """What is said around the changes, and these."""
-    lines = [line for section in answer_sections(folder) for line in section.notes]
-    path = folder / CHANGES_NAME
-    try:
-        changes = Changes.load(path).found if path.is_file() else ()
-    except ValueError:  # `answer_sections` has said so
-        changes = ()
-    own = [line for change in changes for line in change.lines()]
-    start = lines.index(own[0]) if own else 0
-    return (lines[:start], lines[start + len(own) :]), changes
 
 
 def collect(
@@ -138,12 +120,10 @@ def collect(
         run, chosen.latents, settings, missing=missing, show_progress=show_progress
     )
     how = {"effects": effects, "has_models": settings.models, "missing": missing}
-    answer, changes = _answer(run.path)
     return ReportData(
         title=question(run.crosscoder.sites),
         compared=measurement.compared,
-        answer=answer,
-        changes=[asdict(change) for change in changes],
+        answer=Answer.load(run.path),
         order=ranking.order,
         n_ranked=len(ranking.rows),
         dictionary=_dictionary(measurement),
