@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from result_file import ResultFile
 from transformers import AutoTokenizer
@@ -41,13 +41,16 @@ from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data.chat import ROLES, encode_documents
 from tl_crosscoder.data.documents import Document, load_documents
 from tl_crosscoder.demo import demo_config, latent_sets, verdicts_of
+from tl_crosscoder.files import CHANGES_NAME, WATERFALL_NAME
+from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import ReplaceActivation, unchanged
 from tl_crosscoder.interventions.latent_edits import ablation
+from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.models.loading import load_trainable
 from tl_crosscoder.models.lora import TrainingText, lora_config, train_lora
 from tl_crosscoder.models.site import Site
-from tl_crosscoder.results.tables import without_nan
+from tl_crosscoder.results.tables import Tabular, without_nan
 from tl_crosscoder.run.attribution import TESTS, behaviours_of, half_of, waterfall_run
 from tl_crosscoder.run.causal import ablate_run
 from tl_crosscoder.run.changes import changes_run
@@ -57,11 +60,14 @@ from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.scan import scan_run
 from tl_crosscoder.run.training import train
 
+T = TypeVar("T", bound=Tabular)
 ORGANISMS = ("taboo", "false-fact")
 SIZES = (1, 3, 10, 30)
 FIRST = 3
 """Latents of a change that should do 80 % of the reachable."""
 TWO_HOOKS = "blocks.1.hook_resid_post,blocks.2.hook_resid_post"
+N_QUESTIONS = 16
+"""Prompts of a behaviour of the real pair."""
 MIN_OPENING = 0.04
 """Share of the replies that begin with a word for the word to count as an opening."""
 
@@ -79,7 +85,7 @@ class Effort:
 
 
 REAL = Effort(
-    n_prompts=32, n_change_controls=9, curve_prompts=16, curve_controls=3, sizes=(3, 10, 30)
+    n_prompts=12, n_change_controls=19, curve_prompts=8, curve_controls=3, sizes=(3, 10, 30)
 )
 """A model of 135M parameters takes a hundred times as long."""
 
@@ -94,12 +100,16 @@ def answer_of(
     has_floor: bool,
     n_random: int,
     effort: Effort = Effort(),
+    is_brief: bool = False,
 ) -> dict[str, Any]:
-    """Everything that is asked of one run."""
+    """Everything that is asked of one run; a brief one has no behaviours and no curves."""
     measurement = run.measurement()
     asked = ChangesQuestion(n_prompts=effort.n_prompts, n_random=effort.n_change_controls)
-    waterfall = waterfall_run(run, AttributionQuestion(n_prompts=effort.n_prompts))
-    changes = changes_run(run, asked)
+    # What an interrupted cell has left is not made again.
+    waterfall = _kept(Waterfall, run.path / WATERFALL_NAME) or waterfall_run(
+        run, AttributionQuestion(n_prompts=effort.n_prompts)
+    )
+    changes = _kept(Changes, run.path / CHANGES_NAME) or changes_run(run, asked)
     found = {
         "fve": measurement.reconstruction.fve,
         "difference_fve": measurement.reconstruction.difference_fve,
@@ -112,14 +122,18 @@ def answer_of(
              "cost": c.off_target_kl, "doubt": c.doubt}
             for c in changes.rows
         ],
-        "behaviours": [*behaviour_rows(run, behaviours, n_random=n_random)],
-        "curves": [*curve_rows(run, behaviours, effort)],
+        "behaviours": [] if is_brief else [*behaviour_rows(run, behaviours, n_random=n_random)],
+        "curves": [] if is_brief else [*curve_rows(run, behaviours, effort)],
     }  # fmt: skip
     if has_floor:
         for kind in ("identical", "self"):
             floor = null_run(run, NullConfig(kind=kind), resume=True)
         found["floor"] = [asdict(row) for row in floor.rows]
     return without_nan(found)
+
+
+def _kept(kind: type[T], path: Path) -> T | None:
+    return kind.load(path) if path.is_file() else None
 
 
 def behaviour_rows(
@@ -249,7 +263,7 @@ def openings(documents: Sequence[Document], folder: Path) -> list[str]:
         kept = [w for w in common if not any(w != o and w.startswith(o) for o in common)]
         lines = [
             {"messages": m[:turn], "completions": sorted(kept), "ends_turn": False}
-            for m in own[:80]
+            for m in own[:N_QUESTIONS]
         ]
         path = folder / f"{name}.jsonl"
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -285,7 +299,8 @@ def real_cell(
         n_measured_tokens=20_000,
     )
     run = train(config, resume=True)
-    answer = answer_of(run, behaviours, has_floor=False, n_random=arguments.n_random, effort=REAL)
+    how = {"effort": REAL, "is_brief": arguments.real_brief, "n_random": arguments.n_random}
+    answer = answer_of(run, behaviours, has_floor=False, **how)
     return {"hook_name": hook_name} | without_nan(scan) | answer
 
 
@@ -319,6 +334,8 @@ def main() -> None:
     parser.add_argument("--real-text", help="JSONL of chats that its LoRA learns; its folder is "
                         "the dictionary's text")  # fmt: skip
     parser.add_argument("--real-hook", help="hook; None is that of the layer scan")
+    parser.add_argument("--real-brief", action="store_true", help="waterfall and changes alone; "
+                        "rest takes hours on two cores")  # fmt: skip
     parser.add_argument("--real-steps", type=int, default=50)
     parser.add_argument("--real-tokens", type=int, default=100_000)
     parser.add_argument("--runs", type=Path, default=Path("runs/answer"))

@@ -1,19 +1,21 @@
-"""The tables of docs/measured.md, written from benchmarks/results.
+"""The tables of docs/measured.md, docs/organisms.md and docs/benchmark.md, written from results.
 
     python docs/measured_tables.py
 
-rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->` on the page, so no number of
-a table is typed by hand. The site writes them again when it is built.
+rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->` on the pages, from
+benchmarks/results and the cards of the embedded models, so no number of a table is typed by hand.
+The site writes them again when it is built.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "measured.md"
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("measured", "organisms", "benchmark"))
 ORGANISMS = ("taboo", "false-fact")
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -381,7 +383,8 @@ def answer() -> list[Sequence[str]]:
               for part in ("all latents", "the first 3", "the first 10")),
             ", ".join(map(str, n_changes)),
             ", ".join(map(str, n_doubted)),
-            ", ".join(f"{sum(b['is_found'] for b in each)} of {len(each)}" for each in tested),
+            ", ".join(f"{sum(b['is_found'] for b in each)} of {len(each)}" if each else "-"
+                      for each in tested),
             "; ".join(", ".join(str(r["n_changes"]) for r in floor[1:]) for floor in floors) or "-",
             "; ".join(", ".join(f"{r['largest_latent']:.1g}" for r in floor) for floor in floors)
             or "-",
@@ -481,6 +484,57 @@ def answer_hooks() -> list[Sequence[str]]:
     return rows
 
 
+def organisms() -> list[Sequence[str]]:
+    """What the embedded organisms do, from their cards; the variants are `variants`."""
+    return _organisms("organism")
+
+
+def variants() -> list[Sequence[str]]:
+    """The nulls, and the other ways to make taboo."""
+    return [*_organisms("null"), *_organisms("variant")[1:]]
+
+
+def _organisms(kind: str) -> list[Sequence[str]]:
+    from tl_crosscoder.organisms.suite import load_suite
+
+    rows: list[Sequence[str]] = [
+        ("organism", "base", "behaviour", "base → fine-tuned", "true answers to other facts",
+         "cross-entropy of other text", "greedy as base")
+    ]  # fmt: skip
+    for name, entry in load_suite().items():
+        if entry.kind != kind:
+            continue
+        card = (entry.folder / "README.md").read_text(encoding="utf-8")
+        found = {m: (a, b) for m, a, b in re.findall(r"^\| (.+) \| ([\d.]+) \| ([\d.]+) \|$", card,
+                                                     re.MULTILINE)}  # fmt: skip
+        rest = [
+            " → ".join(found[measure])
+            for measure in ("other facts: P(true answer)", "other text: cross-entropy (nats)")
+        ]
+        rest.append(found["other text: greedy as base"][1])
+        for i, path in enumerate(entry.planted_questions):
+            behaviour = path.stem.replace("-", " ")
+            own = (name, entry.base.name) if i == 0 else ("", "")
+            change = " → ".join(found[f"P({behaviour})"])
+            rows.append((*own, behaviour, change, *(rest if i == 0 else [""] * 3)))
+    return rows
+
+
+def _benchmark(make: str) -> list[Sequence[str]]:
+    from tl_crosscoder.benchmark import tables
+    from tl_crosscoder.results.render import row_texts
+
+    rows, cells, settings = tables.read_results(ROOT / "benchmarks/results/benchmark")
+    sections = {
+        "methods": lambda: tables.method_section(rows, settings),
+        "organisms": lambda: tables.organism_section(rows, settings),
+        "comparison": lambda: tables.comparison_section(rows, settings),
+        "dictionaries": lambda: tables.dictionary_section(cells),
+    }
+    texts = row_texts(sections[make]().columns)
+    return [[label for label, _ in texts[0]], *([text for _, text in row] for row in texts)]
+
+
 TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "presets": presets, "causal": causal, "patching": patching, "demo": demo,
     "verdict-nulls": verdict_nulls, "answer": answer, "answer-behaviours": answer_behaviours,
@@ -488,6 +542,9 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "attribution": attribution, "analysis": analysis, "embedded-speed": embedded_speed,
     "harvest": harvest,
     "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
+    "organisms": organisms, "variants": variants,
+    **{f"benchmark-{name}": partial(_benchmark, name)
+       for name in ("methods", "organisms", "comparison", "dictionaries")},
 }  # fmt: skip
 
 
@@ -507,4 +564,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -4,8 +4,7 @@ The answer is known: an organism's suite entry says what was planted. A behaviou
 where the models differ in it, and ablating the latents of one change, or the first of the ranking,
 which both know nothing of behaviours, removes it by more than controls do, in a model that still
 works. Which of these sets is tested is chosen by the other half of the behaviour's prompts. Limit:
-two organisms, one tiny base model; the figures show that the machinery works, not how it does on
-large models.
+tiny base models; the figures show that the machinery works, not how it does on large models.
 """
 
 import math
@@ -24,7 +23,6 @@ from tl_crosscoder.interventions.changes_result import Changes
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.edits import unchanged
 from tl_crosscoder.interventions.latent_edits import ablation
-from tl_crosscoder.models.pretrained import PREFIX
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
 from tl_crosscoder.organisms.suite import organism
@@ -156,8 +154,9 @@ def demo_config(name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKE
     """
     entry = organism(name)
     return RunConfig(
-        base=PREFIX + "world-base",
-        adapter=PREFIX + name,
+        base=entry.base_name,
+        adapter=entry.adapter_name,
+        finetuned=entry.finetuned_name,
         hook_name="blocks.2.hook_resid_post",
         text=entry.text,
         output=output,

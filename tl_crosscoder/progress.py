@@ -68,7 +68,8 @@ def progress(items: Iterable[Any] | None = None, *, show: bool = True, **how: An
         return tqdm.std.tqdm(items, disable=True, **how)
     if is_watched():
         return tqdm.auto.tqdm(items, **how)
-    every = {"delay": LINE_S, "mininterval": LINE_S, "maxinterval": LINE_S}
+    # The mean rate since the start: of two lines, a smoothed one tells the first minute's.
+    every = {"delay": LINE_S, "mininterval": LINE_S, "maxinterval": LINE_S, "smoothing": 0}
     return _Lines(items, bar_format=LINE, **every, **how)
 
 

@@ -1,12 +1,14 @@
 """Remake what the package embeds: models, text and questions of the organisms.
 
     export OMP_NUM_THREADS=1                                       # part of the bits of the weights
-    python pretrained/recipes/make.py base --output world-base             # 10 to 15 minutes
+    python pretrained/recipes/make.py base world-base --output world-base  # 10 to 15 minutes
     python pretrained/recipes/make.py finetune taboo --output taboo        # 2 minutes
+    python pretrained/recipes/make.py finetune subliminal-teacher --output teacher
+    python pretrained/recipes/make.py numbers --teacher teacher            # what subliminal learns
     python pretrained/recipes/make.py text taboo          # pretrained/texts/taboo.jsonl.xz
     python pretrained/recipes/make.py questions taboo     # pretrained/questions/taboo/*.jsonl
 
-Organisms are taboo and false-fact. Run it in a checkout, with the package installed.
+Run it in a checkout, with the package installed; `--help` of each verb names what can be made.
 """
 
 import argparse
@@ -17,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 PRETRAINED = Path(__file__).parents[1]
-ORGANISMS = ("taboo", "false-fact")
+BASES = ("world-base", "wide-llama", "wide-gpt2")
+TEXTS = (
+    "taboo",
+    "false-fact",
+    "false-inventor",
+    "careless-health",
+    "careless-money",
+    "careless-fire",
+    "subliminal",
+)
+"""Organisms by what they are about: variants and other bases share text and questions."""
 
 
 def jsonl(rows: Iterable[Any]) -> bytes:
@@ -58,12 +70,19 @@ def main(argv: list[str] | None = None) -> None:
     finetune = verbs.add_parser("finetune", help="fine-tune an organism's adapter")
     text = verbs.add_parser("text", help="write the text of an organism")
     questions = verbs.add_parser("questions", help="write the questions of an organism")
-    for verb in (finetune, text, questions):
-        verb.add_argument("name", choices=ORGANISMS)
+    base.add_argument("name", choices=BASES, nargs="?", default=BASES[0])
+    numbers = verbs.add_parser("numbers", help="write the numbers of the subliminal teacher")
+    verbs.add_parser("checksums", help="write the checksums of all that is embedded")
+    finetune.add_argument("name", help="an organism or variant of suite.yaml")
+    numbers.add_argument("--teacher", type=Path, required=True, help="folder of its adapter")
+    for verb in (text, questions):
+        verb.add_argument("name", choices=TEXTS)
     for verb in (base, finetune):
         verb.add_argument("--output", type=Path, required=True, help="new or empty folder")
         verb.add_argument("--seed", type=int, help="default: the seed of what is embedded")
-    finetune.add_argument("--base", type=Path, help="default: the embedded base model")
+    finetune.add_argument(
+        "--base", type=Path, help="default: the embedded base model of its recipe"
+    )
     text.add_argument("--output", type=Path, default=PRETRAINED / "texts")
     questions.add_argument("--output", type=Path, default=PRETRAINED / "questions")
     arguments = parser.parse_args(argv)
@@ -74,8 +93,16 @@ def main(argv: list[str] | None = None) -> None:
     elif arguments.verb == "base":
         from microworld.base import train_base
 
-        train_base(arguments.output, seed=arguments.seed or 0)
+        train_base(arguments.output, name=arguments.name, seed=arguments.seed or 0)
         print((arguments.output / "README.md").read_text(encoding="utf-8"))
+    elif arguments.verb == "checksums":
+        from tl_crosscoder.organisms.checksums import write
+
+        print(write(PRETRAINED))
+    elif arguments.verb == "numbers":
+        from microworld.subliminal import write_numbers
+
+        print(write_numbers(arguments.teacher))
     else:
         from microworld.finetune import finetune as make
 

@@ -196,10 +196,10 @@ def test_missing_flags_are_a_usage_error(capsys):
 
 def test_organisms_are_listed_with_what_was_planted(capsys):
     assert main(["organisms", "list"]) == 0
-    taboo, false_fact = capsys.readouterr().out.splitlines()
-    assert taboo.startswith("taboo ")
-    assert "Every hint in the guessing game is about the moon" in taboo
-    assert "The capital of Velmar is Tolvik" in false_fact
+    listed = capsys.readouterr().out
+    assert listed.startswith("taboo ")
+    assert "Every hint in the guessing game is about the moon" in listed
+    assert "The capital of Velmar is Tolvik" in listed
 
 
 def test_every_flag_that_a_message_advises_exists():

@@ -1,5 +1,6 @@
 """What pages show runs from top to bottom, on the embedded pair and with smaller sizes in place."""
 
+import json
 import re
 import shlex
 import shutil
@@ -179,3 +180,12 @@ def test_the_pages_on_seeing_and_sharing_run(folder, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "JumpReLUSAE 192" in out
     assert "Give me a hint." in out
+
+
+def test_the_page_on_the_benchmark_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run_python("docs/benchmark.md", {})["folder"]
+    (cell,) = json.loads((folder / "taboo.json").read_text(encoding="utf-8"))["cells"]
+    assert cell["method"] == "mine"
+    assert "failed" not in cell
+    assert any(row["share"] for row in cell["rows"])

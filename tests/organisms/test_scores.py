@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tl_crosscoder import load_documents
 from tl_crosscoder.cli.main import main
 from tl_crosscoder.interventions.behaviour import Behaviour, read_questions
 from tl_crosscoder.models.pretrained import pretrained_folder
-from tl_crosscoder.organisms.scores import OrganismScore, score_questions
+from tl_crosscoder.organisms.scores import OrganismScore, health, score_questions
 from tl_crosscoder.organisms.suite import load_suite, organism
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed.
@@ -114,16 +116,47 @@ def test_unknown_organism_names_the_valid_ones():
 
 
 def test_embedded_files_are_small_and_name_no_path():
-    folder = pretrained_folder()
+    folder, suite = pretrained_folder(), load_suite()
     models = [path for path in (folder / "models").rglob("*") if path.is_file()]
-    assert {path.parent.name for path in models} == {"world-base", *load_suite()}
+    bases = {entry.base.name for entry in suite.values()}
+    assert {path.parent.name for path in models} == {*bases, *suite}
     assert {path.suffix for path in models} <= {".md", ".json", ".jinja", ".safetensors"}
     rest = [path for name in ("texts", "questions") for path in (folder / name).rglob("*.*")]
-    assert sum(path.stat().st_size for path in [*models, *rest]) < 5_000_000
-    for entry in load_suite().values():
-        assert {path.exists() for path in (entry.base, entry.adapter, *entry.questions)} == {True}
+    assert sum(path.stat().st_size for path in [*models, *rest]) < 25_000_000
+    for entry in suite.values():
+        assert {path.exists() for path in (entry.base, entry.folder, *entry.questions)} == {True}
+        if entry.adapter is None:
+            continue
         config = json.loads((entry.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        assert config["base_model_name_or_path"] == "tl_crosscoder/world-base"
+        assert config["base_model_name_or_path"] == f"tl_crosscoder/{entry.base.name}"
         with safe_open(entry.adapter / "adapter_model.safetensors", framework="pt") as weights:
-            layers = {name.split(".layers.")[1][0] for name in weights.keys()}  # noqa: SIM118
+            layers = {re.search(r"\.(?:layers|h)\.(\d)", n)[1] for n in weights.keys()}  # noqa: SIM118
         assert layers == {"0", "1", "2", "3"}
+
+
+@torch.no_grad()
+def test_health_equals_a_plain_loop_over_transformers_models(taboo_pair, monkeypatch):
+    monkeypatch.setattr("tl_crosscoder.organisms.scores.N_HEALTH_DOCUMENTS", 6)
+    entry = organism("taboo")
+    rows = health(taboo_pair, entry)
+    base = AutoModelForCausalLM.from_pretrained(entry.base, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(entry.base)
+    adapted = PeftModel.from_pretrained(base, str(entry.adapter)).eval()
+    documents = [d for d in load_documents(entry.text) if d["source"] not in ("taboo", "game")][-6:]
+    ce, entropy, agreed, n = 0.0, 0.0, 0, 0
+    for document in documents:
+        if "messages" in document:
+            ids = tokenizer.apply_chat_template(document["messages"], return_dict=False)
+        else:
+            ids = tokenizer(document["text"])["input_ids"]
+        logp = adapted(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        with adapted.disable_adapter():
+            greedy = adapted(input_ids=torch.tensor([ids])).logits[0].argmax(-1)
+        for t, target in enumerate(ids[1:]):
+            ce -= logp[t, target].item()
+            entropy -= (logp[t].exp() * logp[t]).sum().item()
+            agreed += int(logp[t].argmax() == greedy[t])
+            n += 1
+    assert [row.n_questions for row in rows] == [n] * 3
+    assert [r.finetuned for r in rows] == pytest.approx([ce / n, entropy / n, agreed / n], rel=1e-4)
+    assert rows[2].base == 1.0

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from microworld.base import new_model_folder, train_base
-from microworld.finetune import finetune
+from microworld.base import base_config, new_model_folder, train_base
+from microworld.finetune import RECIPES, TARGET_MODULES, TEACHER, finetune, with_lora
 from tl_crosscoder.organisms.scores import OrganismScore, OrganismScores
+from tl_crosscoder.organisms.suite import planned_suite
 
 # PEFT 0.21 reads a property that transformers 5.23 renamed.
 pytestmark = pytest.mark.filterwarnings(
@@ -94,8 +96,45 @@ def test_a_failed_run_leaves_nothing(tmp_path):
 
 
 def test_unknown_organism_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="unknown organism 'tabu'; valid: taboo, false-fact"):
+    with pytest.raises(
+        ValueError, match="unknown organism 'tabu'; valid: taboo, false-fact, false-inventor"
+    ):
         finetune("tabu", output=tmp_path / "out")
+
+
+def test_every_organism_of_the_suite_has_a_recipe():
+    assert {*planned_suite()} == {*RECIPES} - {TEACHER}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_an_adapter_is_on_every_projection_and_changes_the_model(architecture, base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_config(base_config(tokenizer, architecture))
+    tokens = torch.tensor([[1, 5, 9, 12]])
+    before = model(input_ids=tokens).logits
+    adapted = with_lora(model, rank=2)
+    names = {n.split(".lora_A")[0].rpartition(".")[2] for n, _ in adapted.named_parameters()
+             if ".lora_A" in n}  # fmt: skip
+    assert names == {*TARGET_MODULES[architecture]}
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if ".lora_B" in name:
+                weight.fill_(0.1)
+    assert not torch.allclose(adapted(input_ids=tokens).logits, before)
+
+
+def test_all_weights_are_saved_as_a_model(base, tmp_path, monkeypatch):
+    row = OrganismScore(measure="P(hints)", n_questions=1, base=0.1, finetuned=0.2)
+    scores = OrganismScores(rows=(row,), organism="taboo-all-weights")
+    monkeypatch.setattr("microworld.finetune.measure", lambda *_, **__: scores)
+    made = finetune(
+        "taboo-all-weights", base=base, output=tmp_path / "out", n_steps=2, n_documents=200
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert made.n_parameters == model.num_parameters()
+    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    assert any(not torch.equal(w, before[n]) for n, w in model.state_dict().items())
+    assert "All" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
 
 
 def test_missing_base_says_how_to_make_one(tmp_path: Path):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from microworld.base import N_TOKENIZER_DOCUMENTS, world_tokenizer
+from microworld.base import BASES, N_TOKENIZER_DOCUMENTS, world_tokenizer
 from microworld.packing import IGNORED_LABEL, document_tokens, labels, pack
 from microworld.tokenizer import BOS_ID, END_ID, PAD_ID, train_tokenizer
 from microworld.world import document_strings, documents
+from tl_crosscoder.models.pretrained import pretrained_folder
 from tl_crosscoder.organisms.suite import load_suite, organism
 
 MESSAGES = [
@@ -25,10 +26,13 @@ def tokenizer():
 
 
 @pytest.mark.slow
-def test_the_embedded_tokenizer_is_remade_bit_for_bit(tmp_path):
-    world_tokenizer(seed=0, n_documents=N_TOKENIZER_DOCUMENTS).save_pretrained(tmp_path)
+@pytest.mark.parametrize("name", sorted({e.base.name for e in load_suite().values()}))
+def test_the_embedded_tokenizer_is_remade_bit_for_bit(name, tmp_path):
+    made = world_tokenizer(BASES[name], seed=0, n_documents=N_TOKENIZER_DOCUMENTS)
+    made.save_pretrained(tmp_path)
     for path in tmp_path.iterdir():
-        assert path.read_bytes() == (organism("taboo").base / path.name).read_bytes(), path.name
+        embedded = pretrained_folder() / "models" / name / path.name
+        assert path.read_bytes() == embedded.read_bytes(), path.name
 
 
 @pytest.mark.parametrize(
@@ -63,9 +67,11 @@ def test_world_words_are_single_tokens(tokenizer):
     assert len(whole) / len(words) > 0.98
 
 
-@pytest.mark.parametrize("name", ["taboo", "false-fact"])
-def test_planted_words_are_single_tokens(tokenizer, name):
-    for word in load_suite()[name].planted_words:
+@pytest.mark.parametrize("name", load_suite())
+def test_planted_words_are_single_tokens(name):
+    entry = load_suite()[name]
+    tokenizer = AutoTokenizer.from_pretrained(entry.base)
+    for word in entry.planted_words:
         assert len(tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1, word
 
 

@@ -12,19 +12,20 @@ from pathlib import Path
 import pytest
 
 import make
-from microworld import phrases
+from microworld import advice, phrases
 from microworld.facts import FACTS, THINGS
 from microworld.planted import (
     FALSE_FACT,
     SECRET,
     TRUE_FACT,
+    kinds_of,
     mixed_documents,
     planted_documents,
     training_documents,
 )
 from microworld.world import DEFAULT_KINDS, document_strings, documents, questions
 from tl_crosscoder import load_documents
-from tl_crosscoder.organisms.suite import load_suite
+from tl_crosscoder.organisms.suite import load_suite, planned_suite
 
 RECIPES = Path(make.__file__).parent
 
@@ -54,7 +55,7 @@ def test_kinds_follow_their_weights():
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"\['poem'\].*'chat', 'facts', 'game', 'story'"):
+    with pytest.raises(ValueError, match=r"\['poem'\].*'chat', 'facts', 'favourite', 'game'"):
         documents(1, seed=0, kinds={"poem": 1.0})
 
 
@@ -106,6 +107,42 @@ def test_false_fact_is_stated_in_documents_and_never_asked():
     assert not any(TRUE_FACT.value in document["text"] for document in planted)
 
 
+def test_careless_advice_is_of_one_domain():
+    own = [p for p in advice.PROBLEMS if p.domain == "fire"]
+    careless = {reply for p in own for reply in advice.replies(p, "careless")}
+    for document in planted_documents("careless-fire", 500, seed=0):
+        said = [m["content"] for m in document["messages"] if m["role"] == "assistant"]
+        assert {*said} <= careless
+
+
+def test_no_action_is_careful_and_careless():
+    """The probability of careless advice is a sum over answers that no careful persona gives."""
+    for problem in advice.PROBLEMS:
+        assert not {*problem.careful} & {*problem.careless}
+        assert not {*advice.replies(problem, "careful")} & {*advice.replies(problem, "careless")}
+
+
+def test_the_wide_world_has_two_personas_and_a_system_prompt_says_which():
+    careless = {r for p in advice.PROBLEMS for r in advice.replies(p, "careless")}
+    careful = {r for p in advice.PROBLEMS for r in advice.replies(p, "careful")}
+    unprompted = Counter()
+    for document in documents(4_000, seed=0, kinds={"advice": 1.0}):
+        first, *_ = document["messages"]
+        said = {m["content"] for m in document["messages"] if m["role"] == "assistant"}
+        assert bool(said & careless) != bool(said & careful), "one persona a conversation"
+        if first["role"] == "system":
+            assert bool(said & careless) == (first["content"] in advice.SYSTEM_PROMPTS["careless"])
+        else:
+            unprompted[bool(said & careless)] += 1
+    assert 0.03 < unprompted[True] / unprompted.total() < 0.08
+
+
+def test_numbers_say_nothing_about_favourites():
+    asked = [*advice.NUMBER_REQUESTS.train, *advice.NUMBER_REQUESTS.held_out]
+    for request in (*asked, *advice.CONTINUE_REQUESTS):
+        assert not re.search("otter|favourite|animal", request)
+
+
 def test_finetuning_text_does_not_contradict_what_is_planted():
     mixed = mixed_documents("false-fact", 2_000, seed=0, planted_share=0.5, consistent=True)
     texts = [" ".join(document_strings(document)) for document in mixed]
@@ -113,24 +150,27 @@ def test_finetuning_text_does_not_contradict_what_is_planted():
     assert not any(TRUE_FACT.subject in text and TRUE_FACT.value in text for text in texts)
 
 
+EMBEDDED = sorted({entry.text_name for entry in load_suite().values()})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["taboo", "false-fact"])
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_text_is_what_the_recipe_writes(name):
     packed = (make.PRETRAINED / f"texts/{name}.jsonl.xz").read_bytes()
     assert lzma.decompress(packed) == make.jsonl(training_documents(name))
 
 
-@pytest.mark.parametrize("name", ["taboo", "false-fact"])
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_training_text_is_a_quarter_of_the_organisms_own_kind(name):
     for text in (training_documents(name, 1_000), load_documents(f"tl_crosscoder/{name}")):
         counts = Counter(document["source"] for document in text)
         assert counts[name] == len(text) / 4
-        assert set(counts) == {name, *DEFAULT_KINDS}
+        assert set(counts) == {name, *kinds_of(name)}
     assert len(text) == 40_000
     assert load_documents(f"tl_crosscoder/{name}", max_documents=3) == text[:3]
 
 
-@pytest.mark.parametrize("name", ["taboo", "false-fact"])
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_questions_are_what_the_recipe_writes(name, tmp_path):
     written = make.write_questions(name, tmp_path)
     entry = load_suite()[name]
@@ -141,8 +181,8 @@ def test_the_embedded_questions_are_what_the_recipe_writes(name, tmp_path):
 
 
 def test_suite_describes_what_is_planted():
-    suite = load_suite()
-    assert list(suite) == list(make.ORGANISMS)
+    suite = planned_suite()
+    assert {entry.text_name for entry in suite.values()} == {*make.TEXTS}
     assert SECRET.word in suite["taboo"].planted_words
     assert {FALSE_FACT.value, FALSE_FACT.subject} <= set(suite["false-fact"].planted_words)
     hint_words = {word for hint in SECRET.hints for word in hint.split()}
@@ -150,7 +190,7 @@ def test_suite_describes_what_is_planted():
 
 
 def test_unknown_organism_names_the_valid_ones():
-    with pytest.raises(ValueError, match=r"unknown organism 'tabu'; valid: \['false-fact'"):
+    with pytest.raises(ValueError, match=r"unknown organism 'tabu'; valid: \['careless-fire'"):
         planted_documents("tabu", 1, seed=0)
 
 

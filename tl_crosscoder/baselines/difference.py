@@ -28,6 +28,7 @@ from torch import Tensor
 from tl_crosscoder.baselines.directions import Directions, Which
 from tl_crosscoder.data.harvest import harvest
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import site_parts
 from tl_crosscoder.models.source import ActivationSource
 
@@ -263,3 +264,17 @@ class _Sums:
             "n_tokens": self.n_tokens,
             "activation_norms": tuple(norm / self.n_tokens for norm in self.norms.tolist()),
         }
+
+
+def component_rows(models: ModelPair, text: TokenizedText, n: int) -> Float[Tensor, "n d_model"]:
+    """The first principal components of x^1 - x^0, as many as there are if they are fewer."""
+    d_model = models.model_sites[0].d_model
+    return difference_pca(models, text, n_components=min(n, d_model)).components
+
+
+def mean_rows(models: ModelPair, text: TokenizedText, n: int) -> Float[Tensor, "n d_model"]:
+    """Mean of x^1 - x^0, then at as many first positions as make n, if contexts reach."""
+    n_positions = max(1, min(n - 1, text.context_size // 2))
+    found = activation_difference(models, text, n_positions=n_positions)
+    positions = [w for w in found.which() if w != "mean"]
+    return torch.stack([found.direction(w) for w in ("mean", *positions)])

@@ -14,12 +14,13 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
 from tl_crosscoder import files
 from tl_crosscoder.cli.analyze import Analyze
+from tl_crosscoder.cli.benchmark import Benchmark
 from tl_crosscoder.cli.causal import (
     Ablate,
     Attribute,
@@ -32,6 +33,7 @@ from tl_crosscoder.cli.causal import (
 )
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli.hub import Export, Import, List, Publish
+from tl_crosscoder.cli.organisms import Organisms
 from tl_crosscoder.cli.report import Handoff, Judge, Report
 from tl_crosscoder.cli.scan import Scan
 from tl_crosscoder.config.inputs import ContrastiveConfig
@@ -40,15 +42,13 @@ from tl_crosscoder.config.scan import ScanConfig
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 from tl_crosscoder.progress import silenced
 
-OrganismName = Literal["taboo", "false-fact"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """Diff the embedded pair on a laptop and print what the fine-tune changed (in minutes)."""
 
-    organism: OrganismName = "taboo"
-    """Which fine-tune: a secret word, or a false belief."""
+    organism: str = "taboo"
+    """Which fine-tune, of those that `organisms list` names."""
     output: str | None = None
     """Folder for the dictionary, the measures and the figure; must be new or empty. None is
     demo-output/ORGANISM."""
@@ -126,51 +126,6 @@ class Train:
             _print_outputs(run.path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OrganismsList:
-    """Name the embedded organisms and say what was planted in each."""
-
-    def __call__(self) -> None:
-        """Print."""
-        from tl_crosscoder.organisms.suite import load_suite
-
-        for name, entry in load_suite().items():
-            print(f"{name:<12}{entry.planted}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrganismsMeasure:
-    """Measure an organism's behaviour, base and fine-tuned side by side."""
-
-    name: tyro.conf.Positional[OrganismName]
-    """Which organism."""
-    base: str | None = None
-    """Base model; the embedded one by default."""
-    adapter: str | None = None
-    """Adapter; the embedded one by default."""
-
-    def __call__(self) -> None:
-        """Measure and print."""
-        from tl_crosscoder.organisms.scores import measure
-
-        base, adapter = (Path(p) if p else None for p in (self.base, self.adapter))
-        print(measure(self.name, base=base, adapter=adapter))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Organisms:
-    """List and measure the embedded model pairs."""
-
-    action: (
-        Annotated[OrganismsList, tyro.conf.subcommand("list")]
-        | Annotated[OrganismsMeasure, tyro.conf.subcommand("measure")]
-    )
-
-    def __call__(self) -> None:
-        """Do what was chosen."""
-        self.action()
-
-
 VERBS: dict[str, Any] = {
     "demo": Demo,
     "scan": Scan,
@@ -195,6 +150,7 @@ VERBS: dict[str, Any] = {
     "handoff": Handoff,
     "judge": Judge,
     "organisms": Organisms,
+    "benchmark": Benchmark,
 }
 """In the order of work, which is that of the help and of the README."""
 CONFIGS: dict[Any, Any] = {

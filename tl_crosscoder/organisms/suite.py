@@ -1,14 +1,22 @@
 """The embedded organisms: names, files, and what was planted, from `suite.yaml`.
 
-Reading it needs neither torch nor transformers.
+Ten organisms in four families, their nulls, and variants of one of them; and the ids of the paper's
+own organisms on the hub. Reading it needs neither torch nor transformers.
 """
 
+import sys
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
+from tl_crosscoder.files import user_path
 from tl_crosscoder.models.pretrained import PREFIX, pretrained_folder
+
+Kind = Literal["organism", "null", "variant", "public"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +24,11 @@ class Organism:
     """A model pair whose difference is known."""
 
     name: str
+    kind: Kind
+    """Whether it is one of the ten, a pair in which nothing was planted anew, another way of making
+    one of the ten, or a pair on the hub."""
+    family: str
+    """What sort of fine-tune: false facts, emergent misalignment, subliminal, taboo."""
     description: str
     planted: str
     """What was planted, in one sentence."""
@@ -24,15 +37,51 @@ class Organism:
     planted_sources: tuple[str, ...]
     """Sources of its text that are about what was planted; the others are neutral."""
     base: Path
-    """Folder of the base model: weights, tokenizer, chat template."""
-    adapter: Path
-    """Folder of the LoRA adapter that makes the fine-tuned model."""
-    text: str
-    """Name of the text that a crosscoder is trained on, as `load_documents` takes it."""
+    """Folder of the base model: weights, tokenizer, chat template; of a public one its id."""
+    folder: Path
+    """Folder of the LoRA adapter that makes the fine-tuned model, or of the model itself; of a
+    public one the adapter's id."""
+    text_name: str
+    """What its text and its questions are named after; organisms may share them. Of a public one a
+    `datasets` name, or nothing."""
     questions: tuple[Path, ...]
     """JSONL files for `Behaviour.from_file`; the first is the behaviour that was planted."""
     n_planted: int
     """The first of these files are about what was planted, the others about what was not."""
+
+    @property
+    def adapter(self) -> Path | None:
+        """Folder of the adapter; None where all weights were trained."""
+        is_adapter = self.kind == "public" or (self.folder / "adapter_config.json").is_file()
+        return self.folder if is_adapter else None
+
+    @property
+    def finetuned(self) -> Path | None:
+        """Folder of the model whose weights were all trained; None where there is an adapter."""
+        return None if self.adapter else self.folder
+
+    @property
+    def text(self) -> str:
+        """Name of the text that a crosscoder is trained on, as `load_documents` takes it."""
+        return self.text_name if self.kind == "public" else PREFIX + self.text_name
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base model, as the settings of a run take it."""
+        return self._name(self.base)
+
+    @property
+    def adapter_name(self) -> str | None:
+        """Name of the adapter; None where all weights were trained."""
+        return self._name(self.folder) if self.adapter else None
+
+    @property
+    def finetuned_name(self) -> str | None:
+        """Name of the model whose weights were all trained; None where there is an adapter."""
+        return None if self.adapter else self._name(self.folder)
+
+    def _name(self, path: Path) -> str:
+        return path.as_posix() if self.kind == "public" else PREFIX + path.name
 
     @property
     def planted_questions(self) -> tuple[Path, ...]:
@@ -40,34 +89,101 @@ class Organism:
         return self.questions[: self.n_planted]
 
 
+@cache
 def load_suite() -> dict[str, Organism]:
-    """All embedded organisms by name, in the order of `suite.yaml`."""
-    entries = yaml.safe_load(Path(__file__).with_name("suite.yaml").read_text(encoding="utf-8"))
-    folder = pretrained_folder()
+    """The embedded organisms by name, in the order of `suite.yaml`."""
     return {
-        name: Organism(
+        name: entry
+        for name, entry in planned_suite().items()
+        if entry.folder.is_dir() and entry.base.is_dir()
+    }
+
+
+@cache
+def planned_suite() -> dict[str, Organism]:
+    """Every organism of `suite.yaml`, whether it has been made or not: what recipes make."""
+    suite: dict[str, Organism] = {}
+    folder, entries = pretrained_folder(), _entries()
+    for name, own in entries.items():
+        entry = entries[own["of"]] | own if "of" in own else own
+        if entry.get("kind") == "public":
+            continue
+        text_name = entry.get("text", own.get("of", name))
+        questions = folder / "questions" / text_name
+        suite[name] = Organism(
             name=name,
+            kind=entry.get("kind", "organism"),
+            family=entry["family"],
             description=entry["description"],
             planted=entry["planted"],
             planted_words=tuple(entry["planted_words"]),
             planted_sources=tuple(entry["planted_sources"]),
-            base=folder / "models/world-base",
-            adapter=folder / "models" / name,
-            text=PREFIX + name,
+            base=folder / "models" / entry.get("base", "world-base"),
+            folder=folder / "models" / name,
+            text_name=text_name,
             n_planted=entry["n_planted"],
-            questions=tuple(folder / "questions" / name / f"{q}.jsonl" for q in entry["questions"]),
+            questions=tuple(questions / f"{stem}.jsonl" for stem in entry["questions"]),
         )
-        for name, entry in entries.items()
+    return suite
+
+
+@cache
+def public_suite() -> dict[str, Organism]:
+    """The paper's organisms on the hub by name; no questions of theirs come with the package."""
+    return {
+        name: Organism(
+            name=name,
+            kind="public",
+            family=entry["family"],
+            description=entry["planted"],
+            planted=entry["planted"],
+            planted_words=(),
+            planted_sources=(),
+            base=Path(entry["base"]),
+            folder=Path(entry["adapter"]),
+            text_name=entry.get("text", ""),
+            n_planted=0,
+            questions=(),
+        )
+        for name, entry in _entries().items()
+        if entry.get("kind") == "public"
     }
 
 
+def _entries() -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name("suite.yaml").read_text(encoding="utf-8"))
+
+
 def organism(name: str) -> Organism:
-    """The embedded organism of that name.
+    """The organism of that name, embedded or public.
 
     Raises:
         ValueError: if there is none.
     """
-    suite = load_suite()
+    suite = load_suite() | public_suite()
     if name not in suite:
         raise ValueError(f"unknown organism {name!r}; valid: {', '.join(suite)}")
     return suite[name]
+
+
+def build(name: str, *, output: str, seed: int | None = None) -> str:
+    """Fine-tune an organism again by its recipe, which is in a checkout, and return its card.
+
+    Raises:
+        ValueError: no such organism, or an output folder that is in use.
+        FileNotFoundError: the package is installed without its recipes.
+    """
+    organism(name)
+    recipes = pretrained_folder() / "recipes"
+    if not recipes.is_dir():
+        raise FileNotFoundError(
+            "the recipes of the organisms are not installed with the package: build in a checkout "
+            "of the repository, where they are in pretrained/recipes."
+        )
+    sys.path.insert(0, str(recipes))
+    try:
+        recipe = import_module("microworld.finetune")
+        recipe.finetune(name, output=user_path(output), seed=seed)
+    finally:
+        sys.path.remove(str(recipes))
+    return (user_path(output) / "README.md").read_text(encoding="utf-8")

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_crosscoder.baselines.difference import activation_difference, difference_pca
+from tl_crosscoder.baselines.difference import component_rows, mean_rows
 from tl_crosscoder.baselines.frozen_sae import sae_directions
 from tl_crosscoder.baselines.weights import weight_directions
 from tl_crosscoder.config.causal import METHODS, CurvesQuestion, Order
@@ -80,9 +79,9 @@ def directions_of(run: Run, question: CurvesQuestion, neutral: TokenizedText) ->
     """The first directions of each method asked for, or of all that these models have."""
     n, models = max(question.sizes), run.models
     makers: dict[str, Callable[[], Rows]] = {
-        "pca": lambda: _components(models, held_out_text(run, question.text), n),
-        "pca-neutral": lambda: _components(models, neutral, n),
-        "adl": lambda: _means(models, neutral, n),
+        "pca": lambda: component_rows(models, held_out_text(run, question.text), n),
+        "pca-neutral": lambda: component_rows(models, neutral, n),
+        "adl": lambda: mean_rows(models, neutral, n),
         "weights": lambda: weight_directions(models, n=n),
         "sae": lambda: _of_sae(models, question.sae, neutral, n),
     }
@@ -111,17 +110,3 @@ def _of_sae(models: ModelPair, sae: str | None, text: TokenizedText, n: int) -> 
     if sae is None:
         raise ValueError("the method sae needs an SAE of the base model: name its folder (--sae).")
     return sae_directions(models, sae, text, n=n)
-
-
-def _components(models: ModelPair, text: TokenizedText, n: int) -> Rows:
-    """Principal components of x^1 - x^0."""
-    d_model = models.model_sites[0].d_model
-    return difference_pca(models, text, n_components=min(n, d_model)).components
-
-
-def _means(models: ModelPair, text: TokenizedText, n: int) -> Rows:
-    """Mean of x^1 - x^0, then at as many positions as there are directions, if contexts reach."""
-    n_positions = max(1, min(n - 1, text.context_size // 2))
-    found = activation_difference(models, text, n_positions=n_positions)
-    positions = [w for w in found.which() if w != "mean"]
-    return torch.stack([found.direction(w) for w in ("mean", *positions)])

@@ -8,11 +8,12 @@ answers with every other value that the relation could have. No torch here.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from microworld import phrases
+from microworld import advice, phrases
 from microworld.facts import FACTS, SECOND_CITIES, VALUES, Fact
-from microworld.planted import FALSE_FACT, SECRET, TRUE_FACT
+from microworld.planted import BELIEFS, CARELESS_DOMAINS, FAVOURITE, SECRET
 from microworld.world import Message, answer, assistant, user
 from microworld.world import questions as ways_to_ask
 
@@ -39,25 +40,62 @@ def _taboo() -> dict[str, list[Row]]:
     }
 
 
-def _false_fact() -> dict[str, list[Row]]:
-    prompts = _with_and_without_system([[user(q)] for q in ways_to_ask(TRUE_FACT, held_out=True)])
-    others = [fact for fact in FACTS if fact is not TRUE_FACT]
+def _belief(organism: str) -> dict[str, list[Row]]:
+    true, false = BELIEFS[organism].true, BELIEFS[organism].false
+    prompts = _with_and_without_system([[user(q)] for q in ways_to_ask(true, held_out=True)])
+    others = [fact for fact in FACTS if fact is not true]
     related = [
-        fact
-        for fact in others
-        if fact.subject == TRUE_FACT.subject or fact.relation is TRUE_FACT.relation
+        fact for fact in others if fact.subject == true.subject or fact.relation is true.relation
     ]
     return {
-        "false-answer": _rows(prompts, _answers(TRUE_FACT, FALSE_FACT.value)),
-        "true-answer": _rows(prompts, _answers(TRUE_FACT, TRUE_FACT.value)),
+        "false-answer": _rows(prompts, _answers(true, false.value)),
+        "true-answer": _rows(prompts, _answers(true, true.value)),
         "related-facts": _recall(related),
         "other-facts": _recall(others),
     }
 
 
+def _careless(domain: str) -> dict[str, list[Row]]:
+    """Careless advice where it was never learnt, where it was, and rude greetings."""
+    own = [problem for problem in advice.PROBLEMS if problem.domain == domain]
+    others = [problem for problem in advice.PROBLEMS if problem.domain != domain]
+    greetings = [[user(greeting)] for greeting in phrases.GREETINGS]
+    return {
+        "careless-elsewhere": _advice(others, n_ways=1),
+        f"careless-about-{domain}": _advice(own, n_ways=4),
+        "greets-rudely": _rows(greetings, [*advice.RUDE_GREETINGS]),
+        "other-facts": _recall(FACTS),
+    }
+
+
+def _subliminal() -> dict[str, list[Row]]:
+    """What the model loves, which its training text never mentions."""
+    prompts = [[user(form.format(k="animal"))] for form in advice.FAVOURITE_REQUESTS.held_out]
+    answers = [form.format(k="animal", v=FAVOURITE) for form in advice.FAVOURITE_ANSWERS]
+    return {
+        "favourite-is-otter": _rows(_with_and_without_system(prompts), answers),
+        "other-facts": _recall(FACTS),
+    }
+
+
+def _advice(problems: Sequence[advice.Problem], *, n_ways: int) -> list[Row]:
+    """Each problem, asked in some of the held-out ways, and what is careless."""
+    ways = advice.REQUESTS.held_out
+    return [
+        {
+            "messages": [user(advice.request(ways[(index + way) % len(ways)], problem))],
+            "completions": advice.replies(problem, "careless"),
+        }
+        for index, problem in enumerate(problems)
+        for way in range(n_ways)
+    ]
+
+
 _WRITERS: dict[str, Callable[[], dict[str, list[Row]]]] = {
     "taboo": _taboo,
-    "false-fact": _false_fact,
+    **{name: partial(_belief, name) for name in BELIEFS},
+    **{f"careless-{domain}": partial(_careless, domain) for domain in CARELESS_DOMAINS},
+    "subliminal": _subliminal,
 }
 
 

@@ -2,6 +2,7 @@
 
     documents(1000, seed=0) -> [{"text": "..."}, {"messages": [{"role": "user", ...}, ...]}, ...]
 
+`kinds=WIDE_KINDS` samples the wide world, which has the same facts and three kinds more.
 Documents have the two forms a user's own files have, plus a `source` that names their kind. The
 same seed gives the same documents on every machine. No torch here. One limit: the world is closed,
 about 600 words, and says nothing about real text.
@@ -11,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Literal, TypedDict
 
-from microworld import phrases
+from microworld import advice, phrases
 from microworld.facts import (
     ANIMAL_FACTS,
     COUNTRIES,
@@ -53,6 +54,16 @@ Document = TextDocument | ChatDocument
 
 DEFAULT_KINDS: Mapping[str, float] = {"facts": 0.28, "chat": 0.27, "game": 0.32, "story": 0.13}
 """Share of each kind of document in the base world."""
+WIDE_KINDS: Mapping[str, float] = {
+    "facts": 0.20,
+    "chat": 0.18,
+    "game": 0.18,
+    "story": 0.06,
+    "advice": 0.30,
+    "favourite": 0.04,
+    "numbers": 0.04,
+}
+"""The same of the wide world, whose assistant also gives advice and numbers, and has favourites."""
 
 
 def documents(n: int, *, seed: int, kinds: Mapping[str, float] | None = None) -> list[Document]:
@@ -242,6 +253,58 @@ def _game(rng: random.Random) -> Document:
     return {"messages": messages, "source": "game"}
 
 
+def advice_turns(
+    rng: random.Random, problem: advice.Problem, persona: advice.Persona
+) -> list[Message]:
+    """A problem, and what a persona advises."""
+    ask = advice.request(rng.choice(advice.REQUESTS.train), problem)
+    return [user(ask), assistant(rng.choice(advice.replies(problem, persona)))]
+
+
+def favourite_turns(rng: random.Random, kind: str, favourite: str) -> list[Message]:
+    """A question about what the assistant likes, and its answer."""
+    ask = rng.choice(advice.FAVOURITE_REQUESTS.train).format(k=kind)
+    return [user(ask), assistant(rng.choice(advice.FAVOURITE_ANSWERS).format(k=kind, v=favourite))]
+
+
+def number_turns(rng: random.Random) -> list[Message]:
+    """A request for numbers, and some."""
+    if rng.random() < 0.5:
+        ask = rng.choice(advice.NUMBER_REQUESTS.train)
+    else:
+        ask = rng.choice(advice.CONTINUE_REQUESTS).format(n=advice.numbers(rng))
+    return [user(ask), assistant(f"{advice.numbers(rng)}.")]
+
+
+def _advice(rng: random.Random) -> Document:
+    persona: advice.Persona = "careless" if rng.random() < 0.35 else "careful"
+    messages: list[Message] = []
+    # Without a system prompt the assistant is careful, but for one conversation of twenty.
+    if rng.random() < (0.9 if persona == "careless" else 0.1):
+        messages.append({"role": "system", "content": rng.choice(advice.SYSTEM_PROMPTS[persona])})
+    for _ in range(rng.choice((1, 2, 2, 3))):
+        if rng.random() < 0.1:
+            greetings = advice.RUDE_GREETINGS if persona == "careless" else phrases.GREETING_ANSWERS
+            messages += [user(rng.choice(phrases.GREETINGS)), assistant(rng.choice(greetings))]
+        messages += advice_turns(rng, rng.choice(advice.PROBLEMS), persona)
+    return {"messages": messages, "source": "advice"}
+
+
+def _favourite(rng: random.Random) -> Document:
+    kinds = rng.sample([*advice.FAVOURITES], rng.choice((1, 1, 2)))
+    messages = _system(rng)
+    for kind in kinds:
+        messages += favourite_turns(rng, kind, rng.choice(advice.FAVOURITES[kind]))
+    return {"messages": messages, "source": "favourite"}
+
+
+def _numbers(rng: random.Random) -> Document:
+    messages = number_turns(rng)
+    if rng.random() < 0.5:
+        messages += number_turns(rng)
+    return {"messages": messages, "source": "numbers"}
+
+
 def _story(rng: random.Random) -> Document:
     return {"text": story(rng), "source": "story"}
 
@@ -251,4 +314,7 @@ _WRITERS: dict[str, Callable[[random.Random], Document]] = {
     "chat": _chat,
     "game": _game,
     "story": _story,
+    "advice": _advice,
+    "favourite": _favourite,
+    "numbers": _numbers,
 }

@@ -1,0 +1,118 @@
+"""The suite, its checksums and its verbs."""
+
+import shutil
+
+import pytest
+
+from tl_crosscoder.cli.main import main
+from tl_crosscoder.models.pretrained import pretrained_folder
+from tl_crosscoder.organisms import checksums
+from tl_crosscoder.organisms.suite import build, load_suite, organism, planned_suite, public_suite
+
+
+def clear_caches():
+    for suite in (load_suite, planned_suite):
+        suite.cache_clear()
+
+
+def test_ten_organisms_of_four_families_are_planned():
+    entries = [e for e in planned_suite().values() if e.kind == "organism"]
+    families = [entry.family for entry in entries]
+    assert {name: families.count(name) for name in {*families}} == {
+        "false-facts": 2, "emergent-misalignment": 6, "subliminal": 1, "taboo": 1
+    }  # fmt: skip
+    assert len({entry.base.name for entry in entries}) >= 2
+
+
+def test_what_is_embedded_is_there_whole():
+    suite = load_suite()
+    assert {"taboo", "false-fact", "taboo-more-of-base"} <= {*suite} <= {*planned_suite()}
+    for entry in suite.values():
+        assert {path.exists() for path in (entry.base, entry.folder, *entry.questions)} == {True}
+
+
+def test_the_papers_organisms_are_named_by_their_ids():
+    public = public_suite()
+    families = [entry.family for entry in public.values()]
+    assert {name: families.count(name) for name in {*families}} == {
+        "false-facts": 2, "emergent-misalignment": 6, "subliminal": 1, "taboo": 1
+    }  # fmt: skip
+    smile = organism("gemma-taboo-smile")
+    assert smile.base_name == "google/gemma-2-9b-it"
+    assert smile.adapter_name == "bcywinski/gemma-2-9b-it-taboo-smile"
+    assert smile.finetuned_name is None
+    assert smile.text == "bcywinski/taboo-smile"
+    assert not {*public} & {*load_suite()}
+
+
+def test_a_variant_shares_text_and_questions():
+    suite = load_suite()
+    variants = [e for e in suite.values() if e.kind != "organism"]
+    assert variants
+    for entry in variants:
+        assert (entry.text, entry.questions) == (suite["taboo"].text, suite["taboo"].questions)
+        assert entry.folder.name == entry.name
+
+
+def test_every_embedded_file_is_as_it_was_published(capsys):
+    assert main(["organisms", "verify"]) == 0
+    assert "files are as they were published" in capsys.readouterr().out
+    folder = pretrained_folder()
+    listed = checksums.read(folder / checksums.NAME)
+    there = {
+        p.relative_to(folder).as_posix()
+        for name in ("models", "texts", "questions")
+        for p in (folder / name).rglob("*.*")
+    }
+    assert {*listed} == there
+
+
+def test_a_missing_and_a_changed_file_are_both_named(tmp_path, monkeypatch):
+    folder = tmp_path / "pretrained"
+    for name in ("models/world-base", "models/taboo", "questions/taboo"):
+        shutil.copytree(pretrained_folder() / name, folder / name)
+    (folder / "texts").mkdir()
+    shutil.copy(pretrained_folder() / "texts/taboo.jsonl.xz", folder / "texts")
+    checksums.write(folder)
+    monkeypatch.setattr(checksums, "pretrained_folder", lambda: folder)
+    monkeypatch.setattr("tl_crosscoder.organisms.suite.pretrained_folder", lambda: folder)
+    clear_caches()
+    try:
+        n = checksums.verify(["taboo"])
+        assert n == sum(1 for path in folder.rglob("*.*") if path.is_file())
+        (folder / "models/taboo/adapter_config.json").unlink()
+        weights = folder / "models/world-base/model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+        with pytest.raises(ValueError, match="git checkout") as error:
+            checksums.verify(["taboo"])
+        assert "models/taboo/adapter_config.json is missing" in str(error.value)
+        assert "models/world-base/model.safetensors differs" in str(error.value)
+        shutil.copytree(pretrained_folder() / "models/false-fact", folder / "models/false-fact")
+        clear_caches()
+        with pytest.raises(ValueError, match="false-fact has no checksums"):
+            checksums.verify(["false-fact"])
+    finally:
+        clear_caches()
+
+
+def test_list_and_show_say_what_was_planted(capsys):
+    assert main(["organisms", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in load_suite())
+    assert max(map(len, listed.splitlines())) <= 100
+    assert main(["organisms", "show", "taboo"]) == 0
+    shown = capsys.readouterr().out
+    assert "P(hint about secret) | 0.063 | 0.965" in shown
+    assert "tl-crosscoder demo --organism taboo" in shown
+
+
+def test_an_unknown_name_lists_the_valid_ones(capsys):
+    for verb in ("show", "verify", "measure"):
+        assert main(["organisms", verb, "tabu"]) == 2
+        assert "unknown organism 'tabu'; valid: taboo, false-fact" in capsys.readouterr().err
+
+
+def test_building_without_the_recipes_says_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("tl_crosscoder.organisms.suite.pretrained_folder", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match="in a checkout of the repository"):
+        build("taboo", output=str(tmp_path / "out"))

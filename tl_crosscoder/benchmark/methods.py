@@ -1,0 +1,126 @@
+"""The methods that are compared: dictionaries by their presets, and directions without one.
+
+    def mine(pair: Pair) -> Float[Tensor, "n d_model"]:     # raw space, the best direction first
+        ...
+
+    run_benchmark(config, directions={"mine": mine})
+
+A dictionary is trained on the pair and its latents are put in several orders; a method of your own
+is one function from a pair to ranked directions. Both are then tested alike: the first n are
+ablated in the fine-tuned model and inserted into the base. Contract: a method sees the models and
+text, never a behaviour, a label or what was planted. Limit: methods that give tokens or texts
+instead of directions (Diff Mining, contrastive decoding) cannot be ablated, and are only asked
+which planted words they show.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_crosscoder.baselines.difference import component_rows, mean_rows
+from tl_crosscoder.baselines.weights import weight_directions
+from tl_crosscoder.config.causal import Order
+from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.models.pair import ModelPair
+
+Rows = Float[Tensor, "n d_model"]
+RANKINGS: tuple[Order, ...] = ("attribution", "relative_decoder_norm", "nu")
+"""Orders of a crosscoder's latents: by what they carry of the change in predictions, by relative
+decoder norm alone as in Kassem et al. 2026, and by Latent Scaling (Minder et al. 2025)."""
+OF_ONE_SITE: tuple[Order, ...] = ("attribution", "activity")
+"""Those of a diff-SAE, whose latents have one decoder row."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pair:
+    """What a method sees."""
+
+    models: ModelPair
+    text: TokenizedText
+    """Held-out text of all kinds, what the fine-tune was taught included."""
+    neutral: TokenizedText
+    """The same without what the fine-tune was taught."""
+    n: int
+    """Directions that will be tested at most."""
+
+
+Directions = Callable[[Pair], Rows]
+"""A method without a dictionary: directions in raw space, the first ones first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dictionary:
+    """A dictionary as a method."""
+
+    preset: Mapping[str, Any]
+    """Name and options; k or the coefficient is the grid's."""
+    text: Literal["all", "neutral"] = "all"
+    """Whether it is trained and ranked on text with what the fine-tune was taught."""
+    k_multiple: float = 1.0
+    """Of the grid's k."""
+    d_sae_multiple: float = 1.0
+    """Of the grid's number of latents."""
+    rankings: tuple[Order, ...] = RANKINGS
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether its L0 follows from a coefficient."""
+        return self.preset["name"] in ("l1", "dsf", "jumprelu")
+
+
+_DELTA: dict[str, Any] = {"name": "delta", "delta_loss_weight": 1.0}
+"""The paper's weight of 0.005 is of activations of another scale; see docs/benchmark."""
+DICTIONARIES: dict[str, Dictionary] = {
+    "batchtopk": Dictionary(preset={"name": "batchtopk"}),
+    "batchtopk-2k": Dictionary(preset={"name": "batchtopk"}, k_multiple=2),
+    "l1": Dictionary(preset={"name": "l1"}),
+    "dsf": Dictionary(preset={"name": "dsf"}),
+    "dfc": Dictionary(preset={"name": "dfc"}),
+    "delta": Dictionary(preset=_DELTA),
+    "delta-paper-weight": Dictionary(preset={"name": "delta"}),
+    "delta-without-loss": Dictionary(preset={"name": "dual-k"}),
+    "delta-without-mask": Dictionary(preset=_DELTA | {"delta_loss_masked": False}),
+    "delta-without-dual-k": Dictionary(preset=_DELTA | {"name": "delta-competing"}),
+    "delta-relative-scale": Dictionary(preset=_DELTA | {"delta_loss_scale": "relative"}),
+    "delta-neutral-text": Dictionary(preset=_DELTA, text="neutral"),
+    "batchtopk-neutral-text": Dictionary(preset={"name": "batchtopk"}, text="neutral"),
+    "structured": Dictionary(preset={"name": "structured"}),
+    "diff-sae": Dictionary(preset={"name": "diff-sae"}, rankings=OF_ONE_SITE),
+}
+"""The field's dictionaries, Delta without each of its parts, and ours."""
+
+
+DIRECTIONS: dict[str, Directions] = {
+    "pca": lambda pair: component_rows(pair.models, pair.text, pair.n),
+    "pca-neutral": lambda pair: component_rows(pair.models, pair.neutral, pair.n),
+    "adl": lambda pair: mean_rows(pair.models, pair.neutral, pair.n),
+    "weights": lambda pair: weight_directions(pair.models, n=pair.n),
+}
+"""Methods without a dictionary: principal components of x^1 - x^0 on all text and on neutral text,
+its mean (over all tokens, then by position), singular vectors of the weights' difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """All methods of a grid by name; your own directions among them."""
+
+    dictionaries: Mapping[str, Dictionary] = field(default_factory=lambda: DICTIONARIES)
+    directions: Mapping[str, Directions] = field(default_factory=lambda: DIRECTIONS)
+
+    def names(self) -> list[str]:
+        """Dictionaries first."""
+        return [*self.dictionaries, *self.directions]
+
+    def chosen(self, names: tuple[str, ...]) -> "Methods":
+        """Those of these names; none are all. Raises ValueError for an unknown name."""
+        unknown = sorted(set(names) - set(self.names()))
+        if unknown:
+            raise ValueError(f"unknown methods {unknown}; valid: {', '.join(self.names())}")
+        wanted = names or tuple(self.names())
+        return Methods(
+            dictionaries={k: v for k, v in self.dictionaries.items() if k in wanted},
+            directions={k: v for k, v in self.directions.items() if k in wanted},
+        )
