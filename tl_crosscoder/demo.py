@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
+from tl_crosscoder.benchmark.outcomes import MIN_DIFFERENCE
 from tl_crosscoder.config.causal import CausalQuestion
 from tl_crosscoder.config.presets import BatchTopK
 from tl_crosscoder.config.training import RunConfig
@@ -44,10 +45,6 @@ MAX_P = 0.05
 MIN_FVE = 0.5
 """FVE of both models below which a dictionary says nothing about them."""
 
-MIN_DIFFERENCE = 0.05
-"""Change of a behaviour's probability below which there is hardly anything to find: a neutral
-fine-tune moves some by a point, of which the first latents of a null pair removed a twentieth, more
-than controls."""
 HARDLY = "the fine-tune hardly changes it"
 
 QUESTION = CausalQuestion(n_random=19, n_matched=0, controls=("covariance", "shuffled"))

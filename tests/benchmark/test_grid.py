@@ -62,7 +62,7 @@ def test_controls_are_run_where_something_goes(results):
     for row in rows:
         is_tested = row["n"] == 2 and row["share"] >= 0.1 and row["low"] > 0 and not row["flag"]
         assert (row["p"] is not None) == is_tested
-        assert row["is_clear"] in (False,) if not is_tested else True
+        assert is_tested or not row["is_clear"]
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_bad_names_are_refused_before_any_work(tmp_path):
 @pytest.mark.slow
 def test_rows_of_random_directions_are_not_clear(results):
     """A method that found nothing covers nothing."""
-    bench = Bench(entry=organism("taboo"), config=replace(SMALL, n_random=19))
+    bench = Bench(entry=organism("taboo"), config=replace(SMALL, n_random=19), seed=0)
     random = torch.randn(2, 96, generator=torch.Generator().manual_seed(5))
     rows = direction_rows(InterventionContext.of(bench.models), bench.tests, random)
     assert not any(r.get("is_clear") for r in rows)

@@ -7,7 +7,7 @@ import pytest
 from tl_crosscoder.cli.main import main
 from tl_crosscoder.models.pretrained import pretrained_folder
 from tl_crosscoder.organisms import checksums
-from tl_crosscoder.organisms.suite import build, load_suite, organism, planned_suite, public_suite
+from tl_crosscoder.organisms.suite import build, load_suite, planned_suite, public_suite
 
 
 def clear_caches():
@@ -37,12 +37,20 @@ def test_the_papers_organisms_are_named_by_their_ids():
     assert {name: families.count(name) for name in {*families}} == {
         "false-facts": 2, "emergent-misalignment": 6, "subliminal": 1, "taboo": 1
     }  # fmt: skip
-    smile = organism("gemma-taboo-smile")
+    smile = public["gemma-taboo-smile"]
     assert smile.base_name == "google/gemma-2-9b-it"
     assert smile.adapter_name == "bcywinski/gemma-2-9b-it-taboo-smile"
     assert smile.finetuned_name is None
     assert smile.text == "bcywinski/taboo-smile"
     assert not {*public} & {*load_suite()}
+
+
+@pytest.mark.parametrize("verb", ["verify", "measure"])
+def test_what_is_on_the_hub_is_told_apart(verb, capsys):
+    assert main(["organisms", verb, "qwen-cat"]) == 2
+    assert "organisms show qwen-cat" in capsys.readouterr().err
+    assert main(["organisms", "show", "qwen-cat"]) == 0
+    assert "train --base Qwen/Qwen2.5-7B-Instruct" in capsys.readouterr().out
 
 
 def test_a_variant_shares_text_and_questions():

@@ -3,7 +3,8 @@
 Each organism has one file of results, to which a cell is added when it is done; a cell that fails
 is kept with its reason, and the grid goes on. Dictionaries of one organism and seed are trained on
 the same activations, which are made once. Contract: a method sees held-out text, never a behaviour;
-what is there is not made again, unless it was made at other settings, which is refused. Limit: one
+what is there is not made again, failed cells included, and cells of other settings are refused.
+Text is held out by seed, so that no dictionary was trained on what it is tested on. Limit: one
 process an organism at a time.
 """
 
@@ -38,7 +39,6 @@ from tl_crosscoder.progress import note
 from tl_crosscoder.results.tables import without_nan
 from tl_crosscoder.run.attribution import attribute_run, ranking_of
 from tl_crosscoder.run.changes import changes_run
-from tl_crosscoder.run.floor import measured
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train_all
 
@@ -47,6 +47,8 @@ HOOK_NAME = "blocks.2.hook_resid_post"
 N_NEUTRAL, N_DIRECTION_TOKENS = 2048, 50_000
 COEFFICIENTS = {"l1": 4.0, "dsf": 7.0}
 """At which the L0 of the embedded organisms is near 12; see `presets_on_organisms`."""
+_FAILURES = (ValueError, RuntimeError, FloatingPointError, FileNotFoundError)
+"""What a method may raise without stopping the grid; a full disk or an interrupt does stop it."""
 _FREE = ("output", "work", "organisms", "methods", "seeds", "quick")
 """Settings in which the cells of one file may differ."""
 
@@ -69,12 +71,11 @@ def run_benchmark(
     methods = every.chosen(config.methods)
     names = config.organisms or tuple(n for n, o in load_suite().items() if o.kind != "variant")
     entries = [organism(name) for name in names]
-    if public := [entry.name for entry in entries if entry.kind == "public"]:
-        raise ValueError(f"{public} are on the hub and have no questions here: train on them.")
     folder = files.user_path(config.output)
     for entry in entries:
-        with locked(folder / entry.name):
-            _run_organism(entry, config, methods, Results(folder / f"{entry.name}.json", config))
+        path = folder / f"{entry.name}.json"
+        with locked(path, is_file=True):
+            _run_organism(entry, config, methods, Results(path, config))
     return folder
 
 
@@ -108,15 +109,16 @@ class Results:
 def _run_organism(
     entry: Organism, config: BenchmarkConfig, methods: Methods, results: Results
 ) -> None:
-    bench = Bench(entry=entry, config=config)
+    bench = Bench(entry=entry, config=config, seed=0)
     for name, directions in methods.directions.items():
         if not results.has(name, 0):
             results.add(_cell(name, 0, partial(bench.of_directions, directions)))
     for seed in config.seeds:
         left = {n: d for n, d in methods.dictionaries.items() if not results.has(n, seed)}
-        bench.train(left, seed)
+        bench = bench if seed == bench.seed else Bench(entry=entry, config=config, seed=seed)
+        bench.train(left)
         for name, dictionary in left.items():
-            results.add(_cell(name, seed, partial(bench.of_run, name, dictionary, seed)))
+            results.add(_cell(name, seed, partial(bench.of_run, name, dictionary)))
 
 
 def _cell(name: str, seed: int, make: Any) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _cell(name: str, seed: int, make: Any) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         found = make()
-    except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
+    except _FAILURES as error:
         note(f"{name}, seed {seed} failed: {error}", is_warning=True)
         found = {"failed": f"{type(error).__name__}: {error}"}
     seconds = round(time.perf_counter() - started, 1)
@@ -133,15 +135,16 @@ def _cell(name: str, seed: int, make: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bench:
-    """One organism with its text, its tests, and a folder for dictionaries."""
+    """One organism and seed with its text, its tests, and a folder for dictionaries."""
 
     entry: Organism
     config: BenchmarkConfig
+    seed: int
 
     @cached_property
     def models(self) -> ModelPair:
         """Base and fine-tuned model, under the names that dictionaries record."""
-        return ModelPair.from_config(self.run_config("batchtopk", DICTIONARIES["batchtopk"], 0))
+        return ModelPair.from_config(self.run_config("batchtopk", DICTIONARIES["batchtopk"]))
 
     @cached_property
     def tests(self) -> Tests:
@@ -169,50 +172,48 @@ class Bench:
         ctx = InterventionContext.of(self.models)
         return {"rows": [*direction_rows(ctx, self.tests, rows)]}
 
-    def train(self, dictionaries: Mapping[str, Dictionary], seed: int) -> None:
+    def train(self, dictionaries: Mapping[str, Dictionary]) -> None:
         """Train what is missing, those on the same source together."""
         groups: dict[tuple[str, bool], list[RunConfig]] = {}
         for name, d in dictionaries.items():
             key = (d.text, d.preset["name"] == "diff-sae")
-            groups.setdefault(key, []).append(self.run_config(name, d, seed))
+            groups.setdefault(key, []).append(self.run_config(name, d))
         for configs in groups.values():
             try:
                 train_all(configs, models=self._models_of(configs[0]), resume=True)
-            except FloatingPointError as error:  # of some; their cells say so
+            except _FAILURES as error:  # of some, whose cells will have no run
                 note(str(error), is_warning=True)
 
-    def run_config(self, name: str, dictionary: Dictionary, seed: int) -> RunConfig:
+    def run_config(self, name: str, dictionary: Dictionary) -> RunConfig:
         """The run of one dictionary."""
         c, entry = self.config, self.entry
-        sparsity = (
-            {"coefficient": COEFFICIENTS[dictionary.preset["name"]]}
-            if dictionary.is_penalised
-            else {"k": c.k * dictionary.k_multiple}
-        )
+        coefficient = COEFFICIENTS.get(dictionary.preset["name"])
+        k = {"k": c.k * dictionary.k_multiple}
+        sparsity = k if coefficient is None else {"coefficient": coefficient}
         return RunConfig(
             base=entry.base_name,
             adapter=entry.adapter_name,
             finetuned=entry.finetuned_name,
             hook_name=HOOK_NAME,
             text=self._text(dictionary.text),
-            output=str(self._folder(name, seed)),
-            d_sae=round(c.d_sae * dictionary.d_sae_multiple),
+            output=str(self._folder(name)),
+            d_sae=c.d_sae,
             preset=preset_from({**dictionary.preset, **sparsity}),
             n_tokens=c.n_tokens,
             batch_size=1024,
             lr=2e-3,
             n_measured_tokens=min(50_000, c.n_tokens),
             max_documents=c.max_documents,
-            seed=seed,
+            seed=self.seed,
         )
 
-    def of_run(self, name: str, dictionary: Dictionary, seed: int) -> dict[str, Any]:
+    def of_run(self, name: str, dictionary: Dictionary) -> dict[str, Any]:
         """Outcomes of a trained dictionary."""
-        models = self._models_of(self.run_config(name, dictionary, seed))
-        run = Run(path=self._folder(name, seed), loaded=models)
+        models = self._models_of(self.run_config(name, dictionary))
+        run = Run(path=self._folder(name), loaded=models)
         measurement, n = run.measurement(), max(self.config.sizes)
         asked = AttributionQuestion(n_prompts=self.config.n_attributed)
-        attribute_run(run, asked)
+        carried = attribute_run(run, asked)
         rankings = {
             order: [r.latent for r in ranking_of(run, n=n, order=order).rows]
             for order in dictionary.rankings
@@ -220,19 +221,20 @@ class Bench:
         ctx = InterventionContext.of(run.models, run.crosscoder)
         fit = measurement.reconstruction
         found = (
-            changes_run(run, ChangesQuestion(n_prompts=asked.n_prompts)).rows if seed == 0 else None
+            changes_run(run, ChangesQuestion(n_prompts=asked.n_prompts)).rows
+            if self.seed == 0
+            else None
         )
-        floor = measured(run, asked)
-        carried = floor.attribution.latents / floor.attribution.text.n_predicted
+        n_predicted = carried.text.n_predicted
         return {
             "fve": fit.fve,
             "difference_fve": fit.difference_fve,
             "l0": fit.l0,
             "dead": fit.dead_share,
             "latents_per_class": measurement.class_counts if measurement.compared else None,
-            "carried": floor.carried,
+            "carried": carried.change / n_predicted,
             "changes": None if found is None else [_change(row) for row in found],
-            "largest_latent": carried.max().item(),
+            "largest_latent": carried.latents.max().item() / n_predicted,
             "rows": [*latent_rows(ctx, self.tests, latents=measurement.latents, rankings=rankings)],
         }
 
@@ -240,8 +242,8 @@ class Bench:
         """The models; a diff-SAE reads them in its own way, and loads them itself."""
         return None if config.difference else self.models
 
-    def _folder(self, name: str, seed: int) -> Path:
-        return files.user_path(self.config.work) / self.entry.name / f"{name}-{seed}"
+    def _folder(self, name: str) -> Path:
+        return files.user_path(self.config.work) / self.entry.name / f"{name}-{self.seed}"
 
     def _text(self, kind: str) -> str:
         """Name of the organism's text, or a file of its neutral documents."""
@@ -255,12 +257,12 @@ class Bench:
         return str(path)
 
     def _held_out(self, kind: str) -> list[Document]:
-        """Documents that no dictionary of seed 0 is trained on."""
+        """Documents that no dictionary of this seed is trained on."""
         return _neutral(self._all_held_out, self.entry) if kind == "neutral" else self._all_held_out
 
     @cached_property
     def _all_held_out(self) -> list[Document]:
-        return split_documents(self._documents, seed=0)[1]
+        return split_documents(self._documents, seed=self.seed)[1]
 
     @cached_property
     def _documents(self) -> list[Document]:

@@ -9,8 +9,7 @@ A dictionary is trained on the pair and its latents are put in several orders; a
 is one function from a pair to ranked directions. Both are then tested alike: the first n are
 ablated in the fine-tuned model and inserted into the base. Contract: a method sees the models and
 text, never a behaviour, a label or what was planted. Limit: methods that give tokens or texts
-instead of directions (Diff Mining, contrastive decoding) cannot be ablated, and are only asked
-which planted words they show.
+instead of directions (Diff Mining, contrastive decoding) cannot be ablated, and are not here.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,18 +60,12 @@ class Dictionary:
     """Whether it is trained and ranked on text with what the fine-tune was taught."""
     k_multiple: float = 1.0
     """Of the grid's k."""
-    d_sae_multiple: float = 1.0
-    """Of the grid's number of latents."""
     rankings: tuple[Order, ...] = RANKINGS
-
-    @property
-    def is_penalised(self) -> bool:
-        """Whether its L0 follows from a coefficient."""
-        return self.preset["name"] in ("l1", "dsf", "jumprelu")
 
 
 _DELTA: dict[str, Any] = {"name": "delta", "delta_loss_weight": 1.0}
-"""The paper's weight of 0.005 is of activations of another scale; see docs/benchmark."""
+"""Of the weight that the embedded Delta dictionaries have; the paper's 0.005 is
+`delta-paper-weight`."""
 DICTIONARIES: dict[str, Dictionary] = {
     "batchtopk": Dictionary(preset={"name": "batchtopk"}),
     "batchtopk-2k": Dictionary(preset={"name": "batchtopk"}, k_multiple=2),
@@ -91,7 +84,6 @@ DICTIONARIES: dict[str, Dictionary] = {
     "diff-sae": Dictionary(preset={"name": "diff-sae"}, rankings=OF_ONE_SITE),
 }
 """The field's dictionaries, Delta without each of its parts, and ours."""
-
 
 DIRECTIONS: dict[str, Directions] = {
     "pca": lambda pair: component_rows(pair.models, pair.text, pair.n),

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from tl_crosscoder import files
+from tl_crosscoder.analysis.resampling import bootstrap_weights, ratio_interval
 from tl_crosscoder.benchmark.outcomes import MIN_DIFFERENCE
 from tl_crosscoder.organisms.suite import load_suite
 from tl_crosscoder.results.render import Section
 
 Frame = Any
 """A pandas data frame: its types do not follow a filter or a group."""
-N_DRAWS = 2_000
 _MOST_EXACT = 12
 """Organisms up to which every flip of signs is tried."""
 
@@ -127,7 +127,7 @@ def organism_section(rows: Frame, settings: dict[str, Any]) -> Section:
 
 
 def comparison_section(rows: Frame, settings: dict[str, Any], *, than: str = "delta") -> Section:
-    """Every method minus Delta, by organism, each at its best ranking of those of no labels."""
+    """Every method minus Delta, by organism, both under the same ranking."""
     n, lines = settings["n_named"], []
     tested = planted(rows, n)
     for ranking in ("relative_decoder_norm", "attribution"):
@@ -224,10 +224,9 @@ def _interval(name: str, rows: Frame, column: str) -> dict[str, float]:
 
 
 def _bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    generator, x = torch.Generator().manual_seed(0), torch.tensor(values, dtype=torch.float64)
-    drawn = torch.randint(0, len(x), (N_DRAWS, len(x)), generator=generator)
-    low, high = x[drawn].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=x.dtype)).tolist()
-    return low, high
+    x = torch.tensor(values, dtype=torch.float64)
+    found = ratio_interval(x, torch.ones_like(x), weights=bootstrap_weights(len(x)))
+    return found.low, found.high
 
 
 def _nats(rows: Frame, n: int) -> list[float]:

@@ -46,9 +46,9 @@ class OrganismsShow:
 
     def __call__(self) -> None:
         """Print."""
-        from tl_crosscoder.organisms.suite import organism
+        from tl_crosscoder.organisms.suite import organism, public_suite
 
-        entry = organism(self.name)
+        entry = public_suite().get(self.name) or organism(self.name)
         if entry.kind == "public":
             text = entry.text or "TEXT"
             named = f"--base {entry.base} --adapter {entry.folder} --text {text}"

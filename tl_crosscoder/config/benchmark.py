@@ -31,7 +31,8 @@ class BenchmarkConfig(Settings):
     d_sae: PositiveInt = 1024
     """Latents of a dictionary."""
     k: PositiveFloat = 12
-    """Active latents a token, that of the penalised presets is brought near it."""
+    """Active latents a token; the penalised presets have a coefficient at which theirs is near
+    12."""
     sizes: tuple[PositiveInt, ...] = (1, 3, 10, 30)
     """Numbers of latents or directions that are tested together."""
     n_named: PositiveInt = 3

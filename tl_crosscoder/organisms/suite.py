@@ -155,12 +155,17 @@ def _entries() -> dict[str, Any]:
 
 
 def organism(name: str) -> Organism:
-    """The organism of that name, embedded or public.
+    """The embedded organism of that name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or it is on the hub.
     """
-    suite = load_suite() | public_suite()
+    suite = load_suite()
+    if name in public_suite():
+        raise ValueError(
+            f"{name!r} is on the hub, and has no questions here. "
+            f"`tl-crosscoder organisms show {name}` prints the command that diffs it."
+        )
     if name not in suite:
         raise ValueError(f"unknown organism {name!r}; valid: {', '.join(suite)}")
     return suite[name]
@@ -173,7 +178,6 @@ def build(name: str, *, output: str, seed: int | None = None) -> str:
         ValueError: no such organism, or an output folder that is in use.
         FileNotFoundError: the package is installed without its recipes.
     """
-    organism(name)
     recipes = pretrained_folder() / "recipes"
     if not recipes.is_dir():
         raise FileNotFoundError(

@@ -177,10 +177,10 @@ def prompts_of(run: Run, question: PromptsQuestion, *, half: int = TESTS) -> Tok
 def predictions_of(run: Run, question: AttributedText, *, half: int) -> Predictions:
     """Predictions of documents of one half, spread over it: of chats responses, of text all."""
     documents = halves(run.documents(question.text))[half]
-    text = _with_predictions(run, _spread(documents, question.n_prompts))
+    text = _with_predictions(run, spread(documents, question.n_prompts))
     if len(text) < question.n_prompts < len(documents):
         text = _with_predictions(run, documents)
-        text = text[_spread(range(len(text)), question.n_prompts)]
+        text = text[spread(range(len(text)), question.n_prompts)]
     return Predictions.of(text)
 
 
@@ -189,7 +189,7 @@ def _with_predictions(run: Run, documents: list[Document]) -> TokenizedText:
     return with_predictions(text, kinds_of(text))
 
 
-def _spread(each: Sequence[T], n: int) -> list[T]:
+def spread(each: Sequence[T], n: int) -> list[T]:
     """So many of a sequence at about equal distances, or all."""
     n = min(n, len(each))
     return [each[i * len(each) // n] for i in range(n)]
