@@ -122,8 +122,9 @@ def answer_of(
              "cost": c.off_target_kl, "doubt": c.doubt}
             for c in changes.rows
         ],
-        "behaviours": [] if is_brief else [*behaviour_rows(run, behaviours, n_random=n_random)],
-        "curves": [] if is_brief else [*curve_rows(run, behaviours, effort)],
+        "behaviours": [] if is_brief else _rows(
+            run, "behaviours", behaviour_rows(run, behaviours, n_random=n_random)),
+        "curves": [] if is_brief else _rows(run, "curves", curve_rows(run, behaviours, effort)),
     }  # fmt: skip
     if has_floor:
         for kind in ("identical", "self"):
@@ -134,6 +135,14 @@ def answer_of(
 
 def _kept(kind: type[T], path: Path) -> T | None:
     return kind.load(path) if path.is_file() else None
+
+
+def _rows(run: Run, name: str, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, from the run's folder where an interrupted cell has left them."""
+    path = run.path / f"answer-{name}.json"
+    if not path.is_file():
+        files.write_json(path, {"rows": without_nan([*rows])})
+    return files.read_object(path, rows=list)["rows"]
 
 
 def behaviour_rows(

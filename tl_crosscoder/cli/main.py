@@ -184,9 +184,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("TL_CROSSCODER_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{_of_process()}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _of_process() -> str:
+    """Which of several processes this is, for a message."""
+    n = os.environ.get("WORLD_SIZE", "1")
+    return "" if n == "1" else f" (process {os.environ.get('RANK')} of {n})"
 
 
 def parse(args: Sequence[str]) -> Callable[[], None]:

@@ -7,7 +7,7 @@ a config. Limit: it holds no state; the running mean that a relative delta loss 
 handed in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -75,25 +75,38 @@ def auxk_codes(
     return codes * torch.zeros_like(codes).scatter_(-1, top, 1.0)
 
 
+BatchMean = Callable[[Float[Tensor, "batch *rest"]], Float[Tensor, "*rest"]]
+"""Mean over a batch, of which other processes may hold parts."""
+
+
+def own_mean(values: Float[Tensor, "batch *rest"]) -> Float[Tensor, "*rest"]:
+    """Mean over a batch that is here."""
+    return values.mean(dim=0)
+
+
 def auxk_loss(
-    residual: Float[Tensor, "batch d_in"], decoded: Float[Tensor, "batch d_in"]
+    residual: Float[Tensor, "batch d_in"],
+    decoded: Float[Tensor, "batch d_in"],
+    *,
+    batch_mean: BatchMean = own_mean,
 ) -> Float[Tensor, ""]:
     """Squared error of the residual as the dead latents reconstruct it, over its variance.
 
-    The decoder bias takes no part, since it is in the residual already. Source: Gao et al. 2024,
+    The decoder bias takes no part, since it is in the residual already. The variance is that of the
+    whole batch (`batch_mean`), the error that of the tokens that are here. Source: Gao et al. 2024,
     appendix A.2.
     """
     residual = residual.detach()
     error = (residual - decoded).pow(2).sum(dim=-1).mean()
-    variance = (residual - residual.mean(dim=0)).pow(2).sum(dim=-1).mean()
+    variance = batch_mean((residual - batch_mean(residual)).pow(2).sum(dim=-1))
     return error / variance.clamp(min=1e-12)
 
 
 class Objective:
     """The terms that a config requests, and where latents are decoded apart for them."""
 
-    def __init__(self, cfg: CrosscoderTrainingConfig) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: CrosscoderTrainingConfig, *, batch_mean: BatchMean = own_mean) -> None:
+        self.cfg, self._batch_mean = cfg, batch_mean
         self.auxk = cfg.auxk if cfg.sparsity.has_auxk else None
         delta = cfg.delta_loss
         self.delta = delta if delta is not None and delta.weight > 0 else None
@@ -135,7 +148,11 @@ class Objective:
             decoded = done.block_decoded
             none = x.new_zeros(())
             unit = none if decoded is None else self.auxk.weight * self._loss_of_the_mean(x)
-            terms["auxk"] = none if decoded is None else unit * auxk_loss(x - x_hat, decoded)
+            terms["auxk"] = (
+                none
+                if decoded is None
+                else unit * auxk_loss(x - x_hat, decoded, batch_mean=self._batch_mean)
+            )
         return terms
 
     @torch.no_grad()
@@ -154,8 +171,9 @@ class Objective:
         the gradient of a dead latent is hundreds of times smaller than what it had while it was
         alive, which is what Adam divides by for a thousand steps.
         """
-        mean = x.mean(dim=0).expand_as(x)
-        return reconstruction_loss(x, mean, self.cfg.sites, reduction=self.cfg.reconstruction)
+        mean = self._batch_mean(x).expand_as(x)
+        own = reconstruction_loss(x, mean, self.cfg.sites, reduction=self.cfg.reconstruction)
+        return self._batch_mean(own[None])
 
     def _explained(
         self, x_hat: Tensor, done: Step, b_dec: Tensor, delta: DeltaLoss

@@ -89,9 +89,11 @@ class Sparsity(Settings):
         del step
         return 1.0
 
-    def keep(self, weighted: Float[Tensor, "batch n"], k: float) -> Bool[Tensor, "batch n"]:
-        """Which weighted codes of a group stay."""
-        del k
+    def keep(
+        self, weighted: Float[Tensor, "batch n"], k: float, *, latents: slice | None = None
+    ) -> Bool[Tensor, "batch n"]:
+        """Which weighted codes of a group stay; `latents` says where it is in the dictionary."""
+        del k, latents
         return weighted > 0
 
     def find(

@@ -36,7 +36,9 @@ class Selection(Sparsity, ABC):
     runs: the trainer here replaces it at the end; for SAELens's trainer choose 0.9 to 0.99."""
 
     @abstractmethod
-    def keep(self, weighted: Float[Tensor, "batch n"], k: float) -> Bool[Tensor, "batch n"]:
+    def keep(
+        self, weighted: Float[Tensor, "batch n"], k: float, *, latents: slice | None = None
+    ) -> Bool[Tensor, "batch n"]:
         """Which weighted codes of a group stay; of equal ones the first."""
 
     def groups(self, partitions: Sequence[tuple[Partition, slice]], d_sae: int) -> Groups:
@@ -66,11 +68,15 @@ class Selection(Sparsity, ABC):
     def observe_(self, threshold: Tensor, codes: Codes, norms: Tensor, groups: Groups) -> None:
         """Running mean of each group's smallest kept f_j n_j, from its first observation on."""
         for latents, _ in groups:
-            smallest, own = codes.smallest(norms, latents), threshold[latents]
+            smallest, own = self.smallest(codes, norms, latents), threshold[latents]
             updated = torch.lerp(smallest, own, self.threshold_momentum)
             updated = torch.where(own > 0, updated, smallest)
             # No branch on values: that would wait for the GPU at every step.
             own.copy_(torch.where(smallest.isfinite(), updated, own))
+
+    def smallest(self, codes: Codes, norms: Tensor, latents: slice) -> Float[Tensor, ""]:
+        """The smallest kept f_j n_j of a range of latents; infinity without any."""
+        return codes.smallest(norms, latents)
 
     def calibrate_(self, threshold: Tensor, batches: Iterable[Tensor], groups: Groups) -> None:
         """The value that keeps k of each group. Raises ValueError without any token."""
@@ -85,7 +91,13 @@ class Selection(Sparsity, ABC):
         if n_tokens == 0:
             raise ValueError("there are no tokens to calibrate the threshold on.")
         for (latents, k), own in zip(groups, values, strict=True):
-            threshold[latents] = threshold_keeping(round(k * n_tokens), torch.cat(own))
+            threshold[latents] = self.threshold_keeping(k, n_tokens, torch.cat(own))
+
+    def threshold_keeping(
+        self, k: float, n_tokens: int, values: Float[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """The threshold that k a token of the weighted codes of some tokens are above."""
+        return threshold_keeping(round(k * n_tokens), values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +122,11 @@ class TopK(Selection):
                 raise ValueError(f"a partition has k = {k:g}; TopK takes whole numbers.")
         return groups
 
-    def keep(self, weighted: Tensor, k: float) -> Bool[Tensor, "batch n"]:
+    def keep(
+        self, weighted: Tensor, k: float, *, latents: slice | None = None
+    ) -> Bool[Tensor, "batch n"]:
         """The k largest of each row."""
+        del latents
         n = min(round(k), weighted.shape[1])
         kth = weighted.topk(n, dim=-1).values[:, -1:]
         above, tied = weighted > kth, weighted == kth
@@ -156,8 +171,11 @@ class BatchTopK(Selection):
             return 1.0
         return 1.0 + (self.k_initial / self.k - 1.0) * (1.0 - step / self.k_anneal_steps)
 
-    def keep(self, weighted: Tensor, k: float) -> Bool[Tensor, "batch n"]:
+    def keep(
+        self, weighted: Tensor, k: float, *, latents: slice | None = None
+    ) -> Bool[Tensor, "batch n"]:
         """The k * batch largest of all."""
+        del latents
         return largest(weighted.flatten(), round(k * len(weighted))).view_as(weighted)
 
     def find(

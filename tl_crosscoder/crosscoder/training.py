@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import (
     TrainCoefficientConfig,
@@ -36,6 +36,7 @@ from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.sparse.step import (
     Request,
     SparseStep,
+    Step,
     dense_codes,
     dense_pre,
     dense_step,
@@ -79,14 +80,7 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         """
         check_memory(self.cfg, is_training=True)
         cfg, kind = self.cfg, {"dtype": self.dtype, "device": self.device}
-        norm = cfg.decoder_init_norm
-        norm = cfg.sparsity.decoder_init_norm if norm is None else norm
-        draws: dict[int, Tensor] = {}
-        for width in (s.d_model for s in cfg.sites):
-            if width not in draws:
-                rows = torch.randn(cfg.d_sae, width, **kind)
-                draws[width] = norm * rows / rows.norm(dim=-1, keepdim=True)
-        decoder = torch.cat([draws[s.d_model] for s in cfg.sites], dim=-1)
+        decoder = self._drawn_decoder()
         self.W_enc = nn.Parameter(decoder.T.clone())  # in memory still a row a latent
         self.W_dec = nn.Parameter(decoder)
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **kind))
@@ -96,10 +90,21 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
             self.register_parameter(name, nn.Parameter(torch.full((cfg.d_sae,), start, **kind)))
         if cfg.delta_loss is not None and cfg.delta_loss.scale == "relative":
             self.register_buffer("mean_squared_difference", torch.zeros((), **kind))
-        self._objective = Objective(cfg)
+        self._objective = Objective(cfg, batch_mean=self.batch_mean)
         self._terms = torch.compile(self._objective.terms) if cfg.compile else self._objective.terms
         self._sparse_step = SparseStep()
         self._obey_partitions()
+
+    def _drawn_decoder(self) -> Float[Tensor, "d_sae d_in"]:
+        return drawn_decoder(self.cfg, dtype=self.dtype, device=self.device)
+
+    def batch_mean(self, values: Float[Tensor, "batch *rest"]) -> Float[Tensor, "*rest"]:
+        """Mean over a batch, of which other processes may have parts."""
+        return values.mean(dim=0)
+
+    def _summed(self, step: Step) -> Step:
+        """What all latents decode to; these are all where one process holds them."""
+        return step
 
     def _obey_partitions(self) -> None:
         """Keep weights and gradients within the rules of the partitions; see `partition`."""
@@ -135,7 +140,8 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         bias = 0.0 if self.cfg.apply_b_dec_to_input else self.b_dec @ self.W_enc
         self.b_enc.sub_(bias)
         request = self._request(x[:N_SCALING_ROWS], is_dead=None, step=0)
-        decoded = torch.stack(dense_step(request, dense_pre(request)).decoded).sum(dim=0)
+        done = self._summed(dense_step(request, dense_pre(request)))
+        decoded = torch.stack(done.decoded).sum(dim=0)
         centred = x[:N_SCALING_ROWS] - self.b_dec
         factor = (decoded * centred).sum() / decoded.square().sum().clamp(min=1e-12)
         factor = factor.clamp(min=MIN_SCALE, max=1.0).sqrt().item()
@@ -221,6 +227,7 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         done = self._sparse_step(request) if self._takes_the_sparse_step() else None
         if done is None:
             done = dense_step(request, self.hook_sae_acts_pre(dense_pre(request)))
+        done = self._summed(done)
         out = torch.stack(done.decoded).sum(dim=0) if len(done.decoded) > 1 else done.decoded[0]
         x_hat = self.hook_sae_recons(out + self.b_dec)
         losses = self._terms(x, x_hat, done, self.b_dec, self._mean_squared_difference_(x))
@@ -246,7 +253,6 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
             block = is_dead.nonzero().squeeze(-1)
         factor = sparsity.k_factor(step)
         groups = self.cfg.selection_groups()
-        k_aux = (auxk.k if auxk else None) or max(1, self.cfg.d_in // 2)
         return Request(
             x=self.process_sae_in(x),
             W_enc=self.W_enc,
@@ -259,8 +265,14 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
             compute_dtype=None if self.cfg.compute_dtype is None else torch.bfloat16,
             bounds=self._objective.bounds,
             block=block,
-            block_codes=partial(auxk_codes, k=k_aux),
+            block_codes=partial(auxk_codes, k=self._k_aux),
         )
+
+    @property
+    def _k_aux(self) -> int:
+        """Dead latents that help a token."""
+        auxk = self._objective.auxk
+        return (auxk.k if auxk else None) or max(1, self.cfg.d_in // 2)
 
     def _learned(self) -> dict[str, Tensor]:
         """Parameters of the sparsity, by name."""
@@ -280,7 +292,7 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         """Running mean of ||x^1 - x^0||^2, begun with its first observation; None if unused."""
         if self.cfg.delta_loss is None or self.cfg.delta_loss.scale == "absolute":
             return None
-        now = site_difference(x, self.sites).pow(2).sum(dim=-1).mean()
+        now = self.batch_mean(site_difference(x, self.sites).pow(2).sum(dim=-1))
         mean = self.mean_squared_difference
         mean.copy_(torch.where(mean > 0, torch.lerp(now, mean, 0.99), now))
         return mean.clamp(min=1e-12).clone()
@@ -333,6 +345,34 @@ class CrosscoderTraining(SiteViews, TrainingSAE[CrosscoderTrainingConfig]):
         crosscoder = Crosscoder(CrosscoderConfig.from_dict(fields))
         crosscoder.load_state_dict({n: t.detach().float() for n, t in state.items()})
         return crosscoder
+
+
+DRAWN = 4096
+"""Rows that are drawn at a time, so that a part of a large decoder never takes the room of all."""
+
+
+def drawn_decoder(
+    cfg: CrosscoderTrainingConfig,
+    latents: Int[Tensor, " n"] | None = None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Float[Tensor, "n d_in"]:
+    """The first decoder from torch's generator: all rows, or some latents', which are the same."""
+    norm = cfg.decoder_init_norm
+    norm = cfg.sparsity.decoder_init_norm if norm is None else norm
+    own = torch.arange(cfg.d_sae) if latents is None else latents.cpu()
+    draws: dict[int, Tensor] = {}
+    for width in (s.d_model for s in cfg.sites):
+        if width not in draws:
+            parts = []
+            for start in range(0, cfg.d_sae, DRAWN):
+                n = min(DRAWN, cfg.d_sae - start)
+                rows = torch.randn(n, width, dtype=dtype, device=device)
+                parts.append(rows[own[(own >= start) & (own < start + n)] - start])
+            rows = torch.cat(parts)
+            draws[width] = norm * rows / rows.norm(dim=-1, keepdim=True)
+    return torch.cat([draws[s.d_model] for s in cfg.sites], dim=-1)
 
 
 @torch.no_grad()

@@ -116,13 +116,12 @@ class ActivationLoader:
             contexts = self._order(n_passes).split(self.buffer_contexts)
             n_dealt = 0
             for b in range(buffer, len(contexts)):
-                n_rows, take = self._buffer(contexts[b])
-                order = torch.randperm(n_rows, generator=_generator(self.seed, n_passes, b))
-                for i in range(batch, n_rows // self.batch_size):
-                    after = Position(n_passes=n_passes, buffer=b, batch=i + 1)
-                    yield take(order[i * self.batch_size : (i + 1) * self.batch_size]), after
+                generator = _generator(self.seed, n_passes, b)
+                n_batches, deal = self._buffer(contexts[b], generator)
+                for i in range(batch, n_batches):
+                    yield deal(i), Position(n_passes=n_passes, buffer=b, batch=i + 1)
                     n_dealt += 1
-                del take
+                del deal
                 batch = 0
             if not n_dealt and not buffer:
                 raise ValueError(
@@ -136,20 +135,33 @@ class ActivationLoader:
         """Contexts of a pass, in their order."""
         return torch.randperm(len(self.text), generator=_generator(self.seed, n_passes))
 
-    def _buffer(self, contexts: Tensor) -> tuple[int, Callable[[Tensor], Tensor]]:
-        """Number of rows of some contexts, and a function that gives rows of them by number.
+    def _buffer(
+        self, contexts: Tensor, generator: torch.Generator
+    ) -> tuple[int, Callable[[int], Tensor]]:
+        """Number of batches of some contexts, and a function that gives one by its number.
 
         From a cache only the places of the rows are looked up here; each batch is read when it is
         due, so that a buffer takes no memory.
         """
         text = self.text[contexts]
-        if self.source.cache_id is None or text.norm_limits is not None:
+        if not self._reads(text):
             rows = self._rows(text)
-            return len(rows), lambda chosen: rows.index_select(0, chosen.to(rows.device))
+            chosen = self._chosen(len(rows), generator)
+            return len(chosen), lambda i: rows.index_select(0, chosen[i].to(rows.device))
         stored = cast(StoredRows, self.source)
         parts = batches_of(text, self.harvest_batch_size)
         places = torch.cat([stored.places(part) for _, part in parts])
-        return len(places), lambda chosen: stored.read(places[chosen])
+        chosen = self._chosen(len(places), generator)
+        return len(chosen), lambda i: stored.read(places[chosen[i]])
+
+    def _reads(self, text: TokenizedText) -> bool:
+        """Whether rows are read one by one, and not made for a whole buffer."""
+        return self.source.cache_id is not None and text.norm_limits is None
+
+    def _chosen(self, n_rows: int, generator: torch.Generator) -> list[Tensor]:
+        """Numbers of the rows of each batch."""
+        order = torch.randperm(n_rows, generator=generator)
+        return [*order[: n_rows - n_rows % self.batch_size].split(self.batch_size)]
 
     def _rows(self, text: TokenizedText) -> Float[Tensor, "tokens *row"]:
         """Rows of one buffer. They are written into one tensor: `cat` would hold them twice."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,11 +40,13 @@ from tl_crosscoder.models.loading import options_of_each
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import ANY_HOOK, sites_of
 from tl_crosscoder.models.source import ActivationSource
-from tl_crosscoder.progress import note
+from tl_crosscoder.progress import note, silenced
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.run import Run, save_measurement
 from tl_crosscoder.run.scan import scanned
 from tl_crosscoder.train.checkpoint import check_output, read_record
+from tl_crosscoder.train.parallel.mesh import Mesh, mesh_of
+from tl_crosscoder.train.parallel.trainer import ParallelTrainer
 from tl_crosscoder.train.presets import crosscoder_config, recipe_of
 from tl_crosscoder.train.trainer import Trainer, fit_each
 
@@ -76,7 +79,9 @@ def train_all(
 
     The models run once for all; every dictionary is what it would have been alone. The configs may
     differ in what a dictionary is made of and how fast it learns, not in models and text. See the
-    module for what is left in `config.output`.
+    module for what is left in `config.output`. Of several processes that `torchrun` started, which
+    train one dictionary together, the first measures it and returns the run; the others return
+    nothing.
 
     Args:
         configs: the runs.
@@ -93,13 +98,31 @@ def train_all(
         FloatingPointError: runs whose loss is not finite, by name; the others are complete.
         TrainingInterruptedError: see `Trainer.fit`.
     """
-    for config in configs:
-        check_output(files.user_path(config.output), resume=resume)
-    with ExitStack() as stack:
+    how = {"models": models, "text": text, "resume": resume, "choose_hook": choose_hook}
+    with mesh_of(configs[0]) as mesh:
+        if mesh is None:
+            return _locked(configs, **how)
+        if len(configs) > 1:
+            raise ValueError(
+                f"several processes train one dictionary at a time, and these are {len(configs)}: "
+                "train each of a sweep by a command of its own."
+            )
+        with silenced(not mesh.is_first):
+            return _locked(configs, mesh=mesh, **how)
+
+
+def _locked(configs: Sequence[RunConfig], *, mesh: Mesh | None = None, **how: Any) -> list[Run]:
+    """Train in folders that no other process writes to."""
+
+    def check() -> None:
         for config in configs:
+            check_output(files.user_path(config.output), resume=how["resume"])
+
+    check() if mesh is None else mesh.by_first(check)
+    with ExitStack() as stack:
+        for config in configs if mesh is None or mesh.is_first else ():
             stack.enter_context(locked(files.user_path(config.output)))
-        how = {"resume": resume, "choose_hook": choose_hook}
-        return _train_all(configs, models=models, text=text, **how)
+        return _train_all(configs, mesh=mesh, **how)
 
 
 def _train_all(
@@ -109,6 +132,7 @@ def _train_all(
     text: Text | None,
     resume: bool,
     choose_hook: bool,
+    mesh: Mesh | None,
 ) -> list[Run]:
     first, scan = configs[0], None
     chooses = first.cache is None and (choose_hook or (models is None and not first.hook_name))
@@ -121,13 +145,19 @@ def _train_all(
         crosscoder_config(source, config, config.preset)  # refuses what cannot be
     if chooses and isinstance(source, ModelPair):
         if begun_at is None:
-            scan = scanned(configs[0], source, content, settings=ScanSettings())
+            settings, asked = ScanSettings(), (configs[0], source, content)
+            scan = (
+                scanned(*asked, settings=settings)
+                if mesh is None
+                else mesh.by_first(lambda: scanned(*asked, settings=settings))
+            )
             note(wrapped(scan.line()))
             configs = [replace(config, hook_name=scan.hook_name) for config in configs]
         source = source.at(str(configs[0].hook_name).split(","))
     read = _text(configs[0], source, content)
+    kind = Trainer if mesh is None else partial(ParallelTrainer, mesh=mesh)
     trainers = [
-        Trainer(
+        kind(
             source,
             read.training,
             read.held_out,
@@ -138,10 +168,13 @@ def _train_all(
         )
         for config in configs
     ]
+    _say(trainers, read)
+    if mesh is not None and not mesh.is_first:
+        fit_each(trainers)
+        return []
     for trainer in trainers:
         if scan is not None and trainer.output is not None:
             scan.save(trainer.output / SCAN_NAMES[0])
-    _say(trainers, read)
     _fit_and_measure(trainers, source, read)
     loaded = source if isinstance(source, ModelPair) else None
     return [Run(path=Path(c.output), device=str(source.device), loaded=loaded) for c in configs]

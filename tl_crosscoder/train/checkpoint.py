@@ -16,7 +16,7 @@ import platform
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -37,6 +37,7 @@ from tl_crosscoder.files import CFG_NAME, RECORD_NAME, WEIGHTS_NAME
 from tl_crosscoder.models.checks import folder_hashes
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.progress import note
+from tl_crosscoder.train.parallel.shards import add_shard_, latents_of
 
 N_KEPT = 2
 _NAMES = "weights.safetensors", "optimizer.safetensors"
@@ -45,7 +46,21 @@ _PACKAGES = ("tl-crosscoder", "torch", "transformer-lens", "sae-lens", "transfor
 _HASHES = "model_sha256"
 _WEIGHTS = "weights_sha256"
 _SAVED = ("checkpoints/step_*", WEIGHTS_NAME)
-_FREE = (_WEIGHTS, "environment", "training.output", "training.wandb_project", "training.prefetch")
+_FREE = (
+    _WEIGHTS,
+    "environment",
+    *(
+        f"training.{name}"
+        for name in (
+            "output",
+            "device",
+            "wandb_project",
+            "prefetch",
+            "data_parallel",
+            "latent_parallel",
+        )
+    ),
+)
 
 
 def run_record(
@@ -176,27 +191,68 @@ def save_checkpoint(
     output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState
 ) -> Path:
     """Write a checkpoint of a run and delete all but the last `N_KEPT`."""
-    path = output / "checkpoints" / f"step_{state.step:08d}"
-    plain = asdict(state)
+    path = checkpoint_path(output, state)
+    with files.replacing(path) as temporary:
+        write_shard(temporary, model, optimizer, state)
+        write_state(temporary, state)
+    remove_old(output)
+    return path
+
+
+def checkpoint_path(output: Path, state: TrainState) -> Path:
+    """Where a checkpoint of this step belongs."""
+    return output / "checkpoints" / f"step_{state.step:08d}"
+
+
+def write_shard(
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    *,
+    index: int = 0,
+    n_shards: int = 1,
+) -> None:
+    """Write the tensors of one shard of the latents, or of all, into a checkpoint's folder."""
     moments = {
         f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    moments["tokens_since_fired"] = plain.pop("tokens_since_fired")
-    with files.replacing(path) as temporary:
-        for name, tensors in zip(_NAMES, (model.state_dict(), moments), strict=True):
-            files.write_tensors(temporary / name, tensors)
-        files.write_json(temporary / "state.json", plain | {"sha256": _hashes(temporary, plain)})
+    moments["tokens_since_fired"] = state.tokens_since_fired
+    names = _names(index, n_shards)
+    for name, tensors in zip(names, (model.state_dict(), moments), strict=True):
+        files.write_tensors(folder / name, tensors)
+
+
+def write_state(folder: Path, state: TrainState, *, n_shards: int = 1) -> None:
+    """Write what makes a checkpoint of the shards in a folder: its state, and their hashes."""
+    plain = {n: v for n, v in vars(state).items() if n != "tokens_since_fired"}
+    plain["position"] = asdict(state.position)
+    plain = json.loads(json.dumps(plain | ({"n_shards": n_shards} if n_shards > 1 else {})))
+    files.write_json(folder / "state.json", plain | {"sha256": _hashes(folder, plain)})
+
+
+def remove_old(output: Path) -> None:
+    """Delete all but the last `N_KEPT` checkpoints."""
     for old in checkpoints(output)[:-N_KEPT]:
         files.discard(old)
-    return path
+
+
+def _names(index: int, n_shards: int) -> tuple[str, str]:
+    """Weights and optimizer of a shard, as the hub names parts of a model."""
+    if n_shards == 1:
+        return _NAMES
+    which = f"-{index + 1:05d}-of-{n_shards:05d}.safetensors"
+    return tuple(name.replace(".safetensors", which) for name in _NAMES)  # type: ignore[return-value]
 
 
 def _hashes(path: Path, plain: Mapping[str, Any]) -> dict[str, str]:
     """Of each file of a checkpoint, and of its state but for these."""
     state = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    return {name: files.sha256(path / name) for name in _NAMES} | {"state": state}
+    n = plain.get("n_shards", 1)
+    names = [name for index in range(n) for name in _names(index, n)]
+    return {name: files.sha256(path / name) for name in names} | {"state": state}
 
 
 def remove_checkpoints(output: Path) -> None:
@@ -208,9 +264,21 @@ def remove_checkpoints(output: Path) -> None:
 
 
 def load_last_checkpoint(
-    output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    output: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    cfg: CrosscoderTrainingConfig,
+    latents: Int[Tensor, " n"] | None = None,
 ) -> TrainState | None:
     """Weights, optimizer and state of the newest checkpoint that is intact; None without any.
+
+    Args:
+        output: folder of the run.
+        model: all of the dictionary, or the shard of some latents.
+        optimizer: of its parameters.
+        cfg: of the whole dictionary.
+        latents: those of the model; all by default.
 
     Raises:
         ValueError: there are checkpoints, and all are damaged.
@@ -218,7 +286,7 @@ def load_last_checkpoint(
     found = checkpoints(output)
     for path in reversed(found):
         try:
-            return load_checkpoint(path, model, optimizer)
+            return load_checkpoint(path, model, optimizer, cfg=cfg, latents=latents)
         except ValueError as error:
             note(f"Warning: {error}", is_warning=True)
     if found:
@@ -230,15 +298,20 @@ def load_last_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    cfg: CrosscoderTrainingConfig,
+    latents: Int[Tensor, " n"] | None = None,
 ) -> TrainState:
-    """Restore weights and optimizer, and return the state.
+    """Restore weights and optimizer, whatever shards they were written in; returns the state.
 
     Raises:
         ValueError: it is damaged; model and optimizer are as they were.
     """
     plain = _checked_state(path)
-    weights, tensors = (files.read_tensors(path / name) for name in _NAMES)
+    weights, tensors = _tensors(path, plain.get("n_shards", 1), cfg, latents)
     model.load_state_dict(weights)
     fired = tensors.pop("tokens_since_fired")
     moments: dict[int, dict[str, Tensor]] = {}
@@ -258,6 +331,33 @@ def load_checkpoint(
         scales=tuple(plain["scales"]),
         metrics_bytes=plain["metrics_bytes"],
     )
+
+
+def load_weights(path: Path, model: torch.nn.Module, *, cfg: CrosscoderTrainingConfig) -> None:
+    """Weights of a whole dictionary from a checkpoint. Raises ValueError where it is damaged."""
+    n_shards = _checked_state(path).get("n_shards", 1)
+    model.load_state_dict(_tensors(path, n_shards, cfg, None, which=(0,))[0])
+
+
+def _tensors(
+    path: Path,
+    n_shards: int,
+    cfg: CrosscoderTrainingConfig,
+    latents: Tensor | None,
+    *,
+    which: Sequence[int] = (0, 1),
+) -> list[dict[str, Tensor]]:
+    """Weights and optimizer, or one of them, of some latents."""
+    if n_shards == 1 and latents is None:
+        return [files.read_tensors(path / _NAMES[i]) for i in which]
+    own = torch.arange(cfg.d_sae) if latents is None else latents
+    whole: list[dict[str, Tensor]] = [{} for _ in which]
+    for index in range(n_shards):
+        theirs = latents_of(cfg, index, n_shards)
+        for into, i in zip(whole, which, strict=True):
+            shard = files.read_tensors(path / _names(index, n_shards)[i])
+            add_shard_(into, own, shard, theirs)
+    return whole
 
 
 def _checked_state(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.config.training import TrainConfig
+from tl_crosscoder.crosscoder.loss import BatchMean, own_mean
 from tl_crosscoder.crosscoder.training import StepLoss
 from tl_crosscoder.files import METRICS_NAME
 from tl_crosscoder.models.site import Site, row_shape, site_parts, subtracted_sites
@@ -64,18 +65,30 @@ def row_factors(scales: Sequence[float], sites: Sequence[Site]) -> Float[Tensor,
     return factors.repeat_interleave(torch.tensor([site.d_model for site in sites]))
 
 
-def fve(x: Float[Tensor, "batch d_model"], x_hat: Float[Tensor, "batch d_model"]) -> Tensor:
-    """Fraction of variance explained, 1 - sum ||x - x̂||^2 / sum ||x - mean||^2, a scalar.
+def fve(
+    x: Float[Tensor, "batch d_model"],
+    x_hat: Float[Tensor, "batch d_model"],
+    *,
+    batch_mean: BatchMean = own_mean,
+) -> Tensor:
+    """Fraction of variance explained, 1 - mean ||x - x̂||^2 / mean ||x - mean||^2, a scalar.
 
     NaN where x is the same everywhere. The FVE of a site hides that of the difference, which can be
     a percent of the variance.
     """
-    return 1 - (x - x_hat).pow(2).sum() / (x - x.mean(dim=0)).pow(2).sum()
+    left, all_of_it = (v.pow(2).sum(dim=-1) for v in (x - x_hat, x - batch_mean(x)))
+    return 1 - batch_mean(left) / batch_mean(all_of_it)
 
 
 @torch.no_grad()
 def step_metrics(
-    output: StepLoss, *, sites: tuple[Site, ...], scales: Tensor, is_dead: Tensor
+    output: StepLoss,
+    *,
+    sites: tuple[Site, ...],
+    scales: Tensor,
+    is_dead: Tensor,
+    auxk_fve: Tensor | None = None,
+    batch_mean: BatchMean = own_mean,
 ) -> dict[str, float]:
     """Losses, FVE of each site in raw space, L0 and the share of dead latents.
 
@@ -87,18 +100,23 @@ def step_metrics(
         sites: of the crosscoder.
         scales: what rows were multiplied by, see `row_factors`.
         is_dead: `[d_sae]`.
+        auxk_fve: of the residual by the dead latents; None without AuxK.
+        batch_mean: over the whole batch, of which `output` may be a part.
     """
     shape = (len(output.x), *row_shape(sites))
     x, x_hat = (site_parts(v.view(shape) / scales, sites) for v in (output.x, output.x_hat))
     metrics = {"loss": output.loss} | {f"loss/{n}": v for n, v in output.losses.items()}
     for site, own, own_hat in zip(sites, x, x_hat, strict=True):
-        metrics[f"fve/{site.name}"] = fve(own, own_hat)
+        metrics[f"fve/{site.name}"] = fve(own, own_hat, batch_mean=batch_mean)
     pair = subtracted_sites(sites)
     if pair is not None:
         base, finetuned = pair
-        metrics["fve/difference"] = fve(*(each[finetuned] - each[base] for each in (x, x_hat)))
+        differences = (each[finetuned] - each[base] for each in (x, x_hat))
+        metrics["fve/difference"] = fve(*differences, batch_mean=batch_mean)
     metrics["l0"] = output.codes.l0()
     metrics["dead_share"] = is_dead.float().mean()
+    if auxk_fve is not None:
+        metrics["auxk_fve"] = auxk_fve
     return {name: value.item() for name, value in metrics.items()}
 
 

@@ -9,10 +9,11 @@ the dictionary is on one device.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +23,7 @@ from tl_crosscoder import files
 from tl_crosscoder.config.presets import BatchTopK, Preset
 from tl_crosscoder.config.training import TrainConfig
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
+from tl_crosscoder.crosscoder.sparse.codes import Codes
 from tl_crosscoder.crosscoder.training import CrosscoderTraining, StepLoss
 from tl_crosscoder.data.harvest import harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader, Position
@@ -79,6 +81,9 @@ class Trainer:
             another run; all before any long work.
     """
 
+    n_data: int = 1
+    """Processes that a batch is shared out to."""
+
     def __init__(
         self,
         source: ActivationSource,
@@ -99,26 +104,81 @@ class Trainer:
         self.cfg.metadata.context_size = text.context_size
         if held_out.n_tokens == 0:
             raise ValueError("the held-out text is empty: the threshold is calibrated on it.")
-        self.loader = ActivationLoader(
-            source,
-            text,
-            batch_size=plan.batch_size,
-            buffer_contexts=config.buffer_contexts,
-            harvest_batch_size=config.harvest_batch_size,
-            seed=config.seed,
-            prefetch=config.prefetch,
-        )
+        self.loader = self._new_loader(text)
         record = run_record(source, text, held_out, config, self.cfg)
-        self.is_complete = self.output is not None and open_run(self.output, record, resume=resume)
+        self.is_complete = self._claim(record, resume=resume)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed if config.weight_seed is None else config.weight_seed)
-            self.crosscoder = CrosscoderTraining(self.cfg)
+            self.crosscoder = self._new_dictionary()
         self.optimizer = torch.optim.Adam(self.crosscoder.parameters(), lr=config.lr, fused=True)
         self.state: TrainState | None = None
         if self.output and resume and not self.is_complete:
-            self.state = load_last_checkpoint(self.output, self.crosscoder, self.optimizer)
+            self.state = self._load()
         self._grad_norm = self._loss = torch.zeros(())
         self._log: MetricsLog | None = None
+
+    # What several processes do in another way; see `train.parallel`.
+
+    def _new_loader(self, text: TokenizedText) -> ActivationLoader:
+        return ActivationLoader(self.source, text, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """How a loader deals the batches of this run."""
+        config = self.config
+        return {
+            "batch_size": self.plan.batch_size,
+            "buffer_contexts": config.buffer_contexts,
+            "harvest_batch_size": config.harvest_batch_size,
+            "seed": config.seed,
+            "prefetch": config.prefetch,
+        }
+
+    def _claim(self, record: dict[str, Any], *, resume: bool) -> bool:
+        """Begin or continue the run in its folder; whether it is complete there."""
+        return self.output is not None and open_run(self.output, record, resume=resume)
+
+    def _new_dictionary(self) -> CrosscoderTraining:
+        return CrosscoderTraining(self.cfg)
+
+    def _load(self) -> TrainState | None:
+        assert self.output
+        how = {"cfg": self.cfg}
+        return load_last_checkpoint(self.output, self.crosscoder, self.optimizer, **how)
+
+    def _save(self, output: Path) -> Path:
+        return save_checkpoint(output, self.crosscoder, self.optimizer, self.begin())
+
+    def _fired(self, codes: Codes) -> Bool[Tensor, " d_sae"]:
+        return codes.fired()
+
+    def _finish_gradients(self) -> None:
+        """Called when the gradients of a batch are there."""
+
+    def _clip(self) -> Float[Tensor, ""]:
+        """Clip the gradients; returns their norm."""
+        parameters = self.crosscoder.parameters()
+        return torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+
+    def _metrics(self, output: StepLoss, state: TrainState) -> dict[str, float]:
+        """What is logged of a step."""
+        return step_metrics(
+            output,
+            sites=self.cfg.sites,
+            scales=self._scales(state),
+            is_dead=self.is_dead(state),
+            auxk_fve=self.crosscoder.auxk_fve(output),
+        )
+
+    def _new_log(self, state: TrainState) -> MetricsLog:
+        return MetricsLog(self.output, self.config, state)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from the output."""
+        return locked(self.output) if self.output else nullcontext()
+
+    def is_stopped(self, flag: bool) -> bool:
+        """Whether the run stops after this step, given whether this process was interrupted."""
+        return flag
 
     def fit(self) -> Crosscoder:
         """Train to the end, calibrate, save, and return the dictionary for raw activations.
@@ -140,9 +200,7 @@ class Trainer:
             check_rows(sample, sites)
             self.state = TrainState(
                 position=Position(),
-                tokens_since_fired=torch.zeros(
-                    self.cfg.d_sae, dtype=torch.int64, device=self.crosscoder.device
-                ),
+                tokens_since_fired=torch.zeros_like(self.crosscoder.b_enc, dtype=torch.int64),
                 scales=scales_of_rows(sample, sites)
                 if self.config.normalize
                 else (1.0,) * len(sites),
@@ -158,13 +216,13 @@ class Trainer:
 
     def step(self, batch: Float[Tensor, "batch *row"]) -> StepLoss:
         """One optimizer step on raw activations; returns the loss of the last accumulated part."""
-        state, config = self.begin(), self.config
+        state = self.begin()
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(state.step)
         self.optimizer.zero_grad()
         output = self._accumulate(batch * self._scales(state), state)
-        parameters = self.crosscoder.parameters()
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        self._finish_gradients()
+        self._grad_norm = self._clip()
         self.optimizer.step()
         self._loss = output.loss.detach()
         state.step += 1
@@ -174,14 +232,14 @@ class Trainer:
         """Gradients of a batch, part by part; counts the tokens since each latent fired."""
         is_dead = self.is_dead(state)
         coefficients = self.cfg.sparsity.coefficients_at(state.step)
-        state.tokens_since_fired += len(batch)
+        state.tokens_since_fired += len(batch) * self.n_data
         n, output = self.config.n_accumulated, None
         for part in batch.split(len(batch) // n):
             output = self.crosscoder.step_loss(
                 part, coefficients=coefficients, is_dead=is_dead, step=state.step
             )
             (output.loss / n).backward()
-            state.tokens_since_fired[output.codes.fired()] = 0
+            state.tokens_since_fired[self._fired(output.codes)] = 0
         assert output is not None
         return output
 
@@ -197,20 +255,12 @@ class Trainer:
     ) -> str | None:
         """A step, with what is due after it: a log line, whose text is returned, a checkpoint."""
         state, config, text = self.begin(), self.config, None
-        log = self._log = self._log or MetricsLog(self.output, config, state)
+        log = self._log = self._log or self._new_log(state)
         output = self.step(batch)
         state.position = position
         if is_last or state.step == 1 or state.step % config.log_every == 0:
             self._check_finite()
-            metrics = step_metrics(
-                output,
-                sites=self.cfg.sites,
-                scales=self._scales(state),
-                is_dead=self.is_dead(state),
-            )
-            explained = self.crosscoder.auxk_fve(output)
-            if explained is not None:
-                metrics["auxk_fve"] = explained.item()
+            metrics = self._metrics(output, state)
             metrics["grad_norm"] = self._grad_norm.item()
             metrics["lr"] = self.optimizer.param_groups[0]["lr"]
             state.metrics_bytes = log.write(state.step, metrics)
@@ -232,7 +282,7 @@ class Trainer:
         self._check_finite()
         if self.output is None:
             return None
-        return save_checkpoint(self.output, self.crosscoder, self.optimizer, self.begin())
+        return self._save(self.output)
 
     def _check_finite(self) -> None:
         """Adam spreads one NaN to all weights at once, so the weights tell of every step before."""
@@ -251,13 +301,14 @@ class Trainer:
 
     def calibration_rows(self) -> Iterator[Float[Tensor, "batch *row"]]:
         """Held-out rows on which the inference threshold is set."""
-        tokens_per_context = self.held_out.n_tokens / len(self.held_out)
-        n_contexts = math.ceil(self.config.n_calibration_tokens / tokens_per_context)
-        harvested = harvest_rows(
-            self.source, self.held_out[:n_contexts], batch_size=self.config.harvest_batch_size
-        )
+        text, size = self._calibration_text(), self.config.harvest_batch_size
+        harvested = harvest_rows(self.source, text, batch_size=size)
         for part in harvested:
             yield from part.split(self.plan.batch_size)
+
+    def _calibration_text(self) -> TokenizedText:
+        tokens_per_context = self.held_out.n_tokens / len(self.held_out)
+        return self.held_out[: math.ceil(self.config.n_calibration_tokens / tokens_per_context)]
 
     def finish(self, rows: Iterable[Tensor]) -> Crosscoder:
         """Calibrate the threshold on held-out rows, fold the scales, and save.
@@ -268,16 +319,28 @@ class Trainer:
             assert self.output
             crosscoder = Crosscoder.load(self.output, device=self.cfg.device)
         else:
-            state = self.begin()
-            self.crosscoder.calibrate_threshold_(x * self._scales(state) for x in rows)
-            crosscoder = self.crosscoder.to_inference()
-            crosscoder.fold_site_scales_(state.scales)
-            if self.output:
-                crosscoder.save(self.output)
+            self._calibrate(rows)
+            crosscoder = self._saved(self.crosscoder)
+        self._tidy()
+        return crosscoder
+
+    def _calibrate(self, rows: Iterable[Tensor]) -> None:
+        scales = self._scales(self.begin())
+        self.crosscoder.calibrate_threshold_(x * scales for x in rows)
+
+    def _saved(self, trained: CrosscoderTraining) -> Crosscoder:
+        """The dictionary for raw activations, which is also in the output."""
+        crosscoder = trained.to_inference()
+        crosscoder.fold_site_scales_(self.begin().scales)
+        if self.output:
+            crosscoder.save(self.output)
+        return crosscoder
+
+    def _tidy(self) -> None:
+        """Leave only what a complete run has."""
         if self.output:
             record_weights(self.output)
             remove_checkpoints(self.output)
-        return crosscoder
 
 
 def fit_together(trainers: Sequence[Trainer]) -> list[Crosscoder]:
@@ -307,8 +370,7 @@ def fit_each(trainers: Sequence[Trainer]) -> list[Crosscoder | FloatingPointErro
     failed: dict[Trainer, FloatingPointError] = {}
     with ExitStack() as stack:
         for trainer in trainers:
-            if trainer.output:
-                stack.enter_context(locked(trainer.output))
+            stack.enter_context(trainer.lock())
         if left:
             _check_shared(left)
             failed = _train(left)
@@ -348,8 +410,8 @@ def _train(trainers: Sequence[Trainer]) -> dict[Trainer, FloatingPointError]:
                 else:
                     if text and trainer is active[0]:
                         bar.set_postfix_str(text)
-            bar.update(len(batch))
-            if interrupted.is_set():
+            bar.update(size)
+            if trainers[0].is_stopped(interrupted.is_set()):
                 raise _interrupted([t for t in running if t.begin().step == step], step)
     return failed
 

@@ -92,7 +92,8 @@ def dense_codes(request: Request, pre: Float[Tensor, "batch d_sae"]) -> Tensor:
     if not r.groups:
         return codes
     weighted = codes.detach() * r.norms.detach()
-    return codes * torch.cat([r.sparsity.keep(weighted[:, own], k) for own, k in r.groups], dim=-1)
+    kept = [r.sparsity.keep(weighted[:, own], k, latents=own) for own, k in r.groups]
+    return codes * torch.cat(kept, dim=-1)
 
 
 def dense_step(request: Request, pre: Float[Tensor, "batch d_sae"]) -> Step:

@@ -1,0 +1,252 @@
+"""One process of a mesh that `test_parallel` starts: every check against what one process does.
+
+torchrun --nproc-per-node 4 tests/train/mesh_worker.py OUTPUT 2 2
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tl_crosscoder import (
+    L1,
+    BatchTopK,
+    Crosscoder,
+    CrosscoderTraining,
+    JumpReLU,
+    ModelPair,
+    Site,
+    TopK,
+    TrainConfig,
+    Trainer,
+    load_documents,
+    split_documents,
+    tokenize,
+)
+from tl_crosscoder.config.presets import preset
+from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
+from tl_crosscoder.crosscoder.partition import Partition
+from tl_crosscoder.crosscoder.sparse.selection import Scores, batch_topk, token_topk
+from tl_crosscoder.train.checkpoint import TrainingInterruptedError, checkpoints
+from tl_crosscoder.train.parallel.dictionary import Place, Shard, SharedBatchTopK, SharedTopK
+from tl_crosscoder.train.parallel.mesh import Mesh, new_mesh
+from tl_crosscoder.train.parallel.shards import latent_dim, latents_of
+from tl_crosscoder.train.parallel.trainer import ParallelTrainer
+
+D_IN, D_SAE, BATCH = 24, 64, 16
+SITES = tuple(Site(name=n, d_model=12, hook_name="h", model_name=n) for n in ("base", "finetuned"))
+TWO = (Partition(name="shared", share=0.75, k=3), Partition(name="delta", share=0.25, k=1))
+KINDS = {
+    "batchtopk": {"sparsity": BatchTopK(k=3)},
+    "topk": {"sparsity": TopK(k=3)},
+    "l1": {"sparsity": L1(coefficient=0.1)},
+    "jumprelu": {"sparsity": JumpReLU()},
+    "annealed": {"sparsity": BatchTopK(k=3, k_initial=40, k_anneal_steps=10)},
+    "delta": {"sparsity": BatchTopK(k=4), "partitions": TWO, "delta_loss": DeltaLoss(weight=0.5)},
+    "relative": {
+        "sparsity": BatchTopK(k=4),
+        "partitions": TWO,
+        "delta_loss": DeltaLoss(scale="relative"),
+    },
+    "dfc": {
+        "sparsity": BatchTopK(k=4),
+        "partitions": (
+            Partition(name="shared", share=0.5),
+            Partition(name="base", share=0.25, reads=("base",), writes=("base",)),
+            Partition(name="finetuned", share=0.25, reads=("finetuned",), writes=("finetuned",)),
+        ),
+    },
+    "tied": {
+        "sparsity": L1(coefficient=0.1),
+        "partitions": (
+            Partition(name="shared", share=0.5, tied=True, penalty_scale=0.2),
+            Partition(name="free", share=0.5),
+        ),
+    },
+    "matryoshka": {"sparsity": BatchTopK(k=4), "matryoshka": (0.25, 0.5)},
+    "norm": {"sparsity": BatchTopK(k=4), "reconstruction": "norm"},
+    "dense": {"sparsity": BatchTopK(k=4), "kernels": "dense"},
+    "dense topk": {"sparsity": TopK(k=4), "kernels": "dense"},
+}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def check_selection(mesh: Mesh) -> None:
+    """The kept set is that of one process, with ties within and across processes."""
+    for seed in range(20):
+        g = generator(seed)
+        # Few distinct values: most of what is at the edge is tied.
+        pre = torch.randint(-3, 4, (BATCH, D_SAE), generator=g).float()
+        if seed % 2:
+            pre += torch.randn(BATCH, D_SAE, generator=g).round(decimals=1)
+        x, bias = torch.eye(BATCH), torch.zeros(D_SAE)
+        whole = Scores(x=x, W=pre.T.contiguous(), bias=bias, scale=torch.ones(D_SAE))
+        cfg = CrosscoderTrainingConfig(d_in=D_IN, d_sae=D_SAE, sites=SITES, sparsity=BatchTopK(k=2))
+        latents = latents_of(cfg, mesh.latents.index, mesh.latents.size)
+        rows = torch.arange(BATCH).chunk(mesh.data.size)[mesh.data.index]
+        own = Scores(
+            x=x[rows],
+            W=pre.T[latents].contiguous(),
+            bias=bias[latents],
+            scale=torch.ones(len(latents)),
+        )
+        place = Place(mesh, latents, D_SAE)
+        part = slice(0, len(latents))
+        first = int(rows[0])
+        for k in (0.5, 2, 7, 40):
+            expected = batch_topk(whole, round(k * BATCH), slice(0, D_SAE))[0].positions
+            sparsity = SharedBatchTopK(k=k, place=place)
+            for guess in (None, 1.0, 5.0):
+                found = sparsity.find(own, part, k=k, guess=guess)[0].positions
+                tokens, columns = found // len(latents), found % len(latents)
+                mine = (tokens + first) * D_SAE + latents[columns]
+                assert torch.equal(mesh.world.gathered(mine).sort().values, expected), (seed, k)
+            kept = sparsity.keep(pre[rows][:, latents].clamp(min=0), k, latents=part)
+            mine = ((rows[:, None] * D_SAE + latents)[kept]).flatten()
+            assert torch.equal(mesh.world.gathered(mine).sort().values, expected), (seed, k)
+        for k in (1, 3):
+            expected = token_topk(whole, k, slice(0, D_SAE)).positions.sort().values
+            sparsity = SharedTopK(k=k, place=place)
+            found = sparsity.find(own, part, k=k, guess=None)[0].positions
+            mine = (found // len(latents) + first) * D_SAE + latents[found % len(latents)]
+            assert torch.equal(mesh.world.gathered(mine).sort().values, expected), (seed, k)
+            kept = sparsity.keep(pre[rows][:, latents].clamp(min=0), k, latents=part)
+            mine = ((rows[:, None] * D_SAE + latents)[kept]).flatten()
+            assert torch.equal(mesh.world.gathered(mine).sort().values, expected), (seed, k)
+
+
+def check_step(mesh: Mesh, name: str, fields: dict) -> None:
+    """Losses, codes, threshold and gradients of a step are those of one process."""
+    cfg = CrosscoderTrainingConfig(d_in=D_IN, d_sae=D_SAE, sites=SITES, auxk=AuxK(k=4), **fields)
+    torch.manual_seed(3)
+    one = CrosscoderTraining(cfg)
+    torch.manual_seed(3)
+    shard = Shard(cfg, mesh)
+    for model in (one, shard):
+        model._sparse_step.max_density = float("inf")
+    x = torch.randn(BATCH, D_IN, generator=generator(1))
+    factor = one.initialize_from_(x)
+    assert abs(shard.initialize_from_(x) - factor) < 1e-6, name
+    latents = shard.place.latents
+    rows = x.chunk(mesh.data.size)[mesh.data.index]
+    is_dead = torch.rand(D_SAE, generator=generator(2)) < 0.3
+    for step in range(3):
+        outs = one.step_loss(x, is_dead=is_dead, step=step)
+        outs.loss.backward()
+        own = shard.step_loss(rows, is_dead=is_dead[latents], step=step)
+        own.loss.backward()
+        for term, loss in outs.losses.items():
+            found = own.losses[term].detach()
+            found = mesh.latents.reduced(found) if term in cfg.sparsity.coefficients() else found
+            found = mesh.data.mean(found)
+            assert torch.allclose(found, loss.detach(), rtol=1e-5, atol=1e-6), (
+                name,
+                term,
+                found,
+                loss,
+            )
+        dense = torch.zeros(BATCH, D_SAE)
+        first = mesh.data.index * len(rows)
+        dense[first : first + len(rows), latents] = own.codes.to_dense().detach()
+        dense, expected = mesh.world.reduced(dense), outs.codes.to_dense().detach()
+        assert torch.equal(dense > 0, expected > 0), (name, step)
+        assert torch.allclose(dense, expected, atol=1e-5), (name, step)
+        assert torch.allclose(shard.threshold, one.threshold[latents], atol=1e-5), name
+        for parameter, whole in one.named_parameters():
+            mine, theirs = shard.get_parameter(parameter), whole
+            grad = mesh.data.mean(mine.grad)
+            dim = latent_dim(parameter, theirs)
+            expected = theirs.grad if dim is None else theirs.grad.index_select(dim, latents)
+            assert torch.allclose(grad, expected, rtol=1e-4, atol=1e-6), (name, parameter, step)
+            mine.grad, theirs.grad = None, None
+    values = torch.randn(40, D_IN, generator=generator(5))
+    one.calibrate_threshold_([values])
+    shard.calibrate_threshold_([values[mesh.data.index :: mesh.data.size]])
+    assert torch.allclose(shard.threshold, one.threshold[latents], atol=1e-5), name
+
+
+def run(mesh: Mesh, output: Path) -> None:
+    pair = ModelPair.from_pretrained(
+        "tl_crosscoder/world-base",
+        adapter="tl_crosscoder/taboo",
+        hook_name="blocks.1.hook_resid_post",
+    )
+    documents = split_documents(load_documents("tl_crosscoder/taboo", max_documents=400))
+    texts = [tokenize(d, pair.tokenizer, context_size=32) for d in documents]
+    config = TrainConfig(
+        d_sae=40, n_tokens=20 * 128, batch_size=128, lr=3e-3, lr_warmup_steps=5, log_every=10,
+        checkpoint_every=10, buffer_contexts=30, dead_after_tokens=256, n_accumulated=2,
+    )  # fmt: skip
+    recipe = preset("delta", k=4, shared_share=0.8)
+    if mesh.is_first:
+        Trainer(pair, *texts, config=config, recipe=recipe, output=output / "one").fit()
+    mesh.barrier()
+    how = {"config": config, "recipe": recipe, "mesh": mesh}
+    trainer = ParallelTrainer(pair, *texts, output=output / "mesh", **how)
+    together = trainer.fit()
+    one = Crosscoder.load(output / "one")
+    assert_close(one, together)
+    # Stopped after 13 steps, and continued by the same mesh and by one process.
+    stopped_at_13(ParallelTrainer(pair, *texts, output=output / "resumed", **how))
+    names = [p.name for p in checkpoints(output / "resumed")]
+    assert names == ["step_00000010", "step_00000013"], names
+    del how["mesh"]
+    if mesh.is_first:
+        shutil.copytree(output / "resumed", output / "alone")
+        found = Trainer(pair, *texts, output=output / "alone", resume=True, **how).fit()
+        assert_close(one, found)
+        stopped_at_13(Trainer(pair, *texts, output=output / "joined", **how))
+    mesh.barrier()
+    how |= {"mesh": mesh, "resume": True}
+    again = ParallelTrainer(pair, *texts, output=output / "resumed", **how).fit()
+    for name, tensor in together.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert_close(one, ParallelTrainer(pair, *texts, output=output / "joined", **how).fit())
+    logs = [
+        [json.loads(line) for line in (output / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "mesh", "resumed")
+    ]
+    for expected, *found in zip(*logs, strict=True):
+        for row in found:
+            assert row.keys() == expected.keys()
+            for key in row.keys() - {"tokens_per_s"}:
+                # An FVE of the difference is of small numbers, a hundredth of the activations.
+                value = expected[key]
+                wanted = value if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)
+                assert row[key] == wanted, (key, row, expected)
+
+
+def stopped_at_13(trainer: Trainer) -> None:
+    trainer.is_stopped = lambda _: trainer.begin().step == 13
+    with pytest.raises(TrainingInterruptedError, match="step_00000013"):
+        trainer.fit()
+
+
+def assert_close(one: Crosscoder, other: Crosscoder) -> None:
+    for name, tensor in one.state_dict().items():
+        assert torch.allclose(tensor, other.state_dict()[name], atol=1e-5), name
+
+
+def main() -> None:
+    output, n_data, n_latents = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    mesh = new_mesh(n_data, n_latents)
+    check_selection(mesh)
+    for name, fields in KINDS.items():
+        check_step(mesh, name, fields)
+    run(mesh, output)
+    if mesh.is_first:
+        (output / "done").touch()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training by several processes: the same dictionary, its tokens and its latents shared out."""
