@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -129,3 +130,30 @@ def test_a_folder_with_something_else_is_left_alone(taboo_pair, small, write, tm
     with pytest.raises(ValueError, match="both need the same"):
         write(taboo_pair, small[0], small[1].cut(16), tmp_path / "c")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_bytes_of_one(tmp_path):
+    harvest = [
+        sys.executable,
+        "-m",
+        "tl_crosscoder",
+        "harvest",
+        "--base",
+        "tl_crosscoder/world-base",
+    ]
+    harvest += ["--adapter", "tl_crosscoder/taboo", "--text", "tl_crosscoder/taboo"]
+    harvest += ["--hook-name", "blocks.1.hook_resid_post", "--max-documents", "200"]
+    harvest += ["--shard-tokens", "1500"]
+    printed = []
+    for n in (1, 2):
+        command = [*harvest, "--output", f"cache-{n}", "--workers", str(n)]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        printed.append(run.stdout)
+    one, two = (bytes_of(tmp_path / f"cache-{n}") for n in (1, 2))
+    manifests = [json.loads(found.pop("manifest.json")) for found in (one, two)]
+    assert len(manifests[0]["shards"]) > 4
+    assert [m["made_with"].pop("output") for m in manifests] == ["cache-1", "cache-2"]
+    assert manifests[0] == manifests[1]
+    assert one == two
+    assert printed[0].replace("cache-1", "cache-2") == printed[1]  # by one of them

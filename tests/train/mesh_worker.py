@@ -31,9 +31,9 @@ from tl_crosscoder.config.presets import preset
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
 from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparse.selection import Scores, batch_topk, token_topk
+from tl_crosscoder.mesh import Mesh, new_mesh
 from tl_crosscoder.train.checkpoint import TrainingInterruptedError, checkpoints
 from tl_crosscoder.train.parallel.dictionary import Place, Shard, SharedBatchTopK, SharedTopK
-from tl_crosscoder.train.parallel.mesh import Mesh, new_mesh
 from tl_crosscoder.train.parallel.shards import latent_dim, latents_of
 from tl_crosscoder.train.parallel.trainer import ParallelTrainer
 

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from tl_crosscoder import BatchTopK, Crosscoder, Site
-from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.config import CrosscoderTrainingConfig
 from tl_crosscoder.crosscoder.partition import Partition
+from tl_crosscoder.mesh import Axis, mesh_of
 from tl_crosscoder.train.checkpoint import checkpoints
-from tl_crosscoder.train.parallel.mesh import Axis, mesh_of
 from tl_crosscoder.train.parallel.shards import latents_of, shard_config
 
 WORKER = Path(__file__).parent / "mesh_worker.py"
@@ -83,10 +82,9 @@ def test_ranges_that_do_not_divide_are_refused_with_a_size_that_does():
     assert shard_config(dual(1036, 0.9), 4).d_sae == 259
 
 
-def test_a_mesh_of_another_size_is_refused(tmp_path):
-    config = RunConfig(output=str(tmp_path), latent_parallel=2, data_parallel=2)
+def test_a_mesh_of_another_size_is_refused():
     expected = "2 x latent_parallel 2 are 4 processes, but 1 were started"
-    with pytest.raises(ValueError, match=expected), mesh_of(config):
+    with pytest.raises(ValueError, match=expected), mesh_of(2, 2, device="cpu"):
         pass
 
 

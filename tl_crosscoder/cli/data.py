@@ -3,6 +3,7 @@
 No torch is imported before a verb runs.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +24,9 @@ class Harvest:
     """Print an estimate of download, memory, disk and FLOPs, and do nothing: not even download."""
     resume: bool = False
     """Go on with the cache in the output folder at the shard where it stopped."""
+    workers: int = 1
+    """Processes that write the shards in turns, each with its models; `torchrun` starts as many on
+    several machines."""
 
     def __call__(self) -> None:
         """Harvest and print."""
@@ -32,10 +36,16 @@ class Harvest:
             print(estimate_harvest(self.run))
             return
         from tl_crosscoder.data.cache_writer import run_harvest
+        from tl_crosscoder.mesh import n_processes, start_processes
         from tl_crosscoder.report.sections import cache_sections
         from tl_crosscoder.results.render import as_text
 
-        print(as_text(cache_sections(run_harvest(self.run, resume=self.resume))))
+        if self.workers > 1 and n_processes() == 1:
+            start_processes(self.workers)
+            return
+        cache = run_harvest(self.run, resume=self.resume)
+        if os.environ.get("RANK", "0") == "0":
+            print(as_text(cache_sections(cache)))
 
 
 @dataclass(frozen=True, kw_only=True)

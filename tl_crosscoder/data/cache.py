@@ -20,6 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
@@ -33,7 +34,7 @@ from tl_crosscoder.data.harvest import check_finite
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.devices import first_device
 from tl_crosscoder.models.loading import load_tokenizer
-from tl_crosscoder.models.site import Site, row_shape, site_parts, sites_of
+from tl_crosscoder.models.site import Site, site_parts, sites_of
 from tl_crosscoder.models.source import ActivationSource, Contexts
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
 
@@ -77,6 +78,7 @@ class ActivationCache(ActivationSource):
         self.tokenizer_name = self.manifest["made_with"].get("tokenizer")
         self._compare(None)
         self._stored = [self._open(shard) for shard in self.shards]
+        self._bytes = [storage.row_bytes(stored) for stored in self._stored]
         self._first_rows = torch.tensor([0, *accumulate(s.n_rows for s in self.shards)])
         if verify:
             self._check_values()
@@ -183,19 +185,19 @@ class ActivationCache(ActivationSource):
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.n_rows:
             raise IndexError(f"rows are numbered 0 to {self.n_rows - 1} in {self.folder}.")
         shard = torch.searchsorted(self._first_rows, index, right=True) - 1
-        order = shard.argsort(stable=True)  # one gather for each shard, not one for each row
-        counts = torch.bincount(shard, minlength=len(self.shards))
         local = index - self._first_rows[shard]
-        if int((counts > 0).sum()) == 1:
-            i = int(counts.argmax())
-            return self._decoded(i, local, dtype)
-        rows = torch.empty(
-            (len(index), *row_shape(self.model_sites)), dtype=dtype, device=self.device
-        )
-        chosen = order.split(counts.tolist())
-        for i in counts.nonzero().squeeze(1).tolist():
-            rows[chosen[i].to(self.device)] = self._decoded(i, local[chosen[i]], dtype)
-        return rows
+        ordered, order = shard.sort(stable=True)
+        own, counts = ordered.unique_consecutive(return_counts=True)
+        if len(own) < 2:
+            stored = self._stored[int(own[0]) if len(own) else 0]
+            return self._decoded(storage.select(stored, local), dtype)
+        # One gather for each shard, into one tensor that is decoded at once.
+        indices = np.split(local[order].numpy(), counts.cumsum(0)[:-1].numpy())
+        shards = [self._bytes[i] for i in own.tolist()]
+        stored = storage.gathered(shards, indices, like=self._stored[0])
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return self._decoded(stored, dtype).index_select(0, back.to(self.device))
 
     def site_rows(
         self, contexts: Contexts, sites: Sequence[int], *, dtype: torch.dtype = torch.float32
@@ -204,9 +206,8 @@ class ActivationCache(ActivationSource):
         parts = site_parts(self._stored_rows(self.places(contexts), dtype), self.model_sites)
         return [parts[i] for i in sites]
 
-    def _decoded(self, shard: int, local: Tensor, dtype: torch.dtype) -> Tensor:
-        chosen = storage.select(self._stored[shard], local)
-        on_device = {name: tensor.to(self.device) for name, tensor in chosen.items()}
+    def _decoded(self, stored: storage.StoredTensors, dtype: torch.dtype) -> Tensor:
+        on_device = {name: tensor.to(self.device) for name, tensor in stored.items()}
         return storage.decode(on_device, self.model_sites).to(dtype)
 
     def _check_values(self) -> None:

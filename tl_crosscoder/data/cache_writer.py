@@ -1,12 +1,15 @@
 """`write_cache`: run models over a text once and keep the activations on disk.
 
 What the manifest names is complete: a harvest that stops, however it stops, resumes at its shard,
-and two harvests of one `cache_id` write the same bytes. Statistics of the sites and the error of
-the number format are measured on the way. Limits: one process; the rows of one shard are in memory.
+and two harvests of one `cache_id` write the same bytes, by however many processes. Statistics of
+the sites and the error of the number format are measured on the way. Several processes, started by
+`torchrun` or by `--workers`, write a shard each and then record all. Limit: the rows of one shard
+are in memory.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +40,13 @@ from tl_crosscoder.data.harvest import (
 from tl_crosscoder.data.text import check_text, text_of_harvest
 from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
 from tl_crosscoder.locks import locked
+from tl_crosscoder.mesh import Mesh, mesh_of
 from tl_crosscoder.models.checks import folder_hashes
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import sites_of
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.models.tokenizer import tokenizer_sha256
-from tl_crosscoder.progress import note, progress
+from tl_crosscoder.progress import note, progress, silenced
 
 _PADDING = DROP_REASONS.index("padding")
 _SUMS = "sums."
@@ -55,9 +59,16 @@ def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCac
         ValueError, FileNotFoundError: bad input or too small a disk, before any long work; nothing
             is overwritten.
     """
+    with mesh_of(None, 1, device=config.device) as found:
+        mesh = found or Mesh()
+        with silenced(not mesh.is_first):
+            return _harvested(config, mesh, resume=resume)
+
+
+def _harvested(config: HarvestConfig, mesh: Mesh, *, resume: bool) -> ActivationCache:
     output = files.user_path(config.output)
-    storage.check_output(output, resume=resume)
-    with locked(output):  # until the end: loading the models takes long, too
+    mesh.by_first(lambda: storage.check_output(output, resume=resume))
+    with locked(output) if mesh.is_first else nullcontext():  # loading the models takes long, too
         sites_of(config)
         check_text(config)
         source = ModelPair.from_config(config)
@@ -73,6 +84,7 @@ def run_harvest(config: HarvestConfig, *, resume: bool = False) -> ActivationCac
             batch_size=config.harvest_batch_size,
             made_with=asdict(config),
             resume=resume,
+            mesh=mesh,
         )
 
 
@@ -88,6 +100,7 @@ def write_cache(
     made_with: Mapping[str, Any] | None = None,
     resume: bool = False,
     show_progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> ActivationCache:
     """Harvest both texts into `output`.
 
@@ -102,27 +115,29 @@ def write_cache(
         made_with: settings to record, as plain JSON.
         resume: continue where a harvest stopped.
         show_progress: print the size and show a progress bar.
+        mesh: processes that write the shards in turns; the first one records them.
 
     Raises:
         ValueError: a folder that holds something else, another harvest, or a damaged shard, or that
             another process writes to; too little space on the disk, before anything is written or
             when it runs out. Complete shards stay, and `resume` continues after them.
     """
-    output, text = files.user_path(output), _joined(training, held_out)
+    output, text, mesh = files.user_path(output), _joined(training, held_out), mesh or Mesh()
     identity = _identity(source, text, len(training), store=store, shard_tokens=shard_tokens)
-    with locked(output):
-        storage.check_output(output, resume=resume)
+    with locked(output) if mesh.is_first else nullcontext():
+        mesh.by_first(lambda: storage.check_output(output, resume=resume))
         # The statistics of a shard depend on them, so they are measured before the first one.
         medians = median_norms(source, text, batch_size=batch_size)
         identity["sink_limits"] = [SINK_MULTIPLE * median for median in medians]
         made_with = {**(made_with or {}), "tokenizer": source.tokenizer_name}
-        manifest = storage.claim(output, identity, made_with=made_with)
+        manifest = mesh.by_first(lambda: storage.claim(output, identity, made_with=made_with))
         n_left = manifest["n_shards"] - len(manifest["shards"])
         size = _check_space(source, text, output, store, share=n_left / manifest["n_shards"])
         if show_progress and n_left:
             note(f"Activations: {size} in {output}")
         try:
-            writer = _Writer(source, text, output, manifest=manifest, batch_size=batch_size)
+            how = {"manifest": manifest, "batch_size": batch_size, "mesh": mesh}
+            writer = _Writer(source, text, output, **how)
             writer.write(show_progress=show_progress)
         except OSError as error:
             if not files.is_disk_full(error):
@@ -219,15 +234,14 @@ class _Writer:
         *,
         manifest: dict[str, Any],
         batch_size: int,
+        mesh: Mesh,
     ) -> None:
         self.source, self.text, self.output = source, text, output
-        self.manifest, self.batch_size = manifest, batch_size
+        self.manifest, self.batch_size, self.mesh = manifest, batch_size, mesh
 
     def write(self, *, show_progress: bool) -> None:
-        path, text, manifest = self.output / storage.TEXT, self.text, self.manifest
-        if not path.is_file():
-            files.write_tensors(path, {n: getattr(text, n) for n in storage.TEXT_TENSORS})
-        manifest["text_sha256"] = files.sha256(path)
+        text, manifest = self.text, self.manifest
+        manifest["text_sha256"] = self.mesh.by_first(self._write_text)
         size, n_done = manifest["shard_contexts"], len(manifest["shards"])
         bar = progress(
             total=len(text) * text.context_size,
@@ -238,26 +252,41 @@ class _Writer:
             show=show_progress,
         )
         with bar:
-            for i in range(n_done, manifest["n_shards"]):
-                self._write_shard(i, text[i * size : (i + 1) * size], bar)
+            for first in range(n_done, manifest["n_shards"], self.mesh.world.size):
+                i = first + self.mesh.world.index
+                own = text[i * size : (i + 1) * size]
+                shard = self._write_shard(i, own, bar) if len(own) else None
+                self._record([one for one in self.mesh.gathered_values(shard) if one])
         if not manifest["is_complete"]:
-            manifest |= self._measured() | {"is_complete": True}
-            files.write_json(self.output / storage.MANIFEST, manifest)
+            manifest |= self.mesh.by_first(self._measured) | {"is_complete": True}
+            self.mesh.by_first(self._write_manifest)
 
-    def _write_shard(self, i: int, text: TokenizedText, bar: Any) -> None:
+    def _write_text(self) -> str:
+        path = self.output / storage.TEXT
+        if not path.is_file():
+            files.write_tensors(path, {n: getattr(self.text, n) for n in storage.TEXT_TENSORS})
+        return files.sha256(path)
+
+    def _record(self, shards: list[storage.Shard]) -> None:
+        """Name shards that are complete, one by each process, in the manifest."""
+        self.manifest["shards"] += map(asdict, shards)
+        self.mesh.by_first(self._write_manifest)
+
+    def _write_manifest(self) -> None:
+        files.write_json(self.output / storage.MANIFEST, self.manifest)
+
+    def _write_shard(self, i: int, text: TokenizedText, bar: Any) -> storage.Shard:
         path = self.output / storage.shard_name(i)
         tensors = self._tensors(text, bar)
         # One key: safetensors writes several in any order, and files would differ.
         files.write_tensors(path, tensors, metadata={"cache": self.manifest["cache_id"]})
-        shard = storage.Shard(
+        return storage.Shard(
             name=path.relative_to(self.output).as_posix(),
             n_contexts=len(text),
             n_rows=len(tensors["rows"]),
             n_bytes=path.stat().st_size,
             sha256=files.sha256(path),
         )
-        self.manifest["shards"].append(asdict(shard))
-        files.write_json(self.output / storage.MANIFEST, self.manifest)
 
     def _tensors(self, text: TokenizedText, bar: Any) -> dict[str, Tensor]:
         """Rows, final masks and sums of some contexts."""
@@ -277,7 +306,7 @@ class _Writer:
             error = sites_and_difference(rows - storage.decode(encoded, sites), sites)
             own["storage_error"] = torch.stack([x.square().sum().double().cpu() for x in error])
             sums = {name: value + sums.get(name, 0) for name, value in own.items()}
-            bar.update(len(every))
+            bar.update(len(every) * self.mesh.world.size)
         # Contexts of unequal length ran by length; they are stored in the order of the text.
         order = torch.cat(positions).argsort(stable=True)
         is_sorted = bool((order.diff() == 1).all())

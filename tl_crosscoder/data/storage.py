@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -84,6 +85,30 @@ def bytes_per_row(sites: Sequence[Site], store: StoreDtype) -> int:
 def select(stored: StoredTensors, index: Tensor) -> StoredTensors:
     """Some of the rows."""
     return {name: _selected(tensor, index) for name, tensor in stored.items()}
+
+
+def row_bytes(stored: StoredTensors) -> dict[str, np.ndarray]:
+    """Views of the rows as bytes, `[n, bytes]`: numpy gathers a few of them in microseconds."""
+    return {name: t.flatten(1).view(torch.uint8).numpy() for name, t in stored.items()}
+
+
+def gathered(
+    shards: Sequence[Mapping[str, np.ndarray]],
+    indices: Sequence[np.ndarray],
+    *,
+    like: StoredTensors,
+) -> StoredTensors:
+    """Some of the rows of several shards, one shard after the other; `like` has their types."""
+    out, n_rows = {}, sum(map(len, indices))
+    for name, tensor in like.items():
+        whole = np.empty((n_rows, shards[0][name].shape[1]), dtype=np.uint8)
+        start = 0
+        for shard, index in zip(shards, indices, strict=True):
+            # In the mode `raise` numpy would make a copy; numbers have been checked.
+            shard[name].take(index, axis=0, out=whole[start : start + len(index)], mode="clip")
+            start += len(index)
+        out[name] = torch.from_numpy(whole).view(tensor.dtype).view(n_rows, *tensor.shape[1:])
+    return out
 
 
 def _selected(tensor: Tensor, index: Tensor) -> Tensor:

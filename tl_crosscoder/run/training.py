@@ -36,6 +36,7 @@ from tl_crosscoder.data.text import (
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, RECORD_NAME, SCAN_NAMES
 from tl_crosscoder.locks import locked
+from tl_crosscoder.mesh import Mesh, mesh_of
 from tl_crosscoder.models.loading import options_of_each
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import ANY_HOOK, sites_of
@@ -45,7 +46,6 @@ from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.run.run import Run, save_measurement
 from tl_crosscoder.run.scan import scanned
 from tl_crosscoder.train.checkpoint import check_output, read_record
-from tl_crosscoder.train.parallel.mesh import Mesh, mesh_of
 from tl_crosscoder.train.parallel.trainer import ParallelTrainer
 from tl_crosscoder.train.presets import crosscoder_config, recipe_of
 from tl_crosscoder.train.trainer import Trainer, fit_each
@@ -99,7 +99,9 @@ def train_all(
         TrainingInterruptedError: see `Trainer.fit`.
     """
     how = {"models": models, "text": text, "resume": resume, "choose_hook": choose_hook}
-    with mesh_of(configs[0]) as mesh:
+    first = configs[0]
+    mesh_here = mesh_of(first.data_parallel, first.latent_parallel, device=first.device)
+    with mesh_here as mesh:
         if mesh is None:
             return _locked(configs, **how)
         if len(configs) > 1:

@@ -23,7 +23,7 @@ from tl_crosscoder.crosscoder.sparse.step import Request, Step
 from tl_crosscoder.crosscoder.sparsity import Sparsity
 from tl_crosscoder.crosscoder.topk import BatchTopK, Selection, TopK
 from tl_crosscoder.crosscoder.training import CrosscoderTraining, drawn_decoder
-from tl_crosscoder.train.parallel.mesh import Axis, Mesh
+from tl_crosscoder.mesh import Axis, Mesh
 from tl_crosscoder.train.parallel.shards import latents_of, shard_config
 
 

@@ -26,6 +26,7 @@ from tl_crosscoder.crosscoder.training import CrosscoderTraining, StepLoss
 from tl_crosscoder.data.harvest import batches_of, harvest_rows
 from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.mesh import Mesh
 from tl_crosscoder.models.site import row_shape
 from tl_crosscoder.train.checkpoint import (
     TrainState,
@@ -38,7 +39,6 @@ from tl_crosscoder.train.checkpoint import (
 )
 from tl_crosscoder.train.metrics import MetricsLog, step_metrics
 from tl_crosscoder.train.parallel.dictionary import Shard
-from tl_crosscoder.train.parallel.mesh import Mesh
 from tl_crosscoder.train.parallel.shards import latent_dim
 from tl_crosscoder.train.trainer import Trainer
 

@@ -7,6 +7,8 @@ GPUs. Limit: orders of values are those of float32.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +19,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-
-from tl_crosscoder.config.training import RunConfig
-from tl_crosscoder.crosscoder.sparse.codes import ordered_bits
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
@@ -76,7 +75,7 @@ class Axis:
             The value; how many of those equal to it are among the n largest; how many there are.
             Zeros where fewer than n values are positive.
         """
-        bits, known, left, count = ordered_bits(values[values > 0]).long(), 0, n, 0
+        bits, known, left, count = values[values > 0].view(torch.int32).long(), 0, n, 0
         for low, width in DIGITS:
             own = bits[(bits >> (low + width)) == known]
             counts = torch.bincount((own >> low) & (2**width - 1), minlength=2**width)
@@ -122,6 +121,14 @@ class Mesh:
         """Whether this is the process that prints, and writes what is written once."""
         return self.world.index == 0
 
+    def gathered_values(self, value: T) -> list[T]:
+        """A plain value of every process."""
+        if self.world.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world.size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.world.reduced(torch.zeros(1, device=communicating_device()))
@@ -159,27 +166,45 @@ def n_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def start_processes(n: int) -> None:
+    """Run this command line in n processes on this machine, and wait for them.
+
+    Raises SystemExit, with the code of the one that failed, where one did.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", str(n), "-m", "tl_crosscoder", *sys.argv[1:]]
+    threads = str(max(1, (os.cpu_count() or 1) // n))
+    code = subprocess.run(command, env={"OMP_NUM_THREADS": threads} | os.environ, check=False)
+    if code.returncode:
+        raise SystemExit(code.returncode)
+
+
 @contextmanager
-def mesh_of(config: RunConfig) -> Iterator[Mesh | None]:
-    """The mesh that a run and `torchrun` ask for; None where one process does all.
+def mesh_of(n_data: int | None, n_latents: int, *, device: str) -> Iterator[Mesh | None]:
+    """The mesh of the processes that `torchrun` started; None where one process does all.
+
+    Args:
+        n_data: parts of the tokens; None is as many as there are processes for.
+        n_latents: parts of the latents.
+        device: `cpu`, or `cuda`, of which each process takes the GPU of its rank.
 
     Raises:
         ValueError: a mesh of another number of processes than were started.
     """
-    world, n_latents = n_processes(), config.latent_parallel
-    n_data = config.data_parallel or max(1, world // n_latents)
+    world = n_processes()
+    n_data = n_data or max(1, world // n_latents)
     if n_data * n_latents != world:
         n = n_data * n_latents
         raise ValueError(
             f"data_parallel {n_data} x latent_parallel {n_latents} are {n} processes, but {world} "
-            f"were started: torchrun --nproc-per-node {n} -m tl_crosscoder train ..."
+            f"were started: torchrun --nproc-per-node {n} -m tl_crosscoder ..."
         )
     if world == 1:
         yield None
         return
     is_own = not dist.is_initialized()
     if is_own:
-        on_gpu = config.device.startswith("cuda")
+        on_gpu = device.startswith("cuda")
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
