@@ -6,6 +6,7 @@ torchrun --nproc-per-node 4 tests/train/mesh_worker.py OUTPUT 2 2
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,13 @@ from tl_crosscoder import (
     split_documents,
     tokenize,
 )
-from tl_crosscoder.config.presets import preset
+from tl_crosscoder.config.presets import Preset, preset
+from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
 from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparse.selection import Scores, batch_topk, token_topk
 from tl_crosscoder.mesh import Mesh, new_mesh
+from tl_crosscoder.run.estimate import _sent_bytes, _step_memory
 from tl_crosscoder.train.checkpoint import TrainingInterruptedError, checkpoints
 from tl_crosscoder.train.parallel.dictionary import Place, Shard, SharedBatchTopK, SharedTopK
 from tl_crosscoder.train.parallel.shards import latent_dim, latents_of
@@ -189,8 +192,8 @@ def run(mesh: Mesh, output: Path) -> None:
         Trainer(pair, *texts, config=config, recipe=recipe, output=output / "one").fit()
     mesh.barrier()
     how = {"config": config, "recipe": recipe, "mesh": mesh}
-    trainer = ParallelTrainer(pair, *texts, output=output / "mesh", **how)
-    together = trainer.fit()
+    check_sent(ParallelTrainer(pair, *texts, output=output / "mesh", **how), config, recipe)
+    together = ParallelTrainer(pair, *texts, output=output / "mesh", **how).fit()
     one = Crosscoder.load(output / "one")
     assert_close(one, together)
     # Stopped after 13 steps, and continued by the same mesh and by one process.
@@ -221,6 +224,33 @@ def run(mesh: Mesh, output: Path) -> None:
                 value = expected[key]
                 wanted = value if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)
                 assert row[key] == wanted, (key, row, expected)
+
+
+def check_sent(trainer: ParallelTrainer, config: TrainConfig, recipe: Preset) -> None:
+    """A dry run foretells the numbers that are held here, and what a step sends."""
+    mesh = trainer.mesh
+    n_data, n_latents = mesh.data.size, mesh.latents.size
+    fields = asdict(config) | {"data_parallel": n_data, "latent_parallel": n_latents}
+    run = RunConfig(**fields, preset=recipe, output="-", cache="no rows are sent")
+    d_in = trainer.cfg.d_in
+    held = sum(p.numel() for p in trainer.crosscoder.parameters())
+    assert 16 * held == _step_memory(run, trainer.plan, d_in, 4)["crosscoder"]
+    dealt = trainer.loader.batches()
+    batch, sent, reduce = next(dealt)[0], [], dist.all_reduce
+    trainer.begin()
+
+    def counted(values, *args, group, **kwargs):
+        n = dist.get_world_size(group)
+        sent.append(2 * (n - 1) / n * values.numel() * values.itemsize)
+        return reduce(values, *args, group=group, **kwargs)
+
+    dist.all_reduce = counted
+    trainer.step(batch)
+    dist.all_reduce = reduce
+    dealt.close()
+    foretold = _sent_bytes(run, trainer.plan, d_in)
+    foretold.pop("AuxK", None)  # no latent is dead yet
+    assert sum(sent) == pytest.approx(sum(foretold.values()), rel=0.02), (sum(sent), foretold)
 
 
 def stopped_at_13(trainer: Trainer) -> None:

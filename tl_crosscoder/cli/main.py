@@ -83,7 +83,12 @@ class Train:
     """YAML list of what each of several runs changes: they share the activations, and each has a
     folder of its own in the output folder."""
     dry_run: bool = False
-    """Print an estimate of download, memory, disk and FLOPs, and do nothing: not even download."""
+    """Print an estimate of download, memory, disk and FLOPs, and do nothing: not even download. Of
+    a mesh (--data-parallel, --latent-parallel) it is what each process takes, and sends."""
+    dry_tflops: float | None = None
+    """With --dry-run: TFLOP/s of a device, to say how many hours a run takes."""
+    dry_gb_s: float = 100.0
+    """With --dry-run: GB/s that a device sends to others."""
     resume: bool = False
     """Continue the run in the output folder from its last checkpoint."""
     null: NullKind | None = None
@@ -101,7 +106,13 @@ class Train:
         if self.dry_run:
             from tl_crosscoder.run.estimate import estimate
 
-            print(*(f"{config.output}\n{estimate(config)}" for config in configs), sep="\n\n")
+            for config in configs:
+                found = estimate(config)
+                print(f"{'' if config is configs[0] else chr(10)}{config.output}\n{found}")
+                if self.dry_tflops is not None:
+                    rates = {"tflops": self.dry_tflops, "gb_s": self.dry_gb_s}
+                    print(f"hours: {found.hours(**rates):,.1f} at {self.dry_tflops:g} TFLOP/s and "
+                          f"{self.dry_gb_s:g} GB/s a device")  # fmt: skip
             return
         from tl_crosscoder.report import sections
         from tl_crosscoder.report.answer import with_answer

@@ -7,7 +7,8 @@ Not counted: reading and tokenising the text, and the measures at the end but fo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tl_crosscoder.config.training import HarvestConfig, Plan, RunConfig
 from tl_crosscoder.crosscoder.partition import placed
 from tl_crosscoder.crosscoder.sparse.step import MAX_DENSITY
 from tl_crosscoder.interventions.layer_scan_result import n_recommendable
+from tl_crosscoder.mesh import DIGITS
 from tl_crosscoder.models.devices import BLOCK, NF4, precision
 from tl_crosscoder.models.hooked import last_stop_layer
 from tl_crosscoder.models.hub_errors import explained
@@ -27,7 +29,7 @@ from tl_crosscoder.models.pretrained import resolve_model
 from tl_crosscoder.models.site import Site, sites_of
 from tl_crosscoder.results.render import Section, as_text
 from tl_crosscoder.train.checkpoint import N_KEPT
-from tl_crosscoder.train.presets import recipe_of
+from tl_crosscoder.train.presets import Recipe, recipe_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,21 @@ class Estimate:
     flops: dict[str, int]
     about_hook: str = ""
     """What happens where no hook point is named."""
+    mesh: tuple[int, int] = (1, 1)
+    """Processes that share out the tokens, and the latents; memory is that of each."""
+    n_steps: int = 0
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+    """What each process sends in a step."""
+
+    def hours(self, *, tflops: float, gb_s: float) -> float:
+        """Hours of a run at what each device computes, and sends, in a second.
+
+        Nothing is taken to overlap, and memory to keep up; a device reaches a third to two thirds
+        of its nominal rate.
+        """
+        n = self.mesh[0] * self.mesh[1]
+        computing = sum(self.flops.values()) / n / (tflops * 1e12)
+        return (computing + self.n_steps * sum(self.sent_bytes.values()) / (gb_s * 1e9)) / 3600
 
     @property
     def download_bytes(self) -> int:
@@ -93,11 +110,18 @@ class Estimate:
         notes = [
             *([self.about_hook] if self.about_hook else []),
             crosscoder,
-            _sum("memory", self.memory_bytes, _bytes),
+            _sum("memory" + self._of_each(), self.memory_bytes, _bytes),
             _sum("disk", self.disk_bytes | {"download": self.download_bytes}, _bytes),
             _sum("FLOPs", self.flops, _si),
+            *([_sum("sent by each in a step", self.sent_bytes, _bytes)] if self.sent_bytes else []),
         ]
         return as_text([Section(columns=columns, notes=notes)])
+
+    def _of_each(self) -> str:
+        n_data, n_latents = self.mesh
+        if n_data * n_latents == 1:
+            return ""
+        return f" of each of {n_data * n_latents} processes ({n_data} x {n_latents})"
 
 
 def _sum(name: str, parts: Mapping[str, float], show: Callable[[float], str]) -> str:
@@ -159,7 +183,7 @@ def estimate(config: RunConfig) -> Estimate:
         "sparse products": plan.n_tokens * round(4 * 2 * d_in * (k or 0)),
         "AuxK": round(5 * DEAD_SHARE * product) if config.auxk_weight else 0,
     }
-    step = _step_memory(config, plan, d_in, n_parameters, k)
+    step = _step_memory(config, plan, d_in, k)
     disk = {
         "dictionary": 4 * n_parameters,
         "checkpoints": N_KEPT * 3 * 4 * n_parameters,
@@ -174,7 +198,45 @@ def estimate(config: RunConfig) -> Estimate:
         disk_bytes=disk,
         flops=flops,
         about_hook=about_hook,
+        mesh=_mesh(config),
+        n_steps=plan.n_steps,
+        sent_bytes=_sent_bytes(config, plan, d_in),
     )
+
+
+def _mesh(config: RunConfig) -> tuple[int, int]:
+    return config.data_parallel or 1, config.latent_parallel
+
+
+def _sent_bytes(config: RunConfig, plan: Plan, d_in: int) -> dict[str, int]:
+    """What each process of a mesh sends in a step; a ring sends a sum about twice."""
+    n_data, n_latents = _mesh(config)
+    recipe = recipe_of(config.preset, n_steps=plan.n_steps)
+    n_groups = len(recipe.sparsity.groups(placed(recipe.partitions, plan.d_sae), plan.d_sae))
+    batch = 4 * plan.batch_size * d_in // n_data
+    n_ranges = _n_ranges(recipe)
+    auxk = config.auxk_weight > 0 and recipe.sparsity.has_auxk
+    of_data, of_latents = (2 * (n - 1) / n for n in (n_data, n_latents))
+    n, per_group = n_data * n_latents, 8 * sum(2**width for _, width in DIGITS)
+    every = {
+        "decoded": of_latents * batch * n_ranges,
+        "AuxK": of_latents * batch * auxk,
+        "gradients": of_data * 4 * ((2 * d_in + 1) * plan.d_sae / n_latents + d_in),
+        "selection": 2 * (n - 1) / n * per_group * n_groups * config.n_accumulated,
+        "rows": 0 if config.cache else (n - 1) / n * batch,
+    }
+    return {name: round(value) for name, value in every.items() if value}
+
+
+def _n_ranges(recipe: Recipe) -> int:
+    """Ranges of latents that are decoded apart."""
+    edges = {round(share * 1e6) for share in recipe.matryoshka}
+    if recipe.delta_loss is not None and recipe.delta_loss.weight > 0:
+        stops = [0, *(round(s * 1e6) for s in accumulate(p.share for p in recipe.partitions))]
+        for p, start, stop in zip(recipe.partitions, stops, stops[1:], strict=False):
+            if p.name == recipe.delta_loss.partition:
+                edges |= {start, stop}
+    return 1 + len(edges - {0, 1_000_000})
 
 
 def _scan_first(config: RunConfig) -> tuple[str, int, str]:
@@ -237,19 +299,23 @@ def _model_memory(
     }
 
 
-def _step_memory(
-    config: RunConfig, plan: Plan, d_in: int, n_parameters: int, k: float | None
-) -> dict[str, int]:
-    """Bytes of the crosscoder, of a batch, and of the text; k as `_active_latents` has it."""
-    n_rows = plan.batch_size // config.n_accumulated
+def _step_memory(config: RunConfig, plan: Plan, d_in: int, k: float | None) -> dict[str, int]:
+    """Bytes of the crosscoder, of a batch, and of the text, in each process of a mesh.
+
+    k is what `_active_latents` has.
+    """
+    n_data, n_latents = _mesh(config)
+    n_rows, d_sae = plan.batch_size // config.n_accumulated // n_data, plan.d_sae // n_latents
     n_buffers = N_DENSE_BUFFERS if k is None else 1
     contexts = max(config.buffer_contexts, 2 * plan.batch_size // config.context_size + 1)
+    # What a process of several makes, and what it is dealt.
+    share = 1 / n_data + (1 / (n_data * n_latents) if n_data * n_latents > 1 else 0)
     return {
         # Weights, gradients, two moments of Adam.
-        "crosscoder": 4 * 4 * n_parameters,
+        "crosscoder": 4 * 4 * ((2 * d_in + 1) * d_sae + d_in),
         # Buffers as large as all codes; rows, reconstruction and its gradient.
-        "batch": 4 * n_rows * (n_buffers * plan.d_sae + 3 * d_in),
-        "mixing buffer": 4 * contexts * config.context_size * d_in,
+        "batch": 4 * n_rows * (n_buffers * d_sae + 3 * d_in),
+        "mixing buffer": round(4 * contexts * config.context_size * d_in * share),
         "text": TEXT_BYTES * plan.n_tokens,
     }
 
