@@ -76,7 +76,7 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(pretrained_folder() / "models/world-base")
 
 
-def bridge_pair(folder: Path, d_model: int) -> ModelPair:
+def bridge_pair(folder: Path, d_model: int, *, device: str = "cpu") -> ModelPair:
     """Two random Llamas through `TransformerBridge`."""
     config = LlamaConfig(
         hidden_size=d_model,
@@ -90,7 +90,7 @@ def bridge_pair(folder: Path, d_model: int) -> ModelPair:
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder / str(seed))
         tokenizer().save_pretrained(folder / str(seed))
-    return ModelPair.from_pretrained(folder / "0", folder / "1", hook_name=HOOK)
+    return ModelPair.from_pretrained(folder / "0", folder / "1", hook_name=HOOK, device=device)
 
 
 def hooked_pair(d_model: int) -> ModelPair:
@@ -125,7 +125,7 @@ def text_of(pair: ModelPair, n_contexts: int) -> TokenizedText:
 
 @torch.no_grad()
 def bare(pair: ModelPair, text: TokenizedText) -> int:
-    for tokens in text.tokens.long().split(BATCH):
+    for tokens in text.tokens.long().to(pair.device).split(BATCH):
         for model in pair.models:
             model(tokens, stop_at_layer=last_stop_layer([s.hook_name for s in pair.sites]))
     return text.tokens.numel()

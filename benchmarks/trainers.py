@@ -119,9 +119,9 @@ def our_crosscoder(shape: Shape, sparsity: Sparsity, **fields: Any) -> Crosscode
     )
 
 
-def our_step(crosscoder: CrosscoderTraining, *, lr: float = LR) -> Step:
+def our_step(crosscoder: CrosscoderTraining, *, lr: float = LR, device: str = "cpu") -> Step:
     """One step as `Trainer.step` does it."""
-    tokens_since_fired = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.int64)
+    tokens_since_fired = torch.zeros(crosscoder.cfg.d_sae, dtype=torch.int64, device=device)
 
     def loss(batch: Tensor) -> Tensor:
         output = crosscoder.step_loss(batch, is_dead=tokens_since_fired >= DEAD_AFTER_TOKENS)
