@@ -40,6 +40,9 @@ from tl_crosscoder.models.source import ActivationSource, Contexts
 from tl_crosscoder.progress import silenced
 from tl_crosscoder.train.parallel.trainer import ParallelTrainer
 
+N_CORES = os.cpu_count() or 1
+ALONE = ((1, 1), 1)
+"""One process of one thread: threads add numbers in another order, as processes do."""
 MESHES = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4))
 N_WARM_UP, CONTEXT = 3, 128
 
@@ -164,7 +167,9 @@ def as_process(arguments: argparse.Namespace) -> None:
     files.write_json(arguments.folder / f"process-{os.environ.get('RANK', '0')}.json", found)
 
 
-def launched(arguments: argparse.Namespace, mesh: tuple[int, int], folder: Path) -> dict[str, Any]:
+def launched(
+    arguments: argparse.Namespace, mesh: tuple[int, int], n_threads: int, folder: Path
+) -> dict[str, Any]:
     """A row: the processes of a mesh, and what they measured."""
     n = mesh[0] * mesh[1]
     own = ["--mesh", *map(str, mesh), "--folder", str(folder)]
@@ -172,11 +177,11 @@ def launched(arguments: argparse.Namespace, mesh: tuple[int, int], folder: Path)
         own += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
     command = [sys.executable, *(torchrun if n > 1 else []), __file__, *own]
-    threads = str(max(1, (os.cpu_count() or 1) // n))
-    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": threads}, check=True)
+    threads = {"OMP_NUM_THREADS": str(n_threads)}
+    subprocess.run(command, env=os.environ | threads, check=True)
     each = [json.loads((folder / f"process-{rank}.json").read_text()) for rank in range(n)]
     row = {name: max(e[name] for e in each) for name in ("step_ms", "held_mb", "grown_mb")}
-    return row | {"cpu_ms": sum(e["cpu_ms"] for e in each), "n_threads": int(threads)}
+    return row | {"cpu_ms": sum(e["cpu_ms"] for e in each)}
 
 
 def main() -> None:
@@ -207,20 +212,22 @@ def main() -> None:
         names = ("d_sae", "d_model", "batch_size", "n_steps", "k", "preset")
         settings = {name: getattr(arguments, name) for name in names}
         file = ResultFile(arguments.output, settings, resume=True)
-        meshes = MESHES[:3:2] if arguments.quick else MESHES
-        left = [mesh for mesh in meshes if file.find({"mesh": list(mesh)}) is None]
-        # What one process gives is what the others are compared with.
-        for mesh in [MESHES[0]] * bool(left) + [m for m in left if m != MESHES[0]]:
-            own = Path(folder) / "x".join(map(str, mesh))
-            row = launched(arguments, mesh, own)
+        cells = [(mesh, max(1, N_CORES // (mesh[0] * mesh[1]))) for mesh in MESHES]
+        cells = [ALONE, cells[2]] if arguments.quick else [ALONE, *cells]
+        keys = {cell: {"mesh": list(cell[0]), "n_threads": cell[1]} for cell in cells}
+        left = [cell for cell in keys if file.find(keys[cell]) is None]
+        # What one process of one thread gives is what the others are compared with.
+        for cell in [ALONE] * bool(left) + [cell for cell in left if cell != ALONE]:
+            own = Path(folder) / "-".join(map(str, (*cell[0], cell[1])))
+            row = launched(arguments, *cell, own)
             one, other = (
                 Crosscoder.load(Path(folder) / name / "run").state_dict()
-                for name in ("1x1", own.name)
+                for name in ("1-1-1", own.name)
             )
             row["difference"] = max((one[n] - other[n]).abs().max().item() for n in one)
-            if mesh in left:
-                file.add({"mesh": list(mesh), **row})
-            print(f"{mesh[0]} x {mesh[1]}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+            if cell in left:
+                file.add(keys[cell] | row)
+            print(f"{keys[cell]}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,12 @@ class Axis:
         dist.all_reduce(out, getattr(dist.ReduceOp, how.upper()), group=self.group)
         return out
 
+    def sum_(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Put the sum over the processes into a tensor, which is contiguous."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
     def mean(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Mean over the processes."""
         return values if self.size == 1 else self.reduced(values) / self.size

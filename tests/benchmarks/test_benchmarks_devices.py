@@ -23,6 +23,7 @@ def test_two_processes_give_the_dictionary_of_one(run, tmp_path):
     run("parallel.py", "--output", output)
     one, two = json.loads(output.read_text())["rows"]
     assert [one["mesh"], two["mesh"]] == [[1, 1], [1, 2]]
+    assert one["n_threads"] == 1
     assert one["difference"] == 0
     assert two["difference"] < 1e-5
     # Half the latents, and all of the bias.

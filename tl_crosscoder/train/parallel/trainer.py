@@ -125,6 +125,7 @@ class ParallelTrainer(Trainer):
 
     def __init__(self, *args: Any, mesh: Mesh, **kwargs: Any) -> None:
         self.mesh, self.n_data = mesh, mesh.data.size
+        self._touched: Tensor | None = None
         super().__init__(*args, **kwargs)
 
     def _new_loader(self, text: TokenizedText) -> ActivationLoader:
@@ -203,22 +204,33 @@ class ParallelTrainer(Trainer):
         return torch.cat([self.mesh.data.gathered(part) for part in parts])
 
     def _fired(self, codes: Codes) -> Bool[Tensor, " d_sae"]:
-        return self.mesh.data.reduced(codes.fired().byte(), "max").bool()
+        fired = self.mesh.data.reduced(codes.fired().byte(), "max").bool()
+        self._touched = fired if self._touched is None else self._touched | fired
+        return fired
 
     def _finish_gradients(self) -> None:
-        """Make every gradient that of the whole batch."""
+        """Make every gradient that of the whole batch.
+
+        Rows of latents that neither fired nor are dead are zero everywhere, unless the sparsity
+        learns thresholds, and are left out where they are many.
+        """
+        touched, self._touched = self._touched, None
         if self.n_data == 1:
             return
+        assert touched is not None
+        touched = touched | self.is_dead(self.begin())
+        is_whole = bool(self.cfg.sparsity.parameters()) or bool(
+            touched.float().mean() > MAX_ROW_SHARE
+        )
         for name, parameter in self.crosscoder.named_parameters():
             grad = parameter.grad
             assert grad is not None
-            rows = grad.T if latent_dim(name, grad) == 1 else grad
-            has_any = (rows != 0).flatten(1).any(dim=1) if rows.ndim > 1 else rows != 0
-            has_any = self.mesh.data.reduced(has_any.byte(), "max").bool()
-            if has_any.float().mean() > MAX_ROW_SHARE:
-                rows.copy_(self.mesh.data.mean(rows))
+            dim = latent_dim(name, grad)
+            rows = grad.T if dim == 1 else grad
+            if is_whole or dim is None:
+                rows.copy_(self.mesh.data.sum_(rows.contiguous()).div_(self.n_data))
             else:
-                rows[has_any] = self.mesh.data.mean(rows[has_any])
+                rows[touched] = self.mesh.data.sum_(rows[touched]).div_(self.n_data)
 
     def _clip(self) -> Float[Tensor, ""]:
         zero = self.crosscoder.b_dec.new_zeros(())
