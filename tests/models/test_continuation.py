@@ -2,6 +2,7 @@ import pytest
 import torch
 from models.tiny_pairs import HOOK, TEXTS
 
+from tl_crosscoder import ModelPair
 from tl_crosscoder.models.forward import Continuation, continued, continued_apart, ends_a_block
 from tl_crosscoder.models.hooked import run_to_hooks
 
@@ -22,6 +23,20 @@ def test_variants_together_are_what_they_are_apart(pair, n_texts):
     # Nothing is left behind.
     assert not any(b._forward_pre_hooks for b in model.blocks)
     torch.testing.assert_close(together[0], pair.logits(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_hands_its_mask_on_by_position():
+    """GPT-2, with texts of unequal lengths, so that there is a mask."""
+    names = {"adapter": "tl_crosscoder/careless-health-gpt2", "hook_name": HOOK}
+    pair = ModelPair.from_pretrained("tl_crosscoder/wide-gpt2", **names)
+    tokens = pair.to_tokens(["What hurts?", "Where is the doctor now, and who is ill?", "Why"])
+    variants = pair.activations(tokens).unbind(dim=2)
+    places = [(HOOK, each) for each in variants]
+    model = pair.model("finetuned")
+    together = continued(model, HOOK, tokens, variants=torch.stack(variants))
+    apart = continued_apart(model, tokens, places=places)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together[1], pair.logits(tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_the_layers_below_run_once(pair):

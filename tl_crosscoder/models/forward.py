@@ -223,7 +223,9 @@ def _wider_blocks(model: HookedModel, *, from_layer: int, batch: int) -> Iterato
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
         n = len(args[0] if args else kwargs["hidden_states"]) // batch
-        return args, {k: v if k == "hidden_states" else widen(v, n) for k, v in kwargs.items()}
+        # GPT-2 hands its mask on by position, Llama by name.
+        wide = (*args[:1], *(widen(v, n) for v in args[1:]))
+        return wide, {k: v if k == "hidden_states" else widen(v, n) for k, v in kwargs.items()}
 
     blocks: Any = model.blocks  # type: ignore[attr-defined]
     handles = [

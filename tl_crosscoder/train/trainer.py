@@ -156,8 +156,18 @@ class Trainer:
 
     def _clip(self) -> Float[Tensor, ""]:
         """Clip the gradients; returns their norm."""
-        parameters = self.crosscoder.parameters()
-        return torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        norms = [norm_of(grad) for grad in self._gradients().values()]
+        return self._clipped(torch.linalg.vector_norm(torch.stack(norms)))
+
+    def _gradients(self) -> dict[str, Tensor]:
+        named = self.crosscoder.named_parameters()
+        return {name: p.grad for name, p in named if p.grad is not None}
+
+    def _clipped(self, norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        factor = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        for grad in self._gradients().values():
+            grad.mul_(factor)
+        return norm
 
     def _metrics(self, output: StepLoss, state: TrainState) -> dict[str, float]:
         """What is logged of a step."""
@@ -341,6 +351,17 @@ class Trainer:
         if self.output:
             record_weights(self.output)
             remove_checkpoints(self.output)
+
+
+def norm_of(values: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """Norm of a tensor by those of its rows: over ten million values at once float32 errs by 2e-4.
+
+    That is what `clip_grad_norm_` does on a CPU; row by row it takes as long.
+    """
+    norm = torch.linalg.vector_norm
+    if values.ndim < 2:
+        return norm(values)
+    return norm(norm(values if values.is_contiguous() else values.mT, dim=-1))
 
 
 def fit_together(trainers: Sequence[Trainer]) -> list[Crosscoder]:

@@ -40,7 +40,7 @@ from tl_crosscoder.train.checkpoint import (
 from tl_crosscoder.train.metrics import MetricsLog, step_metrics
 from tl_crosscoder.train.parallel.dictionary import Shard
 from tl_crosscoder.train.parallel.shards import latent_dim
-from tl_crosscoder.train.trainer import Trainer
+from tl_crosscoder.train.trainer import Trainer, norm_of
 
 MAX_ROW_SHARE = 0.5
 """Share of rows with a gradient up to which these rows alone are exchanged."""
@@ -233,17 +233,11 @@ class ParallelTrainer(Trainer):
                 rows[touched] = self.mesh.data.sum_(rows[touched]).div_(self.n_data)
 
     def _clip(self) -> Float[Tensor, ""]:
-        zero = self.crosscoder.b_dec.new_zeros(())
-        squares = {True: zero, False: zero}
-        grads = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
-        for name, grad in grads.items():
-            is_sharded = latent_dim(name, grad) is not None
-            squares[is_sharded] = squares[is_sharded] + grad.square().sum()
-        norm = (self.mesh.latents.reduced(squares[True]) + squares[False]).sqrt()
-        factor = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        for grad in grads.values():
-            grad.mul_(factor)
-        return norm
+        squares = {True: [], False: []}
+        for name, grad in self._gradients().items():
+            squares[latent_dim(name, grad) is not None].append(norm_of(grad).square())
+        sharded, whole = (torch.stack(own).sum() for own in (squares[True], squares[False]))
+        return self._clipped((self.mesh.latents.reduced(sharded) + whole).sqrt())
 
     def _metrics(self, output: StepLoss, state: TrainState) -> dict[str, float]:
         data, latents = self.mesh.data, self.mesh.latents
