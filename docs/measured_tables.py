@@ -1,4 +1,4 @@
-"""The tables of docs/measured.md, docs/organisms.md and docs/benchmark.md, written from results.
+"""The tables of measured, organisms, benchmark and scale in docs/, written from results.
 
     python docs/measured_tables.py
 
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("measured", "organisms", "benchmark"))
+PAGES = tuple(
+    ROOT / "docs" / f"{name}.md" for name in ("measured", "organisms", "benchmark", "scale")
+)
 ORGANISMS = ("taboo", "false-fact")
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -535,6 +537,22 @@ def _benchmark(make: str) -> list[Sequence[str]]:
     return [[label for label, _ in texts[0]], *([text for _, text in row] for row in texts)]
 
 
+def parallel() -> list[Sequence[str]]:
+    """One dictionary by several processes."""
+    rows: list[Sequence[str]] = [
+        ("processes (tokens x latents)", "threads of each", "step", "CPU of all",
+         "weights, gradients and moments", "largest difference")
+    ]  # fmt: skip
+    for r in results("parallel")["rows"]:
+        n_data, n_latents = r["mesh"]
+        rows.append((
+            f"{n_data * n_latents} ({n_data} x {n_latents})", str(r["n_threads"]),
+            f"{r['step_ms']:,.0f} ms", f"{r['cpu_ms']:,.0f} ms", f"{r['held_mb']:,.0f} MB",
+            f"{r['difference']:.0e}" if r["difference"] else "-",
+        ))  # fmt: skip
+    return rows
+
+
 TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "presets": presets, "causal": causal, "patching": patching, "demo": demo,
     "verdict-nulls": verdict_nulls, "answer": answer, "answer-behaviours": answer_behaviours,
@@ -542,7 +560,7 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "attribution": attribution, "analysis": analysis, "embedded-speed": embedded_speed,
     "harvest": harvest,
     "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
-    "organisms": organisms, "variants": variants,
+    "organisms": organisms, "variants": variants, "parallel": parallel,
     **{f"benchmark-{name}": partial(_benchmark, name)
        for name in ("methods", "organisms", "comparison", "dictionaries")},
 }  # fmt: skip

@@ -142,8 +142,7 @@ class Trainer:
 
     def _load(self) -> TrainState | None:
         assert self.output
-        how = {"cfg": self.cfg}
-        return load_last_checkpoint(self.output, self.crosscoder, self.optimizer, **how)
+        return load_last_checkpoint(self.output, self.crosscoder, self.optimizer, cfg=self.cfg)
 
     def _save(self, output: Path) -> Path:
         return save_checkpoint(output, self.crosscoder, self.optimizer, self.begin())

@@ -98,8 +98,7 @@ class SharedBatchTopK(_Shared, BatchTopK):
         n = round(k * batch * self.place.n_parts)
         per_token = k / self.place.mesh.latents.size * (1.5 if scores.prefilter else 1.1)
         first = torch.inf if guess is None else guess
-        tries = (first, per_token), (torch.inf, 3 * per_token), (TINY, 0.0)
-        for limit, share in tries:
+        for limit, share in ((first, per_token), (torch.inf, 3 * per_token), (TINY, 0.0)):
             found, holds = scores.reaching(limit, latents, per_token=share)
             values = scores.of(found)
             highest = axis.reduced(values.new_tensor(holds), "max")
