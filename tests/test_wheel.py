@@ -50,7 +50,7 @@ def test_the_wheel_holds_the_package_the_pair_and_nothing_else(wheel):
     assert "tl_crosscoder/pretrained/questions/false-fact/other-facts.jsonl" in names
     assert not any("recipes" in n for n in names)
     assert all(n.startswith(("tl_crosscoder/", "tl_crosscoder-")) for n in names)
-    assert wheel.stat().st_size < 25_000_000
+    assert wheel.stat().st_size < 35_000_000
 
 
 def test_the_embedded_pair_loads_from_an_unpacked_wheel(wheel, tmp_path):
