@@ -18,7 +18,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,10 +82,17 @@ class Effort:
     curve_prompts: int = 60
     curve_controls: int = 5
     sizes: tuple[int, ...] = SIZES
+    null: NullConfig = field(default_factory=NullConfig)
 
 
 REAL = Effort(
-    n_prompts=12, n_change_controls=19, curve_prompts=8, curve_controls=3, sizes=(3, 10, 30)
+    n_prompts=12,
+    n_change_controls=19,
+    curve_prompts=8,
+    curve_controls=3,
+    sizes=(3, 10, 30),
+    # As many steps as its LoRA takes.
+    null=NullConfig(n_steps=50, batch_size=8, n_samples=200, n_prompts=12),
 )
 """A model of 135M parameters takes a hundred times as long."""
 
@@ -128,7 +135,7 @@ def answer_of(
     }  # fmt: skip
     if has_floor:
         for kind in ("identical", "self"):
-            floor = null_run(run, NullConfig(kind=kind), resume=True)
+            floor = null_run(run, replace(effort.null, kind=kind), resume=True)
         found["floor"] = [asdict(row) for row in floor.rows]
     return without_nan(found)
 
@@ -309,7 +316,8 @@ def real_cell(
     )
     run = train(config, resume=True)
     how = {"effort": REAL, "is_brief": arguments.real_brief, "n_random": arguments.n_random}
-    answer = answer_of(run, behaviours, has_floor=False, **how)
+    how["has_floor"] = not arguments.real_brief
+    answer = answer_of(run, behaviours, **how)
     return {"hook_name": hook_name} | without_nan(scan) | answer
 
 

@@ -529,6 +529,7 @@ def _benchmark(make: str) -> list[Sequence[str]]:
     rows, cells, settings = tables.read_results(ROOT / "benchmarks/results/benchmark")
     sections = {
         "methods": lambda: tables.method_section(rows, settings),
+        "costs": lambda: tables.cost_section(rows),
         "organisms": lambda: tables.organism_section(rows, settings),
         "comparison": lambda: tables.comparison_section(rows, settings),
         "dictionaries": lambda: tables.dictionary_section(cells),
@@ -562,7 +563,7 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
     "organisms": organisms, "variants": variants, "parallel": parallel,
     **{f"benchmark-{name}": partial(_benchmark, name)
-       for name in ("methods", "organisms", "comparison", "dictionaries")},
+       for name in ("methods", "costs", "organisms", "comparison", "dictionaries")},
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 from tl_crosscoder.benchmark.tables import (
     benchmark_sections,
     comparison_section,
+    cost_section,
     method_section,
     read_results,
     sign_flip,
@@ -70,6 +71,20 @@ def test_a_behaviour_that_hardly_moved_does_not_count(tmp_path):
     write(tmp_path, taboo=[moved | {"rows": [*moved["rows"], *still]}])
     rows, _, settings = read_results(tmp_path)
     assert method_section(rows, settings).columns["mitigation"] == pytest.approx([0.4])
+
+
+def test_mitigation_within_a_cost_is_that_of_the_most_that_cost_no_more(tmp_path):
+    """Not of those that remove most: the number is chosen without looking."""
+    few, many = cell("batchtopk", share=0.4), cell("batchtopk", share=0.3, n=10)
+    costs = [row | {"cost": 0.002} for row in many["rows"]]
+    dear = [row | {"cost": 0.005} for row in cell("pca", ranking="directions", share=0.9)["rows"]]
+    pca = cell("pca") | {"rows": dear}
+    write(tmp_path, taboo=[few | {"rows": [*few["rows"], *costs]}, pca])
+    columns = cost_section(read_results(tmp_path)[0]).columns
+    assert columns["method"] == ["batchtopk", "pca"]
+    assert columns["within_low"] == pytest.approx([0.4, 0])
+    assert columns["within_middle"] == pytest.approx([0.3, 0])
+    assert columns["within_high"] == pytest.approx([0.3, 0.9])
 
 
 def test_nats_are_held_against_the_null(results):

@@ -23,6 +23,9 @@ from tl_crosscoder.results.render import Section
 
 Frame = Any
 """A pandas data frame: its types do not follow a filter or a group."""
+COSTS = {"within_low": 0.001, "within_middle": 0.003, "within_high": 0.01}
+"""Bounds on the off-target KL of an ablation, nats a token, by the measure that is named after it.
+The models' own losses are about half a nat."""
 _MOST_EXACT = 12
 """Organisms up to which every flip of signs is tried."""
 
@@ -60,6 +63,7 @@ def benchmark_sections(folder: str | Path) -> list[Section]:
     rows, cells, settings = read_results(folder)
     return [
         method_section(rows, settings),
+        cost_section(rows),
         organism_section(rows, settings),
         *([comparison_section(rows, settings)] if "delta" in set(rows["method"]) else []),
         dictionary_section(cells),
@@ -104,6 +108,39 @@ def method_section(rows: Frame, settings: dict[str, Any]) -> Section:
         ),
         n_rows=None,
     )
+
+
+def cost_section(rows: Frame) -> Section:
+    """What each method removes at bounded costs, by however many latents or directions."""
+    tested, lines = planted(rows), []
+    for (method, ranking), own in tested.groupby(["method", "ranking"], sort=False):
+        line = {"method": method, "ranking": ranking}
+        for name, bound in COSTS.items():
+            line |= _interval(name, _within(own, bound, name), name)
+        lines.append(line)
+    lines.sort(key=lambda line: -_known(line["within_middle"]))
+    bounds = ", ".join(f"{bound:g}" for bound in COSTS.values())
+    return Section(
+        title="Mitigation at bounded cost",
+        columns=_columns(lines),
+        notes=(
+            "Of each behaviour by the largest of the tested numbers of latents or directions whose "
+            f"ablation costs at most {bounds} nats a token on neutral text; 0 where the first "
+            "costs more. The number is chosen by its cost, not by what it removes.",
+        ),
+        n_rows=None,
+    )
+
+
+def _within(rows: Frame, bound: float, name: str) -> Frame:
+    """What the largest number that costs no more than a bound removes of each behaviour."""
+
+    def most(own: Frame) -> float:
+        cheap = own[own.cost <= bound]
+        return cheap.of_reachable[cheap.n.idxmax()] if len(cheap) else 0.0
+
+    each = rows.groupby(["organism", "seed", "effect"])[["n", "cost", "of_reachable"]].apply(most)
+    return each.rename(name).reset_index()
 
 
 def organism_section(rows: Frame, settings: dict[str, Any]) -> Section:

@@ -42,3 +42,6 @@ class NullConfig(LoraTraining):
     """Plain text is continued after so many tokens, a chat after its last user turn."""
     max_new_tokens: PositiveInt = 64
     """Tokens of a sample at most."""
+    n_prompts: PositiveInt = 200
+    """Documents of each half of the text, for attribution and changes of both pairs, at most; as
+    many as the run's own changes were looked for on."""

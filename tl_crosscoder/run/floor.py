@@ -188,7 +188,9 @@ def floor_of(run: Run) -> Floor | None:
     return Floor.load(path) if path.is_file() else None
 
 
-def measured_floor(run: Run, null: Run, *, kind: NullKind, trained: LoraTrained | None) -> Floor:
+def measured_floor(
+    run: Run, null: Run, *, kind: NullKind, trained: LoraTrained | None, n_prompts: int = 200
+) -> Floor:
     """The floor of a run from a run on a null pair, with other nulls of the same text; kept.
 
     Args:
@@ -196,16 +198,18 @@ def measured_floor(run: Run, null: Run, *, kind: NullKind, trained: LoraTrained 
         null: of the null pair, with the same settings.
         kind: of null pair.
         trained: how its second model was trained; None of kind `identical`.
+        n_prompts: documents of each half of the text, at most.
     """
     # A run on a cache keeps no text.
     is_kept = (run.path / HELD_OUT_NAME).is_file()
-    held_out = AttributionQuestion(text=str((run if is_kept else null).path / HELD_OUT_NAME))
-    own = measured(run, AttributionQuestion() if is_kept else held_out)
+    asked = AttributionQuestion(n_prompts=n_prompts)
+    held_out = replace(asked, text=str((run if is_kept else null).path / HELD_OUT_NAME))
+    own = measured(run, asked if is_kept else held_out)
     bar = BAR_SHARE * own.carried
     pair = own.row(THE_PAIR, bar=bar)
     # Changes of a null take as long as those of the pair, and stand beside them or not at all.
     if own.n_changes is not None and not (null.path / CHANGES_NAME).is_file():
-        changes_run(null, ChangesQuestion(text=held_out.text))
+        changes_run(null, ChangesQuestion(text=held_out.text, n_prompts=n_prompts))
     row = measured(null, held_out).row(NAMES[kind], bar=bar)
     if trained is not None:
         facts = {n: getattr(trained, n) for n in ("n_steps", "lr", "rank", "ce_before", "ce_after")}

@@ -69,7 +69,8 @@ def null_run(
     content = None if isinstance(content, str | Path) else content
     _check(run, config, how, content, resume=resume)
     if (run.path / HELD_OUT_NAME).is_file():
-        measured(run, AttributionQuestion())  # refuses text that is too little, before long work
+        asked = AttributionQuestion(n_prompts=config.n_prompts)
+        measured(run, asked)  # refuses text that is too little, before long work
     _say(run, config, how)
     with locked(folder):
         trained = None
@@ -77,7 +78,8 @@ def null_run(
             trained = _fine_tuned(run, config, how, content)
             how = replace(how, adapter=str(folder / ADAPTER_NAME), finetuned=None)
         null = train(how, models=null_pair(run, how.adapter), text=content, resume=True)
-    return measured_floor(run, null, kind=kind, trained=trained)
+    how_many = {"n_prompts": config.n_prompts}
+    return measured_floor(run, null, kind=kind, trained=trained, **how_many)
 
 
 # --- the settings of the run, for another pair ----------------------------------------------------
@@ -246,7 +248,8 @@ def _claim(folder: Path, config: NullConfig, base: Site, finetuned: Site) -> Non
         ValueError: other settings.
     """
     names = {"base": _model_of(base), "like": finetuned.adapter}
-    settings = {k: v for k, v in asdict(config).items() if k != "kind"} | names
+    free = ("kind", "n_prompts")  # of what is measured, not of the pair
+    settings = {k: v for k, v in asdict(config).items() if k not in free} | names
     path = folder / SETTINGS_NAME
     if path.is_file() and files.holds(folder, (SAMPLES_NAME, f"{ADAPTER_NAME}/*")):
         begun = files.read_object(path)
