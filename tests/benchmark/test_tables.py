@@ -65,6 +65,15 @@ def test_coverage_and_mitigation_are_means_over_organisms(results):
     assert (columns["mitigation_low"][0], columns["mitigation_high"][0]) == (0.4, 0.8)
 
 
+def test_one_organism_has_no_interval(tmp_path):
+    write(tmp_path, taboo=[cell("batchtopk", share=0.4)])
+    rows, _, settings = read_results(tmp_path)
+    section = method_section(rows, settings)
+    assert section.columns["n_organisms"] == [1]
+    assert math.isnan(section.columns["mitigation_low"][0])
+    assert "40% [" not in as_text([section])
+
+
 def test_a_behaviour_that_hardly_moved_does_not_count(tmp_path):
     moved = cell("batchtopk", share=0.4)
     still = [r | {"effect": "still", "finetuned": 0.12, "of_reachable": 5.0} for r in moved["rows"]]

@@ -84,6 +84,7 @@ def method_section(rows: Frame, settings: dict[str, Any]) -> Section:
             {
                 "method": method,
                 "ranking": ranking,
+                "n_organisms": named.organism.nunique(),
                 **_interval("coverage", named, "is_clear"),
                 **_interval("mitigation", named, "of_reachable"),
                 **_interval("inserted", planted(own, n, test="insert"), "of_reachable"),
@@ -261,6 +262,9 @@ def _interval(name: str, rows: Frame, column: str) -> dict[str, float]:
 
 
 def _bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    """An interval of the mean; none of one value, which says nothing of others."""
+    if len(values) < 2:
+        return math.nan, math.nan
     x = torch.tensor(values, dtype=torch.float64)
     found = ratio_interval(x, torch.ones_like(x), weights=bootstrap_weights(len(x)))
     return found.low, found.high

@@ -347,7 +347,7 @@ MEASURES: dict[str, Measure] = {
     "methods_that_cover": Measure("cover it",
         "Methods and rankings that cover half of its behaviours or more.", "count", form=_COUNT),
     "n_methods": Measure("tested", "Methods and rankings that were tested.", "count", form=_COUNT),
-    "n_organisms": Measure("organisms", "Organisms that both methods have.", "count", form=_COUNT),
+    "n_organisms": Measure("organisms", "Organisms that it was tested on.", "count", form=_COUNT),
     "n_cells": Measure("cells", "Dictionaries that were trained and tested.", "count", form=_COUNT),
     "null_changes": Measure("null changes", "Changes on null pairs.", "count", form=".1f"),
     "ablation": Measure("ablated",

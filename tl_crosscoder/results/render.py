@@ -198,9 +198,11 @@ def _shown(
     shown = _formatter(measure.form, values) if is_numeric else plain
     texts = [v if hasattr(v, "__html__") else shown(v) for v in values]
     if bounds:
-        low, high = (map(shown, columns[b]) for b in bounds)
-        parts = zip(texts, values, low, high, strict=True)
-        texts = [t if _is_none(v) else f"{t} [{a}, {b}]" for t, v, a, b in parts]
+        parts = zip(texts, values, *(columns[b] for b in bounds), strict=True)
+        texts = [
+            t if _is_none(v) or _is_none(a) or _is_none(b) else f"{t} [{shown(a)}, {shown(b)}]"
+            for t, v, a, b in parts
+        ]
     return _Column(
         label=visible(measure.label),
         title=measure.explanation + (" With its 95 % interval." if bounds else ""),
