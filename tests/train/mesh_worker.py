@@ -265,16 +265,17 @@ def assert_close(one: Crosscoder, other: Crosscoder) -> None:
 
 
 def main() -> None:
-    output, n_data, n_latents = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    output, meshes = Path(sys.argv[1]), [tuple(map(int, m.split("x"))) for m in sys.argv[2:]]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    mesh = new_mesh(n_data, n_latents)
-    check_selection(mesh)
-    for name, fields in KINDS.items():
-        check_step(mesh, name, fields)
-    run(mesh, output)
-    if mesh.is_first:
-        (output / "done").touch()
+    for n_data, n_latents in meshes:
+        mesh = new_mesh(n_data, n_latents)
+        check_selection(mesh)
+        for name, fields in KINDS.items():
+            check_step(mesh, name, fields)
+        run(mesh, output / f"{n_data}x{n_latents}")
+        if mesh.is_first:
+            (output / f"{n_data}x{n_latents}/done").touch()
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """Several processes train the dictionary that one would; the checks are in `mesh_worker`."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,20 +31,17 @@ def launched(n: int, *args: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **how)
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
-    "mesh",
-    [(1, 1), pytest.param((1, 2), marks=SLOW), pytest.param((2, 1), marks=SLOW), (2, 2)],
-    ids=str,
+    "meshes",
+    [["1x1"], pytest.param(["1x2", "2x1"], marks=pytest.mark.slow), ["2x2"]],
+    ids=lambda meshes: " ".join(meshes),
 )
-def test_a_mesh_trains_the_dictionary_that_one_process_does(mesh, tmp_path):
-    n_data, n_latents = mesh
-    with launched(n_data * n_latents, str(WORKER), str(tmp_path), *map(str, mesh)) as processes:
+def test_a_mesh_trains_the_dictionary_that_one_process_does(meshes, tmp_path):
+    n = math.prod(map(int, meshes[0].split("x")))
+    with launched(n, str(WORKER), str(tmp_path), *meshes) as processes:
         printed = processes.communicate(timeout=600)[0]
     assert processes.returncode == 0, printed
-    assert (tmp_path / "done").is_file(), printed
+    assert all((tmp_path / mesh / "done").is_file() for mesh in meshes), printed
 
 
 def test_the_nth_largest_is_that_of_a_sort():

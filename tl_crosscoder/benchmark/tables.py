@@ -115,7 +115,7 @@ def cost_section(rows: Frame) -> Section:
     """What each method removes at bounded costs, by however many latents or directions."""
     tested, lines = planted(rows), []
     for (method, ranking), own in tested.groupby(["method", "ranking"], sort=False):
-        line = {"method": method, "ranking": ranking}
+        line = {"method": method, "ranking": ranking, "n_organisms": own.organism.nunique()}
         for name, bound in COSTS.items():
             line |= _interval(name, _within(own, bound, name), name)
         lines.append(line)
