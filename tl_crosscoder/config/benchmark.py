@@ -71,7 +71,7 @@ class BenchmarkConfig(Settings):
             n_random=min(self.n_random, 19),
             n_matched=0,
             n_prompts=min(self.n_prompts, 4),
-            n_attributed=min(self.n_attributed, 16),
-            max_documents=min(self.max_documents or 2_000, 2_000),
+            n_attributed=min(self.n_attributed, 24),
+            max_documents=min(self.max_documents or 3_000, 3_000),
             quick=False,
         )
