@@ -10,6 +10,7 @@ text and the code are shown, and not what came out.
 
 import contextlib
 import io
+import logging
 import os
 import posixpath
 import re
@@ -29,6 +30,9 @@ import tl_crosscoder
 from tl_crosscoder.cli.main import parse
 from tl_crosscoder.config.presets import PRESETS
 from tl_crosscoder.results.measures import MEASURES
+
+# It warns of kernels that it does not find on some processors; nothing here is in 4 bits.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = ("CHANGELOG.md", "configs/*", "benchmarks/results/*.json", "notebooks/*.ipynb")
