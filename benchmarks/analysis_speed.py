@@ -96,7 +96,7 @@ def on_rows(d_model: int, d_sae: int, l0: int) -> dict[str, Any]:
     torch.manual_seed(0)
     x = torch.randn(N_ROWS, 2, d_model)
     crosscoder = random_dictionary(d_model, d_sae, l0, x)
-    text = _text_of(N_ROWS)
+    text = plain_text(N_ROWS)
     positions = torch.arange(N_ROWS)
 
     def scaling(controls: tuple[str, ...]) -> Callable[[], None]:
@@ -131,7 +131,7 @@ def on_rows(d_model: int, d_sae: int, l0: int) -> dict[str, Any]:
     }
 
 
-def _text_of(n_tokens: int) -> TokenizedText:
+def plain_text(n_tokens: int) -> TokenizedText:
     """Plain text of so many tokens that count."""
     shape = (n_tokens // CONTEXT, CONTEXT)
     zeros = torch.zeros(shape, dtype=torch.uint8)

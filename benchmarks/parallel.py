@@ -1,10 +1,9 @@
 """One dictionary by one, two and four processes: is it the same, and what does sharing cost?
 
     python benchmarks/parallel.py --output benchmarks/results/parallel.json     # five minutes
-    torchrun --nproc-per-node 8 benchmarks/parallel.py --mesh 1 8 --device cuda --d-sae 131072
 
-A row is a mesh, data x latents: milliseconds of a step and of each part of waiting are medians over
-the timed steps of the slowest process; CPU seconds are summed over processes; memory is what the
+A row is a mesh, data x latents: milliseconds of a step are the median over the timed steps of the
+slowest process; CPU seconds are summed over processes; memory is what the
 largest process holds of weights, gradients and moments, and the growth of its resident set; the
 difference is the largest between a weight and that of one process. Rows of activations are drawn at
 random, as a cache holds them, so that no models run. Limit: on one machine exchanges go through its
@@ -27,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from analysis_speed import CONTEXT, plain_text
 from jaxtyping import Float, Int
 from result_file import ResultFile
 from torch import Tensor
@@ -44,7 +44,7 @@ N_CORES = os.cpu_count() or 1
 ALONE = ((1, 1), 1)
 """One process of one thread: threads add numbers in another order, as processes do."""
 MESHES = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4))
-N_WARM_UP, CONTEXT = 3, 128
+N_WARM_UP = 3
 
 
 class DrawnRows(ActivationSource):
@@ -99,16 +99,7 @@ class DrawnRows(ActivationSource):
 
 def texts(n_rows: int) -> tuple[TokenizedText, TokenizedText]:
     """Contexts for the rows, an eighth of them held out."""
-    shape = (n_rows // CONTEXT, CONTEXT)
-    nothing = torch.zeros(shape, dtype=torch.uint8)
-    text = TokenizedText(
-        tokens=torch.zeros(shape, dtype=torch.long),
-        dropped=nothing,
-        source_ids=nothing,
-        role_ids=nothing,
-        sources=("drawn",),
-        context_ids=torch.arange(shape[0]),
-    )
+    text = plain_text(n_rows)
     n = len(text) * 7 // 8
     return text[:n], text[n:]
 
@@ -122,7 +113,6 @@ def measured(arguments: argparse.Namespace, mesh: Mesh | None) -> dict[str, Any]
         n_calibration_tokens=4096,
         log_every=10**6,
         checkpoint_every=10**6,
-        compute_dtype=arguments.compute_dtype,
     )
     source = DrawnRows(16 * CONTEXT * 8, arguments.d_model, device=arguments.device)
     how: dict[str, Any] = {"config": config, "recipe": preset(arguments.preset, k=arguments.k)}
@@ -156,7 +146,6 @@ def measured(arguments: argparse.Namespace, mesh: Mesh | None) -> dict[str, Any]
         "cpu_ms": 1e3 * median(cpus[N_WARM_UP:]),
         "held_mb": held / 1e6,
         "grown_mb": grown / 1e6,
-        "gpu_mb": torch.cuda.max_memory_allocated() / 1e6 if source.device.type == "cuda" else None,
     }
 
 
@@ -195,8 +184,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--preset", default="batchtopk")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compute-dtype", choices=["bfloat16"])
-    parser.add_argument("--mesh", type=int, nargs=2, help="of this process, under torchrun")
+    parser.add_argument("--mesh", type=int, nargs=2, help="of this process: rows set it")
     parser.add_argument("--folder", type=Path, help="of the run of a mesh")
     parser.add_argument("--output", type=Path, help="JSON file of the rows")
     parser.add_argument("--quick", action="store_true", help="two meshes, tiny")
@@ -206,7 +194,6 @@ def main() -> None:
         vars(arguments).update(tiny)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.mesh:
-            arguments.folder = arguments.folder or Path(folder)
             as_process(arguments)
             return
         names = ("d_sae", "d_model", "batch_size", "n_steps", "k", "preset")

@@ -40,6 +40,8 @@ class Harvest:
         from tl_crosscoder.report.sections import cache_sections
         from tl_crosscoder.results.render import as_text
 
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}; it must be 1 or more.")
         if self.workers > 1 and n_processes() == 1:
             start_processes(self.workers)
             return

@@ -106,13 +106,15 @@ class Train:
         if self.dry_run:
             from tl_crosscoder.run.estimate import estimate
 
+            texts = []
             for config in configs:
                 found = estimate(config)
-                print(f"{'' if config is configs[0] else chr(10)}{config.output}\n{found}")
+                texts.append(f"{config.output}\n{found}")
                 if self.dry_tflops is not None:
-                    rates = {"tflops": self.dry_tflops, "gb_s": self.dry_gb_s}
-                    print(f"hours: {found.hours(**rates):,.1f} at {self.dry_tflops:g} TFLOP/s and "
-                          f"{self.dry_gb_s:g} GB/s a device")  # fmt: skip
+                    hours = found.hours(tflops=self.dry_tflops, gb_s=self.dry_gb_s)
+                    rates = f"{self.dry_tflops:g} TFLOP/s and {self.dry_gb_s:g} GB/s a device"
+                    texts[-1] += f"\nhours: {hours:,.1f} at {rates}"
+            print(*texts, sep="\n\n")
             return
         from tl_crosscoder.report import sections
         from tl_crosscoder.report.answer import with_answer

@@ -124,11 +124,6 @@ class TrainConfig(Settings):
     """Seed of the initial weights alone; None is `seed`."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
-    data_parallel: PositiveInt | None = None
-    """Processes that share out the tokens of a batch; None is all that `torchrun` started, over
-    latent_parallel."""
-    latent_parallel: PositiveInt = 1
-    """Processes that share out the latents, for a dictionary that one device cannot hold."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,6 +184,11 @@ class RunConfig(YamlConfig, TrainConfig, TextConfig, ModelsConfig):
     """Held-out tokens to measure on, at most."""
     preset: Preset = field(default_factory=BatchTopK)
     """The dictionary: a named combination of sparsity, partitions and losses, with its options."""
+    data_parallel: PositiveInt | None = None
+    """Processes that share out the tokens of a batch; None is all that `torchrun` started, over
+    latent_parallel."""
+    latent_parallel: PositiveInt = 1
+    """Processes that share out the latents, for a dictionary that one device cannot hold."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preset", preset_from(self.preset))

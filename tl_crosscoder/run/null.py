@@ -78,8 +78,8 @@ def null_run(
             trained = _fine_tuned(run, config, how, content)
             how = replace(how, adapter=str(folder / ADAPTER_NAME), finetuned=None)
         null = train(how, models=null_pair(run, how.adapter), text=content, resume=True)
-    how_many = {"n_prompts": config.n_prompts}
-    return measured_floor(run, null, kind=kind, trained=trained, **how_many)
+    asked_of = {"kind": kind, "trained": trained, "n_prompts": config.n_prompts}
+    return measured_floor(run, null, **asked_of)
 
 
 # --- the settings of the run, for another pair ----------------------------------------------------

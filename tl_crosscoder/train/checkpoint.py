@@ -53,7 +53,6 @@ _FREE = (
         f"training.{name}"
         for name in (
             "output",
-            "device",
             "wandb_project",
             "prefetch",
             "data_parallel",

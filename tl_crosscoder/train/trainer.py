@@ -3,8 +3,8 @@
 In the output folder: `runner_cfg.json` (how it was made, written first), `metrics.jsonl` (a line
 every `log_every` steps), `checkpoints/` while it runs, and at the end `cfg.json` with
 `sae_weights.safetensors`. A run that stops, however it stops, continues from its last checkpoint to
-the same final weights, bit for bit on a CPU with the same number of threads. Limit: one process;
-the dictionary is on one device.
+the same final weights, bit for bit on a CPU with the same number of threads. Limit: one process
+and device; `train.parallel` has several.
 """
 
 import math

@@ -90,10 +90,10 @@ class PartLoader(ActivationLoader):
         counts = world.reduced(counts).cpu()
         owners = torch.arange(len(parts)).remainder(world.size).repeat_interleave(counts)
         batches = ActivationLoader._chosen(self, int(counts.sum()), generator)
-        if not batches:
-            return torch.cat(made), []
         empty = torch.empty(0, *row_shape(self.source.sites), device=self.source.device)
         own = torch.cat([*made, empty])
+        if not batches:
+            return own, []
         place = torch.zeros(len(owners), dtype=torch.long)
         place[owners == world.index] = torch.arange(len(own))
         wanted = [
