@@ -171,7 +171,11 @@ def read_object(path: Path, **kinds: type) -> dict[str, Any]:
     Raises:
         ValueError: any other content, with the path and the field.
     """
-    content = read_json(path)
+    return checked_object(read_json(path), path, **kinds)
+
+
+def checked_object(content: Any, path: Path | str, **kinds: type) -> dict[str, Any]:
+    """What was read from a JSON file, if it is such a mapping. Raises as `read_object`."""
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds a {type(content).__name__} in place of a mapping: it is damaged, or of "

@@ -9,7 +9,7 @@ GPUs. Limit: orders of values are those of float32.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -42,8 +42,9 @@ class Axis:
         if self.size == 1:
             return values
         out = values.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out, getattr(dist.ReduceOp, how.upper()), group=self.group)
-        return out
+        sent = _sendable(out)
+        dist.all_reduce(sent, getattr(dist.ReduceOp, how.upper()), group=self.group)
+        return sent.to(values.device)
 
     def sum_(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Put the sum over the processes into a tensor, which is contiguous."""
@@ -59,12 +60,17 @@ class Axis:
         """The rows of all processes, one after the other; they may be of different numbers."""
         if self.size == 1:
             return values
-        counts = self._each(torch.tensor([len(values)], device=values.device))
+        counts = self._each(torch.tensor([len(values)], device=communicating_device()))
         longest = int(counts.max())
         padded = values.new_zeros(longest, *values.shape[1:])
         padded[: len(values)] = values
-        each = self._each(padded).view(self.size, longest, *values.shape[1:])
-        return torch.cat([own[:n] for own, n in zip(each, counts.tolist(), strict=True)])
+        each = self._each(_sendable(padded)).view(self.size, longest, *values.shape[1:])
+        rows = [own[:n] for own, n in zip(each, counts.tolist(), strict=True)]
+        return torch.cat(rows).to(values.device)
+
+    def own(self, each: Sequence[T]) -> Sequence[T]:
+        """Every n-th of a sequence of which each of the n processes takes others."""
+        return each[self.index :: self.size]
 
     def _each(self, values: Tensor) -> Tensor:
         every = [torch.empty_like(values) for _ in range(self.size)]
@@ -110,6 +116,10 @@ class Axis:
             last = self.gathered(places[tied]).sort().values[n_ties - 1]
             kept &= ~tied | (places <= last)
         return kept & (values > 0)
+
+
+ALONE = Axis()
+"""One process that does all."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -167,22 +177,42 @@ def communicating_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if is_nccl else torch.device("cpu")
 
 
+def _sendable(values: Tensor) -> Tensor:
+    """The same values on a device from which they can be sent."""
+    return values if values.device.type == "cuda" else values.to(communicating_device())
+
+
 def n_processes() -> int:
     """How many `torchrun` started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start_processes(n: int) -> None:
-    """Run this command line in n processes on this machine, and wait for them.
+def process_index() -> int:
+    """Which of them this is."""
+    return int(os.environ.get("RANK", "0"))
 
-    Raises SystemExit, with the code of the one that failed, where one did.
+
+def ran_by_workers(n: int) -> bool:
+    """Run this command line in n processes on this machine and wait, unless this is one of them.
+
+    Returns:
+        Whether they did the work, and nothing is left to do.
+
+    Raises:
+        ValueError: fewer than one.
+        SystemExit: one failed, with its code.
     """
+    if n < 1:
+        raise ValueError(f"workers is {n}; it must be 1 or more.")
+    if n == 1 or n_processes() > 1:
+        return False
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", str(n), "-m", "tl_crosscoder", *sys.argv[1:]]
     threads = str(max(1, (os.cpu_count() or 1) // n))
     code = subprocess.run(command, env={"OMP_NUM_THREADS": threads} | os.environ, check=False)
     if code.returncode:
         raise SystemExit(code.returncode)
+    return True
 
 
 @contextmanager

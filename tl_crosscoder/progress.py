@@ -88,7 +88,7 @@ def note(text: str, *, is_warning: bool = False) -> None:
 @contextmanager
 def silenced(is_silenced: bool = True) -> Iterator[None]:
     """Within it there are no bars, lines and notes."""
-    token = _SILENCED.set(is_silenced)
+    token = _SILENCED.set(is_silenced or _SILENCED.get())
     try:
         yield
     finally:

@@ -30,3 +30,20 @@ def test_two_processes_give_the_dictionary_of_one(run, tmp_path):
     assert two["held_mb"] == pytest.approx(one["held_mb"] / 2, rel=0.01)
     run("parallel.py", "--output", output)  # what is there is not run again
     assert len(json.loads(output.read_text())["rows"]) == 2
+
+
+def test_time_and_memory_are_measured_by_latents_and_by_tokens(run, tmp_path, capsys):
+    output, figure = tmp_path / "scale.json", tmp_path / "scale.html"
+    run("scale.py", "--output", output, "--figure", figure)
+    found = json.loads(output.read_text())
+    assert found["harvest"]["n_rows"] == 4244
+    sizes = [(r["d_sae"], r["n_tokens"]) for r in found["rows"]]
+    assert sizes == [(128, 1024), (256, 1024), (256, 2048)]
+    for row in found["rows"]:
+        assert row["before_mb"] <= row["train_mb"] <= row["measure_mb"] <= row["resident_mb"]
+        assert row["step_ms"] == pytest.approx(1e3 * 128 / row["tokens_s"])
+        assert min(row["fve"].values()) > 0
+    printed = capsys.readouterr().out
+    assert "growth with latents: step_ms" in printed
+    assert "growth with tokens: train_s" in printed
+    assert "memory in training, MB (slope" in figure.read_text()

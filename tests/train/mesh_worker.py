@@ -21,6 +21,7 @@ from tl_crosscoder import (
     JumpReLU,
     ModelPair,
     Site,
+    TokenizedText,
     TopK,
     TrainConfig,
     Trainer,
@@ -28,12 +29,16 @@ from tl_crosscoder import (
     split_documents,
     tokenize,
 )
+from tl_crosscoder.analysis.measurement import measure
 from tl_crosscoder.config.presets import Preset, preset
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.crosscoder.config import AuxK, CrosscoderTrainingConfig, DeltaLoss
 from tl_crosscoder.crosscoder.partition import Partition
 from tl_crosscoder.crosscoder.sparse.selection import Scores, batch_topk, token_topk
+from tl_crosscoder.interventions.attribution import attribution
+from tl_crosscoder.interventions.behaviour import Behaviour, Predictions
 from tl_crosscoder.mesh import Mesh, new_mesh
+from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.estimate import _sent_bytes, _step_memory
 from tl_crosscoder.train.checkpoint import TrainingInterruptedError, checkpoints
 from tl_crosscoder.train.parallel.dictionary import Place, Shard, SharedBatchTopK, SharedTopK
@@ -196,6 +201,8 @@ def run(mesh: Mesh, output: Path) -> None:
     together = ParallelTrainer(pair, *texts, output=output / "mesh", **how).fit()
     one = Crosscoder.load(output / "one")
     assert_close(one, together)
+    if mesh.world.size > 1:
+        check_measures(mesh, pair, one, texts[1])
     # Stopped after 13 steps, and continued by the same mesh and by one process.
     stopped_at_13(ParallelTrainer(pair, *texts, output=output / "resumed", **how))
     names = [p.name for p in checkpoints(output / "resumed")]
@@ -224,6 +231,44 @@ def run(mesh: Mesh, output: Path) -> None:
                 value = expected[key]
                 wanted = value if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)
                 assert row[key] == wanted, (key, row, expected)
+
+
+def check_measures(mesh: Mesh, pair: ModelPair, one: Crosscoder, text: TokenizedText) -> None:
+    """Measures and attribution that are shared out are those of one process."""
+    for size in (2, 32):  # and batches of one context where there are few
+        part = text[: 8 * size // 2 + 1]
+        how = {"batch_size": size, "n_examples": 3}
+        alone, shared = measure(pair, one, part, **how), measure(
+            pair, one, part, **how, axis=mesh.world
+        )  # fmt: skip
+        found, expected = shared.latents.tensors(), alone.latents.tensors()
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.allclose(found[name], tensor, rtol=1e-4, equal_nan=True), name
+        for name in ("latents", "quantiles", "ranks", "positions"):
+            own, theirs = (getattr(m.collected, name) for m in (shared, alone))
+            assert torch.equal(own, theirs), name
+        assert torch.allclose(shared.collected.windows, alone.collected.windows, atol=1e-5)
+        for name, value in alone.reconstruction.fve.items():
+            assert shared.reconstruction.fve[name] == pytest.approx(value), name
+        assert shared.reconstruction.l0 == alone.reconstruction.l0
+    questions = Behaviour.from_files([str(organism("taboo").planted_questions[0])], pair.tokenizer)[
+        0
+    ].questions[:6]
+    behaviour = Behaviour.of("hints", questions, pair.tokenizer)
+    assert len(behaviour.text) > behaviour.n_prompts  # several answers, which are weighed
+    for effect in (Predictions.of(text[:9]), behaviour):
+        how = {"batch_size": 2, "keep_tokens": True}
+        alone = attribution(pair, one, effect, **how)
+        shared = attribution(pair, one, effect, **how, axis=mesh.world)
+        for name in ("spans", "offsets", "passage_latents"):
+            assert torch.equal(getattr(shared, name), getattr(alone, name)), name
+        for name in ("by_role", "terms", "tokens", "passage_values"):
+            own, theirs = getattr(shared, name), getattr(alone, name)
+            assert torch.allclose(own, theirs, rtol=1e-4, atol=1e-6), name
+        assert (shared.start, shared.end) == pytest.approx((alone.start, alone.end))
+    with pytest.raises(ValueError, match="cannot be shared out"):
+        measure(pair, one, text[: mesh.world.size - 1], axis=mesh.world)
 
 
 def check_sent(trainer: ParallelTrainer, config: TrainConfig, recipe: Preset) -> None:

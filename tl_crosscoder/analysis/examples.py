@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.mesh import Axis
 from tl_crosscoder.models.tokenizer import token_pieces
 
 
@@ -132,6 +133,13 @@ class _SmallestRanks:
         if self._n_entries > self._limit:
             self.entries()
 
+    def gather(self, axis: Axis) -> None:
+        """Keep the best of several processes."""
+        if axis.size > 1:
+            own = self.entries()
+            every = _Entries(*map(axis.gathered, own))
+            self._parts = [own.at(own.ranks < 0), every]  # nothing, and everything
+
     def entries(self) -> _Entries:
         """What is kept, sorted by rank and then by position."""
         if len(self._parts) > 1:
@@ -200,6 +208,11 @@ class ExampleCollector:
             own = mask[at]
             chosen = at[own]
             best.add(_Entries(rank[chosen], where[chosen], values[chosen], windows[own]))
+
+    def gather(self, axis: Axis) -> None:
+        """Keep the best of several processes, which read other contexts."""
+        self._top.gather(axis)
+        self._sample.gather(axis)
 
     def result(self) -> CollectedExamples:
         """The examples so far."""

@@ -21,6 +21,7 @@ from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.harvest import harvest
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.mesh import Axis
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.tables import TableOfColumns
 
@@ -102,6 +103,13 @@ class FiringSums:
         values = codes.values.double()
         self._sum_of_codes += torch.bincount(latents, weights=values, minlength=d_sae)
         self._max_code.scatter_reduce_(0, latents, values, reduce="amax")
+
+    def gather(self, axis: Axis) -> None:
+        """Add the counts of several processes."""
+        self._n_active = {name: axis.reduced(own) for name, own in self._n_active.items()}
+        self._n_tokens = {name: axis.reduced(own) for name, own in self._n_tokens.items()}
+        self._sum_of_codes = axis.reduced(self._sum_of_codes)
+        self._max_code = axis.reduced(self._max_code, "max")
 
     def result(self, sources: Sequence[str]) -> Firing:
         """The counts as a table."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from tl_crosscoder.analysis.reconstruction import Moments
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes, sampled_dots
+from tl_crosscoder.mesh import Axis
 from tl_crosscoder.results.tables import TableOfColumns
 
 NU_ERROR, NU_RECONSTRUCTION = 0.2, 0.5
@@ -145,6 +146,12 @@ class ScalingSums:
 
     def _biases(self) -> list[Float[Tensor, " d_model"]]:
         return [self._crosscoder.decoder_bias(site).detach().double() for site in self._pair]
+
+    def gather(self, axis: Axis) -> None:
+        """Add the sums of several processes."""
+        self._dots = {name: axis.reduced(own) for name, own in self._dots.items()}
+        self._codes = axis.reduced(self._codes)
+        self._difference = self._difference.over(axis)
 
     def result(self) -> dict[str, LatentScaling]:
         """Divide, once: the scaling of each direction, by its name."""

@@ -36,6 +36,7 @@ from tl_crosscoder.crosscoder.site_views import check_source
 from tl_crosscoder.data.harvest import Harvested, harvest
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.files import ANALYSIS_NAMES
+from tl_crosscoder.mesh import ALONE, Axis
 from tl_crosscoder.models.site import site_parts
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.results.measures import DIRECTIONS, MEASURES, ORDERS, spoken
@@ -251,6 +252,7 @@ def measure(
     n_examples: int = 8,
     batch_size: int = 32,
     show_progress: bool = False,
+    axis: Axis = ALONE,
 ) -> Measurement:
     """Run the models over a held-out text once and measure everything.
 
@@ -262,11 +264,13 @@ def measure(
         n_examples: tokens in context for each of them.
         batch_size: contexts a forward pass.
         show_progress: with a progress bar.
+        axis: processes that share the text out; all find the same.
 
     Raises:
-        ValueError: the source's sites are not those of the crosscoder, or the text is empty.
+        ValueError: the source's sites are not those of the crosscoder, or the text is empty or has
+            fewer contexts than there are processes.
     """
-    how = {"n_top": n_top, "n_examples": n_examples, "batch_size": batch_size}
+    how = {"n_top": n_top, "n_examples": n_examples, "batch_size": batch_size, "axis": axis}
     return measure_all(source, [crosscoder], text, show_progress=show_progress, **how)[0]
 
 
@@ -280,17 +284,19 @@ def measure_all(
     n_examples: int = 8,
     batch_size: int = 32,
     show_progress: bool = False,
+    axis: Axis = ALONE,
 ) -> list[Measurement]:
     """`measure` of several crosscoders in one pass of the models."""
     passes = [_Pass(source, c, text, n_examples=n_examples) for c in crosscoders]
     description = "Measuring" if show_progress else None
-    n_contexts = 0
-    for part in harvest(source, text, batch_size=batch_size, description=description):
-        n_contexts += len(part.text)
+    if not len(text):
+        raise ValueError("there are no contexts to measure on: the text is empty.")
+    how = {"batch_size": batch_size, "axis": axis}
+    for part in harvest(source, text, description=description, **how):
         for one in passes:
             one.add(part)
-    if n_contexts == 0:
-        raise ValueError("there are no contexts to measure on: the text is empty.")
+    for one in passes:
+        one.gather(axis)
     return [one.result(n_top) for one in passes]
 
 
@@ -335,6 +341,12 @@ class _Pass:
             self._firing.add(codes, piece.text)
             if self._scaling is not None:
                 self._scaling.add(site_parts(x, self._crosscoder.sites), codes)
+
+    def gather(self, axis: Axis) -> None:
+        """Put together what several processes have taken into account."""
+        for sums in (self._reconstruction, self._examples, self._firing, self._scaling):
+            if sums is not None:
+                sums.gather(axis)
 
     def result(self, n_top: int) -> Measurement:
         """Divide, and rank."""

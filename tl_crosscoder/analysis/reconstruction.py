@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_crosscoder.analysis.geometry import LATENT_CLASSES
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes
+from tl_crosscoder.mesh import Axis
 from tl_crosscoder.models.site import site_parts
 
 _LEAST_VARIANCE = 1e-12
@@ -42,6 +43,12 @@ class Moments:
         return Moments(
             total=self.total + other.total, squares=self.squares + other.squares, n=self.n + other.n
         )
+
+    def over(self, axis: Axis) -> "Moments":
+        """Moments of the vectors of several processes."""
+        n = axis.reduced(torch.tensor(self.n))
+        total, squares = (axis.reduced(each) for each in (self.total, self.squares))
+        return Moments(total=total, squares=squares, n=int(n))
 
     @property
     def sum_of_squared_deviations(self) -> Float[Tensor, "..."]:
@@ -118,6 +125,11 @@ class ReconstructionSums:
             self._add("left by class", difference[:, None] - by_class)
         latents = codes.pattern.latents.long()
         self.n_active += torch.bincount(latents, minlength=codes.pattern.d_sae)
+
+    def gather(self, axis: Axis) -> None:
+        """Add the sums of several processes, each of which has taken tokens into account."""
+        self._moments = {name: own.over(axis) for name, own in self._moments.items()}
+        self.n_active = axis.reduced(self.n_active)
 
     def result(self) -> Reconstruction:
         """Divide, once."""

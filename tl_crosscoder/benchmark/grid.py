@@ -4,8 +4,8 @@ Each organism has one file of results, to which a cell is added when it is done;
 is kept with its reason, and the grid goes on. Dictionaries of one organism and seed are trained on
 the same activations, which are made once. Contract: a method sees held-out text, never a behaviour;
 what is there is not made again, failed cells included, and cells of other settings are refused.
-Text is held out by seed, so that no dictionary was trained on what it is tested on. Limit: one
-process an organism at a time.
+Text is held out by seed, so that no dictionary was trained on what it is tested on. Several
+processes take an organism each.
 """
 
 import json
@@ -33,6 +33,7 @@ from tl_crosscoder.interventions.changes_result import Change
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.locks import locked
+from tl_crosscoder.mesh import n_processes, process_index
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.organisms.suite import Organism, load_suite, organism
 from tl_crosscoder.progress import note
@@ -58,6 +59,8 @@ def run_benchmark(
 ) -> Path:
     """Run all cells that are not there yet; returns the folder of the results.
 
+    Of several processes that `torchrun` started each takes other organisms.
+
     Args:
         config: which cells, and how each is tested.
         directions: methods of your own by name, beside the built-in ones.
@@ -70,7 +73,7 @@ def run_benchmark(
     every = replace(every, directions={**every.directions, **(directions or {})})
     methods = every.chosen(config.methods)
     names = config.organisms or tuple(n for n, o in load_suite().items() if o.kind != "variant")
-    entries = [organism(name) for name in names]
+    entries = [organism(name) for name in names][process_index() :: n_processes()]
     folder = files.user_path(config.output)
     for entry in entries:
         path = folder / f"{entry.name}.json"

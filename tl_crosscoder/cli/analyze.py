@@ -53,18 +53,29 @@ class Analyze:
     """Run SAELens's evaluator on each side, and print what it says."""
     table: str | None = None
     """Write all measures, a row a latent, into this .parquet or .csv file."""
+    workers: int = 1
+    """Processes that measure together (--fresh, --text), each with its models."""
 
     def __call__(self) -> None:
         """Print; measure only where asked to."""
+        from tl_crosscoder.mesh import Mesh, mesh_of, ran_by_workers
+        from tl_crosscoder.progress import silenced
         from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.run import Run
 
         self._check()
-        run = Run(path=Path(self.output), device=self.device)
-        is_compared = self.decoupled or self.seeds or self.evals
-        measurement = None
-        if self.fresh or self.table is not None or not is_compared:
-            measurement = self._measurement(run)
+        if ran_by_workers(self.workers):
+            return
+        with mesh_of(None, 1, device=self.device) as mesh:
+            run = Run(path=Path(self.output), device=self.device, mesh=mesh or Mesh())
+            is_compared = self.decoupled or self.seeds or self.evals
+            measurement = None
+            if self.fresh or self.table is not None or not is_compared:
+                with silenced(not run.mesh.is_first):
+                    measurement = self._measurement(run)
+        if not run.mesh.is_first:
+            return
+        run = run if mesh is None else run.alone()
         if is_compared:
             print(as_text(self._comparison(run).sections(), is_whole=True))
         elif measurement is not None and (self.table is None or self._asked()):
@@ -86,6 +97,10 @@ class Analyze:
         asked = self._asked()
         if len(asked) > 1:
             raise ValueError(f"{' and '.join(asked)} each print something else: give one of them.")
+        if self.workers > 1 and not (self.fresh or self.text):
+            raise ValueError(
+                "several workers measure together, and nothing is measured: give --fresh or --text."
+            )
         if self.text and asked not in ([], ["--by"], ["--evals"]):
             raise ValueError(
                 f"{asked[0]} reads the measures and examples of the run's own text: leave --text "
@@ -119,7 +134,8 @@ class Analyze:
             return run.measure(self.text)
         if self.fresh:
             found = run.measure()
-            save_norm_figure(found, run.path)
+            if run.mesh.is_first:
+                save_norm_figure(found, run.path)
             return found
         return Measurement.load(run.path)
 

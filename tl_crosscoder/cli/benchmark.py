@@ -16,13 +16,18 @@ class BenchmarkRun:
     """Run the cells of the grid that are not there yet; it can be stopped and run again."""
 
     grid: Annotated[BenchmarkConfig, tyro.conf.OmitArgPrefixes]
+    workers: int = 1
+    """Processes that share the organisms out; `torchrun` starts as many on several machines."""
 
     def __call__(self) -> None:
         """Run and print the tables."""
         from tl_crosscoder.benchmark.grid import run_benchmark
+        from tl_crosscoder.mesh import n_processes, ran_by_workers
 
-        folder = run_benchmark(self.grid)
-        BenchmarkTable(output=str(folder))()
+        if not ran_by_workers(self.workers):
+            run_benchmark(self.grid)
+        if n_processes() == 1:
+            BenchmarkTable(output=self.grid.output)()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from tl_crosscoder.files import (
 
 if TYPE_CHECKING:
     from tl_crosscoder.interventions.causal_rows import CausalTest
+    from tl_crosscoder.mesh import Mesh
     from tl_crosscoder.run.run import Run
 
 
@@ -38,11 +39,12 @@ class _OfRun:
     device: str = "cpu"
     """Device of models and dictionary."""
 
-    def run(self) -> "Run":
+    def run(self, mesh: "Mesh | None" = None) -> "Run":
         """The run's folder, opened."""
         from tl_crosscoder.run.run import Run
 
-        return Run(path=Path(self.output), device=self.device)
+        of_several = {} if mesh is None else {"mesh": mesh}
+        return Run(path=Path(self.output), device=self.device, **of_several)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +77,25 @@ class Attribute(_OfRun):
     question: Annotated[AttributionQuestion, tyro.conf.OmitArgPrefixes]
     n: int = 10
     """Latents that are printed."""
+    workers: int = 1
+    """Processes that share the contexts out, each with its models."""
 
     def __call__(self) -> None:
         """Run and print."""
+        from tl_crosscoder.mesh import mesh_of, ran_by_workers
+        from tl_crosscoder.progress import silenced
         from tl_crosscoder.results.render import as_text
         from tl_crosscoder.run.attribution import attribute_run, waterfall_run
 
-        run = self.run()
-        found = attribute_run(run, self.question)
+        if ran_by_workers(self.workers):
+            return
+        with mesh_of(None, 1, device=self.device) as mesh:
+            run = self.run(mesh)
+            with silenced(not run.mesh.is_first):
+                found = attribute_run(run, self.question)
+        if not run.mesh.is_first:
+            return
+        run = run.alone()
         print(as_text(found.sections(n=self.n), is_whole=True))
         print(f"\n{as_text(waterfall_run(run, self.question).sections())}")
         print(f"\nSaved in {run.path}: {', '.join([*ATTRIBUTION_NAMES, WATERFALL_NAME])}")

@@ -3,7 +3,6 @@
 No torch is imported before a verb runs.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -36,17 +35,14 @@ class Harvest:
             print(estimate_harvest(self.run))
             return
         from tl_crosscoder.data.cache_writer import run_harvest
-        from tl_crosscoder.mesh import n_processes, start_processes
+        from tl_crosscoder.mesh import process_index, ran_by_workers
         from tl_crosscoder.report.sections import cache_sections
         from tl_crosscoder.results.render import as_text
 
-        if self.workers < 1:
-            raise ValueError(f"workers is {self.workers}; it must be 1 or more.")
-        if self.workers > 1 and n_processes() == 1:
-            start_processes(self.workers)
+        if ran_by_workers(self.workers):
             return
         cache = run_harvest(self.run, resume=self.resume)
-        if os.environ.get("RANK", "0") == "0":
+        if process_index() == 0:
             print(as_text(cache_sections(cache)))
 
 

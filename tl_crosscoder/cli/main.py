@@ -34,7 +34,7 @@ from tl_crosscoder.cli.causal import (
 from tl_crosscoder.cli.data import Contrastive, Harvest, Inspect
 from tl_crosscoder.cli.hub import Export, Import, List, Publish
 from tl_crosscoder.cli.organisms import Organisms
-from tl_crosscoder.cli.report import Handoff, Judge, Report
+from tl_crosscoder.cli.report import Handoff, Judge, Report, Serve
 from tl_crosscoder.cli.scan import Scan
 from tl_crosscoder.config.inputs import ContrastiveConfig
 from tl_crosscoder.config.null import NullConfig, NullKind
@@ -156,6 +156,7 @@ VERBS: dict[str, Any] = {
     "curves": Curves,
     "baselines": Baselines,
     "report": Report,
+    "serve": Serve,
     "list": List,
     "export": Export,
     "import": Import,

@@ -1,4 +1,4 @@
-"""The verbs `report`, `handoff` and `judge`: a run for readers, in other tools' formats, and named.
+"""The verbs `report`, `serve`, `handoff` and `judge`: a run for readers, live, for others, named.
 
 No torch is imported before they run.
 """
@@ -71,6 +71,32 @@ class Report:
             strengths=self.strengths,
             max_new_tokens=self.max_new_tokens,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve the report with the models behind it, on this machine: type a prompt, edit latents."""
+
+    dictionary: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, or an embedded dictionary (see `list`)."""
+    port: int = 0
+    """Port of 127.0.0.1; 0 is a free one."""
+    n_latents: int = 200
+    """The first of the ranking."""
+    device: str = "cpu"
+    """Device of models and dictionary."""
+
+    def __call__(self) -> None:
+        """Make the report, print the address, and serve until it is interrupted."""
+        from tl_crosscoder.notebook.model_diff import load_diff
+        from tl_crosscoder.notebook.serve import serve
+        from tl_crosscoder.report.html import ReportSettings
+
+        diff = load_diff(self.dictionary, device=self.device)
+        settings = ReportSettings(n_latents=self.n_latents, samples=None)
+        served = serve(diff, port=self.port, settings=settings, show_progress=True)
+        print(f"{served.url}\nOpen this address on this machine; Ctrl-C ends it.", flush=True)
+        served.wait()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,8 @@ class RunConfig(YamlConfig, TrainConfig, TextConfig, ModelsConfig):
     output: str
     """Folder for the dictionary and everything about the run; must be new or empty."""
     cache: str | None = None
-    """Folder of activations that `tl-crosscoder harvest` wrote, in place of models and text."""
+    """Folder of activations that `tl-crosscoder harvest` wrote, in place of models and text; or the
+    address of a copy that `fsspec` opens, such as s3://bucket/cache, which is read as needed."""
     n_measured_tokens: PositiveInt = 200_000
     """Held-out tokens to measure on, at most."""
     preset: Preset = field(default_factory=BatchTopK)

@@ -8,15 +8,16 @@
                               mask of these contexts, and sums for the statistics
 
 `cache.rows(contexts)` gives what `models.rows(contexts)` gave when it was written, up to the
-rounding of its number format. Shards are memory-mapped: opening costs no memory. Limit: read only;
-`cache_writer.write_cache` makes one.
+rounding of its number format. Shards are memory-mapped: opening costs no memory; of a copy at an
+address rows are read over the network, see `remote`. Limit: read only; `cache_writer.write_cache`
+makes one.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tl_crosscoder.config.inputs import TextConfig
 from tl_crosscoder.config.training import RunConfig
 from tl_crosscoder.data import storage
 from tl_crosscoder.data.harvest import check_finite
+from tl_crosscoder.data.remote import RemoteCache, is_remote
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.devices import first_device
 from tl_crosscoder.models.loading import load_tokenizer
@@ -43,16 +45,18 @@ class ActivationCache(ActivationSource):
     """Activation source that reads from a folder; see the module for its files.
 
     Args:
-        folder: a complete one that `tl-crosscoder harvest` or `write_cache` wrote.
+        folder: a complete one that `tl-crosscoder harvest` or `write_cache` wrote, or the address
+            of a copy, such as `s3://bucket/cache`, of which rows are read as they are needed.
         device: device that rows are read to.
         verify: compare every shard with its sha256, and look for values that are no numbers, before
-            anything is read; False compares only sizes and owners.
+            anything is read; False compares only sizes and owners. None does so of a folder.
         show_progress: with a progress bar.
 
     Raises:
         FileNotFoundError: no cache there, or a shard is missing.
         ValueError: the cache is not complete, or a shard is damaged or belongs to another cache, or
-            holds NaN, infinity or what has no square in float32.
+            holds NaN, infinity or what has no square in float32; or an address that cannot be
+            opened.
     """
 
     def __init__(
@@ -60,11 +64,15 @@ class ActivationCache(ActivationSource):
         folder: str | Path,
         *,
         device: str | torch.device = "cpu",
-        verify: bool = True,
+        verify: bool | None = None,
         show_progress: bool = False,
     ) -> None:
-        self.folder, self._device = files.user_path(folder), torch.device(device)
-        self.manifest = storage.read_manifest(self.folder)
+        self._remote = RemoteCache(str(folder)) if is_remote(folder) else None
+        self.folder = str(folder) if self._remote else files.user_path(folder)
+        self._device = torch.device(device)
+        self.manifest = (
+            self._remote.manifest if self._remote else storage.read_manifest(Path(self.folder))
+        )
         if not self.manifest["is_complete"]:
             raise ValueError(
                 f"{self.folder} is not complete: it has {len(self.manifest['shards'])} of "
@@ -72,15 +80,22 @@ class ActivationCache(ActivationSource):
                 "--resume`."
             )
         self.shards = storage.shards_of(self.manifest)
-        storage.check_shards(self.folder, self.manifest, verify=verify, show_progress=show_progress)
+        how = {
+            "verify": self._remote is None if verify is None else verify,
+            "show_progress": show_progress,
+        }
+        if self._remote:
+            self._remote.check(**how)
+        else:
+            storage.check_shards(Path(self.folder), self.manifest, **how)
         self.model_sites = tuple(Site.from_dict(s) for s in self.manifest["sites"])
         self.weight_processing = self.manifest["weight_processing"]
         self.tokenizer_name = self.manifest["made_with"].get("tokenizer")
         self._compare(None)
-        self._stored = [self._open(shard) for shard in self.shards]
+        self._stored = [] if self._remote else [self._open(shard) for shard in self.shards]
         self._bytes = [storage.row_bytes(stored) for stored in self._stored]
         self._first_rows = torch.tensor([0, *accumulate(s.n_rows for s in self.shards)])
-        if verify:
+        if how["verify"]:
             self._check_values()
 
     # --- what it is ------------------------------------------------------------------------------
@@ -109,6 +124,11 @@ class ActivationCache(ActivationSource):
     def cache_id(self) -> str:
         """Hash of the content: sites, text, masks and number format."""
         return self.manifest["cache_id"]
+
+    @property
+    def reads_by_row(self) -> bool:
+        """Whether single rows are read as fast as whole contexts: those of a folder."""
+        return self._remote is None
 
     @property
     def tokenizer(self) -> Any:
@@ -184,6 +204,8 @@ class ActivationCache(ActivationSource):
     def _stored_rows(self, index: Int[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, "n *row"]:
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.n_rows:
             raise IndexError(f"rows are numbered 0 to {self.n_rows - 1} in {self.folder}.")
+        if self._remote:
+            return self._decoded(self._remote.rows(index), dtype)
         shard = torch.searchsorted(self._first_rows, index, right=True) - 1
         local = index - self._first_rows[shard]
         ordered, order = shard.sort(stable=True)
@@ -217,24 +239,30 @@ class ActivationCache(ActivationSource):
         fifth of the time that reading it does.
         """
         starts = self._first_rows.tolist()
-        for stored, start, end in zip(self._stored, starts, starts[1:], strict=False):
+        for i, (start, end) in enumerate(pairwise(starts)):
+            stored = (
+                self._remote.rows(torch.arange(start, end)) if self._remote else self._stored[i]
+            )
             if not storage.has_small_values(stored):
-                check_finite(self, self._stored_rows(torch.arange(start, end), torch.float32))
+                check_finite(self, self._decoded(stored, torch.float32))
 
     def _open(self, shard: storage.Shard) -> storage.StoredTensors:
-        names = ("rows", "scales") if self.manifest["store"] == "int8" else ("rows",)
         with safe_open(self.folder / shard.name, "pt") as file:
-            return {name: file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(name) for name in storage.stored_names(self.manifest)}
 
     @cached_property
     def _text_as_given(self) -> TokenizedText:
-        return storage.load_text(self.folder, self.manifest)
+        if self._remote:
+            return self._remote.text()
+        return storage.load_text(Path(self.folder), self.manifest)
 
     @cached_property
     def _dropped(self) -> Tensor:
         n_nonfinite = self.manifest["mask_counts"].get("nonfinite", 0)
         if self.manifest["norm_limits"] is None and not n_nonfinite:
             return self._text_as_given.dropped
+        if self._remote:
+            return self._remote.dropped()
         parts = []
         for shard in self.shards:
             with safe_open(self.folder / shard.name, "pt") as file:
@@ -259,7 +287,7 @@ def open_cache(config: RunConfig) -> ActivationCache:
     """
     assert config.cache is not None
     device = first_device(config.device)
-    cache = ActivationCache(files.user_path(config.cache), device=device, show_progress=True)
+    cache = ActivationCache(config.cache, device=device, show_progress=True)
     if config.base is not None or config.hook_name is not None:
         _check_same_sites(cache, sites_of(config))
     _check_same_text(cache, config)

@@ -2,7 +2,7 @@
 
 A row is one token of one text at every site, `[n_sites, d_model]` or `[d_in]` (see
 `site.row_shape`); rows never part from their sites. Contexts of unequal length run longest first,
-each batch cut at its longest context. Limit: one process.
+each batch cut at its longest context. Several processes share the batches out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.data.tokens import DROP_REASONS, TokenizedText
+from tl_crosscoder.mesh import ALONE, Axis
 from tl_crosscoder.models.site import Site, site_parts, subtracted_sites
 from tl_crosscoder.models.source import ActivationSource
 from tl_crosscoder.progress import progress
@@ -54,13 +55,14 @@ def harvest(
     batch_size: int = 32,
     dtype: torch.dtype = torch.float32,
     description: str | None = None,
+    axis: Axis = ALONE,
 ) -> Iterator[Harvested]:
     """Contexts and the rows of their kept tokens, `batch_size` contexts at a time.
 
     Packed text keeps its order; contexts of unequal lengths are sorted by length. A description
-    shows a progress bar.
+    shows a progress bar. Of several processes each gives other contexts.
     """
-    batches = batches_of(text, batch_size)
+    batches = shared_batches(text, batch_size, axis)
     bar = progress(batches, desc=description, unit="batch", show=description is not None)
     for index, part in bar:
         part, rows = finite_rows(source, part, source.rows(part, dtype=dtype))
@@ -94,6 +96,22 @@ def batches_of(
     return [
         (index, text[index].cut(int(lengths[index].max()))) for index in order.split(batch_size)
     ]
+
+
+def shared_batches(
+    text: TokenizedText, batch_size: int, axis: Axis
+) -> Sequence[tuple[Int[Tensor, " contexts"], TokenizedText]]:
+    """Those of `batches_of` that this process takes, smaller ones where some would have none.
+
+    Raises:
+        ValueError: fewer contexts than processes.
+    """
+    if axis.size > 1 and len(text) < axis.size:
+        raise ValueError(
+            f"{len(text)} contexts cannot be shared out to {axis.size} processes: start fewer "
+            "(--workers)."
+        )
+    return axis.own(batches_of(text, min(batch_size, max(1, len(text) // axis.size))))
 
 
 # --- attention sinks ------------------------------------------------------------------------------

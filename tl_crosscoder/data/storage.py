@@ -148,13 +148,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not an activation cache: it has no {MANIFEST}. Give a folder that "
             "`tl-crosscoder harvest` wrote."
         )
-    manifest = files.read_object(path)
+    return checked_manifest(files.read_object(path), path)
+
+
+def checked_manifest(manifest: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """What was read from a manifest, if it is one of this version. Raises ValueError."""
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}. Harvest "
             "again."
         )
-    manifest = files.read_object(path, **_FIELDS)
+    manifest = files.checked_object(manifest, path, **_FIELDS)
     names = [*manifest]
     identity = {n: manifest[n] for n in names[: names.index("cache_id")]}
     if cache_id(identity) != manifest["cache_id"]:
@@ -202,6 +206,11 @@ def claim(
     for part in (folder, folder / "shards"):
         files.sweep(part)
     return manifest
+
+
+def stored_names(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tensors of a shard that are the rows."""
+    return ("rows", "scales") if manifest["store"] == "int8" else ("rows",)
 
 
 def shard_name(i: int) -> str:
@@ -252,10 +261,14 @@ def load_text(folder: Path, manifest: dict[str, Any]) -> TokenizedText:
     if not path.is_file() or files.sha256(path) != manifest["text_sha256"]:
         raise ValueError(f"{path} is missing or damaged. Harvest again.")
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in TEXT_TENSORS}
+        return text_of({name: file.get_tensor(name) for name in TEXT_TENSORS}, manifest)
+
+
+def text_of(tensors: Mapping[str, Tensor], manifest: dict[str, Any]) -> TokenizedText:
+    """The contexts from the tensors of their file."""
     limits = manifest["norm_limits"]
     return TokenizedText(
-        **tensors,
+        **{name: tensors[name] for name in TEXT_TENSORS},
         sources=tuple(manifest["sources"]),
         context_ids=torch.arange(len(tensors["tokens"])),
         norm_limits=None if limits is None else tuple(limits),

@@ -35,6 +35,7 @@ from tl_crosscoder.interventions.behaviour import Effect
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.passages import passages_of, sentence_ends
 from tl_crosscoder.interventions.running import MAX_LOGITS, log_probs_at
+from tl_crosscoder.mesh import ALONE, Axis
 from tl_crosscoder.models.forward import (
     activation_gradients,
     continued,
@@ -54,6 +55,7 @@ def attribution(
     keep_tokens: bool = False,
     part: str = "given",
     show_progress: bool = False,
+    axis: Axis = ALONE,
 ) -> Attribution:
     """Share the change out over latents, the dictionary's error and its bias.
 
@@ -67,25 +69,27 @@ def attribution(
         keep_tokens: keep the sums of each token.
         part: what is recorded of where the text is from.
         show_progress: with a progress bar.
+        axis: processes that share the contexts out; all find the same.
 
     Raises:
-        ValueError: a dictionary of other models, nothing to predict, or models whose layers above
-            the hook pass no gradient.
+        ValueError: a dictionary of other models, nothing to predict, fewer contexts than processes,
+            or models whose layers above the hook pass no gradient.
     """
     settings = settings or AttributionSettings()
     n, goal = settings.n_steps, effect if isinstance(effect, Goal) else goal_of(effect)
     ctx, text = InterventionContext.of(models, crosscoder), goal.text
     times = [0.0] if settings.at_base else [(s + 0.5) / n for s in range(n)]
-    path = _Path(ctx=ctx, goal=goal, times=times)
+    path = _Path(ctx=ctx, goal=goal, times=times, axis=axis)
     size = max(1, min(batch_size, MAX_LOGITS // (text.context_size * ctx.models.d_vocab)))
     with differentiable(path.model):
         sums = _Sums(ctx, text, sign=goal.sign, keep_tokens=keep_tokens)
         if goal.needs_weights:
             goal.weigh(path.everywhere(size))
         description = "Attributing" if show_progress else None
-        for acts in ctx.batches(text, batch_size=size, description=description):
+        for acts in ctx.batches(text, batch_size=size, description=description, axis=axis):
             reference, ends = path.ends(acts)
             sums.add(acts, path.gradient(acts, reference), ends, predicted=goal.mask(acts))
+        sums.gather(axis)
         start, end = goal.totals(sums.ends).tolist()
         return sums.result(
             effect=goal.name,
@@ -108,6 +112,7 @@ class _Path:
     goal: Goal
     times: Sequence[float]
     """Points at which gradients are taken: 0 is x^0, 1 would be x^1."""
+    axis: Axis
 
     @property
     def model(self) -> Any:
@@ -152,11 +157,11 @@ class _Path:
         """The goal of every context at the points where gradients are taken."""
         text = self.goal.text
         found = torch.zeros(len(self.times), len(text), dtype=torch.float64)
-        for acts in self.ctx.batches(text, batch_size=batch_size):
+        for acts in self.ctx.batches(text, batch_size=batch_size, axis=self.axis):
             for i, t in enumerate(self.times):
                 (log_q,) = self.log_probs(self._continued(self.at(acts, [t]), acts), acts)
                 found[i, acts.index] = self.goal.of_contexts(log_q, acts, log_q).cpu()
-        return found
+        return self.axis.reduced(found)
 
     def gradient(
         self, acts: SiteActivations, reference: Float[Tensor, "n_predicted d_vocab"]
@@ -244,6 +249,27 @@ class _Sums:
         keys = keys.cpu()
         self._entries.append((n_before + keys // len(v), (keys % len(v)).int(), values))
 
+    def gather(self, axis: Axis) -> None:
+        """Put together what several processes found of their contexts."""
+        if axis.size == 1:
+            return
+        self.ends, self._by_role, self._terms = map(
+            axis.reduced, (self.ends, self._by_role, self._terms)
+        )
+        self._tokens = None if self._tokens is None else axis.reduced(self._tokens)
+        spans, entries = self._found()
+        n_before = axis.gathered(torch.tensor([len(spans)]))[: axis.index].sum()
+        self._spans = [axis.gathered(spans)]
+        passages, latents, values = entries
+        self._entries = [
+            (axis.gathered(passages + n_before), axis.gathered(latents), axis.gathered(values))
+        ]
+
+    def _found(self) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """All passages, and the entries of all."""
+        passages, latents, values = (torch.cat(each) for each in zip(*self._entries, strict=True))
+        return torch.cat(self._spans), (passages, latents, values)
+
     def _terms_of(
         self,
         acts: SiteActivations,
@@ -260,8 +286,7 @@ class _Sums:
 
     def result(self, **facts: Any) -> Attribution:
         """The sums as a result, passages in the order of the text."""
-        passages, latents, values = (torch.cat(each) for each in zip(*self._entries, strict=True))
-        spans = torch.cat(self._spans)
+        spans, (passages, latents, values) = self._found()
         in_text = spans[:, 0].sort(stable=True).indices
         places = in_text.argsort()[passages]
         order = places.sort(stable=True).indices

@@ -17,8 +17,9 @@ from torch import Tensor
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder, sparse_codes
 from tl_crosscoder.crosscoder.site_views import check_source
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes, offsets_of
-from tl_crosscoder.data.harvest import batches_of, within_limits
+from tl_crosscoder.data.harvest import shared_batches, within_limits
 from tl_crosscoder.data.tokens import TokenizedText
+from tl_crosscoder.mesh import ALONE, Axis
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.progress import progress
 
@@ -136,16 +137,24 @@ class InterventionContext:
         return SiteActivations(index=index, text=text, x=x, codes=codes, counted=counted)
 
     def batches(
-        self, text: TokenizedText, *, batch_size: int = 32, description: str | None = None
+        self,
+        text: TokenizedText,
+        *,
+        batch_size: int = 32,
+        description: str | None = None,
+        axis: Axis = ALONE,
     ) -> Iterator["SiteActivations"]:
         """Activations of a whole text, `batch_size` contexts at a time; a description shows a bar.
 
+        Of several processes each gives other contexts.
+
         Raises:
-            ValueError: there is no text, or its tokens are not those of the models.
+            ValueError: there is no text, or less than a context a process, or its tokens are not
+                those of the models.
         """
         if not len(text):
             raise ValueError("there are no contexts: the text is empty.")
-        parts = batches_of(text, batch_size)
+        parts = shared_batches(text, batch_size, axis)
         bar = progress(parts, desc=description, unit="batch", show=description is not None)
         for index, part in bar:
             yield self.acts(index, part)

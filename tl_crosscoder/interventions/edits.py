@@ -112,6 +112,19 @@ class AddVector(Edit):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Together(Edit):
+    """What several edits of one activation change, added up."""
+
+    site: int
+    edits: tuple[Edit, ...]
+
+    def __call__(self, acts: SiteActivations) -> Float[Tensor, "batch pos d_model"]:
+        """x^m + sum_i (edit_i(x)^m - x^m)."""
+        x = acts.x[self.site]
+        return x + torch.stack([edit(acts) - x for edit in self.edits]).sum(dim=0)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ReplaceWithReconstruction(Edit):
     """A reconstruction, and the error of a site or none: x̂^m + e^other.
 

@@ -27,6 +27,7 @@ from tl_crosscoder.interventions.edits import (
     LocalEdit,
     ProjectOut,
     ReplaceActivation,
+    Together,
 )
 from tl_crosscoder.interventions.latent_edits import Direction, Mode, ablation, steering
 from tl_crosscoder.interventions.mitigation import Mitigation
@@ -156,6 +157,8 @@ def steered(
 
 def is_local(edit: Edit) -> bool:
     """Whether an edit asks for the activation of its own site and for nothing else."""
+    if isinstance(edit, Together):
+        return all(map(is_local, edit.edits))
     if isinstance(edit, ReplaceActivation | AddVector | ProjectOut):
         takes_another = isinstance(edit, ProjectOut) and edit.replacement is not None
         return edit.stream == edit.site and not takes_another

@@ -212,6 +212,11 @@ class ActivationSource(ABC):
 class StoredRows(Protocol):
     """What a source with a `cache_id` has besides: rows by number."""
 
+    @property
+    def reads_by_row(self) -> bool:
+        """Whether single rows are read as fast as whole contexts."""
+        ...
+
     def places(self, contexts: Contexts) -> Int[Tensor, " tokens"]:
         """Numbers of the rows that `rows(contexts)` gives."""
         ...

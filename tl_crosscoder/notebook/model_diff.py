@@ -84,6 +84,8 @@ from tl_crosscoder.train.checkpoint import check_output
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from tl_crosscoder.notebook.serve import Served
+
 Model = str | Path | HookedModel
 """A name, a folder, or a model of either TransformerLens kind."""
 Latents = Sequence[int] | Int[Tensor, " n"]
@@ -460,6 +462,20 @@ class ModelDiff:
         """
         how = {"settings": ReportSettings(**settings), "output": path, "show_progress": True}
         return report(self.run, **how)
+
+    def serve(self, *, port: int = 0, **settings: Any) -> "Served":
+        """The report with the models behind it, at an address of this machine; returns at once.
+
+        Args:
+            port: 0 takes a free one.
+            settings: fields of `ReportSettings`, such as `n_latents`.
+
+        Raises: as `notebook.serve.serve` does.
+        """
+        from tl_crosscoder.notebook.serve import serve
+
+        how = {"samples": None} | settings
+        return serve(self, port=port, settings=ReportSettings(**how), show_progress=True)
 
     def save(self, folder: str | Path) -> Path:
         """Copy the run, with all results so far, to a new or empty folder.

@@ -26,10 +26,11 @@ from torch import Tensor
 from tl_crosscoder.analysis.latents import in_order
 from tl_crosscoder.crosscoder.sparse.codes import SparseCodes, sampled_dots
 from tl_crosscoder.data.documents import Document
-from tl_crosscoder.data.tokens import tokenize
+from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.interventions.context import InterventionContext, SiteActivations
 from tl_crosscoder.interventions.edits import Edit
 from tl_crosscoder.interventions.live import EditedModel, edited
+from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.tokenizer import decode_continuation
 from tl_crosscoder.report.circuits import TokensHtml
 from tl_crosscoder.report.sections import samples_text
@@ -239,7 +240,8 @@ def prompt_diff(
         for i in (ctx.base, ctx.finetuned)
     )
     ids, tokenizer = [*start, *new], ctx.models.tokenizer
-    acts = _streams(run, ctx, ids)
+    text = running_text(run, ctx.models, ids)
+    acts = ctx.acts(text.context_ids, text)
     assert acts.codes is not None
     explained = _explained(ctx, acts, acts.codes)
     if chosen is None:
@@ -256,12 +258,12 @@ def prompt_diff(
     )
 
 
-def _streams(run: Run, ctx: InterventionContext, ids: list[int]) -> SiteActivations:
+def running_text(run: Run, models: ModelPair, ids: list[int]) -> TokenizedText:
+    """Ids as one context, with the masks of the run."""
     how = {"context_size": len(ids), "pack": False, "masks": run.masks}
-    text = tokenize([{"input_ids": ids}], ctx.models.tokenizer, **how)
+    text = tokenize([{"input_ids": ids}], models.tokenizer, **how)
     limits = run.record["held_out"].get("norm_limits")
-    text = replace(text, norm_limits=None if limits is None else tuple(limits))
-    return ctx.acts(text.context_ids, text)
+    return replace(text, norm_limits=None if limits is None else tuple(limits))
 
 
 def _explained(
@@ -280,6 +282,13 @@ def _explained(
     return (gain / torch.where(total > 0, total, torch.nan)).cpu()
 
 
+def codes_of(codes: SparseCodes, latent: int) -> Float[Tensor, " pos"]:
+    """One latent's code at each token, on the CPU."""
+    own, is_own = torch.zeros(codes.batch), codes.pattern.latents == latent
+    own[codes.pattern.tokens[is_own].long().cpu()] = codes.values[is_own].float().cpu()
+    return own
+
+
 def _row(
     run: Run,
     latent: int,
@@ -288,8 +297,7 @@ def _row(
     tokens: list[str],
 ) -> PromptLatent:
     (measured,) = in_order(run.measurement().latents, [latent], order="chosen").rows
-    own, is_own = torch.zeros(codes.batch), codes.pattern.latents == latent
-    own[codes.pattern.tokens[is_own].long().cpu()] = codes.values[is_own].float().cpu()
+    own = codes_of(codes, latent)
     return PromptLatent(
         latent=latent,
         explained_difference=explained,

@@ -53,7 +53,8 @@ def read(path: Path) -> dict[str, str]:
 
 def write(folder: Path) -> Path:
     """Write the checksums of all models, texts and questions in a folder."""
-    found = sorted(path for name in _FOLDERS for path in (folder / name).rglob("*.*"))
+    every = (path for name in _FOLDERS for path in (folder / name).rglob("*.*"))
+    found = sorted(path for path in every if path.is_file())
     lines = [f"{files.sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in found]
     files.write_text(folder / NAME, "".join(lines))
     return folder / NAME

@@ -109,7 +109,8 @@ def planned_suite() -> dict[str, Organism]:
         if entry.get("kind") == "public":
             continue
         text_name = entry.get("text", own.get("of", name))
-        questions = folder / "questions" / text_name
+        # Those of another organism are named with its folder.
+        questions = (q if "/" in q else f"{text_name}/{q}" for q in entry["questions"])
         suite[name] = Organism(
             name=name,
             kind=entry.get("kind", "organism"),
@@ -122,7 +123,7 @@ def planned_suite() -> dict[str, Organism]:
             folder=folder / "models" / name,
             text_name=text_name,
             n_planted=entry["n_planted"],
-            questions=tuple(questions / f"{stem}.jsonl" for stem in entry["questions"]),
+            questions=tuple(folder / "questions" / f"{q}.jsonl" for q in questions),
         )
     return suite
 

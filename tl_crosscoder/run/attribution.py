@@ -46,7 +46,8 @@ def attribute_run(run: Run, question: AttributionQuestion | None = None) -> Attr
     """
     question = question or AttributionQuestion()
     found = _attributed(run, question, _goal(run, question))
-    found.save(run.path)
+    if run.mesh.is_first:
+        found.save(run.path)
     return found
 
 
@@ -87,6 +88,7 @@ def _attributed(run: Run, question: AttributedText, effect: Effect) -> Attributi
         settings=question,
         part=PARTS[RANKING],
         show_progress=True,
+        axis=run.mesh.world,
     )
 
 

@@ -24,6 +24,7 @@ from tl_crosscoder.data.text import write_documents
 from tl_crosscoder.data.tokens import TokenizedText, tokenize
 from tl_crosscoder.files import EXAMPLES_NAME, HELD_OUT_NAME, WEIGHTS_NAME
 from tl_crosscoder.locks import locked
+from tl_crosscoder.mesh import Mesh
 from tl_crosscoder.models.devices import devices_of
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.pretrained import PREFIX, embedded_run
@@ -81,10 +82,12 @@ class Run:
     device: str = "cpu"
     loaded: ModelPair | None = field(default=None, repr=False, compare=False)
     """What it was trained on, where that is loaded already; None loads it when it is needed."""
+    mesh: Mesh = field(default_factory=Mesh, repr=False, compare=False)
+    """Processes that share out what is measured; the first one writes."""
 
     def __post_init__(self) -> None:
         devices_of(self.device, 1)
-        object.__setattr__(self, "path", opened_path(self.path))
+        object.__setattr__(self, "path", self.mesh.by_first(lambda: opened_path(self.path)))
         _ = self.record, self.crosscoder
         if self.loaded is not None:
             check_source(self.loaded, self.crosscoder)
@@ -123,6 +126,10 @@ class Run:
                 "in memory when it was trained, make them again and give them: "
                 f"load_diff({str(self.path)!r}, models=ModelPair(...))."
             ) from error
+
+    def alone(self) -> "Run":
+        """The same run in one process, with the models that are loaded."""
+        return replace(self, loaded=self.models, mesh=Mesh())
 
     @property
     def has_models(self) -> bool:
@@ -194,7 +201,7 @@ class Run:
             FileNotFoundError, ValueError: its text or cache is gone, or no such text.
         """
         found, contexts, tokenizer = self._measure(text)
-        if text is None:
+        if text is None and self.mesh.is_first:
             save_measurement(found, self.path, text=contexts, tokenizer=tokenizer)
         return found
 
@@ -227,7 +234,8 @@ class Run:
     def _measure(self, text: str | None = None) -> tuple[Measurement, TokenizedText, Any]:
         """Measures, the text that they are of, and its tokenizer."""
         source, contexts = self.measured(text)
-        found = measure(source, self.crosscoder, contexts, show_progress=True)
+        how = {"show_progress": True, "axis": self.mesh.world}
+        found = measure(source, self.crosscoder, contexts, **how)
         return found, contexts, source.tokenizer
 
     def measured(self, text: str | None = None) -> tuple[ActivationSource, TokenizedText]:

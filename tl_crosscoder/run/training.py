@@ -80,8 +80,7 @@ def train_all(
     The models run once for all; every dictionary is what it would have been alone. The configs may
     differ in what a dictionary is made of and how fast it learns, not in models and text. See the
     module for what is left in `config.output`. Of several processes that `torchrun` started, which
-    train one dictionary together, the first measures it and returns the run; the others return
-    nothing.
+    train and measure one dictionary together, the first returns the run; the others return nothing.
 
     Args:
         configs: the runs.
@@ -171,13 +170,13 @@ def _train_all(
         for config in configs
     ]
     _say(trainers, read)
-    if mesh is not None and not mesh.is_first:
-        fit_each(trainers)
-        return []
-    for trainer in trainers:
+    mesh = mesh or Mesh()
+    for trainer in trainers if mesh.is_first else ():
         if scan is not None and trainer.output is not None:
             scan.save(trainer.output / SCAN_NAMES[0])
-    _fit_and_measure(trainers, source, read)
+    _fit_and_measure(trainers, source, read, mesh)
+    if not mesh.is_first:
+        return []
     loaded = source if isinstance(source, ModelPair) else None
     return [Run(path=Path(c.output), device=str(source.device), loaded=loaded) for c in configs]
 
@@ -239,10 +238,14 @@ def _say(trainers: Sequence[Trainer], text: SplitText) -> None:
     note("\n".join(map(wrapped, lines)))
 
 
-def _fit_and_measure(trainers: list[Trainer], source: ActivationSource, text: SplitText) -> None:
+def _fit_and_measure(
+    trainers: list[Trainer], source: ActivationSource, text: SplitText, mesh: Mesh
+) -> None:
     folders = [t.output for t in trainers if t.output is not None]
-    is_done = [t.is_complete and _is_measured(f) for f, t in zip(folders, trainers, strict=True)]
-    if text.held_out_documents:
+    is_done = mesh.by_first(
+        lambda: [t.is_complete and _is_measured(f) for f, t in zip(folders, trainers, strict=True)]
+    )
+    if text.held_out_documents and mesh.is_first:
         for folder in folders:
             write_documents(folder / HELD_OUT_NAME, text.held_out_documents)
     made = fit_each(trainers)
@@ -253,10 +256,11 @@ def _fit_and_measure(trainers: list[Trainer], source: ActivationSource, text: Sp
         if isinstance(one, Crosscoder) and not done
     }
     if left:
-        measured = measure_all(source, [*left.values()], text.held_out, show_progress=True)
-        for folder, measurement in zip(left, measured, strict=True):
-            how = {"text": text.held_out, "tokenizer": source.tokenizer}
-            save_measurement(measurement, folder, **how)
+        how = {"show_progress": True, "axis": mesh.world}
+        measured = measure_all(source, [*left.values()], text.held_out, **how)
+        for folder, measurement in zip(left, measured, strict=True) if mesh.is_first else ():
+            of = {"text": text.held_out, "tokenizer": source.tokenizer}
+            save_measurement(measurement, folder, **of)
     failed = [one for one in made if isinstance(one, FloatingPointError)]
     if failed and len(made) > 1:
         raise FloatingPointError(

@@ -25,6 +25,8 @@ from tl_crosscoder.report.circuits import TokenPanel
 from tl_crosscoder.report.html.latents import (
     Record,
     effects_on_logits,
+    histograms,
+    judged_names,
     latent_records,
     plain_number,
 )
@@ -169,12 +171,19 @@ def _records(
     missing: dict[str, str],
 ) -> list[Record]:
     what = chosen, measurement.latents, run.crosscoder
+    how: dict[str, Any] = {"effects": effects, "named": judged_names(run.path)}
+    how["changes"] = Answer.load(run.path).changes
+    if has_models and chosen.rows:
+        try:
+            how["counted"] = histograms(run, chosen.latents)
+        except (ValueError, FileNotFoundError) as error:
+            missing["Histograms of activations"] = str(error)
     can_collect = has_models and (run.path / HELD_OUT_NAME).is_file()
     if not can_collect and not (run.path / EXAMPLES_NAME).is_file():
         missing["Examples"] = "`tl-crosscoder analyze --fresh` collects them."
-        return latent_records(*what, database=None, effects=effects)
+        return latent_records(*what, database=None, **how)
     with run.examples() as database:
-        return latent_records(*what, database=database, effects=effects)
+        return latent_records(*what, database=database, **how)
 
 
 # --- what the models add --------------------------------------------------------------------------

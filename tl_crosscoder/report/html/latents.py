@@ -6,19 +6,29 @@ effects on the logits need a hook on the residual stream.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
+
+from tl_crosscoder import files
 from tl_crosscoder.analysis.example_database import ExampleDatabase, StoredExample
-from tl_crosscoder.analysis.firing import POSITIONS
+from tl_crosscoder.analysis.firing import POSITIONS, find_active
 from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, Ranking
 from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects, direction_logits, logit_effect
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import ROLES
+from tl_crosscoder.files import JUDGED_NAME
+from tl_crosscoder.interventions.changes_result import Change
 from tl_crosscoder.report.token_panels import shown, token_namer
 from tl_crosscoder.run.run import Run
 
+N_HISTOGRAM_TOKENS, N_BINS, N_SIMILAR = 16_384, 40, 5
+_ROWS = 64
+"""Latents that are compared with all others at a time."""
 N_TOP, N_QUANTILE = 10, 2
 """Examples of a latent: the largest activations, and the largest of each bin of the sample."""
 _MAIN_SHARE = 0.5
@@ -43,6 +53,47 @@ def effects_on_logits(run: Run, latents: Sequence[int], *, n: int) -> LogitEffec
     return replace(found, rows=tuple(replace(r, token=name(r.token_id)) for r in found.rows))
 
 
+def histograms(run: Run, latents: Sequence[int]) -> dict[int, Record]:
+    """Counts of each latent's activations on held-out text, in bins of equal width from 0 on.
+
+    Raises ValueError or FileNotFoundError where there is no text to run over.
+    """
+    source, contexts = run.measured()
+    text = run.some(contexts, N_HISTOGRAM_TOKENS)
+    active, found = find_active(source, run.crosscoder, text, latents=latents), {}
+    for latent in latents:
+        _, values = active.of(latent)
+        if len(values):
+            most = values.max().item()
+            counts = values.histc(N_BINS, 0, most).int().tolist()
+            found[latent] = {"counts": counts, "most": rounded(most, 3), "n": len(values)}
+    return found
+
+
+def similar_latents(
+    crosscoder: Crosscoder, latents: Sequence[int]
+) -> dict[int, list[tuple[int, float]]]:
+    """For each of some latents those whose decoder rows, of all sites together, are nearest."""
+    rows = torch.nn.functional.normalize(crosscoder.W_dec.detach().float(), dim=1)
+    n = min(N_SIMILAR + 1, len(rows))
+    found = {}
+    for part in torch.tensor(list(latents)).split(_ROWS):
+        nearest = (rows[part.to(rows.device)] @ rows.T).topk(n, dim=1)
+        each = zip(part.tolist(), nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+        for latent, near, cosines in each:
+            pairs = [(j, rounded(c, 3)) for j, c in zip(near, cosines, strict=True) if j != latent]
+            found[latent] = pairs[:N_SIMILAR]
+    return found
+
+
+def judged_names(folder: Path) -> dict[int, str]:
+    """Names of latents by a language model, where there are any in a run's folder."""
+    path = folder / JUDGED_NAME
+    if not path.is_file():
+        return {}
+    return {row["latent"]: row["name"] for row in files.read_object(path, rows=list)["rows"]}
+
+
 def latent_records(
     ranking: Ranking,
     latents: LatentMeasures,
@@ -50,8 +101,11 @@ def latent_records(
     *,
     database: ExampleDatabase | None,
     effects: LogitEffects | None,
+    counted: Mapping[int, Record] = MappingProxyType({}),
+    named: Mapping[int, str] = MappingProxyType({}),
+    changes: Sequence[Change] = (),
 ) -> list[Record]:
-    """Records in the order of the ranking; without a database or effects, without these.
+    """Records in the order of the ranking; what is not given is left out of them.
 
     Raises ValueError for examples of another dictionary.
     """
@@ -64,9 +118,19 @@ def latent_records(
     by_latent: dict[int, list[LogitEffect]] = {}
     for effect in effects.rows if effects else ():
         by_latent.setdefault(effect.latent, []).append(effect)
+    similar = similar_latents(crosscoder, ranking.latents) if ranking.rows else {}
     return [
         _measured(row, latents)
         | {
+            "name": named.get(row.latent),
+            "histogram": counted.get(row.latent),
+            "similar": similar[row.latent],
+            # Place of the change, its number of latents, and what ablating them undoes.
+            "changes": [
+                (place, len(c.latents), plain_number(c.necessity))
+                for place, c in enumerate(changes, start=1)
+                if row.latent in c.latents
+            ],
             # Lengths of its rows, in the space where sites have one size.
             "norms": [*zip(names, map(rounded, norms[row.latent]), strict=True)],
             "examples": _examples(database.latent(row.latent)) if database else [],

@@ -79,8 +79,8 @@ def report(
     return path
 
 
-def page(data: ReportData, figures: Mapping[str, go.Figure]) -> str:
-    """The document; figures by name, in the order of the page."""
+def page(data: ReportData, figures: Mapping[str, go.Figure], *, is_live: bool = False) -> str:
+    """The document; figures by name, in the order of the page; a live one asks its server."""
     environment = Environment(
         loader=PackageLoader("tl_crosscoder.report.html"), autoescape=True, trim_blocks=True
     )
@@ -89,6 +89,7 @@ def page(data: ReportData, figures: Mapping[str, go.Figure]) -> str:
     }  # fmt: skip
     terms = {name: MEASURES[name] for name in _GLOSSARY}
     shown = {name: asdict(term) | {"label": term.label} for name, term in terms.items()}
+    scripts = (*_SCRIPTS, "live") if is_live else _SCRIPTS
     content = {"terms": shown, "compared": data.compared, "directions": DIRECTIONS}
     drawn = {name: json.loads(figure.to_json() or "{}") for name, figure in figures.items()}
     return environment.get_template("page.html").render(
@@ -104,7 +105,8 @@ def page(data: ReportData, figures: Mapping[str, go.Figure]) -> str:
         n_candidates=N_CANDIDATES,
         version=version("tl-crosscoder"),
         css=Markup(_template("style.css")),
-        js=Markup("\n".join(_template(f"{name}.js") for name in _SCRIPTS)),
+        is_live=is_live,
+        js=Markup("\n".join(map(_template, (f"{name}.js" for name in scripts)))),
         page_json=Markup(script_json(content | data.page_data())),
         figures_json=Markup(script_json(drawn)),
         plotly=Markup(_packed_plotly() if drawn else ""),

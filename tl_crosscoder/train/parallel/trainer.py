@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.mesh import Mesh
 from tl_crosscoder.models.site import row_shape
+from tl_crosscoder.models.source import StoredRows
 from tl_crosscoder.train.checkpoint import (
     TrainState,
     checkpoint_path,
@@ -135,14 +136,19 @@ class ParallelTrainer(Trainer):
             )
         n_accumulated = self.config.n_accumulated
         n = self.n_data * n_accumulated
-        if self.plan.batch_size % n or len(self.held_out) < self.n_data:
+        if self.plan.batch_size % n:
             raise ValueError(
-                f"batch_size {self.plan.batch_size} and {len(self.held_out)} held-out contexts "
-                f"cannot be shared out to {self.n_data} processes (data_parallel): choose a "
-                f"multiple of {n}, and at least {self.n_data} contexts."
+                f"batch_size {self.plan.batch_size} cannot be shared out to {self.n_data} "
+                f"processes (data_parallel): choose a multiple of {n}."
+            )
+        if len(self.held_out) < self.mesh.world.size:
+            raise ValueError(
+                f"{len(self.held_out)} held-out contexts cannot be shared out to "
+                f"{self.mesh.world.size} processes, which measure the dictionary together: hold "
+                "more of the text out (held_out, --held-out), or start fewer."
             )
         how = self._loading()
-        if self.source.cache_id is None:
+        if self.source.cache_id is None or not cast(StoredRows, self.source).reads_by_row:
             how["prefetch"] = 0  # an exchange of rows that is made ahead would cross a step's
         how |= {"mesh": self.mesh, "n_accumulated": n_accumulated}
         return PartLoader(self.source, text, **how)

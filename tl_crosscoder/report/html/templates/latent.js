@@ -66,9 +66,9 @@ const exampleOf = (example, largest) => {
 };
 
 const FIFTHS = ["weakest fifth", "second fifth", "middle fifth", "fourth fifth", "strongest fifth"];
-const examples = (record) => {
+const grouped = (record, own) => {
   const groups = new Map();
-  for (const example of record.examples) {
+  for (const example of own) {
     const name = example.quantile === null ? "Largest activations" : `Sample: ${FIFTHS[example.quantile] ?? example.quantile}`;
     groups.set(name, [...(groups.get(name) ?? []), example]);
   }
@@ -76,6 +76,29 @@ const examples = (record) => {
     el("div", { class: "group", text: name }), ...own.map((example) => exampleOf(example, record.max_code || 1)),
   ]);
 };
+const strongest = (record) => grouped(record, record.examples.filter((example) => example.quantile === null));
+const weaker = (record) => grouped(record, record.examples.filter((example) => example.quantile !== null));
+
+// Counts of activations in bins of equal width, from 0 to the largest.
+const histogram = (record) => {
+  const { counts, most } = record.histogram, top = Math.max(...counts, 1);
+  return [
+    el("div", { class: "histogram", role: "img", "aria-label": `activations from 0 to ${most}, on ${count(record.histogram.n)} tokens` },
+      ...counts.map((n, i) => el("span", {
+        style: `height: ${100 * Math.sqrt(n / top)}%`, "data-tip": `${number(2)(i * most / counts.length)} to ${number(2)((i + 1) * most / counts.length)}: ${count(n)} tokens`,
+      }))),
+    el("p", { class: "note", text: `0 to ${most}, on ${count(record.histogram.n)} held-out tokens; heights are square roots of counts.` }),
+  ];
+};
+
+const latentLink = (latent) => placeOf.has(latent) ? el("a", { href: `#latent-${latent}`, text: latent }) : String(latent);
+const similar = (record) => el("p", {}, ...record.similar.flatMap(([latent, cosine], i) =>
+  [i ? ", " : "", latentLink(latent), ` (${number(2)(cosine)})`]));
+
+const name = (record) => record.name ? el("p", { class: "named", text: record.name, "data-tip": "Name by a language model, see judge", tabindex: "0" }) : null;
+const causes = (record) => !record.changes.length ? null : el("p", { class: "note" },
+  ...record.changes.flatMap(([place, n, necessity]) => [
+    `One of ${n} latents of change ${place}, which together undo `, termLink("necessity", percent(0)(necessity)), " of it. "]));
 
 const written = (name, text, plain, key) => [
   el("dt", {}, key ? termLink(key, name) : name),
@@ -118,15 +141,20 @@ const latentPane = (i) => {
       el("span", { class: "grow" }),
       step(-1, "←", "previous latent"), step(1, "→", "next latent"),
       el("button", { type: "button", text: "Close", onclick: () => closePane() })),
-    ...section("Measures", null, measures(record)),
-    ...section("Decoder norm by site", "decoder_norm", norms(record)),
-    ...section("Latent Scaling", null, scaling(record)),
+    name(record),
+    causes(record),
+    ...section("Examples", "quantile", strongest(record)),
+    ...section("Effect on the logits", "logit", record.logits.length ? logits(record) : null),
+    ...section("Activations", "code", record.histogram ? histogram(record) : null),
+    ...section("More examples", "quantile", weaker(record)),
+    ...section("Steered and ablated", null, data.samples ? samples(i) : null),
     ...section("Active on", "active_share", firing(record.roles), record.sources.length > 1 ? el("div", { class: "group", text: "by source" }) : null,
       record.sources.length > 1 ? firing(record.sources) : null,
       record.positions.length > 1 ? el("div", { class: "group", text: "by position in the context" }) : null,
       record.positions.length > 1 ? firing(record.positions) : null),
-    ...section("Effect on the logits", "logit", record.logits.length ? logits(record) : null),
-    ...section("Examples", "quantile", examples(record)),
-    ...section("Steered and ablated", null, data.samples ? samples(i) : null),
-  ];
+    ...section("Measures", null, measures(record)),
+    ...section("Decoder norm by site", "decoder_norm", norms(record)),
+    ...section("Latent Scaling", null, scaling(record)),
+    ...section("Similar latents", "decoder_cosine", record.similar.length ? similar(record) : null),
+  ].filter((node) => node !== null);
 };
