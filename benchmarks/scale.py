@@ -7,8 +7,8 @@ Activations are harvested once, with their own row. Every other row is a process
 trains on the cache, measures the held-out part of it, and writes the report; its memory is the
 largest resident set so far after each of these. Tokens a second are those of the last step's row of
 the metrics: from the first step on, checkpoints left out. No latent counts as dead in so short a
-run, so that AuxK, whose cost is that of the dead latents, has no part in it. `--figure` draws what is there, on axes
-of logarithms, and prints the slopes: 1 is as much growth as of what is varied. Limit: one machine;
+run, so that AuxK, whose cost is that of the dead latents, has no part in it. Slopes of logarithms
+are printed: 1 is as much growth as of what is varied; `--figure` draws them. Limit: one machine;
 rows of the cache come from its page cache.
 """
 
@@ -33,6 +33,7 @@ from tl_crosscoder.config.presets import preset
 from tl_crosscoder.config.training import HarvestConfig, RunConfig
 from tl_crosscoder.data.cache import ActivationCache
 from tl_crosscoder.data.cache_writer import run_harvest
+from tl_crosscoder.report.figures import save_figure
 from tl_crosscoder.report.html import ReportSettings, report
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train
@@ -160,10 +161,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         title = f"{title} (slope {slope(own, 'd_sae', name):.2f})"
         how = {"mode": "lines+markers", "name": title}
         figure.add_scatter(x=[r["d_sae"] for r in own], y=[r[name] for r in own], **how)
-    figure.update_xaxes(type="log", title="latents", tickvals=[r["d_sae"] for r in own])
-    figure.update_yaxes(type="log", title="")
-    figure.update_layout(template="simple_white", legend={"x": 0.02, "y": 0.98})
-    figure.write_html(path, include_plotlyjs="cdn")
+    sizes = [r["d_sae"] for r in own]
+    ticks = {"tickvals": sizes, "ticktext": [f"{n:,}" for n in sizes]}
+    figure.update_xaxes(type="log", title="latents", **ticks)
+    figure.update_yaxes(type="log", dtick=1)
+    legend = {"x": 1, "xanchor": "right", "y": 0.5}
+    figure.update_layout(template="simple_white", legend=legend, margin={"t": 20})
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -538,6 +538,28 @@ def _benchmark(make: str) -> list[Sequence[str]]:
     return [[label for label, _ in texts[0]], *([text for _, text in row] for row in texts)]
 
 
+def scale() -> list[Sequence[str]]:
+    """A real pair's dictionaries by their latents, then by tokens."""
+    rows: list[Sequence[str]] = [
+        ("latents", "tokens", "step", "tokens/s", "memory in training", "measured in", "report in",
+         "report")
+    ]  # fmt: skip
+    for r in results("scale")["rows"]:
+        rows.append(
+            (
+                f"{r['d_sae']:,}",
+                f"{r['n_tokens']:,}",
+                f"{r['step_ms']:,.0f} ms",
+                f"{r['tokens_s']:,.0f}",
+                f"{r['train_mb'] / 1e3:.1f} GB",
+                f"{r['measure_s']:.0f} s",
+                f"{r['report_s']:.0f} s",
+                f"{r['report_mb']:.1f} MB",
+            )
+        )
+    return rows
+
+
 def parallel() -> list[Sequence[str]]:
     """One dictionary by several processes."""
     rows: list[Sequence[str]] = [
@@ -561,7 +583,7 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "attribution": attribution, "analysis": analysis, "embedded-speed": embedded_speed,
     "harvest": harvest,
     "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
-    "organisms": organisms, "variants": variants, "parallel": parallel,
+    "organisms": organisms, "variants": variants, "parallel": parallel, "scale": scale,
     **{f"benchmark-{name}": partial(_benchmark, name)
        for name in ("methods", "costs", "organisms", "comparison", "dictionaries")},
 }  # fmt: skip

@@ -111,6 +111,8 @@ def test_p_values_count_controls_and_are_corrected_within_a_test(split_pair, wor
     assert [r.strongest for r in found.rows] == ["null", "random", "random", "random"]
     assert [r.p_control for r in found.rows] == [3 / 3, 4 / 4, 1 / 4, 1 / 4]
     assert [r.p_control_holm for r in found.rows] == [1.0, 1.0, 0.75, 0.25]
+    assert found.least_p(three) == min(1, 3 / (found.n_random + 1))
+    assert found.least_p(other) == 1 / (found.n_random + 1)
     # One of two matched is above: (1 + 1) / (1 + 2).
     assert one.p_matched == pytest.approx(2 / 3)
     assert one.matched_mean == pytest.approx((1 + two.share) / 2, abs=1e-3)

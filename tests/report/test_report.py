@@ -159,7 +159,10 @@ def test_causes_are_in_the_first_words(data, tmp_path):
         "“hints&lt;/script&gt;"
     )
     assert said in words
-    assert "86 % of what passes this hook; strongest control, shuffled, 0 %, p = 0.03; " in words
+    assert (
+        "86 % of what passes this hook; strongest control, shuffled, 0 %, p = 0.03 (at least "
+        in words
+    )
     assert "neutral text +0.0045 nats" in words
     assert "Not a plain share: broken model." in words
     assert "Broken model: the edit raises the cross-entropy of neutral text beyond the" in words

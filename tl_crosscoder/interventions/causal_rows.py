@@ -145,6 +145,12 @@ class CausalTest(TableOfRows):
     note: str = ""
     """Why there is nothing to cause, where that is so."""
 
+    def least_p(self, row: CausalRow) -> float:
+        """The smallest `p_control_holm` that these controls and sets can give; NaN without any."""
+        n = self.n_matched if row.strongest == "matched" else self.n_random
+        n_sets = sum(r.test == row.test and not math.isnan(r.p_control) for r in self.rows)
+        return min(1.0, n_sets / (n + 1)) if row.strongest else math.nan
+
     def needed(self, test: str, name: str, *, share: float = REACHED) -> CausalRow | None:
         """The smallest set of an order or method that does a share of what passes the hook.
 

@@ -29,8 +29,8 @@ from tl_crosscoder.notebook.prompts import codes_of, running_text
 from tl_crosscoder.report.token_panels import text_tokens
 from tl_crosscoder.run.causal import prompt_ids
 
-N_LATENTS = 12
-"""Latents that are shown of a text."""
+N_LATENTS, LEAST_SHARE = 12, 0.005
+"""Latents that are shown of a text at most, and the share of the change that each carries."""
 N_KEPT = 8
 """Prompts whose unedited answer is kept."""
 MOST_NEW_TOKENS = 200
@@ -156,7 +156,7 @@ class Live:
         assert acts.codes is not None
         carried, change = found.latents, found.change
         largest = carried.abs().topk(min(N_LATENTS, len(carried))).indices
-        shown = largest[carried[largest] != 0].tolist()
+        shown = largest[carried[largest].abs() > LEAST_SHARE * abs(change)].tolist()
         rows = [
             {
                 "latent": j,

@@ -1,6 +1,6 @@
 """The answer: what changed, in a few lines, before any number of the dictionary.
 
-Contract: read from a run's folder; how much there is to find, the changes, and the noise floor,
+Contract: read from a run's folder; the changes, how much there is to find, and the noise floor,
 first of all where the answer does not clear it. Nothing is measured here. Limit: of a run in which
 nothing has been looked for there is none.
 """
@@ -31,14 +31,14 @@ class Answer:
         before, changes, after = list[str](), (), list[str]()
         try:
             if (folder / WATERFALL_NAME).is_file():
-                before.append(Waterfall.load(folder / WATERFALL_NAME).line())
+                after.append(Waterfall.load(folder / WATERFALL_NAME).line())
             if (folder / CHANGES_NAME).is_file():
                 found = Changes.load(folder / CHANGES_NAME)
                 changes = found.found
                 if changes:
-                    after = found.remarks()
+                    after = [*after, *found.remarks()]
                 else:  # that there is nothing is said first
-                    before = [*found.remarks(), *before]
+                    before = found.remarks()
             if (folder / FLOOR_NAME).is_file():
                 floor = Floor.load(folder / FLOOR_NAME)
                 before = [*filter(None, [floor.warning()]), *before]

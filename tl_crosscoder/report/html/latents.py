@@ -32,7 +32,7 @@ _ROWS = 64
 N_TOP, N_QUANTILE = 10, 2
 """Examples of a latent: the largest activations, and the largest of each bin of the sample."""
 _MAIN_SHARE = 0.5
-"""A latent belongs to a role with more than this share of its active tokens."""
+"""A latent belongs to a role, or a source, with more than this share of its active tokens."""
 Record = dict[str, Any]
 
 
@@ -155,6 +155,7 @@ def _measured(row: RankedLatent, latents: LatentMeasures) -> Record:
     }  # fmt: skip
     n_active = sum(n for _, n, _ in active_on["roles"])
     main = [role for role, n, _ in active_on["roles"] if n > _MAIN_SHARE * n_active]
+    main_source = [source for source, n, _ in active_on["sources"] if n > _MAIN_SHARE * n_active]
     return {
         "latent": j,
         "ranked": {name: plain_number(value) for name, value in asdict(row).items()},
@@ -167,6 +168,7 @@ def _measured(row: RankedLatent, latents: LatentMeasures) -> Record:
             for name, t in latents.scaling.items()
         ],
         "main_role": main[0] if main else "mixed",
+        "main_source": main_source[0] if main_source else "mixed",
         **active_on,
     }
 

@@ -15,6 +15,7 @@ const el = (tag, options = {}, ...children) => {
   return node;
 };
 
+const favourites = new Set(); // numbers of latents
 const NONE = "–";
 // Without the sign of a number that is rounded to zero.
 const fixed = (value, digits) => (Number(value.toFixed(digits)) || 0).toFixed(digits);

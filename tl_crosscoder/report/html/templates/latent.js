@@ -139,6 +139,8 @@ const latentPane = (i) => {
       data.compared ? el("span", { class: "badge", text: record.ranked.latent_class }) : null,
       record.is_specific ? el("span", { class: "badge", text: "specific", "data-tip": meaning("is_specific"), tabindex: "0" }) : null,
       el("span", { class: "grow" }),
+      el("button", { type: "button", text: favourites.has(record.latent) ? "★" : "☆", "aria-label": "favourite", "aria-pressed": String(favourites.has(record.latent)),
+        onclick: () => { toggleFavourite(record.latent); openPane(i); } }),
       step(-1, "←", "previous latent"), step(1, "→", "next latent"),
       el("button", { type: "button", text: "Close", onclick: () => closePane() })),
     name(record),

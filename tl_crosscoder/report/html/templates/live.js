@@ -36,7 +36,7 @@ const latentRow = (row) => {
   box.addEventListener("change", toggled(row.latent));
   const radio = el("input", { type: "radio", name: "steered", "aria-label": `steer by latent ${row.latent}`, checked: edits.steered === row.latent });
   radio.addEventListener("change", () => { edits.steered = row.latent; again(); });
-  return el("tr", {}, el("td", {}, name), el("td", { class: "num", text: row.attribution.toFixed(3) }),
+  return el("tr", {}, el("td", {}, name), el("td", { class: "num", text: fixed(row.attribution, 3) }),
     el("td", { class: "num", text: percent(0)(row.share) }), el("td", {}, box), el("td", {}, radio));
 };
 
@@ -59,12 +59,12 @@ const show = (found) => {
     slider(),
   ];
   answer.replaceChildren(
-    el("dl", { class: "sample" },
+    el("div", { class: "sample" }, el("dl", {},
       el("dt", { text: "base" }), el("dd", {}, el("bdi", { text: found.base })),
       el("dt", { text: "fine-tuned" }), writtenTokens(found),
       ...(found.edited === null ? [] : [el("dt", { text: "edited" }),
         el("dd", { class: "changed", id: "edited" }, el("bdi", { text: found.edited }),
-          found.edited === found.finetuned ? el("i", { class: "same", text: "  the same" }) : "")])),
+          found.edited === found.finetuned ? el("i", { class: "same", text: "  the same" }) : "")]))),
     ...rows);
 };
 

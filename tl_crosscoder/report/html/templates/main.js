@@ -34,8 +34,22 @@ const hidePane = () => {
   rows[current]?.querySelector("a")?.focus({ preventScroll: true });
 };
 
+// Favourites stand in the address, so that a link holds them.
+const addressOf = (latent) => `#${[latent === null ? "" : `latent-${latent}`, favourites.size ? `fav=${[...favourites].join(",")}` : ""].filter(Boolean).join("&")}`;
+const showFavourites = () => {
+  byId("only").hidden = favourites.size === 0;
+  if (!favourites.size) byId("favourites").checked = false;
+  rows.forEach((row, i) => row.classList.toggle("favourite", favourites.has(records[i].latent)));
+};
+const toggleFavourite = (latent) => {
+  if (!favourites.delete(latent)) favourites.add(latent);
+  history.replaceState(null, "", addressOf(opened === null ? null : latent));
+  showFavourites();
+  update();
+};
+
 const closePane = () => {
-  history.pushState(null, "", "#");
+  history.pushState(null, "", addressOf(null));
   hidePane();
 };
 
@@ -51,7 +65,14 @@ const absent = (latent) => {
 };
 
 const follow = () => {
-  const match = /^#latent-(\d+)$/.exec(location.hash);
+  const given = /(?:^#|&)fav=([\d,]*)/.exec(location.hash);
+  if (given) {
+    favourites.clear();
+    for (const latent of given[1].split(",")) if (latent) favourites.add(Number(latent));
+    showFavourites();
+  }
+  const match = /^#latent-(\d+)(?:&|$)/.exec(location.hash);
+  if (match && !given && favourites.size) history.replaceState(null, "", addressOf(match[1]));
   if (!match) { hidePane(); return; }
   const i = placeOf.get(Number(match[1]));
   if (i === undefined) absent(match[1]);
@@ -64,7 +85,7 @@ const move = (by) => {
   if (next === undefined) return;
   if (opened !== null) {
     // Leafing through latents is one step of the browser's history.
-    history.replaceState(null, "", `#latent-${records[next].latent}`);
+    history.replaceState(null, "", addressOf(records[next].latent));
     openPane(next);
   } else {
     select(next);
@@ -79,6 +100,7 @@ const keys = {
   j: () => move(1), k: () => move(-1),
   ArrowRight: () => opened !== null && (move(1), true), ArrowLeft: () => opened !== null && (move(-1), true),
   ArrowDown: () => opened === null && inTable() && (move(1), true), ArrowUp: () => opened === null && inTable() && (move(-1), true),
+  f: () => { if (current === null) return false; toggleFavourite(records[current].latent); if (opened !== null) openPane(current); },
   "/": () => { if (opened !== null) closePane(); byId("search").focus(); byId("search").select(); },
   "?": () => byId("help").showModal(),
   Enter: () => {
@@ -110,6 +132,8 @@ body.addEventListener("click", (event) => {
   location.hash = `latent-${records[row.dataset.place].latent}`;
 });
 byId("help-button").addEventListener("click", () => byId("help").showModal());
+
+byId("filters").addEventListener("change", update);
 
 const title = document.title;
 update();

@@ -2,6 +2,8 @@
 const ranked = (key, isMinor) => ({
   name: terms[key].label, term: key, key: (l) => l.ranked[key], show: (value) => inDigits(key, value), isMinor,
 });
+// A column that says the same of every latent says nothing.
+const isTold = (values) => values.length < 2 ? values.some((value) => value != null) : new Set(values.map((value) => value ?? null)).size > 1;
 const COLUMNS = [
   { name: "#", key: (l) => l.ranked.place, show: count },
   { name: "latent", key: (l) => l.latent, show: String },
@@ -10,7 +12,8 @@ const COLUMNS = [
   ranked("nu_error", true), ranked("nu_reconstruction", true), ranked("explained_difference"),
   ranked("active_share", true), ranked("template_share", true),
   { ...ranked("main_role", true), key: (l) => l.main_role, isText: true },
-].filter((column) => column.isText || data.latents.some((l) => column.key(l) != null));
+  { name: "source", key: (l) => l.main_source, isText: true, isMinor: true },
+].filter((column) => isTold(data.latents.map(column.key)));
 
 const records = data.latents;
 const placeOf = new Map(records.map((record, i) => [record.latent, i]));
@@ -59,12 +62,30 @@ const heads = COLUMNS.map((column) => {
 });
 document.querySelector("#table thead").append(el("tr", {}, ...heads, el("th", { scope: "col", text: "example" })));
 
+// What is searched, each part with how much a word in it says of the latent.
 let searched = null;
-const searchText = () => searched ??= records.map((record) => [
-  record.latent,
-  ...record.examples.map((example) => lineOf(example.tokens)),
-  ...record.logits.flatMap((l) => [...l.promoted, ...l.suppressed].map(([token]) => lineOf([token]))),
-].join("\n").toLowerCase());
+const searchParts = () => searched ??= records.map((record) => [
+  [16, [String(record.latent)], true],
+  [8, record.name ? [record.name] : []],
+  [4, record.examples.map((example) => lineOf([example.tokens[example.at]]))],
+  [2, record.logits.flatMap((l) => l.promoted.map(([token]) => lineOf([token])))],
+  [1, [...record.examples.map((example) => lineOf(example.tokens)),
+    ...record.logits.flatMap((l) => l.suppressed.map(([token]) => lineOf([token])))]],
+].map(([weight, lines, isWhole]) => [weight, lines.map((line) => line.toLowerCase()), isWhole]));
+// 0 where a word is nowhere.
+const relevance = (i, words) => {
+  let total = 0;
+  for (const word of words) {
+    let own = 0;
+    for (const [weight, lines, isWhole] of searchParts()[i]) {
+      const n = lines.filter((line) => isWhole ? line === word : line.includes(word)).length;
+      if (n) own += weight * (1 + n / lines.length);
+    }
+    if (!own) return 0;
+    total += own;
+  }
+  return total;
+};
 const searchWords = () => byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
 
 const filtered = () => {
@@ -72,13 +93,14 @@ const filtered = () => {
   const chosenClass = byId("class").value, role = byId("role").value;
   const least = byId("least").value === "" ? -Infinity : byId("least").value / 100;
   const most = byId("most").value === "" ? Infinity : byId("most").value / 100;
-  const texts = words.length ? searchText() : null;
+  const isOnly = byId("favourites").checked;
   return records.map((_, i) => i).filter((i) => {
     const { ranked, main_role } = records[i];
     return (!chosenClass || ranked.latent_class === chosenClass)
       && (!role || main_role === role)
       && ranked.active_share >= least && ranked.active_share <= most
-      && words.every((word) => texts[i].includes(word));
+      && (!isOnly || favourites.has(records[i].latent))
+      && (!words.length || relevance(i, words) > 0);
   });
 };
 
@@ -107,8 +129,11 @@ const matchOf = (line, word) => {
 };
 
 const update = () => {
-  visible = filtered().sort(compare);
   const words = searchWords();
+  const found = words.length ? new Map(records.map((_, i) => [i, relevance(i, words)])) : null;
+  const isByPlace = sorted.column === COLUMNS[0] && !sorted.descending;
+  // What is searched for is sorted by relevance, unless another column was chosen.
+  visible = filtered().sort(found && isByPlace ? (i, j) => found.get(j) - found.get(i) || compare(i, j) : compare);
   for (const i of visible) showMatch(i, words);
   body.replaceChildren(...visible.map((i) => rows[i]));
   byId("count").textContent = `${visible.length} of ${records.length} latents`;
