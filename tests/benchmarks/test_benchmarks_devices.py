@@ -32,6 +32,18 @@ def test_two_processes_give_the_dictionary_of_one(run, tmp_path):
     assert len(json.loads(output.read_text())["rows"]) == 2
 
 
+@pytest.mark.slow
+def test_two_ideas_are_judged_beside_what_they_start_from(run, tmp_path):
+    output = tmp_path / "two_ideas.json"
+    run("two_ideas.py", "--output", output)
+    (row,) = json.loads(output.read_text())["rows"]
+    assert (row["organism"], row["method"], row["rho"]) == ("taboo", "batchtopk", 0.5)
+    assert min(row["fve"].values()) > 0.3  # L is folded: the dictionary reads raw activations
+    orders = {name.partition(":")[0] for name in row if ":" in name}
+    assert orders == {"attribution", "over cost"}
+
+
+@pytest.mark.slow
 def test_time_and_memory_are_measured_by_latents_and_by_tokens(run, tmp_path, capsys):
     output, figure = tmp_path / "scale.json", tmp_path / "scale.html"
     run("scale.py", "--output", output, "--figure", figure)

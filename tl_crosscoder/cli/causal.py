@@ -41,10 +41,10 @@ class _OfRun:
 
     def run(self, mesh: "Mesh | None" = None) -> "Run":
         """The run's folder, opened."""
+        from tl_crosscoder.mesh import Mesh
         from tl_crosscoder.run.run import Run
 
-        of_several = {} if mesh is None else {"mesh": mesh}
-        return Run(path=Path(self.output), device=self.device, **of_several)
+        return Run(path=Path(self.output), device=self.device, mesh=mesh or Mesh())
 
 
 @dataclass(frozen=True, kw_only=True)

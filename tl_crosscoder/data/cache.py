@@ -247,7 +247,7 @@ class ActivationCache(ActivationSource):
                 check_finite(self, self._decoded(stored, torch.float32))
 
     def _open(self, shard: storage.Shard) -> storage.StoredTensors:
-        with safe_open(self.folder / shard.name, "pt") as file:
+        with safe_open(Path(self.folder) / shard.name, "pt") as file:
             return {name: file.get_tensor(name) for name in storage.stored_names(self.manifest)}
 
     @cached_property
@@ -265,7 +265,7 @@ class ActivationCache(ActivationSource):
             return self._remote.dropped()
         parts = []
         for shard in self.shards:
-            with safe_open(self.folder / shard.name, "pt") as file:
+            with safe_open(Path(self.folder) / shard.name, "pt") as file:
                 parts.append(file.get_tensor("dropped"))
         return torch.cat(parts)
 

@@ -268,7 +268,10 @@ def text_of(tensors: Mapping[str, Tensor], manifest: dict[str, Any]) -> Tokenize
     """The contexts from the tensors of their file."""
     limits = manifest["norm_limits"]
     return TokenizedText(
-        **{name: tensors[name] for name in TEXT_TENSORS},
+        tokens=tensors["tokens"],
+        dropped=tensors["dropped"],
+        role_ids=tensors["role_ids"],
+        source_ids=tensors["source_ids"],
         sources=tuple(manifest["sources"]),
         context_ids=torch.arange(len(tensors["tokens"])),
         norm_limits=None if limits is None else tuple(limits),

@@ -474,8 +474,8 @@ class ModelDiff:
         """
         from tl_crosscoder.notebook.serve import serve
 
-        how = {"samples": None} | settings
-        return serve(self, port=port, settings=ReportSettings(**how), show_progress=True)
+        own: dict[str, Any] = {"samples": None} | settings
+        return serve(self, port=port, settings=ReportSettings(**own), show_progress=True)
 
     def save(self, folder: str | Path) -> Path:
         """Copy the run, with all results so far, to a new or empty folder.

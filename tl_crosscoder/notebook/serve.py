@@ -15,6 +15,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
+from importlib.util import find_spec
 from typing import Any
 
 from tl_crosscoder.config.settings import from_mapping
@@ -134,7 +135,7 @@ class Served:
                     found = {"error": str(error)}
                 self.finish(found)
 
-        quiet = {"log_function": lambda _: None}
+        quiet: dict[str, Any] = {"log_function": lambda _: None}
         return Application([("/", Page), ("/answer", Answer)], **quiet)
 
 
@@ -161,13 +162,11 @@ def serve(
 
 
 def _tornado() -> None:
-    try:
-        import tornado  # noqa: F401
-    except ImportError as error:
+    if find_spec("tornado") is None:
         raise ValueError(
             "serving a page needs tornado, which comes with Jupyter: pip install "
             "'tl_crosscoder[serve]'."
-        ) from error
+        )
 
 
 def _listening(port: int) -> socket.socket:
