@@ -152,3 +152,13 @@ def test_every_invariant_is_cited_and_no_other():
 
 def test_the_readme_has_no_placeholders():
     assert not re.findall(r"^[A-Z_]{6,}$", text_of("README.md"), re.MULTILINE)
+
+
+def test_messages_on_the_page_of_errors_are_those_of_the_package():
+    """Strings of the source, put together where they are written in parts."""
+    source = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tl_crosscoder").rglob("*.py"))
+    source = re.sub(r'["\']\s*\n\s*f?["\']', "", source)
+    rows = [line for line in text_of("docs/errors.md").splitlines() if line.startswith("| `")]
+    said = [message for row in rows for message in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(said) > 15
+    assert [message for message in said if message not in source] == []
