@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tl_crosscoder.integrations.naming import (
     detection,
     detection_prompt,
     marked,
+    marks_for,
     naming_prompt,
     read_name,
     read_verdicts,
@@ -178,6 +180,16 @@ def test_a_missing_key_and_a_missing_library_say_what_to_do(judge, server, monke
     assert server.requests == []
 
 
+def test_marks_are_not_in_the_text():
+    code = replace(example(1, (0, 1, 0)), tokens=("if x <", "< 2 and a[", "[0]]"))
+    assert marks_for([code]) == ("⟦", "⟧")
+    system, asked = naming_prompt([example(1, (1,)), code], max_code=1)
+    assert "stand between ⟦ and ⟧;" in system["content"]
+    assert "if x <⟦< 2 and a[⟧[0]]" in asked["content"]
+    every = replace(code, tokens=("<<", "[[⟦«⟨⟨{{", ">>"))
+    assert marks_for([every]) == ("<<<<", ">>>>")
+
+
 def example(value: float, activations: tuple[float, ...], *, context: int = 0) -> StoredExample:
     tokens = tuple("abcde"[: len(activations)])
     return StoredExample(
@@ -190,6 +202,7 @@ def example(value: float, activations: tuple[float, ...], *, context: int = 0) -
 def test_tokens_above_three_tenths_of_the_largest_code_are_marked():
     # The limit is 0.3 x 2 = 0.6: neighbours share a pair, and the last one is closed.
     assert marked(example(2, (0, 2, 0.7, 0.6, 1))) == "a<<bc>>d<<e>>"
+    assert marked(example(2, (0, 2, 0.7, 0.6, 1)), ("[[", "]]")) == "a[[bc]]d[[e]]"
     assert [strength(code, 2.0) for code in (2, 1.9, 1.0, 0.01)] == [10, 10, 5, 1]
     prompt = naming_prompt([example(1, (1, 0))], max_code=2, promoted=['"'])
     assert prompt[-1]["content"] == (

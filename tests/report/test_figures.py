@@ -264,6 +264,22 @@ def test_a_saved_figure_is_a_page_of_its_own(saved):
     assert not re.search(r"<(script|link|img)\b[^>]*\b(src|href)=", text)
 
 
+def test_figures_of_a_folder_share_their_script(tmp_path):
+    figure = relative_norm_histogram(scaled([0.1, 1.0], [0.1, 1.0], base=[0.0, 1.0]))
+    for name in ("one.html", "other.html"):
+        save_figure(figure, tmp_path / name, shares_script=True)
+        assert (tmp_path / name).stat().st_size < 50_000
+        assert 'src="plotly.min.js"' in (tmp_path / name).read_text(encoding="utf-8")
+    script = tmp_path / "plotly.min.js"
+    written = script.stat().st_mtime_ns
+    assert script.stat().st_size > 1_000_000
+    save_figure(figure, tmp_path / "one.html", shares_script=True)
+    assert script.stat().st_mtime_ns == written
+    script.write_text("cut short")
+    save_figure(figure, tmp_path / "one.html", shares_script=True)
+    assert script.stat().st_size > 1_000_000
+
+
 @pytest.mark.slow
 def test_a_saved_figure_opens_without_a_network_and_without_errors(saved, browser):
     browser.open(saved)

@@ -60,7 +60,8 @@ class BenchmarkFigures:
 
         folder = files.user_path(self.output)
         for name, draw in (("methods", method_bars), ("curves", mitigation_curves)):
-            print(save_figure(draw(folder), folder / f"{name}.html"))
+            path = folder / f"{name}.html"
+            print(save_figure(draw(folder), path, shares_script=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,10 +152,12 @@ class WindowSampler:
 
 _MARKED_SHARE = 0.3
 """A token is marked where its code is above this share of the excerpt's largest, as in delphi."""
+_MARKS = ("<<", ">>"), ("[[", "]]"), ("⟦", "⟧"), ("«", "»"), ("⟨⟨", "⟩⟩"), ("{{", "}}")
+"""Pairs to mark tokens with, the first that is not in the text."""
 _SYSTEM = """\
 You study a latent of a sparse dictionary of a language model's activations, to say in words what
 text it responds to. You get excerpts in which it is active, as JSON strings. Tokens on which it is
-active stand between << and >>; neighbours share one pair. Strength, from 1 to 10, is relative to
+active stand between {0} and {1}; neighbours share one pair. Strength, from 1 to 10, is relative to
 its largest activation: strong excerpts show what it is for, weak ones where it ends. You may also
 get the tokens that it makes most likely to come next, which are a hint at most.
 
@@ -206,27 +208,35 @@ def naming_prompt(
         max_code: its largest code anywhere.
         promoted: tokens that it makes most likely.
     """
+    marks = marks_for(examples)
     lines = [
         f"Excerpt {i} (strength {strength(e.value, max_code)}): "
-        f"{json.dumps(marked(e), ensure_ascii=False)}"
+        f"{json.dumps(marked(e, marks), ensure_ascii=False)}"
         for i, e in enumerate(examples, 1)
     ]
     if promoted:
         tokens = json.dumps(list(promoted), ensure_ascii=False)
         lines.append(f"Tokens that it makes most likely to come next: {tokens}")
-    return _chat(_SYSTEM, lines)
+    return _chat(_SYSTEM.format(*marks), lines)
 
 
-def marked(example: StoredExample) -> str:
-    """The text of an example with its active tokens between << and >>."""
+def marks_for(examples: Sequence[StoredExample]) -> tuple[str, str]:
+    """A pair of marks of which neither is in the text of any example."""
+    text = "".join("".join(e.tokens) for e in examples)
+    longer = ((a * n, b * n) for n in range(2, len(text) + 3) for a, b in _MARKS[:1])
+    return next(pair for pair in (*_MARKS, *longer) if not any(mark in text for mark in pair))
+
+
+def marked(example: StoredExample, marks: tuple[str, str] = _MARKS[0]) -> str:
+    """The text of an example with its active tokens between marks."""
     limit = _MARKED_SHARE * max(example.activations)
     parts, is_open = [], False
     for token, code in zip(example.tokens, example.activations, strict=True):
         if (code > limit) != is_open:
-            parts.append(">>" if is_open else "<<")
+            parts.append(marks[is_open])
             is_open = not is_open
         parts.append(token)
-    return "".join(parts) + (">>" if is_open else "")
+    return "".join(parts) + (marks[1] if is_open else "")
 
 
 def strength(code: float, max_code: float) -> int:

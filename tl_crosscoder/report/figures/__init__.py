@@ -119,18 +119,39 @@ def _makers(folder: Path) -> Iterator[tuple[str, Callable[[], go.Figure]]]:
 def save_norm_figure(measurement: Measurement, folder: Path) -> None:
     """Write `relative_decoder_norm.html`, the histogram of R, where there are two sites."""
     if measurement.compared:
-        save_figure(relative_norm_histogram(measurement), folder / files.NORMS_NAME)
+        figure = relative_norm_histogram(measurement)
+        save_figure(figure, folder / files.NORMS_NAME, shares_script=True)
 
 
 def save_scan_figure(folder: Path) -> None:
     """Write `layer_scan.html` where the folder holds a layer scan."""
     table, figure = (folder / name for name in files.SCAN_NAMES)
     if table.is_file():
-        save_figure(layer_curves(LayerScan.load(table)), figure)
+        save_figure(layer_curves(LayerScan.load(table)), figure, shares_script=True)
 
 
-def save_figure(figure: go.Figure, path: Path) -> Path:
-    """Write one self-contained HTML file that opens without a network, on a light or dark page."""
-    shown = figure.to_html(include_plotlyjs=True, full_html=False, config={"displaylogo": False})
-    files.write_text(path, _PAGE.format(figure=shown))
+def save_figure(figure: go.Figure, path: Path, *, shares_script: bool = False) -> Path:
+    """Write one HTML file that opens without a network, on a light or dark page.
+
+    Args:
+        figure: what is drawn.
+        path: of the file.
+        shares_script: take plotly from `plotly.min.js` in the same folder, which is written where
+            it is not there, so that each figure of a folder is small. Else the file stands alone,
+            with 4.8 MB of plotly in it.
+    """
+    script: str | bool = True
+    if shares_script:
+        script = files.PLOTLY_NAME
+        _write_plotly(path.parent / script)
+    how = {"include_plotlyjs": script, "full_html": False, "config": {"displaylogo": False}}
+    files.write_text(path, _PAGE.format(figure=figure.to_html(**how)))
     return path
+
+
+def _write_plotly(path: Path) -> None:
+    from plotly.offline import get_plotlyjs
+
+    script = get_plotlyjs()
+    if not path.is_file() or path.stat().st_size != len(script.encode()):
+        files.write_text(path, script)
