@@ -156,8 +156,7 @@ class ActivationLoader:
 
     def _reads(self, text: TokenizedText) -> bool:
         """Whether rows are read one by one, and not made for a whole buffer."""
-        by_row = self.source.cache_id is not None and cast(StoredRows, self.source).reads_by_row
-        return by_row and text.norm_limits is None
+        return self.source.reads_by_row and text.norm_limits is None
 
     def _chosen(self, n_rows: int, generator: torch.Generator) -> list[Tensor]:
         """Numbers of the rows of each batch."""

@@ -86,6 +86,11 @@ class ActivationSource(ABC):
         """Hash of the cache that this reads from; None where models run."""
         return None
 
+    @property
+    def reads_by_row(self) -> bool:
+        """Whether, with a `cache_id`, single rows are read as fast as whole contexts."""
+        return self.cache_id is not None
+
     @abstractmethod
     def site_rows(
         self, contexts: Contexts, sites: Sequence[int], *, dtype: torch.dtype = torch.float32
@@ -211,11 +216,6 @@ class ActivationSource(ABC):
 
 class StoredRows(Protocol):
     """What a source with a `cache_id` has besides: rows by number."""
-
-    @property
-    def reads_by_row(self) -> bool:
-        """Whether single rows are read as fast as whole contexts."""
-        ...
 
     def places(self, contexts: Contexts) -> Int[Tensor, " tokens"]:
         """Numbers of the rows that `rows(contexts)` gives."""

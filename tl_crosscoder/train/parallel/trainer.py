@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,6 @@ from tl_crosscoder.data.loader import ActivationLoader
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.mesh import Mesh
 from tl_crosscoder.models.site import row_shape
-from tl_crosscoder.models.source import StoredRows
 from tl_crosscoder.train.checkpoint import (
     TrainState,
     checkpoint_path,
@@ -148,7 +147,7 @@ class ParallelTrainer(Trainer):
                 "more of the text out (held_out, --held-out), or start fewer."
             )
         how = self._loading()
-        if self.source.cache_id is None or not cast(StoredRows, self.source).reads_by_row:
+        if not self.source.reads_by_row:
             how["prefetch"] = 0  # an exchange of rows that is made ahead would cross a step's
         how |= {"mesh": self.mesh, "n_accumulated": n_accumulated}
         return PartLoader(self.source, text, **how)
