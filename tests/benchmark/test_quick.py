@@ -31,6 +31,8 @@ def test_the_quick_grid_runs_prints_and_resumes(tmp_path, monkeypatch, capsys):
     assert main(["benchmark", "run", "--quick"]) == 0
     assert {path: path.read_bytes() for path in before} == before
     assert main(["benchmark", "figures"]) == 0
-    assert (tmp_path / "benchmark/methods.html").stat().st_size > 100_000
+    figure = (tmp_path / "benchmark/methods.html").read_text()
+    assert all(name in figure for name in QUICK_METHODS)
+    assert (tmp_path / "benchmark/plotly.min.js").stat().st_size > 1_000_000
     assert main(["benchmark", "methods"]) == 0
     assert "delta-neutral-text" in capsys.readouterr().out
