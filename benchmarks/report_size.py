@@ -1,10 +1,10 @@
 """How large a report is, and how long a browser takes to open it.
 
-    python benchmarks/report_size.py demo-output/taboo
+    python benchmarks/report_size.py tl_crosscoder/taboo-batchtopk RUN-ON-A-REAL-PAIR
 
-Makes the report of a run, then opens the file in headless Chromium: bytes by part, seconds to make
-it, and medians over several openings of the navigation's times (milliseconds since it began) and of
-opening a latent. Needs selenium, chromium and chromedriver. Limit: a warm disk cache.
+Makes the report of each run, then opens the file in headless Chromium: bytes by part, seconds to
+make it, and medians over several openings of the navigation's times (milliseconds since it began),
+of opening a latent and of searching for a word. Needs selenium, chromium and chromedriver. Limit: a warm disk cache.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 
 from tl_crosscoder import files
 from tl_crosscoder.report.html import ReportSettings, report
+from tl_crosscoder.run.attribution import ranking_at_hand
 from tl_crosscoder.run.run import Run
 
 N_OPENINGS = 7
@@ -35,9 +36,16 @@ const [paint] = performance.getEntriesByName("first-contentful-paint");
 const started = performance.now();
 document.querySelector("#table tbody a").click();
 return new Promise((resolve) => requestAnimationFrame(() => setTimeout(() => resolve({
-  "first paint": paint.startTime, "page ready": navigation.domContentLoadedEventEnd,
+  "first paint": paint.startTime, "page ready": Number(document.documentElement.dataset.ready),
   "loaded": navigation.loadEventEnd, "a latent opened in": performance.now() - started,
 }))));
+"""
+SEARCH = """
+const started = performance.now(), search = document.getElementById("search");
+search.value = "the";
+search.dispatchEvent(new Event("input", { bubbles: true }));
+return new Promise((resolve) => requestAnimationFrame(() => setTimeout(() =>
+  resolve({ "a word searched in": performance.now() - started }))));
 """
 
 
@@ -72,6 +80,15 @@ def chromium() -> Iterator[Any]:
         driver.quit()
 
 
+def wait_until_ready(driver: Any) -> None:
+    """Raises TimeoutError where the page's script has not ended after a minute."""
+    for _ in range(600):
+        if driver.execute_script("return 'ready' in document.documentElement.dataset"):
+            return
+        time.sleep(0.1)
+    raise TimeoutError("the page is not ready after a minute.")
+
+
 def opening_times(page: Path) -> dict[str, float]:
     """Medians in milliseconds."""
     found: dict[str, list[float]] = {}
@@ -79,37 +96,47 @@ def opening_times(page: Path) -> dict[str, float]:
         for _ in range(N_OPENINGS):
             driver.get("about:blank")
             driver.get(page.absolute().as_uri())
-            time.sleep(0.5)
-            for name, value in driver.execute_script(TIMES).items():
+            wait_until_ready(driver)
+            times = driver.execute_script(TIMES) | driver.execute_script(SEARCH)
+            for name, value in times.items():
                 found.setdefault(name, []).append(value)
     return {name: median(values) for name, values in found.items()}
+
+
+def measured(folder: Path, *, n_latents: int) -> dict[str, Any]:
+    """Make the report of a run, and open it."""
+    run = Run(path=folder)
+    _ = run.models
+    with tempfile.TemporaryDirectory() as place:
+        started = time.perf_counter()
+        settings = ReportSettings(n_latents=n_latents)
+        page = report(run, settings=settings, output=Path(place) / "report.html")
+        seconds = time.perf_counter() - started
+        return {
+            "run": folder.name, "base": run.models.sites[0].model_name.rpartition("/")[2],
+            "n_latents": min(n_latents, len(ranking_at_hand(run, n=None).rows)),
+            "seconds_to_make": seconds, "bytes": sizes(page), "milliseconds": opening_times(page),
+        }  # fmt: skip
 
 
 def main() -> None:
     """Print the table, and keep it where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--n-latents", type=int, default=200)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--n-latents", type=int, default=ReportSettings().n_latents)
     parser.add_argument("--output", type=Path, help="JSON file of the same numbers")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(path=args.run)
-        _ = run.models
-        started = time.perf_counter()
-        settings = ReportSettings(n_latents=args.n_latents)
-        page = report(run, settings=settings, output=Path(folder) / "report.html")
-        seconds = time.perf_counter() - started
-        row = {
-            "run": args.run.name, "n_latents": args.n_latents, "seconds_to_make": seconds,
-            "bytes": sizes(page), "milliseconds": opening_times(page),
-        }  # fmt: skip
-    print(f"{args.n_latents} latents of {args.run.name}, made in {seconds:.0f} s (models loaded)")
-    for name, value in row["bytes"].items():
-        print(f"  {name:<24} {value / 1e6:7.2f} MB")
-    for name, value in row["milliseconds"].items():
-        print(f"  {name:<24} {value:7.0f} ms")
+    rows = []
+    for folder in args.runs:
+        rows.append(row := measured(folder, n_latents=args.n_latents))
+        made = f"made in {row['seconds_to_make']:.0f} s (models loaded)"
+        print(f"{row['n_latents']:,} latents of {row['run']} on {row['base']}, {made}", flush=True)
+        for name, value in row["bytes"].items():
+            print(f"  {name:<24} {value / 1e6:7.2f} MB")
+        for name, value in row["milliseconds"].items():
+            print(f"  {name:<24} {value:7.0f} ms")
     if args.output:
-        files.write_json(args.output, row)
+        files.write_json(args.output, {"rows": rows})
 
 
 if __name__ == "__main__":

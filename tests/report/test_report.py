@@ -1,5 +1,7 @@
 """What a report says, and of which runs it can be made; in a browser: `test_report_browser`."""
 
+import base64
+import gzip
 import json
 import re
 import shutil
@@ -12,6 +14,7 @@ from report.result_rows import causal_row, change_row, changes_result, patching_
 
 from tl_crosscoder import ModelPair, TrainConfig, Trainer, load_diff, measure, preset
 from tl_crosscoder.analysis.example_database import ExampleDatabase
+from tl_crosscoder.analysis.lens import Readout
 from tl_crosscoder.cli.report import Report
 from tl_crosscoder.config.causal import AttributionQuestion
 from tl_crosscoder.data.text import write_documents
@@ -123,10 +126,36 @@ def test_the_page_says_the_numbers_and_holds_no_foreign_markup(run, data):
     assert any(HOSTILE in [name for name, *_ in record["sources"]] for record in data.latents)
     assert HOSTILE not in html
     assert "<img" not in html
-    embedded = html[html.index('id="data">') + 10 :]
-    content = json.loads(embedded[: embedded.index("</script>")])
+    packed = html[html.index('id="data">') + 10 :].split("</script>", 1)[0]
+    content = json.loads(gzip.decompress(base64.b64decode(packed)))
     assert content["latents"] == json.loads(json.dumps(data.latents))
     assert str(run.path) not in html
+
+
+def test_examples_say_what_fine_tuning_makes_of_each_token(run, data):
+    _, text = run.measured()
+    records = [example for record in data.latents for example in record["examples"]]
+    assert all(len(example["shifts"]) in (0, len(example["tokens"])) for example in records)
+    with ExampleDatabase.open(run.path / "examples.sqlite") as database:
+        found = database.latent(data.latents[0]["latent"], n=3)
+    for example, record in zip(found, records, strict=False):
+        context = text.tokens[example.context][None]
+        logits = [run.models.logits(context, site=site) for site in ("base", "finetuned")]
+        at = example.position
+        base, finetuned = (each[0, at - 1].log_softmax(-1)[context[0, at]] for each in logits)
+        own = record["shifts"][example.at]
+        assert own == (pytest.approx((finetuned - base).item(), abs=0.006) if at else None)
+    assert any(abs(shift or 0) > 0.1 for record in records for shift in record["shifts"])
+
+
+def test_the_effect_on_all_logits_is_counted(run, data):
+    crosscoder, latent = run.crosscoder, data.latents[0]["latent"]
+    d = crosscoder.decoder(1)[latent] - crosscoder.decoder(0)[latent]
+    logits = Readout.of(run.models.models[1]).logits(d[None])[0]
+    own = data.latents[0]["logit_histogram"]
+    assert sum(own["counts"]) == own["n"] == len(logits)
+    ends = logits.min().item(), logits.max().item()
+    assert (own["least"], own["most"]) == pytest.approx(ends, rel=0.01)
 
 
 def test_causes_are_in_the_first_words(data, tmp_path):

@@ -27,7 +27,8 @@ def data(tmp_path_factory) -> ReportData:
     def example(tokens: list[str]) -> Record:
         codes = [0.5] * len(tokens)
         how = {"quantile": None, "value": 0.5, "at": 1, "role": "user", "source": HOSTILE}
-        return {"tokens": tokens, "codes": codes, **how}
+        shifts = [None, *[-0.5] * (len(tokens) - 1)]
+        return {"tokens": tokens, "codes": codes, "shifts": shifts, **how}
 
     first, second, *rest = found.latents
     return replace(
@@ -54,6 +55,7 @@ def opened(browser, file):
     browser.driver.get("about:blank")
     resize(browser.driver, 1400)
     browser.open(file)
+    browser.wait_for("'ready' in document.documentElement.dataset")
     yield browser.driver
     browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert browser.errors() == []
@@ -114,6 +116,9 @@ def test_hostile_text_is_text(opened, browser, data):
     browser.wait_for("document.querySelector('#pane .tokens')")
     script = "return [...document.querySelectorAll('#pane .tokens span')].map((t) => t.textContent)"
     assert opened.execute_script(script) == TOKENS
+    hint = "return document.querySelectorAll('#pane .tokens span')[1].dataset.tip"
+    said = "activation 0.5; log-probability, fine-tuned minus base: -0.50 nats"
+    assert opened.execute_script(hint) == said
     assert opened.execute_script("return document.images.length") == 0
     assert opened.execute_script("return document.querySelectorAll('#pane b').length") == 0
     for part in ("pane", "writing"):

@@ -23,7 +23,7 @@ class Report:
     """Folder of the run, or an embedded dictionary (see `list`)."""
     output: str | None = None
     """The file; None is report.html in the folder."""
-    n_latents: int = 200
+    n_latents: int = 2_000
     """The first of the ranking."""
     samples: bool = True
     """Show what the models write, steered by each latent and without it, and texts with codes."""
@@ -32,6 +32,8 @@ class Report:
     which the two models write different texts."""
     n_prompts: int = 4
     """How many of these beginnings."""
+    n_sampled: int = 100
+    """Latents that samples are steered by and ablated without, one by one; the first."""
     strengths: tuple[float, ...] = (0.5, 1.0)
     """Strengths of steering, in units of the mean norm of the base stream."""
     max_new_tokens: int = 40
@@ -70,6 +72,7 @@ class Report:
             n_prompts=self.n_prompts,
             strengths=self.strengths,
             max_new_tokens=self.max_new_tokens,
+            n_latents=self.n_sampled,
         )
 
 
@@ -81,7 +84,7 @@ class Serve:
     """Folder of the run, or an embedded dictionary (see `list`)."""
     port: int = 0
     """Port of 127.0.0.1; 0 is a free one."""
-    n_latents: int = 200
+    n_latents: int = 2_000
     """The first of the ranking."""
     device: str = "cpu"
     """Device of models and dictionary."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tl_crosscoder import files
+from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.analysis.latents import UNRANKED, Ranking, rank_latents
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.measurement import Measurement
@@ -28,9 +29,11 @@ from tl_crosscoder.report.html.latents import (
     histograms,
     judged_names,
     latent_records,
+    logit_histograms,
     plain_number,
 )
 from tl_crosscoder.report.html.samples import N_CANDIDATES, Samples, SampleSettings, sample_latents
+from tl_crosscoder.report.html.shifts import Shifts, contexts_of, log_probability_shifts
 from tl_crosscoder.report.sections import question
 from tl_crosscoder.report.tokens import latent_tokens
 from tl_crosscoder.results.render import plain
@@ -50,7 +53,7 @@ Facts = list[tuple[str, str]]
 class ReportSettings:
     """Contents of a report."""
 
-    n_latents: int = 200
+    n_latents: int = 2_000
     """The first of the ranking."""
     samples: SampleSettings | None = field(default_factory=SampleSettings)
     """Texts that the models are made to write; None runs them on no text."""
@@ -178,12 +181,27 @@ def _records(
             how["counted"] = histograms(run, chosen.latents)
         except (ValueError, FileNotFoundError) as error:
             missing["Histograms of activations"] = str(error)
+        if effects is not None:
+            how["counted_logits"] = logit_histograms(run, chosen.latents)
     can_collect = has_models and (run.path / HELD_OUT_NAME).is_file()
     if not can_collect and not (run.path / EXAMPLES_NAME).is_file():
         missing["Examples"] = "`tl-crosscoder analyze --fresh` collects them."
         return latent_records(*what, database=None, **how)
     with run.examples() as database:
+        if can_collect:
+            how["shifts"] = _shifts(run, database, chosen.latents)
         return latent_records(*what, database=database, **how)
+
+
+def _shifts(run: Run, database: ExampleDatabase, latents: list[int]) -> Shifts | None:
+    """None where there are no two models, or where the examples are of another text."""
+    if run.models.compared is None:
+        return None
+    _, text = run.measured()
+    if not database.is_of(text):
+        return None
+    contexts = contexts_of(database, latents, text)
+    return log_probability_shifts(run.models, text, contexts, sites=run.models.compared_names)
 
 
 # --- what the models add --------------------------------------------------------------------------
@@ -222,7 +240,7 @@ def _of_models(
         missing["Samples and texts"] = reason or "left out (--no-samples)."
         return effects, None, []
     how = {"text": settings.text, "show_progress": show_progress}
-    samples = sample_latents(run, latents, settings.samples, **how)
+    samples = sample_latents(run, latents[: settings.samples.n_latents], settings.samples, **how)
     return effects, samples, _texts(run, latents[:N_TEXT_LATENTS], settings.text)
 
 

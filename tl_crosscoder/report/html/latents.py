@@ -18,11 +18,19 @@ from tl_crosscoder import files
 from tl_crosscoder.analysis.example_database import ExampleDatabase, StoredExample
 from tl_crosscoder.analysis.firing import POSITIONS, find_active
 from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, Ranking
-from tl_crosscoder.analysis.lens import LogitEffect, LogitEffects, direction_logits, logit_effect
+from tl_crosscoder.analysis.lens import (
+    LogitEffect,
+    LogitEffects,
+    Readout,
+    direction_logits,
+    logit_effect,
+    n_tokens,
+)
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.files import JUDGED_NAME
 from tl_crosscoder.interventions.changes_result import Change
+from tl_crosscoder.report.html.shifts import Shifts
 from tl_crosscoder.report.token_panels import shown, token_namer
 from tl_crosscoder.run.run import Run
 
@@ -53,6 +61,31 @@ def effects_on_logits(run: Run, latents: Sequence[int], *, n: int) -> LogitEffec
     return replace(found, rows=tuple(replace(r, token=name(r.token_id)) for r in found.rows))
 
 
+def logit_histograms(run: Run, latents: Sequence[int]) -> dict[int, Record]:
+    """Counts of the vocabulary's tokens by each latent's effect on their logits, in equal bins.
+
+    Of the decoder rows' difference where there is a pair, read by the fine-tuned model.
+
+    Raises ValueError for a hook off the residual stream, and for sites of unequal width.
+    """
+    models, crosscoder, found = run.models, run.crosscoder, {}
+    if models.compared is not None and not models.is_difference:
+        i, j = models.check_one_width()
+        rows = crosscoder.decoder(j).detach() - crosscoder.decoder(i).detach()
+    else:
+        j, rows = len(models.sites) - 1, crosscoder.decoder(0).detach()
+    readout = Readout.of(models.models[j], d_vocab=n_tokens(models))
+    for part in torch.tensor(list(latents)).split(_ROWS):
+        logits = readout.logits(rows[part.to(rows.device)]).cpu()
+        for latent, own in zip(part.tolist(), logits, strict=True):
+            low, high = own.min().item(), own.max().item()
+            if low < high:
+                counts = own.histc(N_BINS, low, high).int().tolist()
+                found[latent] = {"counts": counts, "least": rounded(low, 3)}
+                found[latent] |= {"most": rounded(high, 3), "n": len(own)}
+    return found
+
+
 def histograms(run: Run, latents: Sequence[int]) -> dict[int, Record]:
     """Counts of each latent's activations on held-out text, in bins of equal width from 0 on.
 
@@ -66,7 +99,8 @@ def histograms(run: Run, latents: Sequence[int]) -> dict[int, Record]:
         if len(values):
             most = values.max().item()
             counts = values.histc(N_BINS, 0, most).int().tolist()
-            found[latent] = {"counts": counts, "most": rounded(most, 3), "n": len(values)}
+            ends = {"least": 0, "most": rounded(most, 3)}
+            found[latent] = {"counts": counts, **ends, "n": len(values)}
     return found
 
 
@@ -102,6 +136,8 @@ def latent_records(
     database: ExampleDatabase | None,
     effects: LogitEffects | None,
     counted: Mapping[int, Record] = MappingProxyType({}),
+    counted_logits: Mapping[int, Record] = MappingProxyType({}),
+    shifts: Shifts | None = None,
     named: Mapping[int, str] = MappingProxyType({}),
     changes: Sequence[Change] = (),
 ) -> list[Record]:
@@ -124,6 +160,7 @@ def latent_records(
         | {
             "name": named.get(row.latent),
             "histogram": counted.get(row.latent),
+            "logit_histogram": counted_logits.get(row.latent),
             "similar": similar[row.latent],
             # Place of the change, its number of latents, and what ablating them undoes.
             "changes": [
@@ -133,7 +170,7 @@ def latent_records(
             ],
             # Lengths of its rows, in the space where sites have one size.
             "norms": [*zip(names, map(rounded, norms[row.latent]), strict=True)],
-            "examples": _examples(database.latent(row.latent)) if database else [],
+            "examples": _examples(database.latent(row.latent), shifts or {}) if database else [],
             "logits": _logits(by_latent.get(row.latent, [])),
         }
         for row in ranking.rows
@@ -173,7 +210,7 @@ def _measured(row: RankedLatent, latents: LatentMeasures) -> Record:
     }
 
 
-def _examples(stored: Iterable[StoredExample]) -> list[Record]:
+def _examples(stored: Iterable[StoredExample], shifts: Shifts) -> list[Record]:
     return [
         {
             "quantile": example.quantile,  # 0 the weakest; None of the largest activations
@@ -183,10 +220,17 @@ def _examples(stored: Iterable[StoredExample]) -> list[Record]:
             "source": example.source,
             "tokens": [shown(token) for token in example.tokens],
             "codes": [rounded(code, 3) if code else 0 for code in example.activations],
+            "shifts": _window(shifts.get(example.context, []), example),
         }
         for example in stored
         if example.rank < (N_TOP if example.quantile is None else N_QUANTILE)
     ]
+
+
+def _window(values: Sequence[float | None], example: StoredExample) -> list[float | None]:
+    """Those of the example's tokens."""
+    start = example.position - example.at
+    return [*values[start : start + len(example.tokens)]]
 
 
 def _logits(effects: Sequence[LogitEffect]) -> list[Record]:

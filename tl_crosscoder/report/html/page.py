@@ -1,9 +1,9 @@
 """`report`: one HTML file about a run, to open without a network and to send to others.
 
 Contract: the file holds everything it shows, and asks for nothing; text is escaped by jinja or
-stands as JSON without `<`; plotly and circuitsvis are in the page once, packed, and unpacked when a
-figure comes into view. Limit: of 200 latents about 5 MB; figures and texts need a browser of 2023
-or later (`DecompressionStream`).
+stands as packed JSON; plotly and circuitsvis are in the page once, packed, and unpacked when a
+figure comes into view. Limit: latents, figures and texts need a browser of 2023 or later
+(`DecompressionStream`).
 """
 
 import base64
@@ -107,7 +107,7 @@ def page(data: ReportData, figures: Mapping[str, go.Figure], *, is_live: bool = 
         css=Markup(_template("style.css")),
         is_live=is_live,
         js=Markup("\n".join(map(_template, (f"{name}.js" for name in scripts)))),
-        page_json=Markup(script_json(content | data.page_data())),
+        page_data=Markup(_packed(script_json(content | data.page_data()))),
         figures_json=Markup(script_json(drawn)),
         plotly=Markup(_packed_plotly() if drawn else ""),
         circuits=Markup(circuits_script() if data.texts else ""),
@@ -119,7 +119,12 @@ def _packed_plotly() -> str:
     # Plotly reads its megabytes when it is imported, which a report without figures does not need.
     from plotly.offline import get_plotlyjs
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return _packed(get_plotlyjs())
+
+
+def _packed(text: str) -> str:
+    """Text that `unpacked` of the page's script reads."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _template(name: str) -> str:

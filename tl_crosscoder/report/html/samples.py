@@ -105,13 +105,16 @@ class SampleSettings:
     strengths: tuple[float, ...] = (0.5, 1.0)
     """Strengths of steering, in units of the mean norm of the base activation."""
     max_new_tokens: int = 40
+    n_latents: int = 100
+    """The first of the report's latents, which are steered by and ablated one by one."""
 
     def __post_init__(self) -> None:
-        if self.n_prompts < 1 or self.max_new_tokens < 1 or not self.strengths:
+        counts = self.n_prompts, self.max_new_tokens, self.n_latents
+        if min(counts) < 1 or not self.strengths:
             raise ValueError(
-                f"n_prompts={self.n_prompts}, max_new_tokens={self.max_new_tokens} and strengths="
-                f"{self.strengths}: give at least one of each, or make the report without samples "
-                "(--no-samples)."
+                f"n_prompts={self.n_prompts}, max_new_tokens={self.max_new_tokens}, n_latents="
+                f"{self.n_latents} and strengths={self.strengths}: give at least one of each, or make the "
+                "report without samples (--no-samples)."
             )
 
 

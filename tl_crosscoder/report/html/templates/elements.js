@@ -1,7 +1,15 @@
-// Elements and numbers. All text goes into the page through textContent, never as HTML.
-const data = JSON.parse(document.getElementById("data").textContent);
-const terms = data.terms;
+// The page's data, elements and numbers. All text goes into the page through textContent, never as HTML.
 const byId = (id) => document.getElementById(id);
+const unpacked = async (node) => {
+  const bytes = Uint8Array.from(atob(node.textContent.trim()), (character) => character.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+};
+if (!("DecompressionStream" in window)) {
+  byId("count").textContent = "This browser is too old to show the latents: use one of 2023 or later.";
+  return;
+}
+const data = JSON.parse(await unpacked(byId("data")));
+const terms = data.terms;
 
 const el = (tag, options = {}, ...children) => {
   const { text, ...attributes } = options;

@@ -59,7 +59,11 @@ const exampleOf = (example, largest) => {
   const line = el("div", { class: "tokens", dir: "ltr" }, ...example.tokens.map((token, i) => {
     const code = example.codes[i];
     const shade = code > 0 ? `background: rgba(var(--hot), ${0.12 + 0.58 * Math.min(1, code / largest)})` : null;
-    return el("span", { text: token, style: shade, class: i === example.at ? "at" : null, title: code > 0 ? `activation ${code}` : null });
+    const shift = example.shifts[i] ?? 0;
+    const line = Math.abs(shift) < 0.1 ? null : `box-shadow: inset 0 -2px rgba(var(--${shift > 0 ? "hot" : "cold"}), ${Math.min(1, 0.25 + Math.abs(shift) / 4)})`;
+    const hints = [code > 0 ? `activation ${code}` : null, example.shifts[i] == null ? null
+      : `log-probability, fine-tuned minus base: ${shift > 0 ? "+" : ""}${shift.toFixed(2)} nats`].filter(Boolean);
+    return el("span", { text: token, style: [shade, line].filter(Boolean).join("; ") || null, class: i === example.at ? "at" : null, "data-tip": hints.join("; ") || null });
   }));
   const meta = `${number(2)(example.value)} · ${example.source} · ${example.role}`;
   return el("div", { class: "example" }, el("div", { class: "meta", text: meta }), line);
@@ -76,18 +80,21 @@ const grouped = (record, own) => {
     el("div", { class: "group", text: name }), ...own.map((example) => exampleOf(example, record.max_code || 1)),
   ]);
 };
-const strongest = (record) => grouped(record, record.examples.filter((example) => example.quantile === null));
+const strongest = (record) => [
+  ...grouped(record, record.examples.filter((example) => example.quantile === null)),
+  record.examples.some((example) => example.shifts.length) ? el("p", { class: "note", text: "Shaded by activation. Underlined in orange where fine-tuning makes a token likelier after those before it, in blue where less likely." }) : null,
+];
 const weaker = (record) => grouped(record, record.examples.filter((example) => example.quantile !== null));
 
-// Counts of activations in bins of equal width, from 0 to the largest.
-const histogram = (record) => {
-  const { counts, most } = record.histogram, top = Math.max(...counts, 1);
+// Counts in bins of equal width; `of` says of what.
+const histogram = ({ counts, least, most, n }, of) => {
+  const top = Math.max(...counts, 1), at = (i) => number(2)(least + i * (most - least) / counts.length);
   return [
-    el("div", { class: "histogram", role: "img", "aria-label": `activations from 0 to ${most}, on ${count(record.histogram.n)} tokens` },
-      ...counts.map((n, i) => el("span", {
-        style: `height: ${100 * Math.sqrt(n / top)}%`, "data-tip": `${number(2)(i * most / counts.length)} to ${number(2)((i + 1) * most / counts.length)}: ${count(n)} tokens`,
+    el("div", { class: "histogram", role: "img", "aria-label": `from ${least} to ${most}, of ${count(n)} ${of}` },
+      ...counts.map((own, i) => el("span", {
+        style: `height: ${100 * Math.sqrt(own / top)}%`, "data-tip": `${at(i)} to ${at(i + 1)}: ${count(own)} tokens`,
       }))),
-    el("p", { class: "note", text: `0 to ${most}, on ${count(record.histogram.n)} held-out tokens; heights are square roots of counts.` }),
+    el("p", { class: "note", text: `${least} to ${most}, of ${count(n)} ${of}; heights are square roots of counts.` }),
   ];
 };
 
@@ -146,10 +153,11 @@ const latentPane = (i) => {
     name(record),
     causes(record),
     ...section("Examples", "quantile", strongest(record)),
-    ...section("Effect on the logits", "logit", record.logits.length ? logits(record) : null),
-    ...section("Activations", "code", record.histogram ? histogram(record) : null),
+    ...section("Effect on the logits", "logit", record.logits.length ? logits(record) : null,
+      record.logit_histogram ? histogram(record.logit_histogram, "tokens of the vocabulary") : null),
+    ...section("Activations", "code", record.histogram ? histogram(record.histogram, "held-out tokens") : null),
     ...section("More examples", "quantile", weaker(record)),
-    ...section("Steered and ablated", null, data.samples ? samples(i) : null),
+    ...section("Steered and ablated", null, i < (data.samples?.latents.length ?? 0) ? samples(i) : null),
     ...section("Active on", "active_share", firing(record.roles), record.sources.length > 1 ? el("div", { class: "group", text: "by source" }) : null,
       record.sources.length > 1 ? firing(record.sources) : null,
       record.positions.length > 1 ? el("div", { class: "group", text: "by position in the context" }) : null,

@@ -1,16 +1,8 @@
 // Figures and texts: their libraries are unpacked when one of them comes near the window.
-const unpacked = async (packed) => {
-  if (!("DecompressionStream" in window)) {
-    throw new Error("this browser has no DecompressionStream; use one of 2023 or later");
-  }
-  const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-};
-
 let plotly;
 const loadPlotly = async () => {
   const script = document.createElement("script");
-  script.textContent = await unpacked(byId("plotly").textContent.trim());
+  script.textContent = await unpacked(byId("plotly"));
   document.head.append(script);
   return window.Plotly;
 };
@@ -31,7 +23,6 @@ const drawFigure = async (node) => {
 
 const drawText = async (node) => {
   const { component, props } = data.texts[node.dataset.text];
-  if (!("DecompressionStream" in window)) return; // its plain text stays
   await window.tlCircuits.render(node, component, props);
   node.dataset.done = "true";
 };

@@ -64,12 +64,14 @@ document.querySelector("#table thead").append(el("tr", {}, ...heads, el("th", { 
 
 // What is searched, each part with how much a word in it says of the latent.
 let searched = null;
-const searchParts = () => searched ??= records.map((record) => [
+const lines = [];
+const exampleLines = (i) => lines[i] ??= records[i].examples.map((example) => lineOf(example.tokens));
+const searchParts = () => searched ??= records.map((record, i) => [
   [16, [String(record.latent)], true],
   [8, record.name ? [record.name] : []],
   [4, record.examples.map((example) => lineOf([example.tokens[example.at]]))],
   [2, record.logits.flatMap((l) => l.promoted.map(([token]) => lineOf([token])))],
-  [1, [...record.examples.map((example) => lineOf(example.tokens)),
+  [1, [...exampleLines(i),
     ...record.logits.flatMap((l) => l.suppressed.map(([token]) => lineOf([token])))]],
 ].map(([weight, lines, isWhole]) => [weight, lines.map((line) => line.toLowerCase()), isWhole]));
 // 0 where a word is nowhere.
@@ -88,8 +90,7 @@ const relevance = (i, words) => {
 };
 const searchWords = () => byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
 
-const filtered = () => {
-  const words = searchWords();
+const filtered = (found) => {
   const chosenClass = byId("class").value, role = byId("role").value;
   const least = byId("least").value === "" ? -Infinity : byId("least").value / 100;
   const most = byId("most").value === "" ? Infinity : byId("most").value / 100;
@@ -100,7 +101,7 @@ const filtered = () => {
       && (!role || main_role === role)
       && ranked.active_share >= least && ranked.active_share <= most
       && (!isOnly || favourites.has(records[i].latent))
-      && (!words.length || relevance(i, words) > 0);
+      && (!found || found.get(i) > 0);
   });
 };
 
@@ -113,9 +114,9 @@ const compare = (i, j) => {
 
 // What is searched for, where an example has it; else the strongest example.
 const showMatch = (i, words) => {
-  const lines = words.length ? records[i].examples.map((e) => lineOf(e.tokens)) : [];
+  const own = words.length ? exampleLines(i) : [];
   const holds = (line, word) => line.toLowerCase().includes(word);
-  const line = lines.find((l) => words.every((word) => holds(l, word))) ?? lines.find((l) => holds(l, words[0]));
+  const line = own.find((l) => words.every((word) => holds(l, word))) ?? own.find((l) => holds(l, words[0]));
   rows[i].lastChild.replaceChildren(line === undefined ? contextOf(records[i].examples[0]) : matchOf(line, words[0]));
 };
 const matchOf = (line, word) => {
@@ -133,7 +134,7 @@ const update = () => {
   const found = words.length ? new Map(records.map((_, i) => [i, relevance(i, words)])) : null;
   const isByPlace = sorted.column === COLUMNS[0] && !sorted.descending;
   // What is searched for is sorted by relevance, unless another column was chosen.
-  visible = filtered().sort(found && isByPlace ? (i, j) => found.get(j) - found.get(i) || compare(i, j) : compare);
+  visible = filtered(found).sort(found && isByPlace ? (i, j) => found.get(j) - found.get(i) || compare(i, j) : compare);
   for (const i of visible) showMatch(i, words);
   body.replaceChildren(...visible.map((i) => rows[i]));
   byId("count").textContent = `${visible.length} of ${records.length} latents`;
