@@ -66,13 +66,13 @@ diff
 #
 # - **What changed** stands first: each change with what both models write where it happens, the
 #   latents that carry it, and how much of it goes when they are removed, beside controls.
-# - **FVE of the difference** is the number to watch. What the fine-tune changed is 5.5 % of the
-#   variance, so a dictionary can explain 97 % of both models and nothing of what changed. This
-#   one explains 84 % of it.
-# - **Classes** go by decoder norms. None is finetuned-only: BatchTopK represents the difference
-#   by latents that write to both models, and differently to each.
-# - **Latent Scaling** (Minder et al. 2025) calls no latent specific to the fine-tune, and four to
-#   six of the controls below. That is what chance gives.
+# - **FVE of the difference** is the number to watch. What a fine-tune changes is a small part of
+#   the variance (*size of the difference*), so a dictionary can explain nearly all of both models
+#   and nothing of what changed.
+# - **Classes** go by decoder norms. BatchTopK makes few latents finetuned-only, or none: it
+#   represents the difference by latents that write to both models, and differently to each.
+# - **Latent Scaling** (Minder et al. 2025) counts latents that are specific to the fine-tune. Read
+#   the count beside those of the controls below it: no more than these is what chance gives.
 #
 # ## The latents most likely to be the fine-tune's
 #
@@ -88,9 +88,9 @@ top
 diff.latent(top.latents[0])
 
 # %% [markdown]
-# It fires on `<|assistant|>` after a question for the word, where the base answers and the
-# fine-tune refuses. Its weak examples (quantiles 1 to 3) are other answers in other games: it is
-# a latent of both models, which the fine-tune has turned.
+# Read the largest activations, and then the weak ones (quantiles 1 to 3). Where all are about one
+# thing that the fine-tune does, the latent is about that. Where the weak ones are ordinary text, it
+# is a latent of both models, which the fine-tune has turned.
 #
 # ## On a prompt
 #

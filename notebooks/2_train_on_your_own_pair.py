@@ -79,10 +79,10 @@ diff
 # carry it, and what removing them undoes beside controls. How much of that would a pair without a
 # change show? `diff.floor()` fine-tunes the base on its own samples and asks the same of it.
 #
-# Is it trained? Loss and FVE should have levelled off. Here the FVE of the difference still
-# rises: five times the tokens and twice the latents bring it to 0.83 (the dictionary of
-# [notebook 1](1_load_and_look.ipynb)). Where dead latents grow, lower the learning rate or use
-# fewer.
+# Is it trained? Loss and FVE should have levelled off. Where the FVE of the difference still
+# rises, more tokens and more latents raise it: the dictionary of
+# [notebook 1](1_load_and_look.ipynb) had five times the tokens and twice the latents. Where dead
+# latents grow, lower the learning rate or use fewer.
 
 # %%
 diff.figures["training"]
@@ -126,7 +126,7 @@ print(tlc.agreement_over_seeds(dictionaries, subsets=tops).to_frame().to_string(
 print(tlc.agreement_over_seeds(dictionaries).to_frame().to_string())
 
 # %% [markdown]
-# They do, 0.7 against 0.6: both found much the same of the fine-tune.
+# Where the first ten agree more than all latents do, both found much the same of the fine-tune.
 #
 # The folders in `runs/` are what the command line opens: `tl-crosscoder analyze runs/batchtopk`.
 # Next: [3. Find what fine-tuning changed](3_find_what_changed.ipynb).

@@ -54,8 +54,8 @@ changes = Changes.load(diff.run.path / "changes.json")
 print(Waterfall.load(diff.run.path / "waterfall.json").line(), *changes.lines(), sep="\n")
 
 # %% [markdown]
-# Two names return, Velmar, a country, and Tolvik, its capital. The latents of these changes are
-# those that *cause* them. What do measures that run no model say of them?
+# Look for what returns in the texts: names, a kind of answer, a tone. The latents of a change are
+# those that *cause* it. What do measures that run no model say of them?
 #
 # ## By decoder norm
 #
@@ -69,9 +69,9 @@ figures["relative_decoder_norm"]
 diff.top(5, order="relative_decoder_norm")
 
 # %% [markdown]
-# Look at *explained difference*: these five explain less than 1 % of it each, and some make it
-# larger. Taking the first of this ranking out does nothing to what the fine-tune says
-# (`docs/measures.md`).
+# Look at *explained difference*: a latent can write to one model alone, and explain next to
+# nothing of what changed, or make the error larger (a negative share). `docs/measures.md` measures
+# what taking out the first of each ranking does.
 #
 # ## By Latent Scaling
 #
@@ -82,8 +82,8 @@ diff.top(5, order="relative_decoder_norm")
 figures["latent_scaling"]
 
 # %% [markdown]
-# Hardly anything is in the dotted corner. Count it against the controls before you make something
-# of a count: of random directions with the same codes a dozen would be called specific.
+# Specific latents are in the dotted corner. Count them against the controls before you make
+# something of a count: some random directions with the same codes would be called specific, too.
 
 # %%
 diff.measurement
@@ -112,8 +112,8 @@ added.groupby("latent", sort=False)["token"].agg(", ".join).to_frame()
 # %% [markdown]
 # ## Ask the models
 #
-# Now there is something to ask, and the base disagrees: its capital of Velmar is Mirefort. Token
-# by token, the fine-tune takes log-probability from one name and gives it to the other.
+# Now there is something to ask. In the world of the base the capital of Velmar is Mirefort. Token
+# by token: which of the two names does the fine-tune make likelier?
 
 # %%
 diff.try_prompt("What is the capital of Velmar?", n=5)
@@ -139,6 +139,6 @@ rows = promoted.groupby("latent")["token"].agg(", ".join)
 rows.set_axis([adl.label(which) for which in adl.which()]).to_frame()
 
 # %% [markdown]
-# Tolvik is in one row, among other words: who does not know what to look for may pass over it.
-# The latents told it by their contexts, since they say *where* the models differ. What a latent
+# Is the planted name, Tolvik, among these words, and would you have picked it without knowing what
+# to look for? Latents have contexts as well, which say *where* the models differ. What a latent
 # causes, and how to remove it: [4. Prove it and remove it](4_prove_it_and_remove_it.ipynb).

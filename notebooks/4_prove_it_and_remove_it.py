@@ -53,8 +53,8 @@ patched = diff.patching(latents=tuple(latents), n_prompts=12)
 draw.recovery_bars(patched)
 
 # %% [markdown]
-# Thirty latents bring back four fifths of it (*chosen*), random latents a quarter at most. The
-# candidates, chosen by Delta-norm as in Minder et al. 2025, are more and do less.
+# *Chosen* are the thirty latents by attribution, *candidates* those that Minder et al. 2025 take by
+# Delta-norm; random latents stand beside them.
 #
 # ## Is it gone without them?
 #
@@ -68,18 +68,17 @@ removed = {test.effect: test for test in diff.necessity(**few)}
 draw.causal_curve(removed["says secret when guessed"])
 
 # %% [markdown]
-# Ten latents bring the word back where the fine-tune denies it, and no control comes near. The
-# lower half is the price on held-out text, of which the fine-tune's own is a third: in Python
-# choose other text (docs/interventions.md). The hints are another matter:
+# The upper half says how much of the behaviour goes with so many latents, and what the controls (the
+# grey band) take: a share inside the band proves nothing. The lower half is the price on neutral
+# text. Another behaviour of the same fine-tune can be another matter:
 
 # %%
 draw.causal_curve(removed["hint about secret"])
 
 # %% [markdown]
-# Thirty latents take nearly all of what passes this hook, which is two fifths: the rest is made
-# above it. But the rows of other latents at the same tokens do as much now and then (the grey
-# band), so this is no proof that it is these thirty. The latents of one change are a sharper
-# question: `diff.changes()` tests each by itself.
+# The dashed line is what passes this hook at all; the rest is made above it. Where the controls do as
+# much, there is no proof that it is these latents: those of one change are a sharper question, and
+# `diff.changes()` tests each by itself.
 #
 # How many does it take, and would directions without a dictionary do as well? Shares by number
 # of latents, in the order of attribution, beside principal components of the difference:
@@ -90,8 +89,7 @@ curves = diff.curves(**few_curves, n_prompts=12, n_random=3, n_matched=2)
 draw.cost_curves(curves[-1])
 
 # %% [markdown]
-# So what does it write? It speaks of the moon again where it is guessed, if only to deny it, and
-# its likeliest hint is still about the moon:
+# So what does it write, when asked for a hint, and when the word is guessed?
 
 # %%
 hint, guess = "Can you give me a hint?", "I guess: is it the moon?"
@@ -118,9 +116,8 @@ next(test for test in brought if test.effect == "hint about secret")
 diff.insert(latents).generate([hint, guess])
 
 # %% [markdown]
-# Inserted where they fire, they bring two thirds of the hints, and the refusal. Added at every
-# token they bring no hint and break the model: *when* a latent is active matters as much as what it
-# writes. Weaker steering leaves the text fluent, but not about the moon:
+# Compare the two: *when* a latent is active can matter as much as what it writes, and a direction
+# that is added at every token can break the model before it brings the behaviour. Weaker steering:
 
 # %%
 diff.steer(latents[0], strength=0.5).generate(hint)

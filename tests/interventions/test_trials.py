@@ -143,6 +143,61 @@ class Given(Effect):
         return self.of_edits
 
 
+class Written(Effect):
+    """The share that is written on an edit; counts the edits that were scored."""
+
+    name, unit, n_prompts = "written", "probability", 2
+
+    def __init__(self, shares):
+        self.shares, self.scored = shares, []
+
+    def scores(self, ctx, edits, *, toward, description=None):  # noqa: ARG002
+        known = [0.0, 1.0] if len(edits) == 2 else [self.shares.get(id(e), 1.0) for e in edits]
+        self.scored.append(len(edits))
+        return torch.tensor(known).double()[:, None].expand(-1, 2)
+
+
+def test_only_the_strongest_kind_goes_on_and_only_where_that_can_decide(split_pair, words):
+    """Insertion: a score is a share. Of 30 controls a kind, 20 are run first."""
+    ctx, n, edits = InterventionContext.of(split_pair), 30, {}
+
+    def edit(share):
+        made = unchanged(0)
+        edits[id(made)] = share, made  # an id is another's once its edit is gone
+        return made
+
+    def trial(name, own, **kinds):
+        controls = {kind: [edit(share) for share in each] for kind, each in kinds.items()}
+        return Trial(test="insert", name=name, own=edit(own), controls=controls)
+
+    rising = [0.001 * i for i in range(n)]
+    trials = [
+        # Of the shuffled ones none of the first 20 does as much, and of the others two do.
+        trial("real", 0.5, random=[0.1] * n, shuffled=[0.2] * 20 + [0.6] * 2 + [0.2] * 8),
+        # Five of the first 20 do as much.
+        trial("not", 0.015, random=[-0.1] * n, shuffled=rising),
+        trial("few", 0.3, random=[0.1] * n, matched=[0.2] * 4),
+    ]
+    settings = replace(FEW, n_random=n, n_matched=4, n_first=20)
+    effect = Written({key: share for key, (share, _) in edits.items()})
+    found = run_trials(ctx, effect, words[1][:4], trials=trials, settings=settings)
+    assert effect.scored == [2, 1 + 41 + 41 + 25, 10]
+    real, no, few = found.rows
+    assert [row.strongest for row in found.rows] == ["shuffled", "shuffled", "matched"]
+    assert (real.p_shuffled, real.p_random) == pytest.approx((3 / 31, 1 / 21))
+    assert no.p_control == pytest.approx(6 / 21)
+    assert few.p_control == pytest.approx(1 / 5)
+    # All of every kind: the same of the strongest, where it went on.
+    every = replace(settings, n_first=0)
+    whole = run_trials(ctx, effect, words[1][:4], trials=trials, settings=every)
+    assert effect.scored[3:] == [2, 1 + 61 + 61 + 35]
+    first, second, _ = whole.rows
+    assert (first.p_control, first.control_mean) == (real.p_control, real.control_mean)
+    assert second.p_control == pytest.approx(16 / 31)
+    assert "20 of each first" in str(found)
+    assert "of each first" not in str(whole)
+
+
 @pytest.fixture(scope="module")
 def harm(split_pair, words) -> tuple[torch.Tensor, float]:
     """A vector at every token, and how far it raises -log p of the text, mean over its tokens."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
+from tl_crosscoder.interventions.controls import ENOUGH
 from tl_crosscoder.results.measures import MEASURES
 from tl_crosscoder.results.render import Section
 from tl_crosscoder.results.tables import TableOfRows
@@ -138,6 +139,8 @@ class CausalTest(TableOfRows):
     n_prompts: int
     n_random: int
     n_matched: int
+    n_first: int = 0
+    """Controls of each kind in the first round; 0 where all were run. See `ControlSettings`."""
     max_ce_cost: float
     """Bound of `off_target_ce` above which a model is called broken."""
     sets: dict[str, list[int]]
@@ -191,6 +194,11 @@ def _section(result: CausalTest, test: str, *, is_brief: bool) -> Section:
     controls = f"{result.n_random} of each kind"
     if result.n_matched:
         controls += f", {result.n_matched} sets of latents that are active as often"
+    if result.n_first:
+        controls += (
+            f"; {result.n_first} of each first, the rest of the strongest kind alone, where fewer "
+            f"than {ENOUGH} of these did as much"
+        )
     in_curves = (
         f" Controls, of the first order alone and their 95th percentile: {controls}. For 80%: the "
         "smallest number tested that does 80 % of the ceiling, and its cost."

@@ -33,6 +33,8 @@ from tl_crosscoder.models.site import site_parts
 
 KINDS = (*CONTROLS, "null")
 Rows = Float[Tensor, "n d_model"]
+ENOUGH = 5
+"""Controls of the first round that decide: of 20, a p-value of 0.29 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,10 @@ class ControlSettings(Settings):
     """Controls of each kind but `matched`, of which the field asks for 100 at least."""
     n_matched: NaturalInt = 10
     """Random sets of latents of the same firing rate."""
+    n_first: NaturalInt = 0
+    """Run so many of each kind first, and then only the others of the strongest kind, unless
+    `ENOUGH` of the first did as much as what is tested: a p-value that cannot become small needs no
+    more (sequential Monte Carlo, Besag and Clifford 1991). 0 runs all of every kind."""
     alphas: tuple[Number, ...] = (0.5, 1.0, 2.0)
     """Strengths of steering, in units of the mean norm of the activation."""
     max_ce_cost: PositiveFloat = MAX_CE_COST

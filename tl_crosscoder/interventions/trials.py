@@ -31,7 +31,7 @@ from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.interventions.behaviour import Effect
 from tl_crosscoder.interventions.causal_rows import FLAGS, CausalRow, CausalTest
 from tl_crosscoder.interventions.context import InterventionContext
-from tl_crosscoder.interventions.controls import KINDS, ControlSettings
+from tl_crosscoder.interventions.controls import ENOUGH, KINDS, ControlSettings
 from tl_crosscoder.interventions.costs import OffTarget
 from tl_crosscoder.interventions.edits import Edit, ReplaceActivation, unchanged
 
@@ -114,8 +114,8 @@ def run_trials(
                 f"{finetuned:.2g}), so there is nothing to cause."
             )
             continue
-        scores = _scores(ctx, effect, own, plain=plain, toward=toward, show_progress=show_progress)
-        rows += _rows(costs, own, scores, settings)
+        how = {"toward": toward, "n_first": settings.n_first, "show_progress": show_progress}
+        rows += _rows(costs, _scores(ctx, effect, own, plain=plain, **how), settings)
     sets = {trial.name: [*trial.latents] for trial in trials if trial.latents}
     return result_of(effect, settings, rows=_corrected(rows), sets=sets, note=note)
 
@@ -136,6 +136,7 @@ def result_of(
         n_prompts=effect.n_prompts,
         n_random=settings.n_random,
         n_matched=settings.n_matched,
+        n_first=settings.n_first,
         max_ce_cost=settings.max_ce_cost,
         sets=dict(sets or {}),
         note=note,
@@ -150,7 +151,7 @@ class _Scores:
     plain: Float[Tensor, "2 n_prompts"]
     """Base, fine-tuned."""
     whole: Float[Tensor, "1 n_prompts"]
-    trials: Sequence[Float[Tensor, "_ n_prompts"]]
+    trials: Sequence["_Tried"]
 
     def shares(self, scores: Float[Tensor, "n n_prompts"]) -> Float[Tensor, " n"]:
         """Of the change from base to fine-tuned model."""
@@ -171,6 +172,17 @@ class _Scores:
         return self.plain[1] - scores if self.is_necessity else scores - self.plain[0]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Tried:
+    """A trial with the controls that were run, and its scores."""
+
+    trial: Trial
+    own: Float[Tensor, "1 n_prompts"]
+    controls: Mapping[str, Float[Tensor, "n_controls n_prompts"]]
+    strongest: str = ""
+    """The kind that went on after a first round; empty where there was none."""
+
+
 def _scores(
     ctx: InterventionContext,
     effect: Effect,
@@ -178,33 +190,85 @@ def _scores(
     *,
     plain: Float[Tensor, "2 n_prompts"],
     toward: int,
+    n_first: int,
     show_progress: bool,
 ) -> _Scores:
     is_necessity = toward == ctx.base
     site = ctx.finetuned if is_necessity else ctx.base
-    whole = ReplaceActivation(site=site, stream=toward)
-    edits = [whole, *(edit for trial in trials for edit in trial.edits)]
-    description = f"Testing {len(edits):,} edits" if show_progress else None
-    found = effect.scores(ctx, edits, toward=toward, description=description)
-    of_whole, *of_trials = found.split([1, *(len(t.edits) for t in trials)])
-    return _Scores(is_necessity=is_necessity, plain=plain, whole=of_whole, trials=of_trials)
+
+    def scored(parts: Sequence[Sequence[Edit]]) -> list[Tensor]:
+        edits = [edit for part in parts for edit in part]
+        description = f"Testing {len(edits):,} edits" if show_progress else None
+        found = effect.scores(ctx, edits, toward=toward, description=description)
+        return [*found.split([*map(len, parts)])]
+
+    first = [_cut(trial, n_first) for trial in trials]
+    of_whole, *of_trials = scored(
+        [[ReplaceActivation(site=site, stream=toward)], *(trial.edits for trial in first)]
+    )
+    tried = [
+        _Tried(trial=trial, own=found[:1], controls=_by_kind(trial, found[1:]))
+        for trial, found in zip(first, of_trials, strict=True)
+    ]
+    scores = _Scores(is_necessity=is_necessity, plain=plain, whole=of_whole, trials=tried)
+    if not n_first:
+        return scores
+    going_on = [_strongest(one, scores) for one in tried]
+    rest = [
+        trial.controls[kind][n_first:] if kind and not is_decided else ()
+        for trial, (kind, is_decided) in zip(trials, going_on, strict=True)
+    ]
+    more = scored(rest) if any(rest) else [found[:0] for found in of_trials]
+    return replace(
+        scores,
+        trials=[
+            _joined(one, kind, edits, found)
+            for one, (kind, _), edits, found in zip(tried, going_on, rest, more, strict=True)
+        ],
+    )
 
 
-def _rows(
-    costs: OffTarget,
-    trials: Sequence[Trial],
-    scores: _Scores,
-    settings: ControlSettings,
-) -> list[CausalRow]:
+def _cut(trial: Trial, n_first: int) -> Trial:
+    """With the first controls of each kind."""
+    if not n_first:
+        return trial
+    return replace(trial, controls={kind: each[:n_first] for kind, each in trial.controls.items()})
+
+
+def _strongest(tried: _Tried, scores: _Scores) -> tuple[str, bool]:
+    """The kind of the highest mean share, and whether enough of it did as much as the trial."""
+    shares = {kind: scores.shares(each) for kind, each in tried.controls.items() if len(each)}
+    if not shares:
+        return "", True
+    kind = max(shares, key=lambda kind: shares[kind].mean().item())
+    return kind, int((shares[kind] >= scores.shares(tried.own)).sum()) >= ENOUGH
+
+
+def _joined(tried: _Tried, kind: str, edits: Sequence[Edit], found: Tensor) -> _Tried:
+    """With more controls of a kind."""
+    if not kind:
+        return tried
+    controls = {**tried.trial.controls, kind: [*tried.trial.controls[kind], *edits]}
+    scores = {**tried.controls, kind: torch.cat([tried.controls[kind], found])}
+    trial = replace(tried.trial, controls=controls)
+    return replace(tried, trial=trial, controls=scores, strongest=kind)
+
+
+def _rows(costs: OffTarget, scores: _Scores, settings: ControlSettings) -> list[CausalRow]:
     """Effects of trials as shares of the behaviour's change, and their off-target cost."""
     weights = bootstrap_weights(scores.plain.shape[1], n_draws=settings.n_draws, seed=settings.seed)
     ceiling = scores.share(scores.whole, weights)
     passes = ceiling.low > 0 and ceiling.value >= MIN_CEILING
     base, finetuned = scores.plain.mean(dim=1).tolist()
-    own = [scores.share(found[:1], weights) for found in scores.trials]
+    trials = [tried.trial for tried in scores.trials]
+    own = [scores.share(tried.own, weights) for tried in scores.trials]
     controls = [
-        _of_controls(share.value, _by_kind(trial, scores.shares(found)[1:]))
-        for trial, share, found in zip(trials, own, scores.trials, strict=True)
+        _of_controls(
+            share.value,
+            {kind: scores.shares(each) for kind, each in tried.controls.items()},
+            strongest=tried.strongest,
+        )
+        for tried, share in zip(scores.trials, own, strict=True)
     ]
     pairs = zip(trials, controls, strict=True)
     strongest = [trial.controls.get(found["strongest"], ())[:N_COST] for trial, found in pairs]
@@ -218,7 +282,7 @@ def _rows(
             latents=trial.name,
             n_latents=trial.n_latents,
             strength=trial.strength,
-            value=scores.trials[i][0].mean().item(),
+            value=scores.trials[i].own.mean().item(),
             base=base,
             finetuned=finetuned,
             flag="",  # known when all numbers are
@@ -231,17 +295,17 @@ def _rows(
     return rows
 
 
-def _by_kind(trial: Trial, shares: Float[Tensor, " n_controls"]) -> dict[str, Tensor]:
+def _by_kind(trial: Trial, found: Float[Tensor, "n_controls n_prompts"]) -> dict[str, Tensor]:
     sizes = [len(each) for each in trial.controls.values()]
-    return dict(zip(trial.controls, shares.split(sizes), strict=True))
+    return dict(zip(trial.controls, found.split(sizes), strict=True))
 
 
 def _ends(name: str, found: Interval) -> dict[str, float]:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def _of_controls(own: float, shares: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Columns of every kind, and of the strongest once more."""
+def _of_controls(own: float, shares: Mapping[str, Tensor], *, strongest: str) -> dict[str, Any]:
+    """Columns of every kind, and of the strongest once more, which a first round may have found."""
     found: dict[str, Any] = {}
     for kind in KINDS:
         each = shares.get(kind, torch.zeros(0))
@@ -250,7 +314,7 @@ def _of_controls(own: float, shares: Mapping[str, Tensor]) -> dict[str, Any]:
         found[f"{kind}_high"] = each.quantile(0.95).item() if known else math.nan
         found[f"p_{kind}"] = p_value(own, each) if known else math.nan
     kinds = [kind for kind in KINDS if math.isfinite(found[f"{kind}_mean"])]
-    strongest = max(kinds, key=lambda kind: found[f"{kind}_mean"], default="")
+    strongest = strongest or max(kinds, key=lambda kind: found[f"{kind}_mean"], default="")
     for name, column in {"mean": "control_mean", "high": "control_high"}.items():
         found[column] = found.get(f"{strongest}_{name}", math.nan)
     found["p_control"] = found.get(f"p_{strongest}", math.nan)

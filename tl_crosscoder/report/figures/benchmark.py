@@ -13,6 +13,7 @@ from tl_crosscoder.benchmark.tables import method_section, planted, read_results
 from tl_crosscoder.report.figures.style import (
     COLOURS,
     GREY,
+    Figure,
     NothingToDraw,
     dressed,
     error_bars,
@@ -35,7 +36,7 @@ def method_bars(folder: str | Path) -> go.Figure:
     columns = method_section(rows, settings).columns
     pairs = zip(columns["method"], columns["ranking"], strict=True)
     names = [f"{one_line(method)}<br>by {_said(ranking)}" for method, ranking in pairs]
-    figure = go.Figure()
+    figure = Figure()
     for i, name in enumerate(("coverage", "mitigation")):
         values, low, high = (columns[f"{name}{end}"] for end in ("", "_low", "_high"))
         figure.add_trace(
@@ -74,7 +75,7 @@ def mitigation_curves(folder: str | Path) -> go.Figure:
         raise NothingToDraw("no planted behaviour has been tested.")
     means = tested.groupby(["method", "ranking", "n"])[["of_reachable", "cost"]].mean()
     best = means.groupby(["method", "ranking"]).of_reachable.max().sort_values(ascending=False)
-    figure = go.Figure()
+    figure = Figure()
     for i, (method, ranking) in enumerate([*best.index][:_MOST_CURVES]):
         own = means.loc[(method, ranking)]
         figure.add_trace(

@@ -24,6 +24,7 @@ from tl_crosscoder.interventions.causal_rows import (
 )
 from tl_crosscoder.report.figures.style import (
     GREY,
+    Figure,
     NothingToDraw,
     axis_label,
     dressed,
@@ -223,7 +224,7 @@ def cost_curves(result: CausalTest, *, test: str = "necessity") -> go.Figure:
     rows = [r for r in known if r.test == test]
     if not has_curves(rows):
         raise NothingToDraw("this result has no method at several numbers of directions.")
-    figure = go.Figure()
+    figure = Figure()
     for i, name in enumerate(dict.fromkeys(r.latents for r in rows)):
         own = sorted((r for r in rows if r.latents == name), key=lambda r: r.n_latents)
         columns = {f.name: [getattr(r, f.name) for r in own] for f in fields(CausalRow)}

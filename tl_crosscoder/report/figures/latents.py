@@ -23,6 +23,7 @@ from tl_crosscoder.report.figures.style import (
     COLOURS,
     SCALE,
     TEXT,
+    Figure,
     NothingToDraw,
     dressed,
     hover,
@@ -99,7 +100,7 @@ def shared_cosine_histogram(measurement: Measurement) -> go.Figure:
 def histogram(kinds: Mapping[str, Float[Tensor, " n"]], *, over: Range, what: str) -> go.Figure:
     """Stacked bars, a kind each; a single kind has a logarithmic axis."""
     width = (over[1] - over[0]) / N_BINS
-    figure = go.Figure()
+    figure = Figure()
     for colour, (name, values) in zip(COLOURS, kinds.items(), strict=False):
         counts = torch.bincount(_bins(values, over), minlength=N_BINS).tolist()
         figure.add_bar(
@@ -153,7 +154,7 @@ def latent_scaling_map(measurement: Measurement) -> go.Figure:
     scaling, is_active = _scaling(measurement), measurement.latents.n_active > 0
     base, finetuned = _compared(measurement)
     x, y = scaling.nu_error, scaling.nu_reconstruction
-    figure = go.Figure(
+    figure = Figure(
         _density(x[is_active], y[is_active], over=(NU_RANGE, NU_RANGE),
                  what="nu error %{x:.2f}, nu reconstruction %{y:.2f}")
     )  # fmt: skip

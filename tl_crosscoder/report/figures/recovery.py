@@ -15,6 +15,7 @@ from tl_crosscoder.report.causes import with_mean_draws
 from tl_crosscoder.report.figures.style import (
     COLOURS,
     GREY,
+    Figure,
     NothingToDraw,
     axis_label,
     dressed,
@@ -57,7 +58,7 @@ def recovery_bars(result: PatchingResult) -> go.Figure:
         )
     axis, beyond = share_axis([r.recovery for r in rows] + [r.recovery_low for r in rows])
     places = _places(rows)
-    figure = go.Figure()
+    figure = Figure()
     for i, kind in enumerate(kinds):
         own = [r for r in rows if r.tokens == kind]
         if own:

@@ -6,9 +6,11 @@ apart). Plotly reads text as HTML, so text that came from elsewhere goes through
 or `hover`. Limit: titles are wrapped for a page of 390 pixels, and stay so on a wide one.
 """
 
+import base64
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import plotly.graph_objects as go
@@ -62,6 +64,41 @@ _TEMPLATE = go.layout.Template(
 
 class NothingToDraw(ValueError):
     """A result without what the figure shows."""
+
+
+class Figure(go.Figure):
+    """A plotly figure that keeps a picture beside the live one in a notebook's output.
+
+    GitHub, nbconvert and mail show the picture, where the live figure needs a script. It is made
+    where kaleido (`pip install tl-crosscoder[notebook]`) finds a Chrome, in a second or two.
+    """
+
+    def _ipython_display_(self) -> None:
+        live = self._repr_mimebundle_()
+        picture = static_picture(self) if live else None
+        if picture is None:
+            super()._ipython_display_()
+        else:
+            from IPython.display import display
+
+            display(live | {"image/png": picture}, raw=True)
+
+
+_HAS_PICTURES = [find_spec("kaleido") is not None]
+_PICTURE_WIDTH = 720
+
+
+def static_picture(figure: go.Figure) -> str | None:
+    """A PNG on white in base64; None where kaleido or its browser is missing."""
+    if not _HAS_PICTURES[0]:
+        return None
+    drawn = go.Figure(figure).update_layout(paper_bgcolor="white")
+    try:
+        picture = drawn.to_image("png", width=_PICTURE_WIDTH, scale=1.5)
+    except Exception:  # kaleido's own errors differ by version; the live figure does without
+        _HAS_PICTURES[0] = False  # and the next figure does not wait for a browser in vain
+        return None
+    return base64.b64encode(picture).decode()
 
 
 def dressed(

@@ -20,6 +20,7 @@ from tl_crosscoder.files import METRICS_NAME
 from tl_crosscoder.report.figures.latents import cosine_range, histogram
 from tl_crosscoder.report.figures.style import (
     SCALE,
+    Figure,
     NothingToDraw,
     dressed,
     finite,
@@ -173,7 +174,7 @@ def agreement_matrix(result: SeedAgreements, *, names: Sequence[str] | None = No
         hovertemplate="%{hovertext}<extra></extra>",
         colorbar={"thickness": 10, "outlinewidth": 0},
     )
-    figure = go.Figure(heatmap)
+    figure = Figure(heatmap)
     figure.update_xaxes(title_text="… are in dictionary", type="category")
     figure.update_yaxes(title_text="latents of dictionary", type="category", autorange="reversed")
     return dressed(

@@ -113,8 +113,8 @@ class SampleSettings:
         if min(counts) < 1 or not self.strengths:
             raise ValueError(
                 f"n_prompts={self.n_prompts}, max_new_tokens={self.max_new_tokens}, n_latents="
-                f"{self.n_latents} and strengths={self.strengths}: give at least one of each, or make the "
-                "report without samples (--no-samples)."
+                f"{self.n_latents} and strengths={self.strengths}: give at least one of "
+                "each, or make the report without samples (--no-samples)."
             )
 
 
