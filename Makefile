@@ -37,9 +37,9 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/pyright
 
-# The .ipynb files are written from the .py files beside them, without outputs.
+# The .ipynb files are written from the .py files beside them, with outputs; minutes, and a Chromium.
 notebooks: $(VENV)/ready
-	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
+	$(BIN)/python docs/executed_notebooks.py
 
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -4,7 +4,8 @@
 
 Makes the report of each run, then opens the file in headless Chromium: bytes by part, seconds to
 make it, and medians over several openings of the navigation's times (milliseconds since it began),
-of opening a latent and of searching for a word. Needs selenium, chromium and chromedriver. Limit: a warm disk cache.
+of opening a latent and of searching for a word. Needs selenium, chromium and chromedriver. Limit:
+a warm disk cache.
 """
 
 import argparse

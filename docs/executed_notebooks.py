@@ -3,8 +3,9 @@
     python docs/executed_notebooks.py [NAME ...]
 
 Each runs from an empty folder. Figures are pictures in what is kept, and token panels plain
-texts, for GitHub runs no scripts; bars and notes of the work are left out, and so is the folder's name. Fails where a cell fails, or
-where an output is larger than `MAX_OUTPUT`. Needs kaleido and a Chrome or Chromium.
+texts, for GitHub runs no scripts; bars and notes of the work are left out, and so is the folder's
+name. Fails where a cell fails, or where an output is larger than `MAX_OUTPUT`. Needs kaleido and a
+Chrome or Chromium.
 """
 
 import os

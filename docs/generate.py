@@ -3,7 +3,8 @@
 A hook of mkdocs (`hooks:` in mkdocs.yml): what it fills in is never kept, so it cannot be out of
 date. It gives the changelog, the papers' set-ups, results and notebooks their place in the site,
 turns links to them accordingly, and writes the command line's help, the glossary of measures and
-the index of public names.
+the index of public names. Formulas (blocks of `math`, in LaTeX) become MathML, which browsers
+draw by themselves.
 Limits: links are found by their Markdown form `](target)`, in code blocks too; of notebooks the
 text and the code are shown, and not what came out.
 """
@@ -22,6 +23,7 @@ from unittest import mock
 
 import griffe
 import jupytext
+import latex2mathml.converter
 import measured_tables
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -39,6 +41,7 @@ CARRIED = ("CHANGELOG.md", "configs/*", "benchmarks/results/*.json", "notebooks/
 """Files outside docs/ that the site holds too, under the same path."""
 COLUMNS = "80"
 """Width of the help: what fits beside the table of contents."""
+_FORMULA = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?![a-z]+:|#|/)([^)#\s]+)")
 
 
@@ -64,8 +67,20 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         markdown = markdown.replace("<!-- measures -->", table_of_measures())
     if "<!-- notebooks -->" in markdown:
         markdown = markdown.replace("<!-- notebooks -->", index_of_notebooks())
-    markdown = measured_tables.filled(markdown)
+    markdown = _FORMULA.sub(lambda found: as_mathml(found[1]), measured_tables.filled(markdown))
     return _LINK.sub(lambda found: f"]({in_site(found[1], source)}", markdown)
+
+
+def as_mathml(formula: str) -> str:
+    """A formula as a block of HTML.
+
+    >>> as_mathml("a = b")[-59:]
+    '<mi>a</mi><mo>&#x0003D;</mo><mi>b</mi></mrow></math></div>'
+    """
+    found = latex2mathml.converter.convert(formula.strip(), display="block")
+    if "\\" in found:
+        raise ValueError(f"a command that latex2mathml does not know is in the formula {formula}")
+    return f'<div class="formula">{found}</div>'
 
 
 def in_site(target: str, source: str) -> str:

@@ -34,7 +34,8 @@ print(pair.sites[1].adapter)
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    kinds = ["--wheel", "--sdist"]
+    command = [sys.executable, "-m", "build", *kinds, "--no-isolation", "--outdir", folder, ROOT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("*.whl"))
@@ -51,6 +52,14 @@ def test_the_wheel_holds_the_package_the_pair_and_nothing_else(wheel):
     assert not any("recipes" in n for n in names)
     assert all(n.startswith(("tl_crosscoder/", "tl_crosscoder-")) for n in names)
     assert wheel.stat().st_size < 35_000_000
+
+
+def test_an_index_takes_both_files(wheel):
+    built = sorted(wheel.parent.iterdir())
+    assert [path.name.endswith((".tar.gz", ".whl")) for path in built] == [True, True]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_embedded_pair_loads_from_an_unpacked_wheel(wheel, tmp_path):

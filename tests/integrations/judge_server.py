@@ -1,6 +1,7 @@
 """A local OpenAI-compatible endpoint that judges by a rule: it looks for a word.
 
-Asked for a name, it answers with the word that is marked most often; asked about windows, it calls
+Asked for a name, it answers with the word that is marked most often, of a change with what the
+fine-tuned model writes; asked about windows, it calls
 those active that contain the word of the explanation.
 """
 
@@ -44,6 +45,9 @@ def judged(messages: list[dict[str, str]]) -> str:
         assert word is not None
         verdicts = [int(word.group(1) in e) for e in excerpts]
         return f"Those with the word are active: {verdicts}"
+    if asked.startswith("Text 1:"):
+        (written,) = re.findall(r'^Fine-tuned model: (".*")$', asked, re.MULTILINE)
+        return f"NAME: writes\nEXPLANATION: it writes {json.loads(written)}"
     marks = Counter(m.strip() for e in excerpts for m in re.findall(r"<<(.+?)>>", e))
     word = marks.most_common(1)[0][0]
     return f"It is plain.\n**NAME:** {word}\n**EXPLANATION:** the word '{word}'"

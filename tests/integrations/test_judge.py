@@ -2,13 +2,16 @@
 
 import json
 import math
+import shutil
 import sys
 import traceback
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from report.result_rows import change_row, changes_result
 from text_of_ids import text_of
 from transformers import AutoTokenizer
 
@@ -18,7 +21,7 @@ from tl_crosscoder.cli.main import main
 from tl_crosscoder.integrations import judge_client
 from tl_crosscoder.integrations.config import JudgeConfig
 from tl_crosscoder.integrations.judge_client import AnswerCache, Judge
-from tl_crosscoder.integrations.judging import Judged, judge_run
+from tl_crosscoder.integrations.judging import Judged, JudgedChanges, judge_run
 from tl_crosscoder.integrations.naming import (
     Window,
     WindowSampler,
@@ -33,6 +36,10 @@ from tl_crosscoder.integrations.naming import (
     strength,
 )
 from tl_crosscoder.models.pretrained import resolve_model
+from tl_crosscoder.report.html import ReportSettings
+from tl_crosscoder.report.html.data import collect
+from tl_crosscoder.report.html.page import page
+from tl_crosscoder.run.run import Run
 
 SIZE = 12
 
@@ -338,3 +345,41 @@ def test_the_judge_asks_only_when_told_to_and_never_twice(run, server, capsys):
                for line in s.splitlines()[1:]]  # fmt: skip
     assert windows
     assert not [w for w in windows if w in names.replace("<<", "").replace(">>", "")]
+
+
+def test_changes_are_named_from_their_texts(run, server, tmp_path, capsys):
+    folder = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    changed = changes_result(
+        change_row(), change_row(place=2, latents=(7,), finetuned_text="No </p>, it is \nnot.")
+    )
+    changed.save(folder / "changes.json")
+    ask = ["judge", str(folder), "--model", "rule", "--base-url", server.url, "--n", "1"]
+    ask += ["--n-active", "2", "--n-inactive", "2", "--no-control"]
+    assert main(ask) == 0
+    printed = capsys.readouterr().out
+    assert "A request for a name of a change:" in printed
+    assert json.dumps(changed.rows[0].before, ensure_ascii=False) in printed
+    assert server.requests == []
+
+    assert main([*ask, "--send"]) == 0
+    printed = capsys.readouterr().out
+    first, second = JudgedChanges.load(folder / "judged_changes.json").rows
+    assert (first.name, first.explanation) == ("writes", f"it writes {first_text(changed)}")
+    assert second.latents == (7,)
+    assert f"change 1 writes: it writes {first_text(changed)}" in " ".join(printed.split())
+    asked = [r["messages"][-1]["content"] for r in server.requests]
+    assert sum(each.startswith("Text 1:") for each in asked) == 2
+
+    html = page(collect(Run(path=folder), ReportSettings(n_latents=2, models=False)), {})
+    assert f"writes. it writes {first_text(changed)}" in html
+    assert "No &lt;/p&gt;, it is" in html
+    # A change of other latents is another change.
+    changes_result(change_row(latents=(3,))).save(folder / "changes.json")
+    data = collect(Run(path=folder), ReportSettings(n_latents=2, models=False))
+    assert data.change_names == [""]
+    assert main([*ask, "--no-changes"]) == 0
+    assert "name of a change" not in capsys.readouterr().out
+
+
+def first_text(changed) -> str:
+    return changed.rows[0].finetuned_text

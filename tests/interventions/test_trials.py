@@ -187,6 +187,11 @@ def test_only_the_strongest_kind_goes_on_and_only_where_that_can_decide(split_pa
     assert (real.p_shuffled, real.p_random) == pytest.approx((3 / 31, 1 / 21))
     assert no.p_control == pytest.approx(6 / 21)
     assert few.p_control == pytest.approx(1 / 5)
+    # Trials may share their controls, which run once.
+    twice = [trials[0], replace(trials[0], name="again", own=trials[2].own)]
+    run_trials(ctx, effect, words[1][:4], trials=twice, settings=replace(settings, n_first=0))
+    assert effect.scored[3:] == [2, 1 + 2 + 60]
+    effect.scored = effect.scored[:3]
     # All of every kind: the same of the strongest, where it went on.
     every = replace(settings, n_first=0)
     whole = run_trials(ctx, effect, words[1][:4], trials=trials, settings=every)
@@ -232,8 +237,8 @@ def harm(split_pair, words) -> tuple[torch.Tensor, float]:
 def test_what_is_no_plain_share_is_flagged(
     split_pair, words, harm, whole, own, control, hurts, flag, of_reachable
 ):
-    fine, bad = unchanged(1), AddVector(site=1, stream=1, vector=harm[0])
-    edits = [bad if hurts == name else fine for name in ("own", "control")]
+    bad = AddVector(site=1, stream=1, vector=harm[0])
+    edits = [bad if hurts == name else unchanged(1) for name in ("own", "control")]
     trial = Trial(test="necessity", name="x", own=edits[0], controls={"random": edits[1:]})
     settings, ctx = replace(FEW, max_ce_cost=harm[1] / 2), InterventionContext.of(split_pair)
     given = ctx, Given(whole, own, control), words[1][:4]

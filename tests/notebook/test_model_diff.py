@@ -1,5 +1,6 @@
 """`diff` in a notebook: one small run of the embedded pair, and what can be asked of it."""
 
+import html
 import json
 import tempfile
 from dataclasses import replace
@@ -299,10 +300,17 @@ def test_steering_is_in_units_of_the_stream_of_the_base(made, latent):
 def test_latents_are_ranked_by_what_they_carry_where_models_are_at_hand(made):
     found = made.attribution(n_prompts=3, n_steps=1)
     top = made.top(5)
-    assert (top.order, top.part) == ("attribution", "documents for ranking")
+    assert (top.order, top.ranking.part) == ("attribution", "documents for ranking")
     assert top.latents == found.ranking(5)
     assert [row.attribution for row in top.rows] == [row.attribution for row in found.rows(5)]
-    assert made.top(5, order="score") == rank_latents(made.measurement.latents, n=5)
+    by_score = rank_latents(made.measurement.latents, n=5)
+    assert made.top(5, order="score").ranking == by_score
+    assert top.to_frame()["latent"].tolist() == top.latents
+    with made.run.examples() as database:
+        strongest = [database.latent(latent, n=1)[0] for latent in top.latents]
+    for shown in (str(top), top._repr_html_()):
+        assert "by what they carry of the change" in shown
+        assert all(example.token.strip() in html.unescape(shown) for example in strongest)
     opened = load_diff(made.path)
     assert opened.top(5) == top
     assert not opened.run.has_models

@@ -23,7 +23,7 @@ from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.interventions.controls import gaussian_rows, of_same_norm
 from tl_crosscoder.interventions.curves import exchanged
-from tl_crosscoder.interventions.edits import AddVector, ProjectOut
+from tl_crosscoder.interventions.edits import AddVector, Edit, ProjectOut
 from tl_crosscoder.interventions.latent_edits import steering
 from tl_crosscoder.interventions.trials import ControlSettings, Trial
 from tl_crosscoder.models.pair import ModelPair
@@ -102,6 +102,7 @@ class Directions(TableOfColumns):
         *,
         settings: ControlSettings | None = None,
         factors: Mapping[str, Tensor | None] | None = None,
+        shared: dict[float, dict[str, list[Edit]]] | None = None,
     ) -> list[Trial]:
         """Sufficiency (`steer`: the base, at each strength) and necessity (projection replacement).
 
@@ -113,6 +114,8 @@ class Directions(TableOfColumns):
             settings: of the controls.
             factors: of the Gaussian controls, from `controls.gaussian_factors`; None is isotropic
                 directions alone.
+            shared: controls of steering by strength, which are those of any direction: filled, and
+                taken from there by the next one, so that each runs once.
 
         Raises:
             ValueError: as the edits do.
@@ -122,16 +125,20 @@ class Directions(TableOfColumns):
         row = self.direction(which)[None]
         factors = {"random": None} if factors is None else factors
         drawn = gaussian_rows(row, n=settings.n_random, seed=settings.seed, factors=factors)
+        shared = {} if shared is None else shared
+        for alpha in settings.alphas:
+            if alpha not in shared:
+                shared[alpha] = {
+                    kind: [self._steering(ctx, r[0], alpha, base) for r in each]
+                    for kind, each in drawn.items()
+                }
         steer = [
             Trial(
                 test="steer",
                 name=self.label(which),
                 strength=alpha,
                 own=self.steering(ctx, which, strength=alpha, site=base),
-                controls={
-                    kind: [self._steering(ctx, r[0], alpha, base) for r in each]
-                    for kind, each in drawn.items()
-                },
+                controls=shared[alpha],
             )
             for alpha in settings.alphas
         ]

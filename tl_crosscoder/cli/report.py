@@ -127,7 +127,7 @@ class Handoff:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Let a language model name latents, and score the names by detection.
+    """Let a language model name changes and latents, and score the latents' names by detection.
 
     Shows what it would ask and sends nothing; with --send it asks. Needs the extra `judge`, and the
     endpoint's key in OPENAI_API_KEY.
@@ -151,10 +151,15 @@ class Judge:
 
         run = Run(path=Path(self.run), device=self.device)
         if self.send:
-            print(judging.judged_text(judging.judge_run(run, self.config, show_progress=True)))
+            judged = judging.judge_run(run, self.config, show_progress=True)
+            path, changes = run.path / files.JUDGED_CHANGES_NAME, None
+            if judging.changes_to_name(run, self.config):
+                changes = judging.JudgedChanges.load(path)
+            print(judging.judged_text(judged, changes))
             print(f"\nSaved in {run.path / files.JUDGED_NAME}")
             return
         cases = judging.prepare(run, self.config, show_progress=True)
         path = run.path / judging.CACHE_NAME
         with AnswerCache(path if path.is_file() else None) as cache:
-            print(judging.plan_text(cases, Client(self.config, cache)))
+            changes = judging.changes_to_name(run, self.config)
+            print(judging.plan_text(cases, Client(self.config, cache), changes))

@@ -63,6 +63,8 @@ class JudgeConfig(Settings):
     """Latents to judge; None is the first `n` of the ranking."""
     n: PositiveInt = 10
     """Latents of the ranking to judge, where `latents` is None."""
+    changes: bool = True
+    """Name the changes of the run's folder as well, where it has any."""
     n_top: NaturalInt = 10
     """Examples with the largest activations, shown in the request for a name."""
     n_quantile: NaturalInt = 10

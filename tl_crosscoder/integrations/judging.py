@@ -1,8 +1,9 @@
 """Judging a run: `prepare` what will be asked, `plan_text` what it costs, `judge_run` all of it.
 
 One pass of the models over the run's held-out text finds where the latents are active. Answers are
-kept beside the run in `judge_cache.sqlite`, and the result, `Judged`, in `judged.json`. Limit: a
-name is scored on the text that the run holds out, whatever else the latent responds to.
+kept beside the run in `judge_cache.sqlite`, and the results, `Judged` and `JudgedChanges`, in
+`judged.json` and `judged_changes.json`. Limits: a name of a latent is scored on the text that the
+run holds out, whatever else the latent responds to; a name of a change is not scored.
 """
 
 import math
@@ -16,7 +17,7 @@ import torch
 from tl_crosscoder.analysis.firing import find_active
 from tl_crosscoder.analysis.lens import logit_effect
 from tl_crosscoder.analysis.resampling import Interval
-from tl_crosscoder.files import JUDGED_NAME
+from tl_crosscoder.files import CHANGES_NAME, JUDGED_CHANGES_NAME, JUDGED_NAME
 from tl_crosscoder.integrations.config import JudgeConfig
 from tl_crosscoder.integrations.judge_client import AnswerCache, Judge, Messages, check_can_ask
 from tl_crosscoder.integrations.naming import (
@@ -25,12 +26,14 @@ from tl_crosscoder.integrations.naming import (
     Window,
     WindowSampler,
     batches,
+    change_prompt,
     detection,
     detection_prompt,
     naming_examples,
     naming_prompt,
     read_name,
 )
+from tl_crosscoder.interventions.changes_result import Change, Changes
 from tl_crosscoder.results.render import wrapped
 from tl_crosscoder.results.tables import TableOfRows
 from tl_crosscoder.run.attribution import ranking_at_hand
@@ -88,6 +91,27 @@ class Judged(TableOfRows):
         """Mean of a score over the latents that have it; NaN where none has."""
         known = [v for v in map(measure, self.rows) if not math.isnan(v)]
         return fmean(known) if known else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedChange:
+    """A change and what it is called; empty where the judge gave no name that could be read."""
+
+    place: int
+    latents: tuple[int, ...]
+    """Those of the change, by which it is known again."""
+    name: str
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedChanges(TableOfRows):
+    """Names of changes, in their order."""
+
+    ROW: ClassVar[type] = JudgedChange
+    rows: tuple[JudgedChange, ...]
+    model: str
+    """The judge, as its endpoint names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +188,37 @@ def judge_run(run: Run, config: JudgeConfig, *, show_progress: bool = False) -> 
     if not path.is_file():
         check_can_ask()  # something will be asked: before long work
     cases = prepare(run, config, show_progress=show_progress)
+    changes = changes_to_name(run, config)
     with AnswerCache(path) as cache:
-        result = judge_cases(cases, Judge(config, cache), show_progress=show_progress)
+        judge = Judge(config, cache)
+        if changes:
+            judge_changes(changes, judge).save(run.path / JUDGED_CHANGES_NAME)
+        result = judge_cases(cases, judge, show_progress=show_progress)
     result.save(run.path / JUDGED_NAME)
     return result
+
+
+def changes_to_name(run: Run, config: JudgeConfig) -> tuple[Change, ...]:
+    """The changes of the folder that have texts; none where none are to be named."""
+    path = run.path / CHANGES_NAME
+    if not config.changes or not path.is_file():
+        return ()
+    return tuple(change for change in Changes.load(path).found if change.passages)
+
+
+def judge_changes(changes: Sequence[Change], judge: Judge) -> JudgedChanges:
+    """Ask for a name of each change. Raises as `Judge.ask` does."""
+    names = map(read_name, judge.ask([change_prompt(change) for change in changes]))
+    rows = (
+        JudgedChange(
+            place=change.place,
+            latents=change.latents,
+            name=name.name if name else "",
+            explanation=name.explanation if name else "",
+        )
+        for change, name in zip(changes, names, strict=True)
+    )
+    return JudgedChanges(rows=tuple(rows), model=judge.config.model)
 
 
 def judge_cases(cases: Sequence[Case], judge: Judge, *, show_progress: bool = False) -> Judged:
@@ -259,33 +310,42 @@ def _row(
     )
 
 
-def plan_text(cases: Sequence[Case], judge: Judge) -> str:
-    """How many requests `judge_cases` would send, how large, and one of each kind in full."""
+def plan_text(cases: Sequence[Case], judge: Judge, changes: Sequence[Change] = ()) -> str:
+    """How many requests `judge_run` would send, how large, and one of each kind in full."""
     prompts = _naming(cases)
     answers = {latent: judge.known(prompt) for latent, prompt in prompts.items()}
     known = {latent: answer for latent, answer in answers.items() if answer is not None}
     is_known = len(known) == len(prompts)
     names = _read(known) if is_known else dict.fromkeys(prompts, _NOT_YET)
     asked = [p for each in _questions(cases, names, judge.config).values() for p in each]
-    every = [*prompts.values(), *asked]
+    of_changes = [change_prompt(change) for change in changes]
+    every = [*of_changes, *prompts.values(), *asked]
     new = [p for p in every if judge.known(p) is None]
     n_tokens = sum(len(m["content"]) for p in new for m in p) // CHARACTERS_A_TOKEN
     parts = [
         f"{len(every):,} requests to {judge.config.model}; {len(every) - len(new):,} are answered "
         f"already, {len(new):,} would be sent, with about {n_tokens:,} tokens in.",
     ]
-    for what, one in (("for a name", [*prompts.values()][:1]), ("about windows", asked[:1])):
+    for what, one in (
+        ("for a name of a change", of_changes[:1]),
+        ("for a name", [*prompts.values()][:1]),
+        ("about windows", asked[:1]),
+    ):
         text = ["\n".join(f"[{m['role']}]\n{m['content']}" for m in messages) for messages in one]
         parts += [f"A request {what}:\n\n{each}" for each in text]
     return "\n\n".join([*parts, "Nothing was sent. Add --send to send it."])
 
 
-def judged_text(result: Judged) -> str:
-    """The scores as a table, the explanations in full, and the means."""
+def judged_text(result: Judged, changes: JudgedChanges | None = None) -> str:
+    """Names of changes, the scores as a table, the explanations in full, and the means."""
+    called = (
+        wrapped(f"change {row.place} {row.name}: {row.explanation or 'no name that could be read'}")
+        for row in (changes.rows if changes else ())
+    )
     own, control = result.mean(lambda r: r.detection), result.mean(lambda r: r.control)
     explanations = (
         wrapped(f"latent {r.latent} {r.name}: {r.explanation or 'no name that could be read'}")
         for r in result.rows
     )
     means = f"Mean detection {own:.2f}; by the explanation of another latent {control:.2f}."
-    return "\n".join([f"{result}\n", *explanations, f"\n{means}"])
+    return "\n".join([*called, f"{result}\n", *explanations, f"\n{means}"])

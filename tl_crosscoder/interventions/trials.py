@@ -197,10 +197,13 @@ def _scores(
     site = ctx.finetuned if is_necessity else ctx.base
 
     def scored(parts: Sequence[Sequence[Edit]]) -> list[Tensor]:
-        edits = [edit for part in parts for edit in part]
+        # Trials may share controls: each edit runs once.
+        every = [edit for part in parts for edit in part]
+        edits = [*{id(edit): edit for edit in every}.values()]
         description = f"Testing {len(edits):,} edits" if show_progress else None
         found = effect.scores(ctx, edits, toward=toward, description=description)
-        return [*found.split([*map(len, parts)])]
+        places = {id(edit): i for i, edit in enumerate(edits)}
+        return [*found[[places[id(edit)] for edit in every]].split([*map(len, parts)])]
 
     first = [_cut(trial, n_first) for trial in trials]
     of_whole, *of_trials = scored(

@@ -7,14 +7,15 @@ is made where there is none; the lenses need the models.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 
 from tl_crosscoder.analysis.example_database import StoredExample
 from tl_crosscoder.analysis.firing import Firing
-from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, in_order
+from tl_crosscoder.analysis.latents import LatentMeasures, RankedLatent, Ranking, in_order
 from tl_crosscoder.analysis.lens import LogitEffects
 from tl_crosscoder.analysis.patchscope import Patchscope, patchscope
 from tl_crosscoder.crosscoder.site_views import check_source, checked_latents
@@ -22,10 +23,13 @@ from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.report.circuits import TokensHtml
 from tl_crosscoder.report.html.latents import effects_on_logits
 from tl_crosscoder.report.token_panels import colored_tokens
-from tl_crosscoder.results.measures import spoken
+from tl_crosscoder.results.measures import ORDERS, spoken
 from tl_crosscoder.results.render import Section, as_html, as_text
 from tl_crosscoder.results.tables import TableOfRows
 from tl_crosscoder.run.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 
@@ -34,8 +38,72 @@ MEASURES_OF_A_LATENT = (
     "nu_reconstruction", "decoder_cosine", "explained_difference", "explained_difference_drop",
     "n_active", "active_share", "template_share",
 )  # fmt: skip
+_BRIEF = (
+    "place", "latent", "attribution_share", "score", "relative_decoder_norm", "decoder_cosine",
+    "explained_difference", "latent_class", "active_share",
+)  # fmt: skip
+"""Measures of ranked latents that fit beside an example."""
 N_TOP, N_OF_QUANTILE = 5, 1
 """Examples shown: with the largest codes, and of each quantile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLatents:
+    """Latents in an order; shown, each has the token on which it is most active, in context."""
+
+    run: Run = field(repr=False, compare=False)
+    ranking: Ranking
+
+    @property
+    def latents(self) -> list[int]:
+        """Latents in this order."""
+        return self.ranking.latents
+
+    @property
+    def rows(self) -> tuple[RankedLatent, ...]:
+        """Their measures."""
+        return self.ranking.rows
+
+    @property
+    def order(self) -> str:
+        """Name of the order."""
+        return self.ranking.order
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row a latent, with all measures."""
+        return self.ranking.to_frame()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the ranking as `.json` or `.parquet`; `Ranking.load` reads it."""
+        return self.ranking.save(path)
+
+    def sections(self) -> list[Section]:
+        """A table with a few measures; examples where there are any, or models to find them."""
+        columns = self.ranking.columns()
+        shown = {name: columns[name] for name in _BRIEF if name in columns}
+        return [
+            Section(
+                title=f"The first {len(self.rows)} latents by {ORDERS[self.order]}",
+                columns=shown,
+                examples=self._examples(),
+                notes=["to_frame() has all measures; latent(j) all of one."],
+            )
+        ]
+
+    def _examples(self) -> list[list[StoredExample]]:
+        if not self.rows:
+            return []
+        try:
+            with self.run.examples() as database:
+                return [database.latent(latent, n=1) for latent in self.latents]
+        except (OSError, ValueError):  # no examples, and no text or models to collect them
+            return []
+
+    def __str__(self) -> str:
+        return as_text(self.sections())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.sections())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_crosscoder import files
-from tl_crosscoder.analysis.latents import Ranking
 from tl_crosscoder.analysis.measurement import Measurement
 from tl_crosscoder.config.causal import (
     AttributionQuestion,
@@ -56,7 +55,7 @@ from tl_crosscoder.interventions.waterfall import Waterfall
 from tl_crosscoder.models.hooked import HookedModel
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.models.site import ANY_HOOK, site_columns
-from tl_crosscoder.notebook.latent import Hits, LatentView, search
+from tl_crosscoder.notebook.latent import Hits, LatentView, TopLatents, search
 from tl_crosscoder.notebook.prompts import EditedDiff, PromptDiff, prompt_diff
 from tl_crosscoder.report.answer import answer_sections, with_answer
 from tl_crosscoder.report.figures import run_figures
@@ -293,8 +292,10 @@ class ModelDiff:
         *,
         order: str | None = None,
         toward: str = "finetuned",
-    ) -> Ranking:
+    ) -> TopLatents:
         """The latents that carry most of the change, or the first of another order.
+
+        Shown, each has the token on which it is most active.
 
         Args:
             n: how many.
@@ -303,7 +304,8 @@ class ModelDiff:
 
         Raises: as `ranking_of` does.
         """
-        return ranking_of(self.run, n=n, order=order, toward=toward)
+        ranking = ranking_of(self.run, n=n, order=order, toward=toward)
+        return TopLatents(run=self.run, ranking=ranking)
 
     def latent(self, latent: int) -> LatentView:
         """All that is known of one latent. Raises ValueError for one that does not exist."""

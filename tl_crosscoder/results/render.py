@@ -344,10 +344,13 @@ def _note(text: str) -> Markup:
 
 def _head(column: _Column) -> Markup:
     title = Markup(' title="{}"').format(column.title) if column.title else ""
-    values = _CLASSES[column.kind], title, column.label
-    return Markup('<th scope="col" class="{}"{}>{}</th>').format(*values)
+    side = "" if column.kind == "number" else Markup(' style="text-align:left"')
+    values = _CLASSES[column.kind], side, title, column.label
+    return Markup('<th scope="col" class="{}"{}{}>{}</th>').format(*values)
 
 
 def _cells_html(column: _Column) -> list[Markup]:
+    # Jupyter and nbconvert push text to the right, and GitHub leaves styles out.
+    side = "" if column.kind == "number" else Markup(' style="text-align:left"')
     kind = _CLASSES[column.kind]
-    return [Markup('<td class="{}">{}</td>').format(kind, text) for text in column.texts]
+    return [Markup('<td class="{}"{}>{}</td>').format(kind, side, text) for text in column.texts]

@@ -46,7 +46,7 @@ def baseline_run(
     signed = replace(settings, alphas=tuple(sign * s for s in strengths for sign in (-1, 1)))
 
     def trials() -> list[Trial]:
-        how = {"factors": gaussian_factors(ctx, neutral, settings.controls)}
+        how = {"factors": gaussian_factors(ctx, neutral, settings.controls), "shared": {}}
         means = [adl.trials(ctx, w, settings=settings, **how) for w in (1, 2, "mean")]
         components = [pca.trials(ctx, w, settings=signed, **how) for w in (0, 1)]
         return [trial for own in (*means, *components) for trial in own]

@@ -27,6 +27,7 @@ from tl_crosscoder.report.html.latents import (
     Record,
     effects_on_logits,
     histograms,
+    judged_changes,
     judged_names,
     latent_records,
     logit_histograms,
@@ -74,6 +75,8 @@ class ReportData:
     title: str
     compared: tuple[str, str] | None
     answer: Answer
+    change_names: list[str]
+    """What a language model calls each change of the answer; empty where it was not asked."""
     order: str
     """Order of the latents, see `ranking_at_hand`."""
     n_ranked: int
@@ -128,7 +131,8 @@ def collect(
     return ReportData(
         title=question(run.crosscoder.sites),
         compared=measurement.compared,
-        answer=Answer.load(run.path),
+        answer=(answer := Answer.load(run.path)),
+        change_names=judged_changes(run.path, answer.changes),
         order=ranking.order,
         n_ranked=len(ranking.rows),
         dictionary=_dictionary(measurement),

@@ -28,7 +28,7 @@ from tl_crosscoder.analysis.lens import (
 )
 from tl_crosscoder.crosscoder.crosscoder import Crosscoder
 from tl_crosscoder.data.chat import ROLES
-from tl_crosscoder.files import JUDGED_NAME
+from tl_crosscoder.files import JUDGED_CHANGES_NAME, JUDGED_NAME
 from tl_crosscoder.interventions.changes_result import Change
 from tl_crosscoder.report.html.shifts import Shifts
 from tl_crosscoder.report.token_panels import shown, token_namer
@@ -126,6 +126,15 @@ def judged_names(folder: Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     return {row["latent"]: row["name"] for row in files.read_object(path, rows=list)["rows"]}
+
+
+def judged_changes(folder: Path, changes: Sequence[Change]) -> list[str]:
+    """What a language model says of each change; empty of one that it has not been asked about."""
+    path = folder / JUDGED_CHANGES_NAME
+    rows = files.read_object(path, rows=list)["rows"] if path.is_file() else []
+    said = {tuple(row["latents"]): ". ".join(filter(None, [row["name"], row["explanation"]]))
+            for row in rows}  # fmt: skip
+    return [said.get(tuple(change.latents), "") for change in changes]
 
 
 def latent_records(
