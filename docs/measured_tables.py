@@ -296,12 +296,36 @@ def step() -> list[Sequence[str]]:
 
 
 def report() -> list[Sequence[str]]:
-    """Size of a report and how fast a browser shows it."""
-    found = results("report_size")
-    size = {name: f"{n / 1e6:.1f} MB" for name, n in found["bytes"].items()}
-    times = {name: f"{ms:.0f} ms" for name, ms in found["milliseconds"].items()}
-    made = {"made in": f"{found['seconds_to_make']:.0f} s"}
-    return [("", f"{found['n_latents']} latents"), *(size | times | made).items()]
+    """Size of reports and how fast a browser shows them, a column a run."""
+    found = results("report_size")["rows"]
+    rows: list[Sequence[str]] = [
+        ("", *(f"{r['n_latents']:,} latents, {r['base']}" for r in found)),
+        ("made in", *(f"{r['seconds_to_make']:.0f} s" for r in found)),
+    ]
+    for name in found[0]["bytes"]:
+        rows.append((name, *(f"{r['bytes'][name] / 1e6:.1f} MB" for r in found)))
+    for name in found[0]["milliseconds"]:
+        rows.append((name, *(f"{r['milliseconds'][name]:,.0f} ms" for r in found)))
+    return rows
+
+
+def causal_speed() -> list[Sequence[str]]:
+    """Seconds of the causal commands with their defaults."""
+    found = results("causal_speed")["seconds"]
+    return [("command", "seconds"), *((f"`{name}`", f"{s:.0f}") for name, s in found.items())]
+
+
+def install() -> list[Sequence[str]]:
+    """What each dependency alone brings."""
+    found = results("install_size")
+    rows: list[Sequence[str]] = [("dependency", "packages that it alone brings", "MB")]
+    rows += [
+        (f"`{r['name']}`", str(r["n_packages"]), f"{r['bytes'] / 1e6:,.0f}")
+        for r in found["rows"]
+        if r["bytes"] > 1e6
+    ]
+    n, size = found["n_packages_without_torch"], found["bytes_without_torch"]
+    return [*rows, ("all without `torch`", str(n), f"{size / 1e6:,.0f}")]
 
 
 def exports() -> list[Sequence[str]]:
@@ -582,7 +606,8 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "answer-curves": answer_curves, "answer-hooks": answer_hooks,
     "attribution": attribution, "analysis": analysis, "embedded-speed": embedded_speed,
     "harvest": harvest,
-    "reading": reading, "step": step, "report": report, "exports": exports, "start": start,
+    "reading": reading, "step": step, "report": report, "exports": exports,
+    "causal-speed": causal_speed, "install": install, "start": start,
     "organisms": organisms, "variants": variants, "parallel": parallel, "scale": scale,
     **{f"benchmark-{name}": partial(_benchmark, name)
        for name in ("methods", "costs", "organisms", "comparison", "dictionaries")},

@@ -20,6 +20,8 @@ from selenium.webdriver.chrome.service import Service
 
 from tl_crosscoder import load_diff
 from tl_crosscoder.report.figures import save_figure
+from tl_crosscoder.report.figures.benchmark import method_bars, mitigation_curves
+from tl_crosscoder.report.figures.style import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, RESULTS = ROOT / "docs/images", ROOT / "benchmarks/results"
@@ -34,6 +36,8 @@ SIZES = {
     "scale": (900, 480),
 }  # fmt: skip
 """Size of the window, in pixels."""
+FIGURES = {"relative_decoder_norm": "norms", "latent_scaling": "scaling", "kl_recovery": "recovery"}
+"""Figures of the dictionary, and what their pictures are called."""
 WITHOUT_BUTTONS = "document.querySelectorAll('.modebar').forEach(e => e.remove())"
 AT_THE_TOP = "window.scrollTo(0, 0)"
 OPEN = "location.hash = 'latent-373'"
@@ -65,15 +69,26 @@ def picture(page: Path | str, name: str, *scripts: str) -> None:
         browser.save_screenshot(str(IMAGES / f"{name}.png"))
 
 
+def drawn(figure: Figure, name: str) -> None:
+    """A figure on white, by kaleido."""
+    height = figure.layout.height or 450
+    figure.update_layout(paper_bgcolor="white")
+    figure.write_image(IMAGES / f"{name}.png", width=900, height=height)
+
+
 def main() -> None:
     """Take all."""
     IMAGES.mkdir(exist_ok=True)
+    drawn(method_bars(RESULTS / "benchmark"), "methods")
+    drawn(mitigation_curves(RESULTS / "benchmark"), "curves")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # where the copy of the dictionary goes
         diff = load_diff(DICTIONARY)
-        drawn = next(f for name, f in diff.figures.items() if name.startswith(FIGURE))
-        figure = save_figure(drawn, Path("figure.html"))
-        picture(figure, "figure", WITHOUT_BUTTONS)
+        figures = diff.figures
+        for key, name in FIGURES.items():
+            drawn(figures[key], name)
+        removed = next(f for name, f in figures.items() if name.startswith(FIGURE))
+        picture(save_figure(removed, Path("figure.html")), "figure", WITHOUT_BUTTONS)
         draw(json.loads((RESULTS / "scale.json").read_text())["rows"], Path("scale.html"))
         picture(Path("scale.html"), "scale", WITHOUT_BUTTONS)
         report = diff.report("report.html", n_latents=50, samples=None)

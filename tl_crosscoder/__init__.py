@@ -33,6 +33,8 @@ __all__ = sorted(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # First of all, since it quiets libraries that others import.
+    importlib.import_module(f"{__name__}.progress")
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 

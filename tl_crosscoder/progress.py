@@ -10,6 +10,7 @@ turns bars and lines off, `silenced` (`tl-crosscoder --quiet`) the notes too, bu
 """
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,9 @@ with warnings.catch_warnings():
     # In a notebook without ipywidgets: the bar is then one of text.
     warnings.simplefilter("ignore", tqdm.std.TqdmWarning)
     import tqdm.auto
+
+# At its import it may tell of kernels for 4 bits that it does not find, which nothing here needs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 LINE_S = 60.0
 """Seconds between two lines where there is no terminal."""

@@ -174,7 +174,7 @@ def test_only_the_strongest_kind_goes_on_and_only_where_that_can_decide(split_pa
     trials = [
         # Of the shuffled ones none of the first 20 does as much, and of the others two do.
         trial("real", 0.5, random=[0.1] * n, shuffled=[0.2] * 20 + [0.6] * 2 + [0.2] * 8),
-        # Five of the first 20 do as much.
+        # Five of the first 20 do as much: three are enough.
         trial("not", 0.015, random=[-0.1] * n, shuffled=rising),
         trial("few", 0.3, random=[0.1] * n, matched=[0.2] * 4),
     ]

@@ -33,8 +33,8 @@ from tl_crosscoder.models.site import site_parts
 
 KINDS = (*CONTROLS, "null")
 Rows = Float[Tensor, "n d_model"]
-ENOUGH = 5
-"""Controls of the first round that decide: of 20, a p-value of 0.29 or more."""
+ENOUGH = 3
+"""Controls of the first round that decide: of 10, a p-value of 0.36 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ reason and the next step. Limit: decoder-only language models, each whole on one
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,6 +235,20 @@ def _whole_model(source: str, *, config: Any, **options: Any) -> Any:
     return _whole(model_class, source, config=config, **options)
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No bar of transformers for each file of weights: red lines in a notebook."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
 def _whole(model_class: Any, source: str, **options: Any) -> Any:
     """What `model_class.from_pretrained` loads. Raises ValueError unless it is the whole model.
 
@@ -242,7 +257,8 @@ def _whole(model_class: Any, source: str, **options: Any) -> Any:
     """
     # Of another shape is reported with the rest.
     asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    hf_model, found = model_class.from_pretrained(source, **options, **asked)
+    with _without_bars():
+        hf_model, found = model_class.from_pretrained(source, **options, **asked)
     decoder = f"{hf_model.base_model_prefix}."
     wrong = {
         "missing": sorted(found["missing_keys"]),
