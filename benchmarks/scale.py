@@ -108,7 +108,7 @@ def trained(a: argparse.Namespace) -> dict[str, Any]:
         "dead": measured.reconstruction.dead_share,
     }
     started = time.perf_counter()
-    page = report(Run(path=run.path), settings=ReportSettings(samples=None))
+    page = report(Run(path=run.path), settings=ReportSettings(n_latents=200, samples=None))
     found |= {
         "report_s": time.perf_counter() - started,
         "report_mb": page.stat().st_size / 1e6,

@@ -20,7 +20,7 @@ from selenium.webdriver.chrome.service import Service
 
 from tl_crosscoder import load_diff
 from tl_crosscoder.report.figures import save_figure
-from tl_crosscoder.report.figures.benchmark import method_bars, mitigation_curves
+from tl_crosscoder.report.figures.benchmark import mitigation_curves
 from tl_crosscoder.report.figures.style import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,6 @@ def drawn(figure: Figure, name: str) -> None:
 def main() -> None:
     """Take all."""
     IMAGES.mkdir(exist_ok=True)
-    drawn(method_bars(RESULTS / "benchmark"), "methods")
     drawn(mitigation_curves(RESULTS / "benchmark"), "curves")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # where the copy of the dictionary goes

@@ -305,7 +305,7 @@ _STYLE = Markup(
     "div.tlx th[title]{cursor:help}"
     "div.tlx tbody td{border-bottom:1px solid rgba(128,128,128,.25)}"
     "div.tlx td{white-space:pre-wrap}div.tlx td.tlx-t{font-family:monospace}"
-    "div.tlx th.tlx-n,div.tlx td.tlx-n{text-align:right;white-space:nowrap}"
+    "div.tlx th.tlx-n,div.tlx td.tlx-n{text-align:right}div.tlx td.tlx-n{white-space:nowrap}"
     "</style>"
 )
 _CLASSES = {"number": "tlx-n", "token": "tlx-t", "text": ""}
