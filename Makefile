@@ -60,7 +60,7 @@ bench-analysis: $(VENV)/ready
 
 # Needs Chromium and its driver.
 bench-report: $(VENV)/ready
-	$(BIN)/python benchmarks/report_size.py tl_crosscoder/taboo-batchtopk --output benchmarks/results/report_size.json
+	$(BIN)/python benchmarks/report_size.py tl_crosscoder/taboo-batchtopk $(REAL_RUN) --output benchmarks/results/report_size.json
 
 bench-exports: $(VENV)/ready
 	$(BIN)/python benchmarks/exports.py --output benchmarks/results/exports.json

@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 from tl_crosscoder import files
 
 PACKAGE, APART = "tl-crosscoder", "torch"
+HOSTS = ("transformer-lens", "sae-lens")
+"""What this is a plugin of."""
 
 
 @cache
@@ -84,6 +86,8 @@ def main() -> None:
         rows.append({"name": name, "n_packages": len(alone), "bytes": sum(map(size, alone))})
     rows.sort(key=lambda row: -row["bytes"])
     total = {"n_packages": len(every), "n_packages_without_torch": len(rest)}
+    hosts = {*HOSTS, *(name for host in HOSTS for name in closure(host, without={APART}))}
+    total |= {"n_packages_of_hosts": len(hosts & rest)}
     total |= {"bytes": sum(map(size, every)), "bytes_without_torch": sum(map(size, rest))}
     print(f"{total['n_packages']} packages, {total['n_packages_without_torch']} without torch; "
           f"{total['bytes_without_torch'] / 1e6:,.0f} MB without torch")  # fmt: skip

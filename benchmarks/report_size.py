@@ -4,8 +4,8 @@
 
 Makes the report of each run, then opens the file in headless Chromium: bytes by part, seconds to
 make it, and medians over several openings of the navigation's times (milliseconds since it began),
-of opening a latent and of searching for a word. Needs selenium, chromium and chromedriver. Limit:
-a warm disk cache.
+of opening a latent and of searching for a word. A run that keeps no text has no samples. Needs
+selenium, chromium and chromedriver. Limit: a warm disk cache.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,6 +113,8 @@ def measured(folder: Path, *, n_latents: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
         settings = ReportSettings(n_latents=n_latents)
+        if not (run.path / files.HELD_OUT_NAME).is_file():  # made from a cache
+            settings = replace(settings, samples=None)
         page = report(run, settings=settings, output=Path(place) / "report.html")
         seconds = time.perf_counter() - started
         return {
@@ -124,12 +128,14 @@ def main() -> None:
     """Print the table, and keep it where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--names", nargs="+", help="names of their base models, in this order")
     parser.add_argument("--n-latents", type=int, default=ReportSettings().n_latents)
     parser.add_argument("--output", type=Path, help="JSON file of the same numbers")
     args = parser.parse_args()
     rows = []
-    for folder in args.runs:
+    for folder, name in zip_longest(args.runs, args.names or ()):
         rows.append(row := measured(folder, n_latents=args.n_latents))
+        row["base"] = name or row["base"]
         made = f"made in {row['seconds_to_make']:.0f} s (models loaded)"
         print(f"{row['n_latents']:,} latents of {row['run']} on {row['base']}, {made}", flush=True)
         for name, value in row["bytes"].items():

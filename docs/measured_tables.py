@@ -325,7 +325,12 @@ def install() -> list[Sequence[str]]:
         if r["bytes"] > 1e6
     ]
     n, size = found["n_packages_without_torch"], found["bytes_without_torch"]
-    return [*rows, ("all without `torch`", str(n), f"{size / 1e6:,.0f}")]
+    hosts = str(found["n_packages_of_hosts"])
+    return [
+        *rows,
+        ("TransformerLens and SAELens, with what they need", hosts, ""),
+        ("all without `torch`", str(n), f"{size / 1e6:,.0f}"),
+    ]
 
 
 def exports() -> list[Sequence[str]]:

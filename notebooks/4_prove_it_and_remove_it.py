@@ -68,17 +68,17 @@ removed = {test.effect: test for test in diff.necessity(**few)}
 draw.causal_curve(removed["says secret when guessed"])
 
 # %% [markdown]
-# The upper half says how much of the behaviour goes with so many latents, and what the controls (the
-# grey band) take: a share inside the band proves nothing. The lower half is the price on neutral
-# text. Another behaviour of the same fine-tune can be another matter:
+# The upper half says how much of the behaviour goes with so many latents, and what the controls
+# (the grey band) take: a share inside the band proves nothing. The lower half is the price on
+# neutral text. Another behaviour of the same fine-tune can be another matter:
 
 # %%
 draw.causal_curve(removed["hint about secret"])
 
 # %% [markdown]
-# The dashed line is what passes this hook at all; the rest is made above it. Where the controls do as
-# much, there is no proof that it is these latents: those of one change are a sharper question, and
-# `diff.changes()` tests each by itself.
+# The dashed line is what passes this hook at all; the rest is made above it. Where the controls do
+# as much, there is no proof that it is these latents: those of one change are a sharper question,
+# and `diff.changes()` tests each by itself.
 #
 # How many does it take, and would directions without a dictionary do as well? Shares by number
 # of latents, in the order of attribution, beside principal components of the difference:

@@ -178,7 +178,7 @@ def test_only_the_strongest_kind_goes_on_and_only_where_that_can_decide(split_pa
         trial("not", 0.015, random=[-0.1] * n, shuffled=rising),
         trial("few", 0.3, random=[0.1] * n, matched=[0.2] * 4),
     ]
-    settings = replace(FEW, n_random=n, n_matched=4, n_first=20)
+    settings = replace(FEW, n_random=n, n_matched=4, first_round=20)
     effect = Written({key: share for key, (share, _) in edits.items()})
     found = run_trials(ctx, effect, words[1][:4], trials=trials, settings=settings)
     assert effect.scored == [2, 1 + 41 + 41 + 25, 10]
@@ -189,11 +189,11 @@ def test_only_the_strongest_kind_goes_on_and_only_where_that_can_decide(split_pa
     assert few.p_control == pytest.approx(1 / 5)
     # Trials may share their controls, which run once.
     twice = [trials[0], replace(trials[0], name="again", own=trials[2].own)]
-    run_trials(ctx, effect, words[1][:4], trials=twice, settings=replace(settings, n_first=0))
+    run_trials(ctx, effect, words[1][:4], trials=twice, settings=replace(settings, first_round=0))
     assert effect.scored[3:] == [2, 1 + 2 + 60]
     effect.scored = effect.scored[:3]
     # All of every kind: the same of the strongest, where it went on.
-    every = replace(settings, n_first=0)
+    every = replace(settings, first_round=0)
     whole = run_trials(ctx, effect, words[1][:4], trials=trials, settings=every)
     assert effect.scored[3:] == [2, 1 + 61 + 61 + 35]
     first, second, _ = whole.rows

@@ -122,7 +122,7 @@ class EffectQuestion(PromptsQuestion):
     time of a test grows with their number."""
     n_random: PositiveInt = 100
     """Controls of each kind but `matched`."""
-    n_first: NaturalInt = 10
+    first_round: NaturalInt = 10
     """Run so many of each kind first, and then only the others of the strongest kind, unless 3 of
     the first did as much as what is tested: such a p-value cannot become small. 0 runs all."""
     max_ce_cost: PositiveFloat = MAX_CE_COST

@@ -139,7 +139,7 @@ class CausalTest(TableOfRows):
     n_prompts: int
     n_random: int
     n_matched: int
-    n_first: int = 0
+    first_round: int = 0
     """Controls of each kind in the first round; 0 where all were run. See `ControlSettings`."""
     max_ce_cost: float
     """Bound of `off_target_ce` above which a model is called broken."""
@@ -194,10 +194,10 @@ def _section(result: CausalTest, test: str, *, is_brief: bool) -> Section:
     controls = f"{result.n_random} of each kind"
     if result.n_matched:
         controls += f", {result.n_matched} sets of latents that are active as often"
-    if result.n_first:
+    if result.first_round:
         controls += (
-            f"; {result.n_first} of each first, the rest of the strongest kind alone, where fewer "
-            f"than {ENOUGH} of these did as much"
+            f"; {result.first_round} of each first, the rest of the strongest kind alone, where "
+            f"fewer than {ENOUGH} of these did as much"
         )
     in_curves = (
         f" Controls, of the first order alone and their 95th percentile: {controls}. For 80%: the "

@@ -48,7 +48,7 @@ class ControlSettings(Settings):
     """Controls of each kind but `matched`, of which the field asks for 100 at least."""
     n_matched: NaturalInt = 10
     """Random sets of latents of the same firing rate."""
-    n_first: NaturalInt = 0
+    first_round: NaturalInt = 0
     """Run so many of each kind first, and then only the others of the strongest kind, unless
     `ENOUGH` of the first did as much as what is tested: a p-value that cannot become small needs no
     more (sequential Monte Carlo, Besag and Clifford 1991). 0 runs all of every kind."""

@@ -114,7 +114,11 @@ def run_trials(
                 f"{finetuned:.2g}), so there is nothing to cause."
             )
             continue
-        how = {"toward": toward, "n_first": settings.n_first, "show_progress": show_progress}
+        how = {
+            "toward": toward,
+            "first_round": settings.first_round,
+            "show_progress": show_progress,
+        }
         rows += _rows(costs, _scores(ctx, effect, own, plain=plain, **how), settings)
     sets = {trial.name: [*trial.latents] for trial in trials if trial.latents}
     return result_of(effect, settings, rows=_corrected(rows), sets=sets, note=note)
@@ -136,7 +140,7 @@ def result_of(
         n_prompts=effect.n_prompts,
         n_random=settings.n_random,
         n_matched=settings.n_matched,
-        n_first=settings.n_first,
+        first_round=settings.first_round,
         max_ce_cost=settings.max_ce_cost,
         sets=dict(sets or {}),
         note=note,
@@ -190,7 +194,7 @@ def _scores(
     *,
     plain: Float[Tensor, "2 n_prompts"],
     toward: int,
-    n_first: int,
+    first_round: int,
     show_progress: bool,
 ) -> _Scores:
     is_necessity = toward == ctx.base
@@ -205,7 +209,7 @@ def _scores(
         places = {id(edit): i for i, edit in enumerate(edits)}
         return [*found[[places[id(edit)] for edit in every]].split([*map(len, parts)])]
 
-    first = [_cut(trial, n_first) for trial in trials]
+    first = [_cut(trial, first_round) for trial in trials]
     of_whole, *of_trials = scored(
         [[ReplaceActivation(site=site, stream=toward)], *(trial.edits for trial in first)]
     )
@@ -214,11 +218,11 @@ def _scores(
         for trial, found in zip(first, of_trials, strict=True)
     ]
     scores = _Scores(is_necessity=is_necessity, plain=plain, whole=of_whole, trials=tried)
-    if not n_first:
+    if not first_round:
         return scores
     going_on = [_strongest(one, scores) for one in tried]
     rest = [
-        trial.controls[kind][n_first:] if kind and not is_decided else ()
+        trial.controls[kind][first_round:] if kind and not is_decided else ()
         for trial, (kind, is_decided) in zip(trials, going_on, strict=True)
     ]
     more = scored(rest) if any(rest) else [found[:0] for found in of_trials]
@@ -231,11 +235,13 @@ def _scores(
     )
 
 
-def _cut(trial: Trial, n_first: int) -> Trial:
+def _cut(trial: Trial, first_round: int) -> Trial:
     """With the first controls of each kind."""
-    if not n_first:
+    if not first_round:
         return trial
-    return replace(trial, controls={kind: each[:n_first] for kind, each in trial.controls.items()})
+    return replace(
+        trial, controls={kind: each[:first_round] for kind, each in trial.controls.items()}
+    )
 
 
 def _strongest(tried: _Tried, scores: _Scores) -> tuple[str, bool]:

@@ -190,7 +190,7 @@ def control_settings(
         controls=question.controls,
         n_random=question.n_random,
         n_matched=n_matched,
-        n_first=question.n_first,
+        first_round=question.first_round,
         alphas=alphas,
         max_ce_cost=question.max_ce_cost,
         seed=question.seed,
