@@ -48,7 +48,9 @@ def executed(source: Path) -> nbformat.NotebookNode:
 def _made_small(output: nbformat.NotebookNode, folder: str) -> None:
     """Leave of a figure its picture, no scripts, which GitHub drops, and not the folder's name."""
     data = output.get("data", {})
-    if "image/png" in data:
+    if _LIVE[0] in data:
+        if "image/png" not in data:
+            raise ValueError("a figure has no picture: is there a Chrome, and is it not too busy?")
         for kind in _LIVE:
             data.pop(kind, None)
     for holder, name in ((output, "text"), (data, "text/plain"), (data, "text/html")):

@@ -1,4 +1,4 @@
-"""The tables of measured, organisms, benchmark and scale in docs/, written from results.
+"""The tables of measured, organisms, benchmark, scale and dictionaries in docs/, from results.
 
     python docs/measured_tables.py
 
@@ -15,8 +15,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PRESETS = {
+    "batchtopk": ("batchtopk",), "topk": ("topk",), "l1": ("l1-twice-l0",),
+    "jumprelu": ("jumprelu",), "matryoshka": ("matryoshka",), "dual-k": ("dual-k",),
+    "delta": ("delta", "delta-weight-1", "delta-competing"), "dsf": ("dsf",), "dfc": ("dfc",),
+    "diff-sae": ("diff-sae",), "structured": ("structured", "structured-competing"),
+}  # fmt: skip
+"""Variants of presets that were measured, by the page of docs/dictionaries that they are on."""
 PAGES = tuple(
-    ROOT / "docs" / f"{name}.md" for name in ("measured", "organisms", "benchmark", "scale")
+    ROOT / "docs" / f"{name}.md"
+    for name in (
+        *("measured", "organisms", "benchmark", "scale"),
+        *(f"dictionaries/{name}" for name in PRESETS),
+    )
 )
 ORGANISMS = ("taboo", "false-fact")
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -46,13 +57,11 @@ def per_cent(values: Iterable[float | None]) -> str:
     return ", ".join("-" if value is None else f"{100 * value:.0f}" for value in values)
 
 
-def presets() -> list[Sequence[str]]:
-    """Presets at one L0, taboo / false-fact in each cell."""
-    names = (
-        "batchtopk", "topk", "l1-twice-l0", "jumprelu", "matryoshka", "dual-k", "delta",
-        "delta-weight-1", "delta-competing", "dsf", "dfc", "diff-sae", "structured",
-        "structured-competing",
-    )  # fmt: skip
+def presets(page: str | None = None) -> list[Sequence[str]]:
+    """Presets at one L0, taboo / false-fact in each cell; all, or on a page beside BatchTopK."""
+    names = [name for own in PRESETS.values() for name in own]
+    if page is not None:
+        names = [*dict.fromkeys(("batchtopk", *PRESETS[page]))]
     found = {(r["variant"], r["organism"]): r for r in results("presets_on_organisms")["rows"]}
     rows: list[Sequence[str]] = [
         ("preset", "FVE base, fine-tuned", "FVE of the difference", "by delta latents alone",
@@ -614,6 +623,7 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "reading": reading, "step": step, "report": report, "exports": exports,
     "causal-speed": causal_speed, "install": install, "start": start,
     "organisms": organisms, "variants": variants, "parallel": parallel, "scale": scale,
+    **{f"preset-{name}": partial(presets, name) for name in PRESETS},
     **{f"benchmark-{name}": partial(_benchmark, name)
        for name in ("methods", "costs", "organisms", "comparison", "dictionaries")},
 }  # fmt: skip

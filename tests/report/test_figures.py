@@ -1,5 +1,6 @@
 """The look of figures, and those of a measurement."""
 
+import base64
 import html
 import math
 import re
@@ -291,3 +292,17 @@ def test_a_saved_figure_opens_without_a_network_and_without_errors(saved, browse
     assert f"{HOSTILE} only" in labels
     assert browser.errors() == []
     assert browser.left_the_page() == []
+
+
+@pytest.mark.slow
+def test_in_a_notebook_a_figure_has_a_picture_beside_it(browser, monkeypatch):
+    pytest.importorskip("kaleido")
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: shown.append(bundle))
+    monkeypatch.setattr("plotly.io.renderers.default", "plotly_mimetype")
+    figure = relative_norm_histogram(scaled([0.1, 1.0], [0.1, 1.0], base=[0.0, 1.0]))
+    figure._ipython_display_()
+    (bundle,) = shown
+    assert [*bundle] == ["application/vnd.plotly.v1+json", "image/png"]
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    assert figure.layout.paper_bgcolor is None

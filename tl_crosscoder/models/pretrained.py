@@ -7,6 +7,8 @@ FileNotFoundError for the prefix of the package with a name that it does not hol
 
 from pathlib import Path
 
+from tl_crosscoder.models import smollm2
+
 PREFIX = "tl_crosscoder/"
 
 
@@ -17,7 +19,12 @@ def pretrained_folder() -> Path:
 
 
 def resolve_model(name: str | Path) -> str | Path:
-    """The folder behind an embedded model's name; any other name or path as it is."""
+    """The folder behind an embedded model's name; any other name or path as it is.
+
+    The real model of an ordinary package, `smollm2.NAME`, is converted where it has not been.
+    """
+    if Path(name).as_posix() == smollm2.NAME and not Path(name).exists():
+        return smollm2.smollm2_folder()
     return _shipped("models", str(name)) if _is_embedded(name) else name
 
 

@@ -65,7 +65,9 @@ def causal_curve(result: CausalTest, *, test: str = "necessity") -> go.Figure:
             f"this result has {len(of_test)} trials of the test {test!r} and none with a value; "
             f"its tests are {sorted({r.test for r in result.rows})}."
         )
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07)
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07, figure=Figure()
+    )
     if test == "steer":
         _by_strength(figure, sorted(rows, key=lambda r: r.strength))
     elif any(r.n_latents < 1 for r in rows):

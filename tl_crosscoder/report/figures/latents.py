@@ -187,7 +187,9 @@ def delta_norm_map(measurement: Measurement) -> go.Figure:
     scaling, is_active = _scaling(measurement), measurement.latents.n_active > 0
     base, finetuned = _compared(measurement)
     norms, correlations = measurement.latents.delta_norm, []
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, figure=Figure()
+    )
     names = {"error": scaling.nu_error, "reconstruction": scaling.nu_reconstruction}
     for row, (name, nu) in enumerate(names.items(), 1):
         what = f"Delta-norm %{{x:.2f}}, nu {name} %{{y:.2f}}"

@@ -14,6 +14,7 @@ from tl_crosscoder.data.chat import ROLES
 from tl_crosscoder.interventions.layer_scan_result import LayerScan, n_recommendable
 from tl_crosscoder.report.figures.style import (
     GREY,
+    Figure,
     dressed,
     error_bars,
     finite,
@@ -29,7 +30,9 @@ _SHOWN = ("hook_name", "kl", "kl_low", "kl_high", "passing_share", "passing_shar
 
 def layer_curves(scan: LayerScan) -> go.Figure:
     """Share of the change that passes each layer; below it the relative size of the difference."""
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07)
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07, figure=Figure()
+    )
     columns = scan.columns()
     x, shares = columns["layer"], columns["passing_share"]
     bars = error_bars(shares, columns["passing_share_low"], columns["passing_share_high"])

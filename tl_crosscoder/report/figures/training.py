@@ -86,7 +86,9 @@ def training_curves(metrics: Metrics) -> go.Figure:
             f"these metrics have {len(tokens)} rows and the names {sorted(metrics)}: give those of "
             "a run that has trained for a step."
         )
-    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04)
+    figure = make_subplots(
+        rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04, figure=Figure()
+    )
     n_each = math.ceil(len(tokens) / N_POINTS)
     for row, (title, names) in enumerate(panels.items(), 1):
         for i, (name, metric) in enumerate(names.items()):
