@@ -58,9 +58,9 @@ bench-demo: $(VENV)/ready
 bench-analysis: $(VENV)/ready
 	$(BIN)/python benchmarks/analysis_speed.py
 
-# Needs Chromium and its driver.
+# Needs Chromium and its driver, and a run on a real pair: make bench-report REAL_RUN=FOLDER REAL_NAME=SmolLM2-135M
 bench-report: $(VENV)/ready
-	$(BIN)/python benchmarks/report_size.py tl_crosscoder/taboo-batchtopk $(REAL_RUN) --output benchmarks/results/report_size.json
+	$(BIN)/python benchmarks/report_size.py tl_crosscoder/taboo-batchtopk $(REAL_RUN) --names world-base $(REAL_NAME) --output benchmarks/results/report_size.json
 
 bench-exports: $(VENV)/ready
 	$(BIN)/python benchmarks/exports.py --output benchmarks/results/exports.json

@@ -157,7 +157,8 @@ def behaviour_rows(
 ) -> Iterator[dict[str, Any]]:
     """The verdict on each planted behaviour, and what one change's first latents do to it."""
     sets = latent_sets(run)
-    question = CausalQuestion(n_random=n_random, n_matched=0, controls=("covariance", "shuffled"))
+    controls = "covariance", "shuffled"
+    question = CausalQuestion(n_random=n_random, first_round=0, n_matched=0, controls=controls)
     ctx = InterventionContext.of(run.models, run.crosscoder)
     verdicts = verdicts_of(run, sets, question=question, behaviours=named)
     for behaviour, verdict in zip(behaviours_of(run, named), verdicts, strict=True):
@@ -190,6 +191,7 @@ def curve_rows(
         sizes=effort.sizes,
         controls=("covariance",),
         n_random=effort.curve_controls,
+        first_round=0,
         n_matched=0,
         n_prompts=effort.curve_prompts,
     )
@@ -205,7 +207,7 @@ def curve_rows(
 def hooks_row(run: Run, *, n_random: int) -> dict[str, Any]:
     """The same latents ablated at the higher hook, and at both."""
     question = CausalQuestion(
-        n_random=n_random, n_matched=0, controls=("covariance",), n_prompts=60
+        n_random=n_random, first_round=0, n_matched=0, controls=("covariance",), n_prompts=60
     )
     rows = [(test, row) for test in ablate_run(run, question, every_hook=True) for row in test.rows]
     return without_nan({"hooks": [

@@ -67,7 +67,9 @@ def make(config: RunConfig, *, resume: bool) -> Path:
     if not (resume and (folder / "analysis.json").is_file()):
         train(config, resume=resume)
     run = Run(path=folder)
-    question = CausalQuestion(n_prompts=N_PROMPTS, n_random=N_RANDOM, controls=CONTROLS)
+    question = CausalQuestion(
+        n_prompts=N_PROMPTS, n_random=N_RANDOM, first_round=0, controls=CONTROLS
+    )
     if not (resume and files.holds(folder, [files.CHANGES_NAME])):
         waterfall_run(run)
         changes_run(run)

@@ -133,9 +133,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file of the same numbers")
     args = parser.parse_args()
     rows = []
-    for folder, name in zip_longest(args.runs, args.names or ()):
+    for folder, base in zip_longest(args.runs, args.names or ()):
+        if folder is None:
+            parser.error("there are more names than runs.")
         rows.append(row := measured(folder, n_latents=args.n_latents))
-        row["base"] = name or row["base"]
+        row["base"] = base or row["base"]
         made = f"made in {row['seconds_to_make']:.0f} s (models loaded)"
         print(f"{row['n_latents']:,} latents of {row['run']} on {row['base']}, {made}", flush=True)
         for name, value in row["bytes"].items():

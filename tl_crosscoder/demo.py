@@ -47,7 +47,9 @@ MIN_FVE = 0.5
 
 HARDLY = "the fine-tune hardly changes it"
 
-QUESTION = CausalQuestion(n_random=19, n_matched=0, controls=("covariance", "shuffled"))
+QUESTION = CausalQuestion(
+    n_random=19, first_round=0, n_matched=0, controls=("covariance", "shuffled")
+)
 """Controls of the verdict: the two strongest kinds, as few as a p-value of 0.05 needs."""
 
 

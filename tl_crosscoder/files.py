@@ -56,8 +56,9 @@ GENERATIONS_NAMES = "texts_finetuned.json", "texts_amplified.json"
 RECOVERY_NAME = "recovery.json"
 """How well the planted difference of an organism was found."""
 JUDGED_NAME = "judged.json"
-JUDGED_CHANGES_NAME = "judged_changes.json"
 """Names of latents by a language model."""
+JUDGED_CHANGES_NAME = "judged_changes.json"
+"""Names of changes by a language model."""
 REPORT_NAME = "report.html"
 
 # Unmistakable: whatever bears another name is somebody's file, and is never deleted.

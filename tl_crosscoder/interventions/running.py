@@ -23,8 +23,8 @@ from tl_crosscoder.progress import progress
 MAX_LOGITS = 2**25
 """Entries of logits at a time; 128 MiB in float32."""
 MAX_TOKENS_ON_CPU = 4096
-"""Tokens that edits share a pass with on a CPU, whose caches hold no more: 16 edits of 4,096 tokens
-each in one pass took twice as long as one after another."""
+"""Tokens of a pass that edits share on a CPU: its caches hold no more, and longer passes are slower
+than several."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -66,7 +66,7 @@ def convert(source: Path, folder: Path) -> None:
             f"{source.name} has the SHA-256 {found}, not that of {PACKAGE} {VERSION}: install it "
             f"again. {_INSTALL}"
         )
-    note(f"Converting {source.name}, once, into {folder}: two minutes.")
+    note(f"Converting {source.name}, once, into {folder}: a minute or two.")
     # Reading it imports torch and transformers, which a name does not need.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -13,6 +13,7 @@ from tl_crosscoder.analysis.example_database import ExampleDatabase
 from tl_crosscoder.data.tokens import TokenizedText
 from tl_crosscoder.models.pair import ModelPair
 from tl_crosscoder.report.html.samples import MAX_LOGITS
+from tl_crosscoder.report.token_panels import next_log_probs
 
 N_SHIFTED_TOKENS = 16_384
 """Tokens of contexts that both models are run on."""
@@ -51,13 +52,9 @@ def log_probability_shifts(
     found: Shifts = {}
     for part in torch.tensor(list(contexts), dtype=torch.long).split(size):
         tokens = text.tokens[part].long()
-        base, finetuned = (_log_probabilities(models, tokens, site) for site in sites)
-        for context, row in zip(part.tolist(), (finetuned - base).tolist(), strict=True):
-            found[context] = [None, *(float(f"{value:.2f}") for value in row)]
+        of_sites = [models.logits(tokens, site=site) for site in sites]
+        for context, ids, *logits in zip(part.tolist(), tokens, *of_sites, strict=True):
+            base, finetuned = (next_log_probs(ids, each) for each in logits)
+            shift = (finetuned - base).tolist()
+            found[context] = [None, *(float(f"{value:.2f}") for value in shift)]
     return found
-
-
-def _log_probabilities(models: ModelPair, tokens: torch.Tensor, site: str) -> torch.Tensor:
-    """Of each token but the first, given those before it: [batch, pos - 1]."""
-    logits = models.logits(tokens, site=site)[:, :-1].float()
-    return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None].to(logits.device))[..., 0].cpu()
