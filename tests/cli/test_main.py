@@ -214,7 +214,7 @@ def test_every_flag_that_a_message_advises_exists():
     ]
     names = {field.name.replace("_", "-") for kind in kinds for field in fields(kind)}
     known = {"help", "quiet", "version", *names, *(f"no-{name}" for name in names)}
-    known |= {"standalone", "nproc-per-node"}  # of torchrun
+    known |= {"standalone", "nproc-per-node", "no-deps"}  # of torchrun and pip
     for path in package.rglob("*.py"):
         for flag in re.findall(r"--([a-z][a-z0-9-]+)", path.read_text(encoding="utf-8")):
             assert flag in known, (path, flag)
