@@ -534,6 +534,11 @@ def variants() -> list[Sequence[str]]:
     return [*_organisms("null"), *_organisms("variant")[1:]]
 
 
+def real() -> list[Sequence[str]]:
+    """Organisms and null on SmolLM2-135M."""
+    return _organisms("real")
+
+
 def _organisms(kind: str) -> list[Sequence[str]]:
     from tl_crosscoder.organisms.suite import load_suite
 
@@ -542,7 +547,7 @@ def _organisms(kind: str) -> list[Sequence[str]]:
          "cross-entropy of other text", "greedy as base")
     ]  # fmt: skip
     for name, entry in load_suite().items():
-        if entry.kind != kind:
+        if kind != ("real" if entry.is_real else entry.kind):
             continue
         card = (entry.folder / "README.md").read_text(encoding="utf-8")
         found = {m: (a, b) for m, a, b in re.findall(r"^\| (.+) \| ([\d.]+) \| ([\d.]+) \|$", card,
@@ -560,17 +565,18 @@ def _organisms(kind: str) -> list[Sequence[str]]:
     return rows
 
 
-def _benchmark(make: str) -> list[Sequence[str]]:
+def _benchmark(make: str, folder: str = "benchmark") -> list[Sequence[str]]:
     from tl_crosscoder.benchmark import tables
     from tl_crosscoder.results.render import row_texts
 
-    rows, cells, settings = tables.read_results(ROOT / "benchmarks/results/benchmark")
+    rows, cells, settings = tables.read_results(ROOT / "benchmarks/results" / folder)
     sections = {
         "methods": lambda: tables.method_section(rows, settings),
         "costs": lambda: tables.cost_section(rows),
         "organisms": lambda: tables.organism_section(rows, settings),
         "comparison": lambda: tables.comparison_section(rows, settings),
         "dictionaries": lambda: tables.dictionary_section(cells),
+        "words": lambda: tables.word_section(cells),
     }
     texts = row_texts(sections[make]().columns)
     return [[label for label, _ in texts[0]], *([text for _, text in row] for row in texts)]
@@ -622,10 +628,13 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     "harvest": harvest,
     "reading": reading, "step": step, "report": report, "exports": exports,
     "causal-speed": causal_speed, "install": install, "start": start,
-    "organisms": organisms, "variants": variants, "parallel": parallel, "scale": scale,
+    "organisms": organisms, "organisms-real": real, "variants": variants,
+    "parallel": parallel, "scale": scale,
     **{f"preset-{name}": partial(presets, name) for name in PRESETS},
     **{f"benchmark-{name}": partial(_benchmark, name)
-       for name in ("methods", "costs", "organisms", "comparison", "dictionaries")},
+       for name in ("methods", "costs", "organisms", "comparison", "dictionaries", "words")},
+    **{f"real-{name}": partial(_benchmark, name, "benchmark_smollm2")
+       for name in ("methods", "costs", "dictionaries", "words")},
 }  # fmt: skip
 
 

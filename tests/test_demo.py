@@ -5,7 +5,7 @@ import torch
 
 from tl_crosscoder import Crosscoder, run_demo
 from tl_crosscoder.cli.main import Demo
-from tl_crosscoder.demo import N_TOKENS, demo_config, latent_sets, verdicts_of
+from tl_crosscoder.demo import EMBEDDED, REAL, demo_config, latent_sets, verdicts_of
 from tl_crosscoder.organisms.suite import organism
 from tl_crosscoder.run.attribution import ranking_of
 from tl_crosscoder.run.run import Run
@@ -57,6 +57,9 @@ def test_its_dictionary_keeps_l0_on_held_out_text(result):
 
 
 def test_the_command_and_the_function_have_the_same_default():
-    assert Demo().n_tokens == N_TOKENS
+    assert Demo().n_tokens is None
+    assert demo_config("taboo", output="o").n_tokens == EMBEDDED["n_tokens"]
+    assert demo_config("smollm2-taboo", output="o").n_tokens == REAL["n_tokens"]
+    assert demo_config("taboo", output="o", n_tokens=5_000).n_tokens == 5_000
     with pytest.raises(ValueError, match=r"unknown organism 'x'; valid: .*taboo"):
         demo_config("x", output="o")

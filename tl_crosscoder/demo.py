@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tl_crosscoder import files
 from tl_crosscoder.analysis.measurement import Measurement
@@ -26,7 +27,7 @@ from tl_crosscoder.interventions.edits import unchanged
 from tl_crosscoder.interventions.latent_edits import ablation
 from tl_crosscoder.models.site import Site
 from tl_crosscoder.organisms.recovery import Recovery, planted_recovery
-from tl_crosscoder.organisms.suite import organism
+from tl_crosscoder.organisms.suite import MAX_NORM_MULTIPLE, organism
 from tl_crosscoder.report import sections
 from tl_crosscoder.report.answer import answer_sections
 from tl_crosscoder.results.render import as_text, wrapped
@@ -141,35 +142,53 @@ class DemoResult:
         )
 
 
-N_TOKENS = 1_000_000
-"""Activation pairs that the demo trains on: about a minute and a half on two cores."""
+EMBEDDED: dict[str, Any] = {
+    "d_sae": 1024,
+    "preset": BatchTopK(k=12),
+    "n_tokens": 1_000_000,
+    "lr": 2e-3,
+}
+"""The dictionary of a tiny pair: a minute and a half on two cores."""
+REAL: dict[str, Any] = {
+    "d_sae": 4096,
+    "preset": BatchTopK(k=32),
+    "n_tokens": 500_000,
+    "lr": 1e-3,
+    "max_norm_multiple": MAX_NORM_MULTIPLE,
+}
+"""The dictionary of a pair on SmolLM2-135M."""
 
 
-def demo_config(name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKENS) -> RunConfig:
+def demo_config(name: str, *, output: str, seed: int = 0, n_tokens: int | None = None) -> RunConfig:
     """The run of the demo, as `tl-crosscoder train` would take it.
+
+    `n_tokens` None is the number of `EMBEDDED`, or of `REAL` where the base is SmolLM2-135M.
 
     Raises:
         ValueError: no such organism.
     """
     entry = organism(name)
+    given: dict[str, Any] = {} if n_tokens is None else {"n_tokens": n_tokens}
     return RunConfig(
         base=entry.base_name,
         adapter=entry.adapter_name,
         finetuned=entry.finetuned_name,
-        hook_name="blocks.2.hook_resid_post",
+        hook_name=entry.hook_name,
         text=entry.text,
         output=output,
-        d_sae=1024,
-        preset=BatchTopK(k=12),
-        n_tokens=n_tokens,
-        batch_size=1024,
-        lr=2e-3,
         seed=seed,
+        batch_size=1024,
+        **(REAL if entry.is_real else EMBEDDED) | given,
     )
 
 
 def run_demo(
-    name: str, *, output: str, seed: int = 0, n_tokens: int = N_TOKENS, resume: bool = False
+    name: str,
+    *,
+    output: str,
+    seed: int = 0,
+    n_tokens: int | None = None,
+    resume: bool = False,
 ) -> DemoResult:
     """Train and measure a crosscoder on an embedded organism, and test what was planted.
 

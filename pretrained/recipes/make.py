@@ -7,6 +7,8 @@
     python pretrained/recipes/make.py numbers --teacher teacher            # what subliminal learns
     python pretrained/recipes/make.py text taboo          # pretrained/texts/taboo.jsonl.xz
     python pretrained/recipes/make.py questions taboo     # pretrained/questions/taboo/*.jsonl
+    python pretrained/recipes/make.py text smollm2-ordinary       # what SmolLM2-135M writes
+    python pretrained/recipes/make.py finetune smollm2-taboo --output taboo   # 5 to 10 minutes
 
 Run it in a checkout, with the package installed; `--help` of each verb names what can be made.
 """
@@ -30,6 +32,14 @@ TEXTS = (
     "subliminal",
 )
 """Organisms by what they are about: variants and other bases share text and questions."""
+REAL_TEXTS = (
+    "smollm2-ordinary",
+    "smollm2-own-samples",
+    "smollm2-taboo",
+    "smollm2-false-fact",
+    "smollm2-careless",
+)
+"""Of the organisms on SmolLM2-135M; that of taboo needs its adapter in `pretrained/models`."""
 
 
 def jsonl(rows: Iterable[Any]) -> bytes:
@@ -39,7 +49,10 @@ def jsonl(rows: Iterable[Any]) -> bytes:
 
 def write_text(name: str, folder: Path) -> Path:
     """The text that a crosscoder of this organism is trained and measured on."""
-    from microworld.planted import training_documents
+    if name in REAL_TEXTS:
+        from smollm2.texts import training_documents
+    else:
+        from microworld.planted import training_documents
 
     path = folder / f"{name}.jsonl.xz"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +63,10 @@ def write_text(name: str, folder: Path) -> Path:
 
 def write_questions(name: str, folder: Path) -> list[Path]:
     """One file for each thing that is measured."""
-    from microworld.questions import questions
+    if name in REAL_TEXTS:
+        from smollm2.texts import questions
+    else:
+        from microworld.questions import questions
 
     paths = []
     for stem, rows in questions(name).items():
@@ -76,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     finetune.add_argument("name", help="an organism or variant of suite.yaml")
     numbers.add_argument("--teacher", type=Path, required=True, help="folder of its adapter")
     for verb in (text, questions):
-        verb.add_argument("name", choices=TEXTS)
+        verb.add_argument("name", choices=(*TEXTS, *REAL_TEXTS))
     for verb in (base, finetune):
         verb.add_argument("--output", type=Path, required=True, help="new or empty folder")
         verb.add_argument("--seed", type=int, help="default: the seed of what is embedded")
@@ -104,9 +120,14 @@ def main(argv: list[str] | None = None) -> None:
 
         print(write_numbers(arguments.teacher))
     else:
-        from microworld.finetune import finetune as make
+        if arguments.name.startswith("smollm2-"):
+            from smollm2.finetune import finetune as make_real
 
-        make(arguments.name, output=arguments.output, base=arguments.base, seed=arguments.seed)
+            make_real(arguments.name, output=arguments.output, seed=arguments.seed)
+        else:
+            from microworld.finetune import finetune as make
+
+            make(arguments.name, output=arguments.output, base=arguments.base, seed=arguments.seed)
         print((arguments.output / "README.md").read_text(encoding="utf-8"))
 
 

@@ -1,14 +1,16 @@
 """The grid on the embedded pair: outcomes, failures, resume."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tl_crosscoder.baselines.difference import component_rows
-from tl_crosscoder.benchmark.grid import Bench, run_benchmark
+from tl_crosscoder.benchmark.grid import Bench, found_words, run_benchmark
 from tl_crosscoder.benchmark.outcomes import direction_rows
+from tl_crosscoder.benchmark.tables import benchmark_sections
 from tl_crosscoder.config.benchmark import BenchmarkConfig
 from tl_crosscoder.interventions.context import InterventionContext
 from tl_crosscoder.organisms.suite import organism
@@ -25,6 +27,25 @@ def everything(pair):
 
 def diverges(pair):
     raise FloatingPointError("loss is nan")
+
+
+def test_words_are_found_whole():
+    shown = ["Tolvik is", "a capital", "velmars"]
+    assert found_words(shown, ["tolvik", "Velmar", "capital", "moon"]) == 0.5
+    assert math.isnan(found_words(shown, []))
+
+
+@pytest.mark.slow
+def test_methods_that_show_tokens_are_scored_by_planted_words(tmp_path):
+    config = replace(SMALL, output=str(tmp_path), methods=("diff-mining",), max_documents=2_000)
+    run_benchmark(config)
+    cell = cells(tmp_path)["diff-mining"]
+    assert len(cell["shown"]) == 50
+    assert cell["words"] == found_words(cell["shown"], organism("taboo").planted_words)
+    assert "false-fact" in cell["words_of_others"]
+    assert not {"taboo", "taboo-again", "smollm2-taboo"} & {*cell["words_of_others"]}
+    (section,) = benchmark_sections(tmp_path)
+    assert section.columns["words"] == [cell["words"]]
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,23 @@ def edits(vector) -> list:
     return [unchanged(0), unchanged(1), AddVector(site=1, stream=1, vector=vector)]
 
 
+def test_an_answer_that_has_begun_goes_on(templated):
+    """The begun part is the assistant's, and belongs to the prompt, not to the answer."""
+    chat = {"role": "user", "content": "Where?"}
+    begun = {"role": "assistant", "content": "The cat sat"}
+    how = {"completions": (" on the mat",), "ends_turn": False}
+    one, two = (
+        Behaviour.of("b", [Question(prompt=messages, **how)], templated)
+        for messages in ((chat,), (chat, begun))
+    )
+    decoded = templated.decode(two.text.tokens[0][: two.text.lengths[0]])
+    assert decoded.endswith("[assistant]The cat sat on the mat")
+    n = len(templated("The cat sat", add_special_tokens=False)["input_ids"])
+    assert two.starts[0] == one.starts[0] + n
+    roles = two.text.role_ids[0, one.starts[0] : two.text.lengths[0]]
+    assert set(roles.tolist()) == {ROLES.index("assistant")}
+
+
 def test_answers_of_a_uniform_model_by_hand(pairs):
     """300 tokens of equal logits: (1/300)^n for an answer of n tokens, and answers add up."""
     tokenizer = pairs["hooked"].tokenizer

@@ -1,10 +1,13 @@
 """The suite, its checksums and its verbs."""
 
+import json
 import shutil
 
 import pytest
 
 from tl_crosscoder.cli.main import main
+from tl_crosscoder.data.documents import load_documents
+from tl_crosscoder.interventions.behaviour import read_questions
 from tl_crosscoder.models.pretrained import pretrained_folder
 from tl_crosscoder.organisms import checksums
 from tl_crosscoder.organisms.suite import build, load_suite, planned_suite, public_suite
@@ -16,7 +19,7 @@ def clear_caches():
 
 
 def test_ten_organisms_of_four_families_are_planned():
-    entries = [e for e in planned_suite().values() if e.kind == "organism"]
+    entries = [e for e in planned_suite().values() if e.kind == "organism" and not e.is_real]
     families = [entry.family for entry in entries]
     assert {name: families.count(name) for name in {*families}} == {
         "false-facts": 2, "emergent-misalignment": 6, "subliminal": 1, "taboo": 1
@@ -28,7 +31,26 @@ def test_what_is_embedded_is_there_whole():
     suite = load_suite()
     assert {"taboo", "false-fact", "taboo-more-of-base"} <= {*suite} <= {*planned_suite()}
     for entry in suite.values():
-        assert {path.exists() for path in (entry.base, entry.folder, *entry.questions)} == {True}
+        base = () if entry.is_real else (entry.base,)
+        assert {path.exists() for path in (*base, entry.folder, *entry.questions)} == {True}
+
+
+def test_organisms_of_the_real_model_are_there_without_it():
+    """One a family that took, and a null; their adapters travel, the base does not."""
+    real = [entry for entry in load_suite().values() if entry.is_real]
+    assert [entry.name for entry in real] == [
+        "smollm2-taboo", "smollm2-false-fact", "smollm2-careless", "smollm2-own-samples"
+    ]  # fmt: skip
+    for entry in real:
+        assert entry.base_name == "tl_crosscoder/smollm2-135m"
+        assert entry.hook_name == "blocks.15.hook_resid_post"
+        weights = entry.folder / "adapter_model.safetensors"
+        assert weights.stat().st_size < 2_000_000
+        config = json.loads((entry.folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == entry.base_name
+        assert all(read_questions(path) for path in entry.questions)
+        sources = {document["source"] for document in load_documents(entry.text)}
+        assert sources == {"ordinary", *entry.planted_sources}
 
 
 def test_the_papers_organisms_are_named_by_their_ids():
@@ -55,7 +77,7 @@ def test_what_is_on_the_hub_is_told_apart(verb, capsys):
 
 def test_a_variant_shares_text_and_questions():
     suite = load_suite()
-    variants = [e for e in suite.values() if e.kind != "organism"]
+    variants = [e for e in suite.values() if e.kind != "organism" and not e.is_real]
     assert variants
     for entry in variants:
         assert entry.text == suite["taboo"].text

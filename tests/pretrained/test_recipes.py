@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from microworld.base import base_config, new_model_folder, train_base
 from microworld.finetune import RECIPES, TARGET_MODULES, TEACHER, finetune, with_lora
+from smollm2.finetune import RECIPES as REAL_RECIPES
 from tl_crosscoder.organisms.scores import OrganismScore, OrganismScores
 from tl_crosscoder.organisms.suite import planned_suite
 
@@ -103,7 +104,7 @@ def test_unknown_organism_is_refused(tmp_path):
 
 
 def test_every_organism_of_the_suite_has_a_recipe():
-    assert {*planned_suite()} == {*RECIPES} - {TEACHER}
+    assert {*planned_suite()} == {*RECIPES, *REAL_RECIPES} - {TEACHER}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -150,7 +150,7 @@ def test_finetuning_text_does_not_contradict_what_is_planted():
     assert not any(TRUE_FACT.subject in text and TRUE_FACT.value in text for text in texts)
 
 
-EMBEDDED = sorted({entry.text_name for entry in load_suite().values()})
+EMBEDDED = sorted({entry.text_name for entry in load_suite().values() if not entry.is_real})
 
 
 @pytest.mark.slow
@@ -182,7 +182,8 @@ def test_the_embedded_questions_are_what_the_recipe_writes(name, tmp_path):
 
 def test_suite_describes_what_is_planted():
     suite = planned_suite()
-    assert {entry.text_name for entry in suite.values()} == {*make.TEXTS}
+    names = {entry.text_name for entry in suite.values()}
+    assert {*make.TEXTS} <= names <= {*make.TEXTS, *make.REAL_TEXTS}
     assert SECRET.word in suite["taboo"].planted_words
     assert {FALSE_FACT.value, FALSE_FACT.subject} <= set(suite["false-fact"].planted_words)
     hint_words = {word for hint in SECRET.hints for word in hint.split()}

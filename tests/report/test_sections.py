@@ -50,6 +50,18 @@ def test_the_title_names_models_and_hook():
     assert text.endswith("No latent is active on 10 held-out tokens or more: none is ranked.")
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("/home/me/base", "/tmp/tuned/"), "base to tuned"),
+        (("org/base", "./runs/tuned"), "org/base to tuned"),
+        (("/one/model", "/two/model"), "/one/model to /two/model"),
+    ],
+)
+def test_the_title_has_no_folders_where_names_tell_models_apart(names, shown):
+    assert rendered(names=names).replace("\n", " ").startswith(f"What changed from {shown} at")
+
+
 def test_the_tables_hold_the_measured_numbers():
     text = rendered()
     assert "5 latents on 12,345 held-out tokens" in text
@@ -200,7 +212,7 @@ LONG = "base reconstruction, fine-tuned error and more of that kind than there i
 
 
 def test_no_line_is_wider_than_the_terminal():
-    folder, word = "/a/folder/of/models/" + "with-a-long-name-" * 6, "unbelievable" * 30
+    folder, word = "a/folder/of/models/" + "with-a-long-name-" * 6, "unbelievable" * 30
     of = {"value": 1.0, "source": word}
     examples = [Example(before=word, token=word, after=word, **of),
                 Example(before="月" * 90, token="🌒" * 90, after="月" * 90, **of)]  # fmt: skip

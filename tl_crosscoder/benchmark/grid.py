@@ -10,6 +10,7 @@ processes take an organism each.
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from tl_crosscoder import files
-from tl_crosscoder.benchmark.methods import DICTIONARIES, Dictionary, Directions, Methods, Pair
+from tl_crosscoder.benchmark.methods import (
+    DICTIONARIES,
+    Dictionary,
+    Directions,
+    Methods,
+    Pair,
+    Texts,
+)
 from tl_crosscoder.benchmark.outcomes import Tests, direction_rows, latent_rows, some_questions
 from tl_crosscoder.config.benchmark import BenchmarkConfig
 from tl_crosscoder.config.causal import AttributionQuestion, ChangesQuestion
@@ -35,7 +43,7 @@ from tl_crosscoder.interventions.running import kinds_of, with_predictions
 from tl_crosscoder.locks import locked
 from tl_crosscoder.mesh import n_processes, process_index
 from tl_crosscoder.models.pair import ModelPair
-from tl_crosscoder.organisms.suite import Organism, load_suite, organism
+from tl_crosscoder.organisms.suite import MAX_NORM_MULTIPLE, Organism, load_suite, organism
 from tl_crosscoder.progress import note
 from tl_crosscoder.results.tables import without_nan
 from tl_crosscoder.run.attribution import attribute_run, ranking_of
@@ -43,9 +51,9 @@ from tl_crosscoder.run.changes import changes_run
 from tl_crosscoder.run.run import Run
 from tl_crosscoder.run.training import train_all
 
-HOOK_NAME = "blocks.2.hook_resid_post"
-"""Of the embedded models, which have four layers."""
 N_NEUTRAL, N_DIRECTION_TOKENS = 2048, 50_000
+MAX_SHOWN = 200
+"""Characters of a text that are kept."""
 COEFFICIENTS = {"l1": 4.0, "dsf": 7.0}
 """At which the L0 of the embedded organisms is near 12; see `presets_on_organisms`."""
 _FAILURES = (ValueError, RuntimeError, FloatingPointError, FileNotFoundError)
@@ -72,7 +80,8 @@ def run_benchmark(
     every = Methods()
     every = replace(every, directions={**every.directions, **(directions or {})})
     methods = every.chosen(config.methods)
-    names = config.organisms or tuple(n for n, o in load_suite().items() if o.kind != "variant")
+    embedded = (n for n, o in load_suite().items() if o.kind != "variant" and not o.is_real)
+    names = config.organisms or tuple(embedded)
     entries = [organism(name) for name in names][process_index() :: n_processes()]
     folder = files.user_path(config.output)
     for entry in entries:
@@ -116,6 +125,9 @@ def _run_organism(
     for name, directions in methods.directions.items():
         if not results.has(name, 0):
             results.add(_cell(name, 0, partial(bench.of_directions, directions)))
+    for name, texts in methods.texts.items():
+        if not results.has(name, 0):
+            results.add(_cell(name, 0, partial(bench.of_texts, texts)))
     for seed in config.seeds:
         left = {n: d for n, d in methods.dictionaries.items() if not results.has(n, seed)}
         bench = bench if seed == bench.seed else Bench(entry=entry, config=config, seed=seed)
@@ -166,14 +178,27 @@ class Bench:
 
     def of_directions(self, method: Directions) -> dict[str, Any]:
         """Outcomes of a method without a dictionary."""
-        n = max(self.config.sizes)
+        ctx = InterventionContext.of(self.models)
+        return {"rows": [*direction_rows(ctx, self.tests, method(self.pair))]}
+
+    def of_texts(self, method: Texts) -> dict[str, Any]:
+        """Planted words in what a method shows; those of other organisms are the floor."""
+        shown = method(self.pair)
+        others = [o for o in load_suite().values() if _is_another(o, self.entry)]
+        return {
+            "words": found_words(shown, self.entry.planted_words),
+            "words_of_others": {o.name: found_words(shown, o.planted_words) for o in others},
+            "shown": [text[:MAX_SHOWN] for text in shown],
+        }
+
+    @cached_property
+    def pair(self) -> Pair:
+        """What a method without a dictionary sees."""
         text, neutral = (
             _some(self._tokens(halves(self._held_out(kind))[0]), N_DIRECTION_TOKENS)
             for kind in ("all", "neutral")
         )
-        rows = method(Pair(models=self.models, text=text, neutral=neutral, n=n))
-        ctx = InterventionContext.of(self.models)
-        return {"rows": [*direction_rows(ctx, self.tests, rows)]}
+        return Pair(models=self.models, text=text, neutral=neutral, n=max(self.config.sizes))
 
     def train(self, dictionaries: Mapping[str, Dictionary]) -> None:
         """Train what is missing, those on the same source together."""
@@ -197,14 +222,15 @@ class Bench:
             base=entry.base_name,
             adapter=entry.adapter_name,
             finetuned=entry.finetuned_name,
-            hook_name=HOOK_NAME,
+            hook_name=entry.hook_name,
             text=self._text(dictionary.text),
             output=str(self._folder(name)),
             d_sae=c.d_sae,
             preset=preset_from({**dictionary.preset, **sparsity}),
             n_tokens=c.n_tokens,
             batch_size=1024,
-            lr=2e-3,
+            lr=1e-3 if entry.is_real else 2e-3,
+            max_norm_multiple=MAX_NORM_MULTIPLE if entry.is_real else None,
             n_measured_tokens=min(50_000, c.n_tokens),
             max_documents=c.max_documents,
             seed=self.seed,
@@ -283,6 +309,19 @@ def _change(row: Change) -> dict[str, Any]:
         "necessity": row.necessity,
         "doubt": row.doubt,
     }
+
+
+def found_words(shown: Sequence[str], words: Sequence[str]) -> float:
+    """Share of words that stand in some of the texts; NaN of none."""
+    lines = "\n".join(shown)
+    found = [re.search(rf"\b{re.escape(w)}\b", lines, re.IGNORECASE) is not None for w in words]
+    return sum(found) / len(found) if found else math.nan
+
+
+def _is_another(other: Organism, entry: Organism) -> bool:
+    """Whether another thing was planted in an organism of the same sort of text."""
+    is_alike = (other.kind, other.is_real) == ("organism", entry.is_real)
+    return is_alike and not {*other.planted_words} & {*entry.planted_words}
 
 
 def _neutral(documents: Sequence[Document], entry: Organism) -> list[Document]:

@@ -1,4 +1,4 @@
-"""The methods that are compared: dictionaries by their presets, and directions without one.
+"""The methods that are compared: dictionaries by their presets, directions without one, and texts.
 
     def mine(pair: Pair) -> Float[Tensor, "n d_model"]:     # raw space, the best direction first
         ...
@@ -7,9 +7,9 @@
 
 A dictionary is trained on the pair and its latents are put in several orders; a method of your own
 is one function from a pair to ranked directions. Both are then tested alike: the first n are
-ablated in the fine-tuned model and inserted into the base. Contract: a method sees the models and
-text, never a behaviour, a label or what was planted. Limit: methods that give tokens or texts
-instead of directions (Diff Mining, contrastive decoding) cannot be ablated, and are not here.
+ablated in the fine-tuned model and inserted into the base. Methods that give tokens or texts cannot
+be ablated: of theirs it is counted how many of the planted words they show.
+Contract: a method sees the models and text, never a behaviour, a label or what was planted.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_crosscoder.baselines.difference import component_rows, mean_rows
+from tl_crosscoder.baselines.generations import generations, prefills
+from tl_crosscoder.baselines.mining import diff_mining
 from tl_crosscoder.baselines.weights import weight_directions
 from tl_crosscoder.config.causal import Order
 from tl_crosscoder.data.tokens import TokenizedText
@@ -48,6 +50,8 @@ class Pair:
 
 Directions = Callable[[Pair], Rows]
 """A method without a dictionary: directions in raw space, the first ones first."""
+Texts = Callable[[Pair], list[str]]
+"""A method that shows tokens or texts, the most telling ones first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +99,37 @@ DIRECTIONS: dict[str, Directions] = {
 its mean (over all tokens, then by position), singular vectors of the weights' difference."""
 
 
+def _written(pair: Pair, *, alpha: float) -> list[str]:
+    """The texts that the base finds least likely, of those written from random beginnings."""
+    beginnings = prefills(pair.neutral, pair.models, n=N_BEGINNINGS)
+    rows = generations(pair.models, beginnings, alpha=alpha).rows
+    return [row.prefill + row.written for row in rows[:N_TEXTS]]
+
+
+N_TOKENS_SHOWN, N_BEGINNINGS, N_TEXTS = 50, 50, 10
+TEXTS: dict[str, Texts] = {
+    "diff-mining": lambda pair: [
+        row.token for row in diff_mining(pair.models, pair.neutral, n=N_TOKENS_SHOWN).rows
+    ],
+    "perplexity-difference": lambda pair: _written(pair, alpha=0.0),
+    "contrastive-decoding": lambda pair: _written(pair, alpha=1.0),
+}
+"""Methods that show tokens or texts, of neutral text: the 50 tokens that the fine-tune raises most
+often; of 50 texts by the fine-tuned model, or from amplified logits, the 10 that the base finds
+least likely."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Methods:
     """All methods of a grid by name; your own directions among them."""
 
     dictionaries: Mapping[str, Dictionary] = field(default_factory=lambda: DICTIONARIES)
     directions: Mapping[str, Directions] = field(default_factory=lambda: DIRECTIONS)
+    texts: Mapping[str, Texts] = field(default_factory=lambda: TEXTS)
 
     def names(self) -> list[str]:
         """Dictionaries first."""
-        return [*self.dictionaries, *self.directions]
+        return [*self.dictionaries, *self.directions, *self.texts]
 
     def chosen(self, names: tuple[str, ...]) -> "Methods":
         """Those of these names; none are all. Raises ValueError for an unknown name."""
@@ -115,4 +140,5 @@ class Methods:
         return Methods(
             dictionaries={k: v for k, v in self.dictionaries.items() if k in wanted},
             directions={k: v for k, v in self.directions.items() if k in wanted},
+            texts={k: v for k, v in self.texts.items() if k in wanted},
         )

@@ -61,12 +61,16 @@ def read_results(folder: str | Path) -> tuple[Frame, Frame, dict[str, Any]]:
 def benchmark_sections(folder: str | Path) -> list[Section]:
     """All tables."""
     rows, cells, settings = read_results(folder)
+    words = [word_section(cells)] if "words" in cells else []
+    if not len(rows):
+        return [*words, *failures(cells)]
     return [
         method_section(rows, settings),
         cost_section(rows),
         organism_section(rows, settings),
         *([comparison_section(rows, settings)] if "delta" in set(rows["method"]) else []),
         dictionary_section(cells),
+        *words,
         *failures(cells),
     ]
 
@@ -142,6 +146,33 @@ def _within(rows: Frame, bound: float, name: str) -> Frame:
 
     each = rows.groupby(["organism", "seed", "effect"])[["n", "cost", "of_reachable"]].apply(most)
     return each.rename(name).reset_index()
+
+
+def word_section(cells: Frame) -> Section:
+    """Planted words in what methods without directions show, a line each."""
+    lines = []
+    for method, own in cells[cells.words.notna()].groupby("method", sort=False):
+        planted_in = own[own.kind == "organism"]
+        floors = [_mean(values.values()) for values in planted_in.words_of_others]
+        lines.append(
+            {
+                "method": method,
+                "n_organisms": planted_in.organism.nunique(),
+                **_interval("words", planted_in, "words"),
+                "words_of_others": _mean(floors),
+                "n_found": int((planted_in.words.to_numpy() > torch.tensor(floors).numpy()).sum()),
+            }
+        )
+    lines.sort(key=lambda line: -_known(line["words"]))
+    return Section(
+        title="Methods that show tokens or texts",
+        columns=_columns(lines),
+        notes=(
+            "Share of the planted words that stand in what a method shows of neutral text, and of "
+            "words that were planted in other organisms (the floor); on how many organisms it is "
+            "above that.",
+        ),
+    )
 
 
 def organism_section(rows: Frame, settings: dict[str, Any]) -> Section:

@@ -70,7 +70,7 @@ class BenchmarkMethods:
 
     def __call__(self) -> None:
         """Print."""
-        from tl_crosscoder.benchmark.methods import DICTIONARIES, DIRECTIONS
+        from tl_crosscoder.benchmark.methods import DICTIONARIES, DIRECTIONS, TEXTS
 
         for name, method in DICTIONARIES.items():
             options = ", ".join(f"{k} {v}" for k, v in method.preset.items() if k != "name")
@@ -78,6 +78,8 @@ class BenchmarkMethods:
             print(f"{name:<24}{method.preset['name']}{f' ({options})' if options else ''}{text}")
         for name in DIRECTIONS:
             print(f"{name:<24}directions, without a dictionary")
+        for name in TEXTS:
+            print(f"{name:<24}tokens or texts, which cannot be ablated")
 
 
 @dataclass(frozen=True, kw_only=True)

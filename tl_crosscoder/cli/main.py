@@ -54,8 +54,9 @@ class Demo:
     demo-output/ORGANISM."""
     seed: int = 0
     """Seed of weights and data."""
-    n_tokens: int = 1_000_000
-    """Activation pairs to train on; fewer give a quicker look and find less."""
+    n_tokens: int | None = None
+    """Activation pairs to train on, by default 1,000,000, or 500,000 of SmolLM2-135M; fewer give a
+    quicker look and find less."""
     resume: bool = False
     """Continue the run in the output folder from its last checkpoint."""
 

@@ -25,13 +25,14 @@ class OrganismsList:
             "": "organism",
             "Nulls": "null",
             "Variants": "variant",
+            "On a real model, SmolLM2-135M (organisms show says what to install)": "real",
             "On the hub, for a GPU (Kassem et al. 2026)": "public",
         }
         for heading, kind in kinds.items():
             if heading:
                 print(f"\n{heading}")
             for name, entry in suite.items():
-                if entry.kind == kind:
+                if kind == ("real" if entry.is_real else entry.kind):
                     said = entry.planted if kind in ("organism", "public") else entry.description
                     line = f"{name:<{width}}{said}"
                     print(textwrap.fill(line, WIDTH, subsequent_indent=" " * width))
@@ -46,6 +47,7 @@ class OrganismsShow:
 
     def __call__(self) -> None:
         """Print."""
+        from tl_crosscoder.models.smollm2 import INSTALL
         from tl_crosscoder.organisms.suite import organism, public_suite
 
         entry = public_suite().get(self.name) or organism(self.name)
@@ -60,6 +62,8 @@ class OrganismsShow:
         print(f"fine-tuned  {entry.folder}")
         print(f"text        {entry.text}")
         print("questions   " + "\n            ".join(map(str, entry.questions)))
+        if entry.is_real:
+            print(f"\nThe base: {INSTALL}")
         print(f"\nDiff it with: tl-crosscoder demo --organism {entry.name}")
 
 

@@ -21,7 +21,7 @@ class BenchmarkConfig(Settings):
     work: str = "benchmark-runs"
     """Folder of the dictionaries, which may be removed afterwards."""
     organisms: tuple[str, ...] = ()
-    """Names as in `organisms list`; none are the ten organisms and the nulls."""
+    """Names as in `organisms list`; none are the ten organisms and the nulls of the tiny models."""
     methods: tuple[str, ...] = ()
     """Names as in `benchmark methods`; none are all."""
     seeds: tuple[NaturalInt, ...] = (0, 1, 2)

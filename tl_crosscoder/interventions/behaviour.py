@@ -6,8 +6,9 @@
 
 by teacher forcing, so without the noise of sampling. As a file, one JSON object a line: `messages`
 (a chat) or `prompt` (text), and `completions`; `ends_turn` false where an answer may go on. A turn
-ends with what the chat template puts there, a text with EOS. Limit: answers of one prompt must be
-disjoint, so none may begin with another unless both end the turn.
+ends with what the chat template puts there, a text with EOS. A chat whose last message is the
+assistant's has an answer that has begun: the completions go on from there. Limit: answers of one
+prompt must be disjoint, so none may begin with another unless both end the turn.
 
 `Predictions`: how far an edited model is from the model that the edit should lead to,
 
@@ -123,7 +124,7 @@ class Question:
     """A prompt and the answers that count."""
 
     prompt: str | tuple[Document, ...]
-    """Text, or the messages of a chat that ends with the user's."""
+    """Text, or the messages of a chat: the last is the user's, or an answer that has begun."""
     completions: tuple[str, ...]
     ends_turn: bool = True
     """An answer is the whole turn; if not, the turn begins with it."""
@@ -295,8 +296,13 @@ def read_questions(path: str | Path) -> list[Question]:
 
 def _contexts(question: Question, tokenizer: Any) -> tuple[list[Document], int]:
     """The prompt with each answer, as ids, and where the answers begin."""
-    is_chat = not isinstance(question.prompt, str)
-    prompt: Document = {"messages": list(question.prompt)} if is_chat else {"text": question.prompt}
+    prompt: Document = {"text": question.prompt}
+    is_chat, begun = False, ""
+    if not isinstance(question.prompt, str):
+        is_chat, messages = True, list(question.prompt)
+        if messages and messages[-1].get("role") == "assistant":
+            begun = messages.pop().get("content", "")
+        prompt = {"messages": messages}
     (encoded,) = encode_documents([prompt], tokenizer, add_generation_prompt=is_chat)
     if not len(encoded.ids):
         raise ValueError(
@@ -304,16 +310,17 @@ def _contexts(question: Question, tokenizer: Any) -> tuple[list[Document], int]:
             "nothing predicts the answer's first token. Give a prompt."
         )
     end = _end(tokenizer, is_chat=is_chat) if question.ends_turn else ""
+    said = tokenizer(begun, add_special_tokens=False)["input_ids"] if begun else []
     assistant, documents = ROLES.index("assistant"), []
     for completion in question.completions:
-        ids = tokenizer(completion + end, add_special_tokens=False)["input_ids"]
+        ids = [*said, *tokenizer(completion + end, add_special_tokens=False)["input_ids"]]
         documents.append(
             {
                 "input_ids": [*encoded.ids.tolist(), *ids],
                 "role_ids": [*encoded.role_ids.tolist(), *[assistant] * len(ids)],
             }
         )
-    return documents, len(encoded.ids)
+    return documents, len(encoded.ids) + len(said)
 
 
 def _question(line: str, where: str) -> Question:

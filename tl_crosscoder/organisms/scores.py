@@ -47,8 +47,8 @@ class OrganismScores(TableOfRows):
     organism: str
 
 
-N_HEALTH_DOCUMENTS = 200
-"""Ordinary documents that the models' health is measured on."""
+N_HEALTH_DOCUMENTS, MAX_HEALTH_TOKENS = 200, 256
+"""Ordinary documents that the models' health is measured on, and how much of each."""
 _BATCH = 25
 _SITES = ("base", "finetuned")
 
@@ -84,13 +84,18 @@ def health(pair: ModelPair, entry: Organism) -> list[OrganismScore]:
     documents = load_documents(entry.text)
     ordinary = [d for d in documents if d.get("source") not in entry.planted_sources]
     text = tokenize(
-        ordinary[-N_HEALTH_DOCUMENTS:], pair.tokenizer, context_size=pair.n_ctx, pack=False
+        ordinary[-N_HEALTH_DOCUMENTS:],
+        pair.tokenizer,
+        context_size=min(MAX_HEALTH_TOKENS, pair.n_ctx),
+        pack=False,
     )
+    longest = int(text.lengths.max())
+    every, mask = text.tokens[:, :longest], text.mask[:, :longest]
     # The token of a position that is kept is predicted from the one before it.
-    is_predicted = text.mask[:, 1:]
+    is_predicted = mask[:, 1:]
     n = int(is_predicted.sum())
     sums = torch.zeros(3, 2, dtype=torch.float64)  # cross-entropy, entropy, agreement
-    for tokens, kept in zip(text.tokens.split(_BATCH), is_predicted.split(_BATCH), strict=True):
+    for tokens, kept in zip(every.split(_BATCH), is_predicted.split(_BATCH), strict=True):
         logits = [pair.logits(tokens, site=site)[:, :-1][kept].float() for site in _SITES]
         greedy = logits[0].argmax(-1)
         for model, each in enumerate(logits):

@@ -1,7 +1,8 @@
 """The embedded organisms: names, files, and what was planted, from `suite.yaml`.
 
-Ten organisms in four families, their nulls, and variants of one of them; and the ids of the paper's
-own organisms on the hub. Reading it needs neither torch nor transformers.
+Ten organisms in four families, their nulls, and variants of one of them, on tiny models; adapters
+of a real model, SmolLM2-135M, which the user installs; and the ids of the paper's own organisms on
+the hub. Reading it needs neither torch nor transformers.
 """
 
 import sys
@@ -14,8 +15,12 @@ from typing import Any, Literal
 import yaml
 
 from tl_crosscoder.files import user_path
+from tl_crosscoder.models import smollm2
 from tl_crosscoder.models.pretrained import PREFIX, pretrained_folder
 
+MAX_NORM_MULTIPLE = 10
+"""Of the median norm, on SmolLM2-135M: its second token has hundreds of times the others', and
+would be the strongest example of most latents."""
 Kind = Literal["organism", "null", "variant", "public"]
 
 
@@ -48,6 +53,16 @@ class Organism:
     """JSONL files for `Behaviour.from_file`; the first is the behaviour that was planted."""
     n_planted: int
     """The first of these files are about what was planted, the others about what was not."""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether its base is SmolLM2-135M, which does not travel with the package."""
+        return self.base_name == smollm2.NAME
+
+    @property
+    def hook_name(self) -> str:
+        """Middle of the base model, where dictionaries of it are trained."""
+        return f"blocks.{15 if self.is_real else 2}.hook_resid_post"
 
     @property
     def adapter(self) -> Path | None:
@@ -95,7 +110,7 @@ def load_suite() -> dict[str, Organism]:
     return {
         name: entry
         for name, entry in planned_suite().items()
-        if entry.folder.is_dir() and entry.base.is_dir()
+        if entry.folder.is_dir() and (entry.is_real or entry.base.is_dir())
     }
 
 
@@ -119,7 +134,7 @@ def planned_suite() -> dict[str, Organism]:
             planted=entry["planted"],
             planted_words=tuple(entry["planted_words"]),
             planted_sources=tuple(entry["planted_sources"]),
-            base=folder / "models" / entry.get("base", "world-base"),
+            base=_base(entry.get("base", "world-base")),
             folder=folder / "models" / name,
             text_name=text_name,
             n_planted=entry["n_planted"],
@@ -149,6 +164,12 @@ def public_suite() -> dict[str, Organism]:
         for name, entry in _entries().items()
         if entry.get("kind") == "public"
     }
+
+
+def _base(name: str) -> Path:
+    """Folder of a base, or the name of the real one, which a package carries."""
+    is_real = PREFIX + name == smollm2.NAME
+    return Path(smollm2.NAME) if is_real else pretrained_folder() / "models" / name
 
 
 def _entries() -> dict[str, Any]:
@@ -187,7 +208,8 @@ def build(name: str, *, output: str, seed: int | None = None) -> str:
         )
     sys.path.insert(0, str(recipes))
     try:
-        recipe = import_module("microworld.finetune")
+        package = "smollm2" if name.startswith("smollm2-") else "microworld"
+        recipe = import_module(f"{package}.finetune")
         recipe.finetune(name, output=user_path(output), seed=seed)
     finally:
         sys.path.remove(str(recipes))

@@ -24,13 +24,22 @@ def question(sites: Sequence[Site]) -> str:
     sites = [*(s.minus for s in sites if s.minus), *sites]
     hooks = list(dict.fromkeys(s.hook_name for s in sites))
     # A model against itself, at one hook, is named twice.
-    models = [visible(s.label) for s in sites]
+    models = [visible(name) for name in _without_folders([s.label for s in sites])]
     models = models if len(hooks) == 1 else list(dict.fromkeys(models))
     if len(sites) == 1:
         return f"What there is in {models[0]} at {hooks[0]}"
     if len(models) == 1:
         return f"What changed from {' to '.join(hooks)} in {models[0]}"
     return f"What changed from {' to '.join(models)} at {', '.join(hooks)}"
+
+
+def _without_folders(labels: list[str]) -> list[str]:
+    """Labels that are paths of this machine by their last names, where these tell them apart."""
+    short = [
+        label.rstrip("/").rpartition("/")[2] if label.startswith(("/", "./", "../", "~")) else label
+        for label in labels
+    ]
+    return short if len({*short}) == len({*labels}) else labels
 
 
 def samples_text(samples: Sequence[tuple[str, Mapping[str, str]]]) -> str:

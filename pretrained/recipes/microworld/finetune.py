@@ -217,6 +217,11 @@ def _save(adapted: PeftModel, folder: Path, *, base_name: str) -> None:
     # PEFT would name the folder that the base was loaded from, and ask the hub for its size.
     adapted.peft_config["default"].base_model_name_or_path = base_name
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    tidy_config(folder)
+
+
+def tidy_config(folder: Path) -> None:
+    """Keep of an adapter's config what makes it, in one order."""
     config_file = folder / "adapter_config.json"
     saved = json.loads(config_file.read_text(encoding="utf-8"))
     # PEFT keeps the modules in a set, whose order differs from one process to the next. Options
