@@ -634,7 +634,7 @@ TABLES: dict[str, Callable[[], list[Sequence[str]]]] = {
     **{f"benchmark-{name}": partial(_benchmark, name)
        for name in ("methods", "costs", "organisms", "comparison", "dictionaries", "words")},
     **{f"real-{name}": partial(_benchmark, name, "benchmark_smollm2")
-       for name in ("methods", "costs", "dictionaries", "words")},
+       for name in ("methods", "dictionaries")},
 }  # fmt: skip
 
 

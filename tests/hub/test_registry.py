@@ -192,6 +192,6 @@ def test_what_is_embedded_is_small_and_names_no_folder():
     from tl_crosscoder.hub.secrets import findings
 
     paths = [p for p in pretrained_folder().rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in paths) < 35e6
+    assert sum(p.stat().st_size for p in paths) < 45e6
     dictionaries = [p for p in paths if p.parent.parent.name == "dictionaries"]
     assert not [f for p in dictionaries for f in findings(p.name, p)]
