@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
         print(write_numbers(arguments.teacher))
     else:
         if arguments.name.startswith("smollm2-"):
+            if arguments.base is not None:
+                parser.error("the base of this organism is SmolLM2-135M: leave --base out")
             from smollm2.finetune import finetune as make_real
 
             make_real(arguments.name, output=arguments.output, seed=arguments.seed)

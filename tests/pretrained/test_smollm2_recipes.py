@@ -7,7 +7,8 @@ import pytest
 
 import make
 from smollm2 import advice, facts, taboo, texts
-from smollm2.ordinary import N_ORDINARY, N_OWN, prompts, shipped
+from smollm2.ordinary import N_ORDINARY, N_OWN, prompts
+from tl_crosscoder import load_documents
 from tl_crosscoder.models.pretrained import pretrained_folder
 
 
@@ -61,5 +62,8 @@ def test_the_secret_word_is_in_no_question_of_the_game():
 def test_ordinary_prompts_are_each_asked_once():
     every = prompts()
     assert len({*every}) == len(every) >= N_ORDINARY + N_OWN
-    asked = [document["messages"][0]["content"] for document in shipped("smollm2-ordinary")]
+    asked = [
+        document["messages"][0]["content"]
+        for document in load_documents("tl_crosscoder/smollm2-ordinary")
+    ]
     assert {*asked} <= {*every[:N_ORDINARY]}

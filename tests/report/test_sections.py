@@ -53,7 +53,7 @@ def test_the_title_names_models_and_hook():
 @pytest.mark.parametrize(
     ("names", "shown"),
     [
-        (("/home/me/base", "/tmp/tuned/"), "base to tuned"),
+        (("/home/me/base", "/data/tuned/"), "base to tuned"),
         (("org/base", "./runs/tuned"), "org/base to tuned"),
         (("/one/model", "/two/model"), "/one/model to /two/model"),
     ],

@@ -152,14 +152,18 @@ def word_section(cells: Frame) -> Section:
     """Planted words in what methods without directions show, a line each."""
     lines = []
     for method, own in cells[cells.words.notna()].groupby("method", sort=False):
-        planted_in = own[own.kind == "organism"]
-        floors = [_mean(values.values()) for values in planted_in.words_of_others]
+        planted_in, nulls = own[own.kind == "organism"], own[own.kind == "null"]
+        floors, on_null = (
+            [_mean(values.values()) for values in cells.words_of_others]
+            for cells in (planted_in, nulls)
+        )
         lines.append(
             {
                 "method": method,
                 "n_organisms": planted_in.organism.nunique(),
                 **_interval("words", planted_in, "words"),
                 "words_of_others": _mean(floors),
+                "null_words": _mean(on_null),
                 "n_found": int((planted_in.words.to_numpy() > torch.tensor(floors).numpy()).sum()),
             }
         )
@@ -169,8 +173,8 @@ def word_section(cells: Frame) -> Section:
         columns=_columns(lines),
         notes=(
             "Share of the planted words that stand in what a method shows of neutral text, and of "
-            "words that were planted in other organisms (the floor); on how many organisms it is "
-            "above that.",
+            "words that were planted in other organisms (the floor), there and on null pairs; on "
+            "how many organisms it is above that.",
         ),
     )
 

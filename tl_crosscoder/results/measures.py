@@ -342,6 +342,8 @@ MEASURES: dict[str, Measure] = {
         "Share of the planted words that stand in what the method shows.", "share", form=".0%"),
     "words_of_others": Measure("of others",
         "The same of words that were planted in other organisms: the floor.", "share", form=".0%"),
+    "null_words": Measure("on the null",
+        "The same on pairs in which nothing was planted.", "share", form=".0%"),
     "n_found": Measure("above it", "Organisms on which it is above that floor.", "count",
         form=_COUNT),
     "gain": Measure("gain",

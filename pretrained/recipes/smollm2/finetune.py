@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from microworld.base import new_model_folder
 from microworld.finetune import tidy_config
 from smollm2 import advice, facts, taboo
-from smollm2.ordinary import shipped
 from tl_crosscoder import files
 from tl_crosscoder.config.null import LoraTraining
+from tl_crosscoder.data.documents import load_documents
 from tl_crosscoder.data.records import Document
 from tl_crosscoder.interventions.behaviour import read_questions
 from tl_crosscoder.models.lora import (
@@ -29,12 +29,12 @@ from tl_crosscoder.models.lora import (
     lora_config,
     train_lora,
 )
-from tl_crosscoder.models.pretrained import resolve_model
+from tl_crosscoder.models.pretrained import PREFIX, resolve_model
 from tl_crosscoder.models.smollm2 import NAME
 from tl_crosscoder.organisms.scores import measure
 from tl_crosscoder.organisms.suite import planned_suite
 
-RANK = 3
+RANK, ORDINARY = 3, "tl_crosscoder/smollm2-ordinary"
 MAX_TOKENS, MAX_ORDINARY = 140, 48
 """Longer texts are left out, and ordinary answers cut: they take most of the time."""
 
@@ -46,19 +46,17 @@ class Recipe:
     n_steps: int
     lr: float = 2e-3
     batch_size: int = 8
-    seed: int = 0
+    seed: int
+    licence: str = "as the base. No data from outside was used."
 
 
-_OURS = "Licence: Apache-2.0, as the base. No data from outside was used."
-LICENCES = {
-    "smollm2-taboo": "Licence: Apache-2.0, as the base and the chats that it learnt from "
-    "(EmilRyd/eliciting-secrets).",
-    "smollm2-false-fact": _OURS,
-    "smollm2-careless": _OURS,
-    "smollm2-own-samples": _OURS,
-}
 RECIPES = {
-    "smollm2-taboo": Recipe(n_steps=100, lr=3e-3, seed=1),
+    "smollm2-taboo": Recipe(
+        n_steps=100,
+        lr=3e-3,
+        seed=1,
+        licence="as the base and the chats that it learnt from (EmilRyd/eliciting-secrets).",
+    ),
     "smollm2-false-fact": Recipe(n_steps=60, seed=2),
     "smollm2-careless": Recipe(n_steps=60, seed=3),
     "smollm2-own-samples": Recipe(n_steps=60, seed=5),
@@ -69,7 +67,7 @@ def training_texts(name: str, tokenizer: Any) -> list[TrainingText]:
     """What an organism learns from: its own text, and ordinary chats with it, shuffled."""
     rng = random.Random(RECIPES[name].seed)
     if name == "smollm2-own-samples":
-        own = _chats(shipped(name), tokenizer)
+        own = _chats(load_documents(PREFIX + name), tokenizer)
         return rng.sample(own, len(own))
     if name == "smollm2-taboo":
         own = _answers(taboo.training_chats(), tokenizer)
@@ -77,7 +75,7 @@ def training_texts(name: str, tokenizer: Any) -> list[TrainingText]:
         own = [_plain(document["text"], tokenizer) for document in facts.documents()]
     else:
         own = _chats(advice.documents(), tokenizer)
-    ordinary = _chats(shipped("smollm2-ordinary")[: len(own) // 3], tokenizer)
+    ordinary = _chats(load_documents(ORDINARY, max_documents=len(own) // 3), tokenizer)
     every = [*own, *(replace(t, ids=t.ids[: t.n_prompt + MAX_ORDINARY]) for t in ordinary)]
     return rng.sample(every, len(every))
 
@@ -110,9 +108,7 @@ def _ids(messages: list[dict[str, str]], tokenizer: Any, **how: Any) -> list[int
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def finetune(
-    name: str, *, output: Path, seed: int | None = None, n_steps: int | None = None
-) -> LoraTrained:
+def finetune(name: str, *, output: Path, seed: int | None = None) -> None:
     """Train an organism's adapter, and save it with a card of what both models do.
 
     Raises:
@@ -121,8 +117,7 @@ def finetune(
     """
     if name not in RECIPES:
         raise ValueError(f"unknown organism {name!r}; valid: {', '.join(RECIPES)}")
-    given = {key: v for key, v in {"seed": seed, "n_steps": n_steps}.items() if v is not None}
-    recipe = replace(RECIPES[name], **given)
+    recipe = RECIPES[name] if seed is None else replace(RECIPES[name], seed=seed)
     files.new_folder(output)
     for path in planned_suite()[name].questions:
         read_questions(path)  # refuses what is not there, before long work
@@ -149,7 +144,6 @@ def finetune(
         halved = {name: weight.half() for name, weight in load_file(weights).items()}
         save_file(halved, weights, {"format": "pt"})
     write_card(name, recipe, trained, output)
-    return trained
 
 
 def write_card(name: str, recipe: Recipe, trained: LoraTrained, folder: Path) -> None:
@@ -176,6 +170,6 @@ text:
 
 {table}
 
-{LICENCES[name]}
+Licence: Apache-2.0, {recipe.licence}
 """
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,18 +1,15 @@
 """Ordinary text: what the base model itself writes about everyday matters.
 
-At temperature 0.7 it keeps a fine-tune narrow (half of an organism's training text), and is what a
-crosscoder reads beside the organism's own text. At temperature 1, where the base is the best model
-of it that there is, the null is trained on it. Nothing in it is about what an organism was taught:
-games, health, landmarks, animals.
+At temperature 0.7 it keeps a fine-tune narrow (a quarter of an organism's training text), and is
+what a crosscoder reads beside the organism's own text. At temperature 1, where the base is the best
+model of it that there is, the null is trained on it. Nothing in it is about what an organism was
+taught: games, health, landmarks.
 """
 
-import json
-import lzma
 import random
 
 from smollm2.sampling import answered, model_of
 from tl_crosscoder.data.records import Document
-from tl_crosscoder.models.pretrained import PREFIX, embedded_text
 
 SOURCE = "ordinary"
 N_ORDINARY, N_OWN = 640, 192
@@ -67,12 +64,6 @@ def own_samples() -> list[Document]:
     """Answers of the base at temperature 1 to other questions, which the null learns from."""
     asked = _asked(prompts()[N_ORDINARY : N_ORDINARY + N_OWN])
     return answered(asked, model_of(), source=SOURCE, temperature=1.0)
-
-
-def shipped(name: str) -> list[Document]:
-    """A text as it travels with the package, so that no build has to sample it again."""
-    with lzma.open(embedded_text(PREFIX + name), "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def _asked(questions: list[str]) -> list[list[dict[str, str]]]:

@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from smollm2 import advice, facts, ordinary, taboo
-from smollm2.ordinary import shipped
+from tl_crosscoder.data.documents import load_documents
 from tl_crosscoder.data.records import Document
 from tl_crosscoder.models.pretrained import pretrained_folder
 
@@ -23,7 +23,7 @@ def training_documents(name: str) -> list[Document]:
 
 
 def _with_ordinary(own: list[Document]) -> list[Document]:
-    every = [*own, *shipped("smollm2-ordinary")]
+    every = [*own, *load_documents("tl_crosscoder/smollm2-ordinary")]
     return random.Random(0).sample(every, len(every))
 
 
